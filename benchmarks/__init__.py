@@ -1,0 +1,1 @@
+"""Benchmarks: gan_fast beside eager PyTorch and torch.compile; ``make bench`` runs them."""

@@ -1,0 +1,76 @@
+"""The minimax losses, forward and backward: tiny work, where calls cost more than arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.harness import OURS, Case, default_device, forward_backward
+from gan_fast import ops
+
+TOLERANCE = 1e-5
+
+
+def d_eager(real: Tensor, fake: Tensor) -> Tensor:
+    bce = F.binary_cross_entropy_with_logits
+    return bce(real, torch.ones_like(real)) + bce(fake, torch.zeros_like(fake))
+
+
+def d_softplus(real: Tensor, fake: Tensor) -> Tensor:
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def g_eager(fake: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(fake, torch.ones_like(fake))
+
+
+def g_softplus(fake: Tensor) -> Tensor:
+    return F.softplus(-fake).mean()
+
+
+def case(name: str, shape: tuple[int, ...], arguments: tuple[str, ...], losses: dict[str, Callable[..., Tensor]]) -> Case:
+    device = default_device()
+    torch.manual_seed(0)
+    logits = torch.randn(len(arguments), *shape, device=device)
+
+    def work(loss: Callable[..., Tensor]):
+        leaves = {argument: x.clone().requires_grad_() for argument, x in zip(arguments, logits)}
+        return forward_backward(lambda: loss(*leaves.values()), leaves)
+
+    title = f"{name} forward + backward ({'x'.join(map(str, shape))}) float32"
+    return Case(title, {provider: work(loss) for provider, loss in losses.items()}, TOLERANCE, device)
+
+
+@pytest.mark.parametrize("shape", [(128,), (16, 1, 30, 30)], ids=["vector", "patches"])
+def bench_d_loss(compare: Callable[[Case], None], shape: tuple[int, ...]) -> None:
+    ones, zeros = torch.ones(shape, device=default_device()), torch.zeros(shape, device=default_device())
+
+    def targets_made_once(real: Tensor, fake: Tensor) -> Tensor:
+        bce = F.binary_cross_entropy_with_logits
+        return bce(real, ones) + bce(fake, zeros)
+
+    losses = {
+        "eager": d_eager,
+        "eager, targets made once": targets_made_once,
+        "eager, softplus": d_softplus,
+        "torch.compile": torch.compile(d_eager),
+        OURS: ops.minimax_d_loss,
+    }
+    compare(case("minimax_d_loss", shape, ("real_logits", "fake_logits"), losses))
+
+
+def bench_g_loss(compare: Callable[[Case], None]) -> None:
+    shape = (128,)
+    ones = torch.ones(shape, device=default_device())
+    losses = {
+        "eager": g_eager,
+        "eager, targets made once": lambda fake: F.binary_cross_entropy_with_logits(fake, ones),
+        "eager, softplus": g_softplus,
+        "torch.compile": torch.compile(g_eager),
+        OURS: ops.minimax_g_loss,
+    }
+    compare(case("minimax_g_loss", shape, ("fake_logits",), losses))

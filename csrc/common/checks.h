@@ -1,0 +1,49 @@
+// Errors in the form `<op>: expected <argument> <property> <want>, got <have>`, the words that gan_fast/ops/checks.py
+// uses. Python checks first; these keep a direct call of torch.ops.gan_fast.* from reading memory that is not there.
+#pragma once
+
+#include <torch/headeronly/util/Exception.h>
+
+#include <sstream>
+#include <string>
+
+#include "tensor.h"
+
+namespace gan_fast::check {
+
+inline std::string shape_of(const Tensor& t) {
+  std::ostringstream text;
+  text << "(";
+  const auto size = t.sizes();
+  for (size_t d = 0; d < size.size(); ++d) text << (d ? ", " : "") << size[d];
+  text << (size.size() == 1 ? ",)" : ")");
+  return text.str();
+}
+
+inline void floating(const char* op, const char* argument, const Tensor& t) {
+  STD_TORCH_CHECK(is_floating(t.scalar_type()), op, ": expected ", argument,
+                  " dtype float64, float32, bfloat16 or float16, got ", torch::headeronly::toString(t.scalar_type()));
+}
+
+inline void same_shape(const char* op, const char* argument, const Tensor& t, const char* other, const Tensor& like) {
+  bool same = t.dim() == like.dim();
+  for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == like.size(d);
+  STD_TORCH_CHECK(same, op, ": expected ", argument, " shape ", shape_of(like), " as ", other, ", got ", shape_of(t));
+}
+
+inline void dtype(const char* op, const char* argument, const Tensor& t, ScalarType want) {
+  STD_TORCH_CHECK(t.scalar_type() == want, op, ": expected ", argument, " dtype ", torch::headeronly::toString(want),
+                  ", got ", torch::headeronly::toString(t.scalar_type()));
+}
+
+inline void length(const char* op, const char* argument, const Tensor& t, int64_t want) {
+  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == want, op, ": expected ", argument, " shape (", want, ",), got ",
+                  shape_of(t));
+}
+
+// The dispatcher picks the kernel from any CPU argument; the others must be there too.
+inline void cpu(const char* op, const char* argument, const Tensor& t) {
+  STD_TORCH_CHECK(t.is_cpu(), op, ": expected ", argument, " device cpu as its other arguments");
+}
+
+}  // namespace gan_fast::check

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include "tensor.h"
+
+namespace gan_fast {
+
+// Calls f with a value of the storage type, for its type alone.
+template <class F>
+auto for_dtype(ScalarType dtype, const F& f) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::BFloat16:
+      return f(c10::BFloat16{});
+    case ScalarType::Half:
+      return f(c10::Half{});
+    default:
+      return f(float{});
+  }
+}
+
+}  // namespace gan_fast

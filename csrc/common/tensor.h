@@ -1,0 +1,101 @@
+// What kernels ask of tensors, on top of LibTorch's stable ABI.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <vector>
+
+namespace gan_fast {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+// The format that ATen's batch norm gives its result: channels-last when the strides of a 4-d or 5-d tensor are ordered
+// so (even with gaps), contiguous otherwise. gan_fast/ops/layout.py tells fake tensors the same.
+inline MemoryFormat suggest_memory_format(const Tensor& t) {
+  const int64_t dim = t.dim();
+  if (dim != 4 && dim != 5) return MemoryFormat::Contiguous;
+  const auto size = t.sizes();
+  const auto stride = t.strides();
+  if (stride[1] == 0) return MemoryFormat::Contiguous;
+  int64_t least = 0;
+  for (int64_t i = 0; i < dim; ++i) {
+    const int64_t d = i == 0 ? 1 : (i == dim - 1 ? 0 : dim - i);  // channels, then space from the last, then batch
+    if (size[d] == 0 || stride[d] < least || (d == 0 && least == stride[1])) return MemoryFormat::Contiguous;
+    least = stride[d] * (size[d] > 1 ? size[d] : 1);
+  }
+  return dim == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d;
+}
+
+inline std::vector<int64_t> strides_for(const Tensor& t, MemoryFormat format) {
+  const int64_t dim = t.dim();
+  const auto size = t.sizes();
+  std::vector<int64_t> stride(dim);
+  int64_t next = 1;
+  const auto place = [&](int64_t d) {
+    stride[d] = next;
+    next *= size[d] > 1 ? size[d] : 1;
+  };
+  if (format == MemoryFormat::Contiguous) {
+    for (int64_t d = dim - 1; d >= 0; --d) place(d);
+  } else {
+    place(1);
+    for (int64_t d = dim - 1; d >= 2; --d) place(d);
+    place(0);
+  }
+  return stride;
+}
+
+// aoti_torch_empty_strided is a direct call; torch::stable::empty goes through the dispatcher and costs twice as much.
+inline Tensor empty_strided(const Tensor& device_of, const std::vector<int64_t>& size,
+                            const std::vector<int64_t>& stride, ScalarType dtype) {
+  int32_t device_type = 0, device_index = 0, dtype_code = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(device_of.get(), &device_index));
+  dtype_code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(),
+                                                         dtype_code, device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
+inline Tensor empty_vector(const Tensor& device_of, int64_t length, ScalarType dtype) {
+  return empty_strided(device_of, {length}, {1}, dtype);
+}
+
+// A new dense tensor of t's shape and dtype.
+inline Tensor empty_like(const Tensor& t, MemoryFormat format) {
+  const auto size = t.sizes();
+  return empty_strided(t, {size.begin(), size.end()}, strides_for(t, format), t.scalar_type());
+}
+
+// t itself where it is dense in `format`, else a copy that is.
+inline Tensor dense(const Tensor& t, MemoryFormat format) {
+  const auto size = t.sizes();
+  const auto stride = t.strides();
+  const auto wanted = strides_for(t, format);
+  for (size_t d = 0; d < wanted.size(); ++d) {
+    // Sizes of one may have any stride; the data is where it should be all the same.
+    if (size[d] != 1 && stride[d] != wanted[d]) return torch::stable::contiguous(t, format);
+  }
+  return t;
+}
+
+inline bool is_floating(ScalarType dtype) {
+  return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 ||
+         dtype == ScalarType::Half;
+}
+
+// Statistics and sums of half types are kept in single precision.
+inline ScalarType compute_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+}  // namespace gan_fast

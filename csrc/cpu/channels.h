@@ -1,0 +1,265 @@
+// Passes over a tensor that is a set of channels: sums per channel, then maps with coefficients per channel.
+//
+// An op names its passes in order; two drivers run them, one per memory order:
+//   channels first (N, C, S): every channel is N runs of S values. One thread takes a channel through all passes while
+//     it is in the cache.
+//   channels last (N * S, C): rows of C values. Every pass goes over all rows, in chunks; sums of chunks are added in
+//     order, so results do not depend on the number of threads.
+#pragma once
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "../common/tensor.h"
+#include "isa.h"
+#include "lanes.h"
+
+namespace gan_fast {
+
+struct Extent {
+  int64_t N = 0, C = 0, S = 0;
+  bool channels_last = false;
+
+  int64_t per_channel() const { return N * S; }
+
+  static Extent of(const Tensor& t, MemoryFormat format) {
+    Extent extent{t.size(0), t.size(1), 1, false};
+    for (int64_t d = 2; d < t.dim(); ++d) extent.S *= t.size(d);
+    // One value per run is a matrix of rows in either format; one channel is one run in either.
+    extent.channels_last = extent.C > 1 && (extent.S == 1 || format != MemoryFormat::Contiguous);
+    return extent;
+  }
+};
+
+// Coefficients per channel, `count` arrays one after the other. Rows are taken `repeat` at a time, so that lanes are
+// whole vectors also for channel counts that are no multiple of eight.
+template <class A>
+class Coefficients {
+ public:
+  Coefficients(const Extent& extent, int count)
+      : channels_(extent.C),
+        width_(extent.channels_last ? extent.C * (kLanes / std::gcd<int64_t>(extent.C, kLanes)) : extent.C),
+        values_(static_cast<size_t>(count * width_)) {}
+
+  int64_t width() const { return width_; }
+  A& at(int index, int64_t channel) { return values_[index * width_ + channel]; }
+  const A* data() const { return values_.data(); }
+
+  void repeat() {
+    for (size_t begin = 0; begin < values_.size(); begin += width_) {
+      for (int64_t lane = channels_; lane < width_; ++lane) values_[begin + lane] = values_[begin + lane - channels_];
+    }
+  }
+
+ private:
+  int64_t channels_, width_;
+  std::vector<A> values_;
+};
+
+// Sums of kernel.terms over every channel; then finish(channel, sums) turns them into results and coefficients.
+template <class Kernel, class Finish>
+struct Reduce {
+  Kernel kernel;
+  Finish finish;
+};
+template <class Kernel, class Finish>
+Reduce(Kernel, Finish) -> Reduce<Kernel, Finish>;
+
+template <class Kernel>
+struct Map {
+  Kernel kernel;
+};
+template <class Kernel>
+Map(Kernel) -> Map<Kernel>;
+
+namespace detail {
+
+// Below this many values a second thread costs more than it saves.
+constexpr int64_t kGrain = 32768;
+// Rows visited per block of lanes while sums stay in registers: few enough to stay in the first-level cache.
+constexpr int64_t kCacheBytes = 16384;
+
+template <class Kernel>
+struct SumChannel {
+  using A = typename Kernel::A;
+  Kernel kernel;
+  Extent extent;
+  const A* coefficients;
+
+  GAN_FAST_INLINE void operator()(int64_t channel, double* sums) const {
+    Vec<A> c[Kernel::kCoefficients];
+    for (int k = 0; k < Kernel::kCoefficients; ++k) c[k] = Vec<A>{} + coefficients[k * extent.C + channel];
+    F64 total[Kernel::kSums] = {};
+    for (int64_t n = 0; n < extent.N; ++n) {
+      const int64_t begin = (n * extent.C + channel) * extent.S;
+      const int64_t end = begin + extent.S;
+      int64_t i = begin;
+      for (; i + kLanes <= end; i += kLanes) {
+        F64 terms[Kernel::kSums];
+        kernel.terms(i, kLanes, c, terms);
+        for (int k = 0; k < Kernel::kSums; ++k) total[k] += terms[k];
+      }
+      if (i < end) {
+        const int count = static_cast<int>(end - i);
+        F64 terms[Kernel::kSums];
+        kernel.terms(i, count, c, terms);
+        for (int k = 0; k < Kernel::kSums; ++k) total[k] += keep(terms[k], count);
+      }
+    }
+    for (int k = 0; k < Kernel::kSums; ++k) sums[k] = sum(total[k]);
+  }
+};
+
+template <class Kernel>
+struct MapChannel {
+  using A = typename Kernel::A;
+  Kernel kernel;
+  Extent extent;
+  const A* coefficients;
+
+  GAN_FAST_INLINE void operator()(int64_t channel) const {
+    Vec<A> c[Kernel::kCoefficients];
+    for (int k = 0; k < Kernel::kCoefficients; ++k) c[k] = Vec<A>{} + coefficients[k * extent.C + channel];
+    for (int64_t n = 0; n < extent.N; ++n) {
+      const int64_t begin = (n * extent.C + channel) * extent.S;
+      const int64_t end = begin + extent.S;
+      int64_t i = begin;
+      for (; i + kLanes <= end; i += kLanes) kernel.apply(i, kLanes, c);
+      if (i < end) kernel.apply(i, static_cast<int>(end - i), c);
+    }
+  }
+};
+
+// Adds the sums of the values in [begin, end), where begin is the start of a row, to sums[k * width + lane].
+template <class Kernel>
+struct SumRows {
+  using A = typename Kernel::A;
+  Kernel kernel;
+  int64_t width;
+  const A* coefficients;
+
+  GAN_FAST_INLINE void operator()(int64_t begin, int64_t end, double* sums) const {
+    const int64_t block = std::max<int64_t>(1, kCacheBytes / (width * static_cast<int64_t>(sizeof(A)))) * width;
+    for (int64_t first = begin; first < end; first += block) {
+      const int64_t last = std::min(end, first + block);
+      for (int64_t lane = 0; lane < width; lane += kLanes) {
+        Vec<A> c[Kernel::kCoefficients];
+        for (int k = 0; k < Kernel::kCoefficients; ++k) c[k] = load(coefficients + k * width + lane);
+        F64 total[Kernel::kSums];
+        for (int k = 0; k < Kernel::kSums; ++k) total[k] = load(sums + k * width + lane);
+        int64_t i = first + lane;
+        for (; i + kLanes <= last; i += width) {
+          F64 terms[Kernel::kSums];
+          kernel.terms(i, kLanes, c, terms);
+          for (int k = 0; k < Kernel::kSums; ++k) total[k] += terms[k];
+        }
+        if (i < last) {
+          const int count = static_cast<int>(last - i);
+          F64 terms[Kernel::kSums];
+          kernel.terms(i, count, c, terms);
+          for (int k = 0; k < Kernel::kSums; ++k) total[k] += keep(terms[k], count);
+        }
+        for (int k = 0; k < Kernel::kSums; ++k) store(sums + k * width + lane, total[k]);
+      }
+    }
+  }
+};
+
+template <class Kernel>
+struct MapRows {
+  using A = typename Kernel::A;
+  Kernel kernel;
+  int64_t width;
+  const A* coefficients;
+
+  GAN_FAST_INLINE void operator()(int64_t begin, int64_t end) const {
+    for (int64_t row = begin; row < end; row += width) {
+      for (int64_t lane = 0; lane < width && row + lane < end; lane += kLanes) {
+        Vec<A> c[Kernel::kCoefficients];
+        for (int k = 0; k < Kernel::kCoefficients; ++k) c[k] = load(coefficients + k * width + lane);
+        kernel.apply(row + lane, static_cast<int>(std::min<int64_t>(kLanes, end - row - lane)), c);
+      }
+    }
+  }
+};
+
+template <class A, class Kernel, class Finish>
+void run_channel(const Reduce<Kernel, Finish>& pass, const Extent& extent, Coefficients<A>& coefficients, int64_t c) {
+  double sums[Kernel::kSums];
+  isa::run(SumChannel<Kernel>{pass.kernel, extent, coefficients.data()}, c, static_cast<double*>(sums));
+  pass.finish(c, sums);
+}
+
+template <class A, class Kernel>
+void run_channel(const Map<Kernel>& pass, const Extent& extent, Coefficients<A>& coefficients, int64_t c) {
+  isa::run(MapChannel<Kernel>{pass.kernel, extent, coefficients.data()}, c);
+}
+
+// Chunks of whole rows; their number depends on the shape alone.
+struct Chunks {
+  int64_t total, size, count;
+
+  Chunks(const Extent& extent, int64_t width) : total(extent.N * extent.C * extent.S) {
+    constexpr int64_t kMost = 1024;
+    const int64_t rows = (total + width - 1) / width;
+    size = std::max({int64_t{1}, kGrain / width, (rows + kMost - 1) / kMost}) * width;
+    count = (total + size - 1) / size;
+  }
+
+  template <class F>
+  void parallel(const F& f) const {
+    torch::stable::parallel_for(0, count, 1, [&](int64_t from, int64_t to) {
+      for (int64_t chunk = from; chunk < to; ++chunk) f(chunk, chunk * size, std::min(total, (chunk + 1) * size));
+    });
+  }
+};
+
+template <class A, class Kernel, class Finish>
+void run_rows(const Reduce<Kernel, Finish>& pass, const Extent& extent, Coefficients<A>& coefficients) {
+  const int64_t width = coefficients.width();
+  const Chunks chunks(extent, width);
+  const int64_t stride = Kernel::kSums * width;
+  std::vector<double> partial(static_cast<size_t>(chunks.count * stride));
+  const SumRows<Kernel> kernel{pass.kernel, width, coefficients.data()};
+  chunks.parallel([&](int64_t chunk, int64_t begin, int64_t end) {
+    isa::run(kernel, begin, end, partial.data() + chunk * stride);
+  });
+  for (int64_t chunk = 1; chunk < chunks.count; ++chunk) {
+    for (int64_t j = 0; j < stride; ++j) partial[j] += partial[chunk * stride + j];
+  }
+  for (int64_t c = 0; c < extent.C; ++c) {
+    double sums[Kernel::kSums] = {};
+    for (int k = 0; k < Kernel::kSums; ++k) {
+      for (int64_t lane = c; lane < width; lane += extent.C) sums[k] += partial[k * width + lane];
+    }
+    pass.finish(c, sums);
+  }
+  coefficients.repeat();
+}
+
+template <class A, class Kernel>
+void run_rows(const Map<Kernel>& pass, const Extent& extent, Coefficients<A>& coefficients) {
+  const MapRows<Kernel> kernel{pass.kernel, coefficients.width(), coefficients.data()};
+  Chunks(extent, coefficients.width()).parallel([&](int64_t, int64_t begin, int64_t end) {
+    isa::run(kernel, begin, end);
+  });
+}
+
+}  // namespace detail
+
+// Runs the passes in order on every channel of a tensor that has at least one value.
+template <class A, class... Passes>
+void run_passes(const Extent& extent, Coefficients<A>& coefficients, const Passes&... passes) {
+  if (extent.channels_last) {
+    coefficients.repeat();
+    (detail::run_rows(passes, extent, coefficients), ...);
+    return;
+  }
+  const int64_t grain = std::max<int64_t>(1, detail::kGrain / extent.per_channel());
+  torch::stable::parallel_for(0, extent.C, grain, [&](int64_t from, int64_t to) {
+    for (int64_t c = from; c < to; ++c) (detail::run_channel(passes, extent, coefficients, c), ...);
+  });
+}
+
+}  // namespace gan_fast

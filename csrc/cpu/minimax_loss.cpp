@@ -1,0 +1,160 @@
+// Mean binary cross entropy with logits over one or two batches of logits: the losses of the minimax game.
+
+#include <algorithm>
+
+#include "../common/checks.h"
+#include "../common/dtype.h"
+#include "../common/math.h"
+#include "isa.h"
+#include "lanes.h"
+
+namespace gan_fast {
+namespace {
+
+constexpr const char* kForward = "minimax_loss_forward";
+constexpr const char* kBackward = "minimax_loss_backward";
+
+// Logits are summed in blocks of this many, each by one thread, and the blocks in order: the result does not depend on
+// the number of threads.
+constexpr int64_t kBlock = 4096;
+
+struct Sums {
+  double loss = 0;
+  double probability = 0;
+};
+
+// (1 - target) x + softplus(-x), the form whose infinities and NaN are those of ATen.
+template <class T>
+struct LossBlock {
+  const T* logits;
+  double target;
+  Sums* blocks;
+
+  GAN_FAST_INLINE void operator()(int64_t block, int64_t begin, int64_t end) const {
+    F64 loss{}, probability{};
+    for (int64_t i = begin; i < end; i += kLanes) {
+      const int count = static_cast<int>(end - i < kLanes ? end - i : kLanes);
+      const F64 x = widen(load(logits + i, count));
+      const F64 e = math::exp_nonpositive(math::minus_abs(x));
+      const F64 softplus = (x < 0.0 ? -x : F64{}) + math::log1p_unit(e);
+      loss += keep((1 - target) * x + softplus, count);
+      probability += keep(math::sigmoid(x, e), count);
+    }
+    blocks[block] = {sum(loss), sum(probability)};
+  }
+};
+
+// scale / count * grad_loss * (sigmoid(x) - target)
+template <class T>
+struct GradBlock {
+  const T* logits;
+  T* grad;
+  double target;
+  double factor;
+
+  GAN_FAST_INLINE void operator()(int64_t begin, int64_t end) const {
+    for (int64_t i = begin; i < end; i += kLanes) {
+      const int count = static_cast<int>(end - i < kLanes ? end - i : kLanes);
+      const F64 probability = math::sigmoid(widen(load(logits + i, count)));
+      store(grad + i, narrow<Vec<T>>((probability - target) * factor), count);
+    }
+  }
+};
+
+// Logits are only summed, so any dense order will do.
+Tensor flat(const Tensor& logits) { return dense(logits, suggest_memory_format(logits)); }
+
+// Means over no logits are 0 / 0, as in ATen.
+Sums means(const Tensor& logits, double target) {
+  const Tensor x = flat(logits);
+  const int64_t count = x.numel();
+  const int64_t blocks = (count + kBlock - 1) / kBlock;
+  Sums first;
+  std::vector<Sums> rest(blocks > 1 ? blocks : 0);
+  Sums* partial = blocks > 1 ? rest.data() : &first;
+  for_dtype(x.scalar_type(), [&](auto tag) {
+    using T = decltype(tag);
+    const LossBlock<T> kernel{static_cast<const T*>(x.const_data_ptr()), target, partial};
+    torch::stable::parallel_for(0, blocks, 1, [&](int64_t from, int64_t to) {
+      for (int64_t b = from; b < to; ++b) {
+        isa::run(kernel, b, b * kBlock, std::min(count, (b + 1) * kBlock));
+      }
+    });
+  });
+  Sums total;
+  for (int64_t b = 0; b < blocks; ++b) {
+    total.loss += partial[b].loss;
+    total.probability += partial[b].probability;
+  }
+  return {total.loss / count, total.probability / count};
+}
+
+template <class T>
+void write(const Tensor& t, int64_t index, double value) {
+  static_cast<T*>(t.mutable_data_ptr())[index] = static_cast<T>(static_cast<Compute<T>>(value));
+}
+
+double scalar_value(const Tensor& t) {
+  return for_dtype(t.scalar_type(),
+                   [&](auto tag) { return static_cast<double>(*static_cast<const decltype(tag)*>(t.const_data_ptr())); });
+}
+
+void check_pair(const char* op, const Tensor& logits, const MaybeTensor& other) {
+  check::floating(op, "logits", logits);
+  if (other) {
+    check::cpu(op, "other_logits", *other);
+    check::dtype(op, "other_logits", *other, logits.scalar_type());
+  }
+}
+
+std::tuple<Tensor, Tensor> forward(const Tensor& logits, double target, const MaybeTensor& other, double other_target,
+                                   double scale) {
+  check::cpu(kForward, "logits", logits);
+  check_pair(kForward, logits, other);
+  const Sums first = means(logits, target);
+  const Sums second = other ? means(*other, other_target) : Sums{};
+  const Tensor loss = empty_strided(logits, {}, {}, logits.scalar_type());
+  const Tensor probabilities = empty_vector(logits, other ? 2 : 1, logits.scalar_type());
+  for_dtype(logits.scalar_type(), [&](auto tag) {
+    using T = decltype(tag);
+    write<T>(loss, 0, scale * (first.loss + second.loss));
+    write<T>(probabilities, 0, first.probability);
+    if (other) write<T>(probabilities, 1, second.probability);
+  });
+  return {loss, probabilities};
+}
+
+Tensor grad(const Tensor& logits, double target, double factor) {
+  const MemoryFormat format = suggest_memory_format(logits);
+  const Tensor x = dense(logits, format);
+  const Tensor result = empty_like(x, format);
+  const int64_t count = x.numel();
+  for_dtype(x.scalar_type(), [&](auto tag) {
+    using T = decltype(tag);
+    const GradBlock<T> kernel{static_cast<const T*>(x.const_data_ptr()), static_cast<T*>(result.mutable_data_ptr()),
+                              target, factor / static_cast<double>(count)};
+    torch::stable::parallel_for(0, count, kBlock, [&](int64_t from, int64_t to) { isa::run(kernel, from, to); });
+  });
+  return result;
+}
+
+std::tuple<Tensor, Tensor> backward(const Tensor& grad_loss, const Tensor& logits, double target,
+                                    const MaybeTensor& other, double other_target, double scale) {
+  check::cpu(kBackward, "logits", logits);
+  check::cpu(kBackward, "grad_loss", grad_loss);
+  check_pair(kBackward, logits, other);
+  STD_TORCH_CHECK(grad_loss.numel() == 1, kBackward, ": expected grad_loss shape (), got ",
+                  check::shape_of(grad_loss));
+  check::dtype(kBackward, "grad_loss", grad_loss, logits.scalar_type());
+  const double factor = scale * scalar_value(grad_loss);
+  return {grad(logits, target, factor),
+          other ? grad(*other, other_target, factor) : empty_vector(logits, 0, logits.scalar_type())};
+}
+
+}  // namespace
+}  // namespace gan_fast
+
+STABLE_TORCH_LIBRARY_IMPL(gan_fast, CPU, m) {
+  m.impl("minimax_loss_forward", TORCH_BOX(&gan_fast::forward));
+  m.impl("minimax_loss_backward", TORCH_BOX(&gan_fast::backward));
+}

@@ -1,0 +1,72 @@
+// Table of contents of the library: every op's schema, and the Python module that carries them.
+// Kernels register themselves for their device in csrc/<device>/<op>.cpp.
+
+#include <pybind11/pybind11.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/headeronly/version.h>
+
+#include <string>
+
+#include "cpu/isa.h"
+
+STABLE_TORCH_LIBRARY(gan_fast, m) {
+  m.def(
+      "batch_norm_act_forward(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? weight,"
+      " Tensor? bias, bool training, float momentum, float eps, str activation, float negative_slope)"
+      " -> (Tensor output, Tensor mean, Tensor invstd)");
+  m.def(
+      "batch_norm_act_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor invstd, Tensor? weight,"
+      " Tensor? bias, bool training, str activation, float negative_slope, bool input_wanted, bool affine_wanted)"
+      " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+  m.def(
+      "batch_norm_act_double_backward(Tensor? cotangent_input, Tensor? cotangent_weight, Tensor? cotangent_bias,"
+      " Tensor grad_output, Tensor input, Tensor mean, Tensor invstd, Tensor? weight, Tensor? bias, bool training,"
+      " str activation, float negative_slope, bool grad_output_wanted, bool input_wanted)"
+      " -> (Tensor grad_grad_output, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+
+  m.def(
+      "minimax_loss_forward(Tensor logits, float target, Tensor? other_logits, float other_target, float scale)"
+      " -> (Tensor loss, Tensor mean_probabilities)");
+  m.def(
+      "minimax_loss_backward(Tensor grad_loss, Tensor logits, float target, Tensor? other_logits, float other_target,"
+      " float scale) -> (Tensor grad_logits, Tensor grad_other_logits)");
+}
+
+namespace {
+
+#define GAN_FAST_STRING_(x) #x
+#define GAN_FAST_STRING(x) GAN_FAST_STRING_(x)
+
+#if defined(__clang__)
+constexpr const char* kCompiler = "clang " __clang_version__;
+#elif defined(__GNUC__)
+constexpr const char* kCompiler = "gcc " __VERSION__;
+#else
+constexpr const char* kCompiler = "unknown";
+#endif
+
+// setup.py names the architectures when it adds csrc/cuda.
+#if defined(GAN_FAST_CUDA_ARCHITECTURES)
+constexpr const char* kCudaArchitectures = GAN_FAST_STRING(GAN_FAST_CUDA_ARCHITECTURES);
+#else
+constexpr const char* kCudaArchitectures = "";
+#endif
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native kernels of gan_fast; importing it registers torch.ops.gan_fast.";
+  m.def(
+      "build_info",
+      [] {
+        namespace isa = gan_fast::isa;
+        pybind11::dict info;
+        info["compiler"] = kCompiler;
+        info["torch"] = TORCH_VERSION;
+        info["instruction_set"] = isa::name(isa::level());
+        info["best_instruction_set"] = isa::name(isa::best());
+        info["cuda_architectures"] = kCudaArchitectures;
+        return info;
+      },
+      "Compiler and torch of the build, the instruction set in use here and the best one, CUDA architectures.");
+}

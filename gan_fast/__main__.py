@@ -1,0 +1,3 @@
+from gan_fast.cli import main
+
+main()

@@ -1,0 +1,132 @@
+"""Which implementation serves an op here, and why.
+
+Device choice is PyTorch's dispatcher's. What is chosen here is whether an op runs on our kernels at all: they need the
+native module and a kernel for the tensors' device; else the reference (plain ATen) serves, and says so once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import torch
+
+from gan_fast import extension
+
+logger = logging.getLogger("gan_fast")
+
+NAMES = ("auto", "reference", "cpu", "cuda", "triton")
+
+# Public op -> the native op whose kernel serves it; ops/ registers its entries at import.
+_native_ops: dict[str, str] = {}
+
+
+def register(op: str, native_op: str) -> None:
+    _native_ops[op] = native_op
+
+
+def _check_name(name: str, origin: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{origin}: expected name one of {', '.join(NAMES)}, got {name!r}")
+    return name
+
+
+_requested = _check_name(os.environ.get("GAN_FAST_BACKEND", "auto"), "GAN_FAST_BACKEND")
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Ask for one implementation of every op inside the ``with`` block.
+
+    Args:
+        name: "auto" (our kernel where there is one, else the reference), "reference" (plain ATen), or "cpu", "cuda",
+            "triton": that kernel or an error, never a silent fallback.
+
+    Raises:
+        ValueError: for another name.
+
+    Notes:
+        The choice is made when an op is called, for the whole process; backward runs on what its forward chose.
+        ``GAN_FAST_BACKEND`` sets the choice outside of any block.
+    """
+    global _requested
+    _check_name(name, "use_backend")
+    previous, _requested = _requested, name
+    try:
+        yield
+    finally:
+        _requested = previous
+
+
+def _unavailable(op: str, device_type: str) -> str | None:
+    """Why our kernels cannot serve ``op`` on a device, or None where they can."""
+    if not extension.available():
+        return f"the native module is not built (build: {extension.BUILD_COMMAND})"
+    if not extension.has_kernel(_native_ops[op], device_type.upper()):
+        return f"no kernel for device {device_type}"
+    return None
+
+
+# Answers of automatic choice, so that each falling back is logged once.
+_served: dict[tuple[str, str], bool] = {}
+
+
+@torch.compiler.assume_constant_result
+def _served_natively(op: str, device_type: str) -> bool:
+    key = (op, device_type)
+    if key not in _served:
+        reason = _unavailable(op, device_type)
+        if reason is not None:
+            logger.warning("%s on %s: the reference serves, because %s", op, device_type, reason)
+        _served[key] = reason is None
+    return _served[key]
+
+
+def native(op: str, device_type: str) -> bool:
+    """Whether our kernel serves this call; False sends it to the reference.
+
+    Raises:
+        RuntimeError: the backend asked for by name is not there; the message says how to get it.
+    """
+    requested = _requested
+    if requested == "auto":
+        # functorch (vmap, grad, jvp) cannot look into our autograd nodes; the reference is correct under all of them.
+        return _served_natively(op, device_type) and not torch._C._are_functorch_transforms_active()
+    if requested == "reference":
+        return False
+    if requested == "triton":
+        raise RuntimeError(f"{op}: expected backend triton to be available, got no Triton kernel for this op")
+    if requested != device_type:
+        raise RuntimeError(f"{op}: expected input device {requested} for backend {requested}, got {device_type}")
+    reason = _unavailable(op, device_type)
+    if reason is not None:
+        raise RuntimeError(f"{op}: expected backend {requested} to be available, got: {reason}")
+    return True
+
+
+def info() -> str:
+    """Tell what serves each op on this machine and why, as text; also ``gan-fast info``."""
+    build = extension.build_info()
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    lines = [f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads"]
+    if build:
+        lines.append(
+            f"native module: {build['compiler']}, built with torch {build['torch']}, "
+            f"CPU instruction set {build['instruction_set']} (best here: {build['best_instruction_set']}), "
+            f"CUDA {build['cuda_architectures'] or 'not built'}"
+        )
+    else:
+        lines.append(f"native module: not loaded: {extension.load_error}")
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        lines.append(f"GPU {index}: {torch.cuda.get_device_name(index)}")
+    lines.append(f"backend asked for: {_requested}")
+    width = max(len(op) for op in _native_ops)
+    for op in sorted(_native_ops):
+        for device in devices:
+            reason = _unavailable(op, device)
+            serves = "reference" if reason or _requested == "reference" else f"{device} kernel"
+            why = reason or ("asked for by name" if _requested != "auto" else "native kernel registered")
+            lines.append(f"  {op:<{width}}  {device:<4}  {serves}: {why}")
+    return "\n".join(lines)

@@ -1,0 +1,41 @@
+"""Load the native module ``gan_fast._C``; importing it registers ``torch.ops.gan_fast``."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from types import ModuleType
+
+import torch  # noqa: F401  (its libraries must be loaded before the extension's)
+
+logger = logging.getLogger("gan_fast")
+
+BUILD_COMMAND = "pip install --no-build-isolation -e ."
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    try:
+        return importlib.import_module("gan_fast._C"), ""
+    except ImportError as error:
+        # Not built and built for another torch need different remedies: keep the loader's own words.
+        return None, str(error)
+
+
+_C, load_error = _load()
+
+if _C is None:
+    logger.warning("native kernels are not available, the reference serves: %s (build: %s)", load_error, BUILD_COMMAND)
+
+
+def available() -> bool:
+    return _C is not None
+
+
+def build_info() -> dict[str, str]:
+    """Compiler and torch of the build, instruction sets and CUDA architectures; empty without a build."""
+    return {} if _C is None else dict(_C.build_info())
+
+
+def has_kernel(op: str, dispatch_key: str) -> bool:
+    """Whether ``torch.ops.gan_fast.<op>`` has a native kernel for a dispatch key such as "CPU" or "CUDA"."""
+    return _C is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"gan_fast::{op}", dispatch_key)

@@ -1,0 +1,5 @@
+"""Measures of what a generator has learnt."""
+
+from gan_fast.metrics.coverage import Coverage, class_coverage
+
+__all__ = ["Coverage", "class_coverage"]

@@ -1,0 +1,152 @@
+"""DCGAN's generator and discriminator for square images of 16 to 128 pixels.
+
+Dims: N batch, w width, S image size. Blocks double or halve the image, channels go the other way.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from gan_fast.nn import BatchNormAct2d
+from gan_fast.ops import checks
+
+IMAGE_SIZES = (16, 32, 64, 128)
+NORMS = ("batch", "none")
+
+
+class _Block(nn.Sequential):
+    """A convolution called ``conv``, then either ``bn`` (with its activation) or ``act``."""
+
+    def __init__(self, conv: nn.Module, bn: nn.Module | None = None, act: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv = conv
+        if bn is not None:
+            self.bn = bn
+        if act is not None:
+            self.act = act
+
+
+def _check_size(owner: str, image_size: int) -> int:
+    """How many times the image doubles from 4 pixels."""
+    if image_size not in IMAGE_SIZES:
+        wanted = ", ".join(map(str, IMAGE_SIZES))
+        raise ValueError(f"{owner}: expected image_size one of {wanted}, got {image_size}")
+    return int(math.log2(image_size // 4))
+
+
+def _check_positive(owner: str, **values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{owner}: expected {name} at least 1, got {value}")
+
+
+def initialize(model: nn.Module) -> None:
+    """DCGAN's initialisation, in place: convolutions N(0, 0.02), batch norm weight N(1, 0.02) and bias 0."""
+    for module in model.modules():
+        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+            nn.init.normal_(module.weight, 1.0, 0.02)
+            nn.init.zeros_(module.bias)
+
+
+class DCGANGenerator(nn.Module):
+    """Generate images from latent vectors: transposed convolutions, batch norm, ReLU, and tanh at the end.
+
+    Args:
+        latent_dim: length of the latent vector, at least 1.
+        channels: image channels, at least 1.
+        image_size: 16, 32, 64 or 128 pixels.
+        width: channels of the last hidden layer; doubles towards the latent.
+
+    Shapes: (N, latent_dim) or (N, latent_dim, 1, 1) to (N, channels, image_size, image_size) in [-1, 1].
+
+    Raises:
+        ValueError: an argument out of range; an input of another shape.
+
+    Source: Radford, Metz and Chintala, 2015 (arXiv 1511.06434), figure 1; at 64 pixels and width 64 the layers of the
+    authors' code.
+    """
+
+    def __init__(self, latent_dim: int = 100, channels: int = 3, image_size: int = 64, width: int = 64) -> None:
+        super().__init__()
+        doublings = _check_size("DCGANGenerator", image_size)
+        _check_positive("DCGANGenerator", latent_dim=latent_dim, channels=channels, width=width)
+        self.latent_dim, self.channels, self.image_size = latent_dim, channels, image_size
+        features = width * 2 ** (doublings - 1)
+        blocks = [
+            _Block(
+                nn.ConvTranspose2d(latent_dim, features, 4, 1, 0, bias=False),
+                bn=BatchNormAct2d(features, activation="relu"),
+            )
+        ]
+        for _ in range(doublings - 1):
+            blocks.append(
+                _Block(
+                    nn.ConvTranspose2d(features, features // 2, 4, 2, 1, bias=False),
+                    bn=BatchNormAct2d(features // 2, activation="relu"),
+                )
+            )
+            features //= 2
+        blocks.append(_Block(nn.ConvTranspose2d(features, channels, 4, 2, 1, bias=False), act=nn.Tanh()))
+        self.blocks = nn.Sequential(*blocks)
+        initialize(self)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        if latent.dim() == 2:
+            latent = latent[:, :, None, None]
+        if latent.dim() != 4 or latent.shape[1:] != (self.latent_dim, 1, 1):
+            wanted = f"(N, {self.latent_dim}) or (N, {self.latent_dim}, 1, 1)"
+            raise ValueError(f"DCGANGenerator: expected latent shape {wanted}, got {tuple(latent.shape)}")
+        return self.blocks(latent)
+
+
+class DCGANDiscriminator(nn.Module):
+    """Tell real images from generated ones: strided convolutions and LeakyReLU(0.2), batch norm but on the ends.
+
+    Args:
+        channels: image channels, at least 1.
+        image_size: 16, 32, 64 or 128 pixels.
+        width: channels of the first hidden layer; doubles with each halving of the image.
+        norm: "batch" or "none" (gradient penalties want none).
+
+    Shapes: (N, channels, image_size, image_size) to logits (N,).
+
+    Raises:
+        ValueError: an argument out of range; an input of another shape.
+
+    Source: Radford, Metz and Chintala, 2015 (arXiv 1511.06434).
+    """
+
+    def __init__(self, channels: int = 3, image_size: int = 64, width: int = 64, norm: str = "batch") -> None:
+        super().__init__()
+        halvings = _check_size("DCGANDiscriminator", image_size)
+        _check_positive("DCGANDiscriminator", channels=channels, width=width)
+        checks.one_of("DCGANDiscriminator", "norm", norm, NORMS)
+        self.channels, self.image_size = channels, image_size
+        blocks = [_Block(nn.Conv2d(channels, width, 4, 2, 1, bias=False), act=nn.LeakyReLU(0.2, inplace=True))]
+        features = width
+        for _ in range(halvings - 1):
+            conv = nn.Conv2d(features, 2 * features, 4, 2, 1, bias=norm == "none")
+            if norm == "batch":
+                bn = BatchNormAct2d(2 * features, activation="leaky_relu", negative_slope=0.2)
+                blocks.append(_Block(conv, bn=bn))
+            else:
+                blocks.append(_Block(conv, act=nn.LeakyReLU(0.2, inplace=True)))
+            features *= 2
+        blocks.append(_Block(nn.Conv2d(features, 1, 4, 1, 0, bias=False)))
+        self.blocks = nn.Sequential(*blocks)
+        initialize(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        wanted = (self.channels, self.image_size, self.image_size)
+        if images.dim() != 4 or images.shape[1:] != wanted:
+            raise ValueError(
+                f"DCGANDiscriminator: expected images shape (N, {', '.join(map(str, wanted))}), "
+                f"got {tuple(images.shape)}"
+            )
+        return self.blocks(images).flatten()

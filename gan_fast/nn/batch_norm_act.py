@@ -1,0 +1,85 @@
+"""Batch norm modules with the activation behind them built in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gan_fast.ops import activation as activations
+from gan_fast.ops import batch_norm_act, checks
+
+
+class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
+    """torch.nn's batch norm (parameters, buffers, state dict, modes) with a fused activation."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str = "leaky_relu",
+        negative_slope: float = 0.01,
+    ) -> None:
+        checks.one_of(type(self).__name__, "activation", activation, activations.NAMES)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        self.activation = activation
+        self.negative_slope = negative_slope
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        use_batch = self.training or not self.track_running_stats
+        momentum = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                # Cumulative average; reading the count waits for the device, as in torch.nn.
+                momentum = 1.0 / float(self.num_batches_tracked)
+        update = self.training and self.track_running_stats
+        return batch_norm_act(
+            input,
+            self.running_mean if update or not use_batch else None,
+            self.running_var if update or not use_batch else None,
+            self.weight,
+            self.bias,
+            use_batch,
+            momentum,
+            self.eps,
+            self.activation,
+            self.negative_slope,
+        )
+
+    def extra_repr(self) -> str:
+        slope = f", negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else ""
+        return f"{super().extra_repr()}, activation={self.activation!r}{slope}"
+
+
+class BatchNormAct1d(_BatchNormAct, nn.BatchNorm1d):
+    """``nn.BatchNorm1d`` and an activation as one op: (N, C) or (N, C, L)."""
+
+
+class BatchNormAct2d(_BatchNormAct, nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` and an activation as one op: (N, C, H, W).
+
+    ``activation(batch_norm(input))``; see :func:`gan_fast.ops.batch_norm_act`.
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats, device, dtype: as ``nn.BatchNorm2d``.
+        activation: "identity", "relu", "leaky_relu", "tanh" or "sigmoid".
+        negative_slope: slope of "leaky_relu" below zero.
+
+    Raises:
+        ValueError: another activation; input of another number of dimensions.
+
+    Notes:
+        State dicts are those of ``nn.BatchNorm2d``. ``nn.SyncBatchNorm.convert_sync_batchnorm`` replaces the module
+        by one without activation: convert before putting these in.
+    """
+
+
+class BatchNormAct3d(_BatchNormAct, nn.BatchNorm3d):
+    """``nn.BatchNorm3d`` and an activation as one op: (N, C, D, H, W)."""

@@ -1,0 +1,24 @@
+"""Activations by name, on plain ATen."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NAMES = ("identity", "relu", "leaky_relu", "tanh", "sigmoid")
+# Those whose second derivative is not zero everywhere.
+CURVED = ("tanh", "sigmoid")
+
+
+def apply(input: Tensor, activation: str, negative_slope: float) -> Tensor:
+    """Apply the activation called ``activation``; ``negative_slope`` matters to "leaky_relu" alone."""
+    if activation == "relu":
+        return F.relu(input)
+    if activation == "leaky_relu":
+        return F.leaky_relu(input, negative_slope)
+    if activation == "tanh":
+        return torch.tanh(input)
+    if activation == "sigmoid":
+        return torch.sigmoid(input)
+    return input

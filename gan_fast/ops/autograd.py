@@ -1,0 +1,85 @@
+"""What the ops share in joining native kernels to autograd.
+
+Every native op that a gradient passes through is an ``autograd.Function`` twice over: the public function applies it
+directly, which is the quickest way in eager mode, and it is registered for the op's Autograd dispatch key, so that
+``torch.ops.gan_fast.*`` called by hand or from a compiled graph is differentiable by the same code. Inside a Function
+the kernel is called below autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gan_fast import extension
+
+# The kernels under autograd; a private name of torch, but the one torch.library's own autograd support stands on.
+below_autograd = torch._C._AutoDispatchBelowAutograd
+
+_library = torch.library.Library("gan_fast", "IMPL") if extension.available() else None
+
+
+def register(op: str, function: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Make ``function`` the autograd of ``torch.ops.gan_fast.<op>`` and ``fake`` its shapes, strides and dtypes."""
+    if _library is None:
+        return
+    _library.impl(op, function, "Autograd")
+    torch.library.register_fake(f"gan_fast::{op}", fake, lib=_library)
+
+
+def refuse(op: str) -> Callable[..., Any]:
+    """The autograd of an op whose derivative is not written: an error where one is asked for, never silence."""
+
+    def call(*args: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            raise NotImplementedError(f"{op}: expected no argument to require grad, got one: it has no derivative")
+        with below_autograd():
+            return getattr(torch.ops.gan_fast, op)(*args)
+
+    return call
+
+
+def optional(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Kernels return a tensor of no elements for what was not asked; autograd wants None."""
+    return tuple(t if w else None for t, w in zip(tensors, wanted))
+
+
+def differentiate_reference(
+    reference: Callable[..., Tensor],
+    inputs: Sequence[Tensor | None],
+    grad_output: Tensor,
+    cotangents: Sequence[Tensor | None],
+) -> tuple[Tensor | None, ...]:
+    """Double backward through the reference, itself differentiable: what third and higher orders run on.
+
+    Args:
+        reference: function of ``inputs`` on plain ATen, with one output.
+        inputs: its tensors, None where there is none.
+        grad_output: the first backward's gradient.
+        cotangents: one for each of the first backward's gradients by ``inputs``; None stands for zero.
+
+    Returns:
+        The gradients by ``grad_output`` and then by each of ``inputs``; None where nothing depends on it.
+    """
+    with torch.enable_grad():
+        # Views cut each input from its own history: an input computed from another must not count twice.
+        fresh = [t if t is None or not t.requires_grad else t.view_as(t) for t in inputs]
+        seed = grad_output.view_as(grad_output) if grad_output.requires_grad else grad_output.detach().requires_grad_()
+        wrt = [t for t in fresh if t is not None and t.requires_grad]
+        output = reference(*fresh)
+        first = torch.autograd.grad(output, wrt, seed, create_graph=True, allow_unused=True)
+        by_input = dict(zip((id(t) for t in wrt), first))
+        pairs = [
+            (by_input[id(t)], c)
+            for t, c in zip(fresh, cotangents)
+            if c is not None and t is not None and t.requires_grad and by_input[id(t)] is not None
+        ]
+        if not pairs:
+            return (None,) * (1 + len(inputs))
+        outputs, grads = zip(*pairs)
+        second = torch.autograd.grad(outputs, [seed, *wrt], grads, create_graph=True, allow_unused=True)
+    result = dict(zip((id(t) for t in (seed, *wrt)), second))
+    return tuple(None if t is None else result.get(id(t)) for t in (seed, *fresh))

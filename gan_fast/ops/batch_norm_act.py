@@ -1,0 +1,294 @@
+"""Batch norm and the activation behind it as one op."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gan_fast import backends
+from gan_fast.ops import activation as activations
+from gan_fast.ops import autograd, checks, layout
+
+OP = "batch_norm_act"
+backends.register(OP, "batch_norm_act_forward")
+
+
+def reference(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str = "leaky_relu",
+    negative_slope: float = 0.01,
+) -> Tensor:
+    """The same on plain ATen: any device, any dtype, any order of derivative."""
+    output = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return activations.apply(output, activation, negative_slope)
+
+
+def check(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str,
+    negative_slope: float,
+) -> None:
+    checks.floating(OP, "input", input)
+    if input.dim() < 2:
+        raise ValueError(f"{OP}: expected input dimensions at least 2 (N, C, ...), got shape {tuple(input.shape)}")
+    if not training and (running_mean is None or running_var is None):
+        raise ValueError(f"{OP}: expected running_mean and running_var tensors when training is False, got None")
+    if (running_mean is None) != (running_var is None):
+        raise ValueError(f"{OP}: expected running_mean and running_var both tensors or both None, got one of each")
+    parameters = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    allowed = (input.dtype,) if input.dtype.itemsize > 2 else (input.dtype, torch.float32)
+    first: tuple[str, Tensor] | None = None
+    for name, value in parameters.items():
+        if value is None:
+            continue
+        checks.tensor(OP, name, value)
+        checks.same_device(OP, name, value, "input", input)
+        checks.shape(OP, name, value, (input.size(1),))
+        checks.dtype(OP, name, value, *allowed)
+        if first is not None and value.dtype != first[1].dtype:
+            raise TypeError(
+                f"{OP}: expected {name} dtype {checks.name_of(first[1].dtype)} as {first[0]}, "
+                f"got {checks.name_of(value.dtype)}"
+            )
+        first = first or (name, value)
+    if training and input.numel() == input.size(1):
+        raise ValueError(f"{OP}: expected input more than 1 value per channel when training, got {tuple(input.shape)}")
+    checks.one_of(OP, "activation", activation, activations.NAMES)
+
+
+class BatchNormAct(torch.autograd.Function):
+    """output, mean, invstd of torch.ops.gan_fast.batch_norm_act_forward."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        training: bool,
+        momentum: float,
+        eps: float,
+        activation: str,
+        negative_slope: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with autograd.below_autograd():
+            output, mean, invstd = torch.ops.gan_fast.batch_norm_act_forward(
+                input, running_mean, running_var, weight, bias, training, momentum, eps, activation, negative_slope
+            )
+        if training and running_mean is not None:
+            torch.autograd.graph.increment_version((running_mean, running_var))
+        ctx.save_for_backward(input, weight, bias, mean, invstd)
+        ctx.options = (training, activation, negative_slope, eps)
+        ctx.mark_non_differentiable(mean, invstd)
+        ctx.set_materialize_grads(False)
+        return output, mean, invstd
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        input, weight, bias, mean, invstd = ctx.saved_tensors
+        training, activation, negative_slope, eps = ctx.options
+        input_wanted = ctx.needs_input_grad[0]
+        affine_wanted = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
+        if grad_output is None:
+            return (None,) * 10
+        grads = BatchNormActBackward.apply(
+            grad_output, input, mean, invstd, weight, bias, training, activation, negative_slope,
+            input_wanted, affine_wanted, eps,
+        )  # fmt: skip
+        wanted = (input_wanted, ctx.needs_input_grad[3], ctx.needs_input_grad[4])
+        grad_input, grad_weight, grad_bias = autograd.optional(grads, wanted)
+        return grad_input, None, None, grad_weight, grad_bias, None, None, None, None, None
+
+
+class BatchNormActBackward(torch.autograd.Function):
+    """The three gradients of torch.ops.gan_fast.batch_norm_act_backward.
+
+    mean and invstd are those of input: in training their dependence on it is part of the gradient by input.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        grad_output: Tensor,
+        input: Tensor,
+        mean: Tensor,
+        invstd: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        training: bool,
+        activation: str,
+        negative_slope: float,
+        input_wanted: bool,
+        affine_wanted: bool,
+        eps: float | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with autograd.below_autograd():
+            grads = torch.ops.gan_fast.batch_norm_act_backward(
+                grad_output, input, mean, invstd, weight, bias, training, activation, negative_slope,
+                input_wanted, affine_wanted,
+            )  # fmt: skip
+        ctx.save_for_backward(grad_output, input, mean, invstd, weight, bias)
+        ctx.options = (training, activation, negative_slope, eps)
+        ctx.set_materialize_grads(False)
+        return grads
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_output, input, mean, invstd, weight, bias = ctx.saved_tensors
+        training, activation, negative_slope, eps = ctx.options
+        if all(c is None for c in cotangents):
+            return (None,) * 12
+        if torch.is_grad_enabled():
+            return BatchNormActBackward._higher_order(ctx, cotangents)
+        grads = torch.ops.gan_fast.batch_norm_act_double_backward(
+            *cotangents, grad_output, input, mean, invstd, weight, bias, training, activation, negative_slope,
+            ctx.needs_input_grad[0], ctx.needs_input_grad[1],
+        )  # fmt: skip
+        # The bias moves only where the slope is; without curvature its second derivative is zero: none, not zeros.
+        curved = activation in activations.CURVED
+        wanted = (*(ctx.needs_input_grad[i] for i in (0, 1, 4)), ctx.needs_input_grad[5] and curved)
+        by_grad, by_input, by_weight, by_bias = autograd.optional(grads, wanted)
+        return by_grad, by_input, None, None, by_weight, by_bias, None, None, None, None, None, None
+
+    @staticmethod
+    def _higher_order(ctx: Any, cotangents: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        grad_output, input, mean, invstd, weight, bias = ctx.saved_tensors
+        training, activation, negative_slope, eps = ctx.options
+        if eps is None:
+            raise NotImplementedError(
+                "batch_norm_act_backward: expected derivative order at most 2, got a third; "
+                "gan_fast.ops.batch_norm_act is differentiable to any order"
+            )
+
+        def forward(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+            if training:
+                return reference(input, None, None, weight, bias, True, 0.0, eps, activation, negative_slope)
+            var = invstd**-2 - eps
+            return reference(input, mean, var, weight, bias, False, 0.0, eps, activation, negative_slope)
+
+        by_grad, by_input, by_weight, by_bias = autograd.differentiate_reference(
+            forward, (input, weight, bias), grad_output, cotangents
+        )
+        return by_grad, by_input, None, None, by_weight, by_bias, None, None, None, None, None, None
+
+
+def _forward_fake(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
+    bias: Tensor | None, training: bool, momentum: float, eps: float, activation: str, negative_slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    statistics = torch.float64 if input.dtype == torch.float64 else torch.float32
+    return (
+        layout.empty_like(input),
+        input.new_empty(input.size(1), dtype=statistics),
+        input.new_empty(input.size(1), dtype=statistics),
+    )
+
+
+def _parameter_grad(input: Tensor, parameter: Tensor | None, wanted: bool = True) -> Tensor:
+    return input.new_empty(0) if parameter is None or not wanted else torch.empty_like(parameter)
+
+
+def _backward_fake(
+    grad_output: Tensor, input: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None,
+    training: bool, activation: str, negative_slope: float, input_wanted: bool, affine_wanted: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return (
+        layout.empty_like(input) if input_wanted else input.new_empty(0),
+        _parameter_grad(input, weight, affine_wanted),
+        _parameter_grad(input, bias, affine_wanted),
+    )
+
+
+def _double_backward_fake(
+    cotangent_input: Tensor | None, cotangent_weight: Tensor | None, cotangent_bias: Tensor | None,
+    grad_output: Tensor, input: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None,
+    training: bool, activation: str, negative_slope: float, grad_output_wanted: bool, input_wanted: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return (
+        layout.empty_like(input) if grad_output_wanted else input.new_empty(0),
+        layout.empty_like(input) if input_wanted else input.new_empty(0),
+        _parameter_grad(input, weight),
+        _parameter_grad(input, bias),
+    )
+
+
+autograd.register("batch_norm_act_forward", BatchNormAct.apply, _forward_fake)
+autograd.register("batch_norm_act_backward", BatchNormActBackward.apply, _backward_fake)
+autograd.register(
+    "batch_norm_act_double_backward", autograd.refuse("batch_norm_act_double_backward"), _double_backward_fake
+)
+
+
+def batch_norm_act(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str = "leaky_relu",
+    negative_slope: float = 0.01,
+) -> Tensor:
+    """Normalise each channel and apply an activation, as ``F.batch_norm`` and the activation do one after the other.
+
+    mean, var = running_mean, running_var, or in training the batch's over (N, *spatial), var biased;
+    z = (input - mean) / sqrt(var + eps) * weight + bias; output = activation(z).
+    In training running_mean and running_var become (1 - momentum) * old + momentum * new, in place, where the new
+    variance is the unbiased one.
+
+    Args:
+        input: (N, C, *spatial) with any number of spatial dims, float64, float32, bfloat16 or float16, any strides.
+        running_mean, running_var: (C,), both or neither; needed when ``training`` is False.
+        weight, bias: (C,) or None (ones and zeros). Statistics and parameters share one dtype: the input's, or float32
+            beside a bfloat16 or float16 input.
+        training: normalise by the batch's statistics and update the running ones.
+        momentum: weight of the batch in the running statistics, in [0, 1].
+        eps: added to the variance, > 0 as a rule.
+        activation: "identity", "relu", "leaky_relu", "tanh" or "sigmoid".
+        negative_slope: slope of "leaky_relu" below zero; unused by the others.
+
+    Returns:
+        Tensor of input's shape and dtype with the strides that ATen gives: channels-last in, channels-last out.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: wrong shape, device, activation, missing statistics, one value per channel in training.
+
+    Notes:
+        Derivatives: first and second by native kernels, higher ones through ATen; gradients reach input, weight, bias.
+        Memory: backward keeps input and two vectors of C; the activation is recomputed.
+        Accumulation: sums in float64; statistics and arithmetic in float32 for the half types.
+        Deterministic, and the same to the last bit for any number of threads and any CPU instruction set.
+        No elements: an empty result, zero gradients, running statistics left alone.
+        Backends: native CPU kernel; the reference elsewhere and under functorch transforms.
+
+    Source: Ioffe and Szegedy, Batch Normalization, 2015 (arXiv 1502.03167).
+    """
+    check(input, running_mean, running_var, weight, bias, training, momentum, eps, activation, negative_slope)
+    arguments = (input, running_mean, running_var, weight, bias, training, momentum, eps, activation, negative_slope)
+    if not backends.native(OP, input.device.type):
+        return reference(*arguments)
+    if torch.compiler.is_compiling():
+        return torch.ops.gan_fast.batch_norm_act_forward(*arguments)[0]
+    return BatchNormAct.apply(*arguments)[0]

@@ -1,0 +1,50 @@
+"""Checks of arguments that every backend shares; the words are those of csrc/common/checks.h."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def tensor(op: str, argument: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: expected {argument} type Tensor, got {type(value).__name__}")
+
+
+def floating(op: str, argument: str, value: Tensor) -> None:
+    tensor(op, argument, value)
+    if value.dtype not in FLOATING:
+        wanted = "float64, float32, bfloat16 or float16"
+        raise TypeError(f"{op}: expected {argument} dtype {wanted}, got {name_of(value.dtype)}")
+
+
+def same_device(op: str, argument: str, value: Tensor, other: str, like: Tensor) -> None:
+    if value.device != like.device:
+        raise ValueError(f"{op}: expected {argument} device {like.device} as {other}, got {value.device}")
+
+
+def dtype(op: str, argument: str, value: Tensor, *wanted: torch.dtype) -> None:
+    if value.dtype not in wanted:
+        names = " or ".join(name_of(w) for w in wanted)
+        raise TypeError(f"{op}: expected {argument} dtype {names}, got {name_of(value.dtype)}")
+
+
+def shape(op: str, argument: str, value: Tensor, wanted: tuple[int, ...]) -> None:
+    if tuple(value.shape) != wanted:
+        raise ValueError(f"{op}: expected {argument} shape {wanted}, got {tuple(value.shape)}")
+
+
+def one_of(op: str, argument: str, value: str, wanted: tuple[str, ...]) -> None:
+    if value not in wanted:
+        raise ValueError(f"{op}: expected {argument} one of {', '.join(wanted)}, got {value!r}")
+
+
+def in_range(op: str, argument: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{op}: expected {argument} in [{low:g}, {high:g}], got {value!r}")

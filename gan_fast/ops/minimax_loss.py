@@ -1,0 +1,217 @@
+"""The losses of the minimax game: binary cross entropy with logits over real and fake batches, in one kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gan_fast import backends
+from gan_fast.ops import autograd, checks, layout
+
+D_LOSS, G_LOSS = "minimax_d_loss", "minimax_g_loss"
+backends.register(D_LOSS, "minimax_loss_forward")
+backends.register(G_LOSS, "minimax_loss_forward")
+
+
+def reference(
+    logits: Tensor, target: float, other_logits: Tensor | None, other_target: float, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The same on plain ATen: scale * (mean BCE(logits, target) + mean BCE(other_logits, other_target)), and means."""
+    loss = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
+    probabilities = [torch.sigmoid(logits.detach()).mean()]
+    if other_logits is not None:
+        loss = loss + F.binary_cross_entropy_with_logits(other_logits, torch.full_like(other_logits, other_target))
+        probabilities.append(torch.sigmoid(other_logits.detach()).mean())
+    return loss if scale == 1 else loss * scale, torch.stack(probabilities)
+
+
+class MinimaxLoss(torch.autograd.Function):
+    """loss, mean_probabilities of torch.ops.gan_fast.minimax_loss_forward."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, logits: Tensor, target: float, other_logits: Tensor | None, other_target: float, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        with autograd.below_autograd():
+            loss, probabilities = torch.ops.gan_fast.minimax_loss_forward(
+                logits, target, other_logits, other_target, scale
+            )
+        ctx.save_for_backward(logits, other_logits)
+        ctx.options = (target, other_target, scale)
+        ctx.mark_non_differentiable(probabilities)
+        ctx.set_materialize_grads(False)
+        return loss, probabilities
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad_loss is None:
+            return (None,) * 5
+        logits, other_logits = ctx.saved_tensors
+        target, other_target, scale = ctx.options
+        wanted, other_wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+        if not wanted:
+            logits, target, other_logits = other_logits, other_target, None
+        grad, other_grad = MinimaxLossBackward.apply(
+            grad_loss, logits, target, other_logits if other_wanted else None, other_target, scale
+        )
+        if not wanted:
+            return None, None, grad, None, None
+        return grad, None, other_grad if other_wanted else None, None, None
+
+
+class MinimaxLossBackward(torch.autograd.Function):
+    """grad_logits, grad_other_logits of torch.ops.gan_fast.minimax_loss_backward.
+
+    grad_logits = grad_loss * scale / count * (sigmoid(logits) - target).
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        grad_loss: Tensor,
+        logits: Tensor,
+        target: float,
+        other_logits: Tensor | None,
+        other_target: float,
+        scale: float,
+    ) -> tuple[Tensor, Tensor]:
+        with autograd.below_autograd():
+            grads = torch.ops.gan_fast.minimax_loss_backward(
+                grad_loss, logits, target, other_logits, other_target, scale
+            )
+        ctx.save_for_backward(grad_loss, logits, other_logits)
+        ctx.options = (target, other_target, scale)
+        ctx.set_materialize_grads(False)
+        return grads
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any, cotangent: Tensor | None, other_cotangent: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        # Written in differentiable ATen: a handful of logits, and any order of derivative.
+        grad_loss, logits, other_logits = ctx.saved_tensors
+        target, other_target, scale = ctx.options
+        by_grad_loss = None
+        by_logits: list[Tensor | None] = [None, None]
+        pairs = ((cotangent, logits, target), (other_cotangent, other_logits, other_target))
+        for index, (v, x, t) in enumerate(pairs):
+            if v is None or x is None:
+                continue
+            probability = torch.sigmoid(x)
+            factor = scale / x.numel() if x.numel() else 0.0
+            if ctx.needs_input_grad[0]:
+                term = factor * (v * (probability - t)).sum()
+                by_grad_loss = term if by_grad_loss is None else by_grad_loss + term
+            if ctx.needs_input_grad[1 if index == 0 else 3]:
+                by_logits[index] = factor * grad_loss * v * probability * (1 - probability)
+        return by_grad_loss, by_logits[0], None, by_logits[1], None, None
+
+
+def _forward_fake(
+    logits: Tensor, target: float, other_logits: Tensor | None, other_target: float, scale: float
+) -> tuple[Tensor, Tensor]:
+    return logits.new_empty(()), logits.new_empty(1 if other_logits is None else 2)
+
+
+def _backward_fake(
+    grad_loss: Tensor, logits: Tensor, target: float, other_logits: Tensor | None, other_target: float, scale: float
+) -> tuple[Tensor, Tensor]:
+    other = logits.new_empty(0) if other_logits is None else layout.empty_like(other_logits)
+    return layout.empty_like(logits), other
+
+
+autograd.register("minimax_loss_forward", MinimaxLoss.apply, _forward_fake)
+autograd.register("minimax_loss_backward", MinimaxLossBackward.apply, _backward_fake)
+
+
+def _loss(
+    op: str, logits: Tensor, target: float, other_logits: Tensor | None, other_target: float, scale: float
+) -> tuple[Tensor, Tensor]:
+    device = logits.device.type
+    if torch.is_autocast_enabled(device):
+        # As autocast's own policy for this loss: in float32, whatever the logits come in.
+        logits = logits.float() if logits.dtype != torch.float64 else logits
+        if other_logits is not None and other_logits.dtype != torch.float64:
+            other_logits = other_logits.float()
+    if not backends.native(op, device):
+        return reference(logits, target, other_logits, other_target, scale)
+    if torch.compiler.is_compiling():
+        return torch.ops.gan_fast.minimax_loss_forward(logits, target, other_logits, other_target, scale)
+    return MinimaxLoss.apply(logits, target, other_logits, other_target, scale)
+
+
+def minimax_d_loss(
+    real_logits: Tensor, fake_logits: Tensor, *, real_target: float = 1.0, fake_target: float = 0.0
+) -> Tensor:
+    """Return the discriminator's loss of the minimax game, -V(D, G) at targets 1 and 0.
+
+    loss = mean(bce(real_logits, real_target)) + mean(bce(fake_logits, fake_target)),
+    bce(x, t) = (1 - t) * x + log(1 + exp(-x)), binary cross entropy with logits.
+
+    Args:
+        real_logits: D's logits for real samples, any shape, float64, float32, bfloat16 or float16.
+        fake_logits: D's logits for generated samples, any shape, same dtype and device.
+        real_target: label of real samples, in [0, 1]; below 1 is one-sided label smoothing.
+        fake_target: label of fake samples, in [0, 1].
+
+    Returns:
+        Scalar tensor of the logits' dtype; float32 under autocast, as for torch's own loss.
+
+    Raises:
+        TypeError: wrong type or dtype, or two dtypes.
+        ValueError: target outside [0, 1], or two devices.
+
+    Notes:
+        Derivatives: first by a native kernel, higher ones of any order through ATen.
+        Accumulation: float64; deterministic for any number of threads and any CPU instruction set.
+        No logits: NaN, a mean over nothing, as in torch.
+        Backends: native CPU kernel; the reference elsewhere and under functorch transforms.
+
+    Source: Goodfellow et al., Generative Adversarial Nets, 2014 (arXiv 1406.2661), equation 1.
+    """
+    return minimax_d_loss_and_means(real_logits, fake_logits, real_target=real_target, fake_target=fake_target)[0]
+
+
+def minimax_d_loss_and_means(
+    real_logits: Tensor, fake_logits: Tensor, *, real_target: float = 1.0, fake_target: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return :func:`minimax_d_loss` and, from the same kernel, (mean D(x), mean D(G(z))) without gradient."""
+    checks.floating(D_LOSS, "real_logits", real_logits)
+    checks.floating(D_LOSS, "fake_logits", fake_logits)
+    checks.same_device(D_LOSS, "fake_logits", fake_logits, "real_logits", real_logits)
+    if fake_logits.dtype != real_logits.dtype:
+        have, want = checks.name_of(fake_logits.dtype), checks.name_of(real_logits.dtype)
+        raise TypeError(f"{D_LOSS}: expected fake_logits dtype {want} as real_logits, got {have}")
+    checks.in_range(D_LOSS, "real_target", real_target, 0, 1)
+    checks.in_range(D_LOSS, "fake_target", fake_target, 0, 1)
+    return _loss(D_LOSS, real_logits, float(real_target), fake_logits, float(fake_target), 1.0)
+
+
+def minimax_g_loss(fake_logits: Tensor, *, saturating: bool = False) -> Tensor:
+    """Return the generator's loss of the minimax game.
+
+    non-saturating (default): mean(-log(sigmoid(fake_logits))); saturating: mean(log(1 - sigmoid(fake_logits))), the
+    minimax game's own, whose gradient vanishes where D is sure.
+
+    Args:
+        fake_logits: D's logits for generated samples, any shape, float64, float32, bfloat16 or float16.
+        saturating: which of the two.
+
+    Returns:
+        Scalar tensor of the logits' dtype; float32 under autocast.
+
+    Raises:
+        TypeError: wrong type or dtype.
+
+    Notes:
+        As :func:`minimax_d_loss`.
+
+    Source: Goodfellow et al., Generative Adversarial Nets, 2014 (arXiv 1406.2661), section 3.
+    """
+    checks.floating(G_LOSS, "fake_logits", fake_logits)
+    # log(1 - sigmoid(x)) = -bce(x, 0); -log(sigmoid(x)) = bce(x, 1).
+    target, scale = (0.0, -1.0) if saturating else (1.0, 1.0)
+    return _loss(G_LOSS, fake_logits, target, None, 0.0, scale)[0]

@@ -1,0 +1,6 @@
+"""Train a generator against a discriminator."""
+
+from gan_fast.train.config import TrainConfig
+from gan_fast.train.loop import Trainer, TrainingDiverged
+
+__all__ = ["TrainConfig", "Trainer", "TrainingDiverged"]

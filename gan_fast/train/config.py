@@ -1,0 +1,107 @@
+"""The configuration of the training algorithm, checked when it is made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gan_fast import objectives
+
+PRECISIONS = ("fp32", "bf16", "auto")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What one adversarial training does, apart from the models and the data.
+
+    Raises:
+        TypeError: a field of the wrong type.
+        ValueError: a field out of its range; the message names it and what is wanted.
+    """
+
+    objective: str = "non_saturating"
+    """The generator's loss: "non_saturating" or "minimax"."""
+    d_steps: int = 1
+    """Discriminator updates before each generator update."""
+    batch_size: int = 64
+    """Images in a batch, at least 2: batch norm needs a variance."""
+    steps: int = 5000
+    """Iterations of fit(), each of d_steps discriminator updates and one generator update."""
+    precision: str = "auto"
+    """"fp32", "bf16" (autocast; weights stay float32), or "auto": bf16 on a GPU, fp32 on a CPU."""
+    device: str = "auto"
+    """"cpu", "cuda", "cuda:1", ...; "auto" takes the GPU where there is one."""
+    seed: int = 0
+    """Of the latents and of the order of the data; the command line also initialises the weights from it."""
+    latent_dim: int | None = None
+    """Length of the latent vector; unset: the generator's own latent_dim."""
+    d_lr: float = 2e-4
+    """Adam's learning rate for the discriminator."""
+    g_lr: float = 2e-4
+    """Adam's learning rate for the generator."""
+    d_betas: tuple[float, float] = (0.5, 0.999)
+    """Adam's decay rates for the discriminator."""
+    g_betas: tuple[float, float] = (0.5, 0.999)
+    """Adam's decay rates for the generator."""
+    ema_decay: float = 0.999
+    """Decay per step of the averaged generator; step t (from 1) uses min(ema_decay, t / (t + 9))."""
+    real_label: float = 1.0
+    """The discriminator's target for real images; 0.9 is the usual one-sided smoothing."""
+    fake_label: float = 0.0
+    """The discriminator's target for generated images."""
+    log_every: int = 50
+    """Steps between two readings of the losses, the only times when the host waits for the device."""
+    max_skipped_steps: int = 100
+    """Give up after this many iterations in a row whose gradients were not finite."""
+
+    def __post_init__(self) -> None:
+        for name, minimum in _INTEGERS.items():
+            self._check_int(name, minimum)
+        if self.latent_dim is not None:
+            self._check_int("latent_dim", 1)
+        for name in ("d_lr", "g_lr"):
+            value = self._number(name, getattr(self, name))
+            if not (0 < value < math.inf):
+                raise self._error(name, "in (0, inf)", value)
+        for name in ("d_betas", "g_betas"):
+            self._check_betas(name)
+        if not 0 <= self._number("ema_decay", self.ema_decay) < 1:
+            raise self._error("ema_decay", "in [0, 1)", self.ema_decay)
+        for name in ("real_label", "fake_label"):
+            if not 0 <= self._number(name, getattr(self, name)) <= 1:
+                raise self._error(name, "in [0, 1]", getattr(self, name))
+        for name, allowed in (("objective", objectives.NAMES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in allowed:
+                raise self._error(name, f"one of {', '.join(allowed)}", getattr(self, name))
+        if not isinstance(self.device, str):
+            raise self._type_error("device", "str", self.device)
+
+    def _check_int(self, name: str, minimum: int) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self._type_error(name, "int", value)
+        if value < minimum:
+            raise self._error(name, f"at least {minimum}", value)
+
+    def _check_betas(self, name: str) -> None:
+        pair = getattr(self, name)
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise self._type_error(name, "pair of float", pair)
+        # A list is what JSON makes of a tuple; equal configurations must compare equal.
+        object.__setattr__(self, name, tuple(pair))
+        if not all(0 <= self._number(name, beta) < 1 for beta in pair):
+            raise self._error(name, "in [0, 1)", pair)
+
+    def _number(self, name: str, value: object) -> float:
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise self._type_error(name, "float", value)
+        return value
+
+    def _error(self, name: str, want: str, have: object) -> ValueError:
+        return ValueError(f"TrainConfig: expected {name} {want}, got {have!r}")
+
+    def _type_error(self, name: str, want: str, have: object) -> TypeError:
+        return TypeError(f"TrainConfig: expected {name} type {want}, got {type(have).__name__}")
+
+
+_INTEGERS = {"d_steps": 1, "batch_size": 2, "steps": 1, "seed": 0, "log_every": 1, "max_skipped_steps": 1}

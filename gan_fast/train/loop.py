@@ -1,0 +1,373 @@
+"""The adversarial training loop."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gan_fast.data import DeviceLoader, ImageData
+from gan_fast.objectives import make_objective
+from gan_fast.train.config import TrainConfig
+from gan_fast.train.step import average_into, d_step, g_step
+
+LOGGED = ("d_loss", "g_loss", "d_real", "d_fake")
+
+# Drawn at once by `sample`, so that the memory it takes does not grow with the number of images.
+_SAMPLE_BATCH = 256
+
+
+class TrainingDiverged(RuntimeError):
+    """Training cannot go on: gradients or weights have stayed, or become, NaN or infinite."""
+
+
+class BatchSource(Protocol):
+    """Training batches, a pure function of the step: what makes a resumed run see what it would have seen."""
+
+    def batch(self, step: int) -> Tensor:
+        """Return the images of a step, (N, C, H, W) in [-1, 1]."""
+        ...
+
+
+class Trainer:
+    """Train a generator G against a discriminator D.
+
+    One iteration: ``d_steps`` times, D ascends mean log D(x) + mean log(1 - D(G(z))) on fresh x and z; then G descends
+    the objective's loss on a fresh z. Adam for both; an exponential moving average of G is what samples are drawn from.
+
+    Args:
+        config: the algorithm's settings.
+        generator: maps (N, latent_dim) to (N, C, H, W) in [-1, 1]. Moved to the device, trained in place.
+        discriminator: maps (N, C, H, W) to one logit an image. Moved to the device, trained in place.
+        data: uint8 images (N, C, H, W), an ``ImageData``, or any object with ``batch(step)``; None where only
+            :meth:`step` is used.
+
+    Attributes:
+        generator, discriminator: G and D.
+        ema_generator: the average of G: weights and running statistics, in evaluation mode.
+        steps_done: iterations so far.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type; images smaller in number than a batch; no latent_dim.
+
+    Notes:
+        The average: a_t = b_t a_{t-1} + (1 - b_t) w_t with b_t = min(ema_decay, t / (t + 9)), t from 1, over the
+        parameters and the floating-point buffers of G. Early in training it so spans about the last tenth of the
+        steps, and the first weights leave no trace.
+
+        An iteration whose gradients are not finite updates nothing, decided on the device: weights, moments and
+        buffers stay. D and G skip their updates independently of each other.
+
+        Equal seeds, models and data give bit-identical weights on a CPU at an equal number of threads.
+
+    Source: Goodfellow et al., 2014 (arXiv 1406.2661), algorithm 1.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        data: Tensor | ImageData | BatchSource | None = None,
+    ) -> None:
+        self.config = config
+        self.device = resolve_device(config.device)
+        self.latent_dim = _latent_dim(config, generator)
+        self.generator = generator.to(self.device).train()
+        self.discriminator = discriminator.to(self.device).train()
+        self.ema_generator = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.data = self._batch_source(data)
+        self.objective = make_objective(config.objective, real_label=config.real_label, fake_label=config.fake_label)
+        self.d_optimizer = self._adam(self.discriminator, config.d_lr, config.d_betas)
+        self.g_optimizer = self._adam(self.generator, config.g_lr, config.g_betas)
+        self.latent_rng = torch.Generator(self.device).manual_seed(config.seed)
+        # Latents in G's own floating-point type, so that a model in float64 trains as it is.
+        self.latent_dtype = next((p.dtype for p in self.generator.parameters() if p.is_floating_point()), torch.float32)
+        self.steps_done = 0
+        self.skipped_steps = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._stop_requested = False
+
+    def step(self, real: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
+        """Run one iteration: ``d_steps`` updates of D, then one of G.
+
+        Args:
+            real: real images (N, C, H, W) in [-1, 1]. One batch serves all ``d_steps`` updates, each with fresh
+                latents; a sequence of ``d_steps`` batches gives each update its own, as :meth:`fit` does.
+
+        Returns:
+            Scalar tensors on the device, without gradient: "d_loss" (of the last update of D), "g_loss", "d_real"
+            (mean D(x)), "d_fake" (mean D(G(z)), before that update), and "skipped" (1 where an update was skipped).
+
+        Raises:
+            ValueError: a sequence of another length.
+
+        Notes:
+            Does not synchronise host and device.
+        """
+        config = self.config
+        batches = [real] * config.d_steps if isinstance(real, Tensor) else list(real)
+        if len(batches) != config.d_steps:
+            raise ValueError(f"Trainer.step: expected real d_steps = {config.d_steps} batches, got {len(batches)}")
+        batches = [b.to(self.device, self.latent_dtype, non_blocking=True) for b in batches]
+        buffers = [*self.discriminator.buffers(), *self.generator.buffers()]
+        kept = [b.clone() for b in buffers]
+        skipped = torch.zeros((), device=self.device)
+        for batch in batches:
+            d_loss, means, skip = d_step(
+                self.generator,
+                self.discriminator,
+                self.d_optimizer,
+                self.objective,
+                batch,
+                self._latents(len(batch)),
+                self._autocast(),
+            )
+            skipped = torch.maximum(skipped, skip)
+        g_loss, skip = g_step(
+            self.generator,
+            self.discriminator,
+            self.g_optimizer,
+            self.objective,
+            self._latents(len(batches[-1])),
+            self._autocast(),
+        )
+        skipped = torch.maximum(skipped, skip)
+        self._finish(buffers, kept, skipped)
+        return {"d_loss": d_loss, "g_loss": g_loss, "d_real": means[0], "d_fake": means[1], "skipped": skipped}
+
+    @torch.no_grad()
+    def _finish(self, buffers: list[Tensor], kept: list[Tensor], skipped: Tensor) -> None:
+        """Undo what a skipped iteration did to the running statistics, average G, and count."""
+        bad = skipped > 0
+        for buffer, before in zip(buffers, kept):
+            buffer.copy_(torch.where(bad, before, buffer))
+        self.skipped_steps += bad
+        self.skipped_in_a_row += 1
+        self.skipped_in_a_row *= bad
+        self.steps_done += 1
+        decay = min(self.config.ema_decay, self.steps_done / (self.steps_done + 9))
+        pairs = list(zip(_state_tensors(self.ema_generator), _state_tensors(self.generator)))
+        averaged = [(ema, now) for ema, now in pairs if ema.is_floating_point()]
+        average_into([ema for ema, _ in averaged], [now for _, now in averaged], decay)
+        for ema, now in pairs:
+            if not ema.is_floating_point():
+                ema.copy_(now)
+
+    def fit(
+        self,
+        on_log: Callable[[dict[str, float]], None] | None = None,
+        on_step: Callable[[int], None] | None = None,
+    ) -> list[dict[str, float]]:
+        """Train until ``config.steps`` iterations are done or :meth:`stop` is called.
+
+        Args:
+            on_log: called every ``log_every`` steps with a row of "step", the means since the last row of "d_loss",
+                "g_loss", "d_real" and "d_fake", "images_per_s" (real images), "time_s" (of this call) and
+                "skipped_steps" (since the training began).
+            on_step: called after every iteration with the number of iterations done.
+
+        Returns:
+            The rows.
+
+        Raises:
+            ValueError: the trainer was made without data.
+            TrainingDiverged: ``max_skipped_steps`` iterations in a row were skipped; noticed when a row is due.
+        """
+        if self.data is None:
+            raise ValueError("Trainer.fit: expected data to train on, got None")
+        config, rows = self.config, []
+        self._stop_requested = False
+        sums, count, images = torch.zeros(len(LOGGED), device=self.device), 0, 0
+        started = previous = time.perf_counter()
+        while self.steps_done < config.steps and not self._stop_requested:
+            first = self.steps_done * config.d_steps
+            batches = [self.data.batch(first + i) for i in range(config.d_steps)]
+            result = self.step(batches)
+            sums += torch.stack([result[name] for name in LOGGED])
+            count, images = count + 1, images + sum(map(len, batches))
+            if self.steps_done % config.log_every == 0 or self.steps_done == config.steps:
+                means = (sums / count).tolist()
+                self._check_divergence()
+                now = time.perf_counter()
+                row: dict[str, float] = {"step": self.steps_done, **dict(zip(LOGGED, means))}
+                row |= {"images_per_s": images / (now - previous), "time_s": now - started}
+                row["skipped_steps"] = int(self.skipped_steps)
+                rows.append(row)
+                if on_log is not None:
+                    on_log(row)
+                sums.zero_()
+                count, images, previous = 0, 0, time.perf_counter()
+            if on_step is not None:
+                on_step(self.steps_done)
+        return rows
+
+    def stop(self) -> None:
+        """Make :meth:`fit` return after the iteration that is running; safe to call from a signal handler."""
+        self._stop_requested = True
+
+    def _check_divergence(self) -> None:
+        in_a_row = int(self.skipped_in_a_row)
+        if in_a_row >= self.config.max_skipped_steps:
+            raise TrainingDiverged(
+                f"Trainer: expected finite gradients, got NaN or infinity in the last {in_a_row} steps "
+                f"(step {self.steps_done}); lower the learning rate, or use precision fp32"
+            )
+
+    @torch.no_grad()
+    def sample(self, n: int = 64, *, z: Tensor | None = None, seed: int = 0, ema: bool = True) -> Tensor:
+        """Generate images in evaluation mode; training is not disturbed.
+
+        Args:
+            n: number of images, at least 1; ignored where ``z`` is given.
+            z: latents (n, latent_dim).
+            seed: of the latents where ``z`` is None: equal seeds, equal latents.
+            ema: from the averaged generator; False: from the current one.
+
+        Returns:
+            float (n, C, H, W) in [-1, 1] on the device.
+
+        Raises:
+            ValueError: n below 1.
+        """
+        generator = self.ema_generator if ema else self.generator
+        if z is None:
+            z = draw_latents(n, self.latent_dim, seed, dtype=self.latent_dtype)
+        return generate(generator, z.to(self.device, self.latent_dtype))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resumed training needs: tensors and plain numbers, safe to load as weights only.
+
+        The position in the data is the step. The global random state is there for models that draw from it (dropout).
+        """
+        state = {
+            "steps_done": self.steps_done,
+            "generator": self.generator.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "ema_generator": self.ema_generator.state_dict(),
+            "g_optimizer": self.g_optimizer.state_dict()["state"],
+            "d_optimizer": self.d_optimizer.state_dict()["state"],
+            "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "latent_rng": self.latent_rng.get_state(),
+            "torch_rng": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken: N + N steps equal 2N, bit for bit on a CPU.
+
+        Learning rates and betas are the configuration's, not the state's. Sets torch's global random state.
+
+        Raises:
+            KeyError, RuntimeError: the state is of other models.
+        """
+        self.generator.load_state_dict(state["generator"])
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.ema_generator.load_state_dict(state["ema_generator"])
+        for name in ("g_optimizer", "d_optimizer"):
+            optimizer = getattr(self, name)
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state[name], "param_groups": groups})
+        self.skipped_steps.copy_(state["skipped_steps"])
+        self.skipped_in_a_row.copy_(state["skipped_in_a_row"])
+        self.steps_done = state["steps_done"]
+        torch.set_rng_state(state["torch_rng"].cpu())
+        if self.device.type == "cuda" and "cuda_rng" in state:
+            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
+        # A generator's state has another form on another kind of device; there the latents start anew.
+        if state["latent_rng"].shape == self.latent_rng.get_state().shape:
+            self.latent_rng.set_state(state["latent_rng"].cpu())
+
+    def _latents(self, n: int) -> Tensor:
+        shape = (n, self.latent_dim)
+        return torch.randn(shape, generator=self.latent_rng, device=self.device, dtype=self.latent_dtype)
+
+    def _autocast(self) -> AbstractContextManager:
+        # One context for each phase: the casts that it caches without gradients must not reach a phase that needs them.
+        wanted = self.config.precision
+        enabled = wanted == "bf16" or (wanted == "auto" and self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    def _adam(self, module: nn.Module, lr: float, betas: tuple[float, float]) -> torch.optim.Adam:
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        return torch.optim.Adam(trainable, lr, betas, fused=True, capturable=self.device.type == "cuda")
+
+    def _batch_source(self, data: Tensor | ImageData | BatchSource | None) -> BatchSource | None:
+        if isinstance(data, ImageData):
+            data = data.images
+        if isinstance(data, Tensor):
+            return DeviceLoader(data, self.config.batch_size, seed=self.config.seed, device=self.device)
+        if data is not None and not hasattr(data, "batch"):
+            want = "Tensor, ImageData or an object with batch(step)"
+            raise TypeError(f"Trainer: expected data type {want}, got {type(data).__name__}")
+        return data
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device called ``name``; "auto" takes the GPU where there is one.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"TrainConfig: expected device one that is here, got {name!r}: {reason}") from error
+    return device
+
+
+def draw_latents(n: int, latent_dim: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Draw z ~ N(0, 1), (n, latent_dim), on the CPU: the same latents for a seed whatever the device.
+
+    Raises:
+        ValueError: n below 1.
+    """
+    if n < 1:
+        raise ValueError(f"sample: expected n at least 1, got {n}")
+    return torch.randn((n, latent_dim), generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@torch.no_grad()
+def generate(generator: nn.Module, z: Tensor) -> Tensor:
+    """Run G on latents (n, latent_dim) in evaluation mode, a few at a time; its mode is put back."""
+    was_training = generator.training
+    generator.eval()
+    try:
+        return torch.cat([generator(part) for part in z.split(_SAMPLE_BATCH)])
+    finally:
+        generator.train(was_training)
+
+
+def all_finite(state: Any) -> bool:
+    """Tell whether every floating-point tensor in nested dicts is finite; waits for the device."""
+    if isinstance(state, Mapping):
+        return all(all_finite(value) for value in state.values())
+    if isinstance(state, Tensor) and state.is_floating_point():
+        return bool(state.isfinite().all())
+    return not isinstance(state, float) or math.isfinite(state)
+
+
+def _state_tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _latent_dim(config: TrainConfig, generator: nn.Module) -> int:
+    own = getattr(generator, "latent_dim", None)
+    if config.latent_dim is None and not isinstance(own, int):
+        raise ValueError("Trainer: expected config.latent_dim or generator.latent_dim an int, got neither")
+    if config.latent_dim is not None and isinstance(own, int) and own != config.latent_dim:
+        raise ValueError(f"Trainer: expected config.latent_dim {own} as generator.latent_dim, got {config.latent_dim}")
+    return config.latent_dim if config.latent_dim is not None else own  # type: ignore[return-value]

@@ -1,0 +1,112 @@
+"""One discriminator step and one generator step.
+
+Everything here only queues work: no value is read back, and nothing branches on one, so a whole iteration can be
+captured as a CUDA graph. Symbols: x real images, z latents, G the generator, D the discriminator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from gan_fast.objectives import Objective
+
+
+def d_step(
+    generator: nn.Module,
+    discriminator: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    real: Tensor,
+    z: Tensor,
+    autocast: AbstractContextManager,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Update D once, on one batch of x and one of G(z).
+
+    Args:
+        generator, discriminator: G and D, on the device and in the mode (training) that the step is to use.
+        optimizer: D's fused Adam.
+        objective: the losses.
+        real: x, (N, C, H, W).
+        z: (N, latent_dim).
+        autocast: a fresh context for the forward passes.
+
+    Returns:
+        The loss; (mean D(x), mean D(G(z))); 1 where the update was skipped, else 0: all without gradient.
+
+    Notes:
+        x and G(z) go through D one after the other, so that batch norm sees each by itself. G runs without gradients
+        but in training mode, and its running statistics move.
+    """
+    with autocast:
+        with torch.no_grad():
+            fake = generator(z)
+        loss, means = objective.d_loss(discriminator(real), discriminator(fake))
+    optimizer.zero_grad()
+    loss.backward()
+    return loss.detach(), means, update_if_finite(optimizer)
+
+
+def g_step(
+    generator: nn.Module,
+    discriminator: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    z: Tensor,
+    autocast: AbstractContextManager,
+) -> tuple[Tensor, Tensor]:
+    """Update G once, on D's answer to G(z).
+
+    Args: as :func:`d_step`; ``optimizer`` is G's.
+
+    Returns:
+        The loss; 1 where the update was skipped, else 0: both without gradient.
+
+    Notes:
+        D is frozen meanwhile: its weight gradients would be computed and thrown away. Its running statistics move.
+    """
+    with frozen(discriminator):
+        with autocast:
+            loss = objective.g_loss(discriminator(generator(z)))
+        optimizer.zero_grad()
+        loss.backward()
+    return loss.detach(), update_if_finite(optimizer)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Let no parameter require gradients inside the block; after it, those do that did before."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    for p in trainable:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trainable:
+            p.requires_grad_(True)
+
+
+def update_if_finite(optimizer: torch.optim.Optimizer) -> Tensor:
+    """Step a fused optimizer unless a gradient is NaN or infinite, decided on the device.
+
+    Returns:
+        float32 scalar: 1 where nothing was updated, weights, moments and step count alike; else 0.
+
+    Notes:
+        ``found_inf`` is what ``torch.amp.GradScaler`` tells fused optimizers. A finite gradient of more than 1e19,
+        whose square overflows, counts as infinite.
+    """
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    found_inf = 1.0 - torch.nn.utils.get_total_norm(grads).isfinite().float()
+    optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+    optimizer.step()
+    return found_inf
+
+
+@torch.no_grad()
+def average_into(averages: Sequence[Tensor], tensors: Sequence[Tensor], decay: float) -> None:
+    """Move each average towards its tensor: average = decay * average + (1 - decay) * tensor."""
+    torch._foreach_lerp_(averages, tensors, 1.0 - decay)

@@ -1,0 +1,80 @@
+"""Build gan_fast._C: CPU kernels always, CUDA kernels where nvcc and a CUDA build of torch are there.
+
+Environment:
+    FORCE_CUDA=1          add the CUDA sources also where torch sees no GPU (needs nvcc).
+    TORCH_CUDA_ARCH_LIST  architectures for nvcc, as in torch ("9.0 10.0").
+    MAX_JOBS              parallel compile jobs, as in torch.
+    GAN_FAST_NATIVE=0     install without the native module: the reference serves.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+# Sources are written against this version's stable ABI, so one build loads on it and on everything newer.
+TORCH_TARGET = "0x020b000000000000"
+
+
+def log(message: str) -> None:
+    print(f"gan_fast setup: {message}", file=sys.stderr)
+
+
+def sources(folder: str, suffix: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / folder).glob(f"*{suffix}"))
+
+
+def extension_options() -> dict:
+    """ext_modules and cmdclass for setup(), empty where there is nothing to build with."""
+    if os.environ.get("GAN_FAST_NATIVE", "1") == "0":
+        log("GAN_FAST_NATIVE=0: no native module")
+        return {}
+    try:
+        import pybind11
+        import torch
+        from torch.utils import cpp_extension
+    except ImportError as error:
+        log(f"no native module ({error}); install torch and pybind11 first and use --no-build-isolation")
+        return {}
+    compiler = os.environ.get("CXX") or next((c for c in ("c++", "g++", "clang++") if shutil.which(c)), None)
+    if compiler is None:
+        log("no native module: no C++ compiler found; the reference (plain ATen) serves")
+        return {}
+
+    cuda_sources = sources("cuda", ".cu")
+    have_nvcc = cpp_extension.CUDA_HOME is not None
+    with_cuda = bool(cuda_sources) and have_nvcc and (
+        torch.version.cuda is not None or os.environ.get("FORCE_CUDA") == "1"
+    )
+    macros = [("TORCH_TARGET_VERSION", TORCH_TARGET)]
+    flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-ffp-contract=off"]
+    arguments = {"sources": ["csrc/schema.cpp", *sources("cpu", ".cpp")], "include_dirs": [pybind11.get_include()]}
+    if with_cuda:
+        architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "default").replace(" ", ",").replace(";", ",")
+        macros += [("USE_CUDA", None), ("GAN_FAST_CUDA_ARCHITECTURES", architectures)]
+        arguments["sources"] += cuda_sources
+        flags = {"cxx": flags, "nvcc": ["-O3", "-std=c++20", "-lineinfo"]}
+        make = cpp_extension.CUDAExtension
+    else:
+        make = cpp_extension.CppExtension
+    log(f"native module with {compiler}, CUDA {'on' if with_cuda else 'off'}")
+
+    class OptionalBuild(cpp_extension.BuildExtension):
+        """A package that works without its kernels is better than an install that fails."""
+
+        def run(self) -> None:
+            try:
+                super().run()
+            except Exception as error:
+                if os.environ.get("GAN_FAST_NATIVE") == "1":
+                    raise
+                log(f"no native module: the build failed ({error}); GAN_FAST_NATIVE=1 makes this an error")
+
+    extension = make("gan_fast._C", define_macros=macros, extra_compile_args=flags, **arguments)
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": OptionalBuild.with_options(use_ninja=True)}}
+
+
+setup(**extension_options())

@@ -1,0 +1,24 @@
+"""Settings every test runs under."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Deadlines measure the machine, not the code.
+settings.register_profile("gan_fast", deadline=None, derandomize=True)
+settings.load_profile("gan_fast")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def pytest_configure() -> None:
+    # Workers of pytest-xdist share the cores: one thread each, but threads where there is one process.
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))

@@ -1,0 +1,374 @@
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from samples import ACTIVATIONS, DTYPES, LAYOUTS, NORM_SAMPLES, NormSample
+from tolerances import assert_as_exact
+from torch import Tensor
+
+import gan_fast
+from gan_fast.ops import batch_norm_act
+from gan_fast.ops.batch_norm_act import reference
+
+SMALL = [s for s in NORM_SAMPLES if s.small]
+
+
+def leaves(arguments: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: arguments[name] for name in ("input", "weight", "bias") if arguments[name] is not None}
+
+
+def exact_copy(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.detach().double().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+        for name, value in arguments.items()
+    }
+
+
+def clone(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same arguments with running statistics of their own."""
+    own = dict(arguments)
+    for name in ("running_mean", "running_var"):
+        own[name] = None if own[name] is None else own[name].clone()
+    return own
+
+
+def cotangent(output: Tensor, seed: int = 1) -> Tensor:
+    return torch.randn(output.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(output.dtype)
+
+
+def second_order(function: Any, arguments: dict[str, Any], like: dict[str, Any]) -> dict[str, Tensor]:
+    """Output, first gradients, and gradients of <first gradients, fixed directions>, running statistics; by name."""
+    arguments = clone(arguments)
+    output = function(**arguments)
+    named = leaves(arguments)
+    grad_output = cotangent(output).to(output.dtype).requires_grad_()
+    if like is not arguments:
+        grad_output = cotangent(like["input"]).to(output.dtype).requires_grad_()
+    first = torch.autograd.grad(output, list(named.values()), grad_output, create_graph=True)
+    directions = [cotangent(t, seed).to(like["input"].dtype).to(t.dtype) for seed, t in enumerate(first, 2)]
+    scalar = sum((g * v).sum() for g, v in zip(first, directions))
+    second = torch.autograd.grad(scalar, [grad_output, *named.values()], allow_unused=True)
+    result = {"output": output.detach()}
+    result |= {f"grad_{name}": g.detach() for name, g in zip(named, first)}
+    for name, g in zip(["grad_output", *named], second):
+        if g is not None:
+            result[f"second_{name}"] = g
+    for name in ("running_mean", "running_var"):
+        if arguments[name] is not None:
+            result[name] = arguments[name]
+    return result
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sample", NORM_SAMPLES, ids=str)
+def test_equals_eager_to_second_order(sample: NormSample, dtype: torch.dtype) -> None:
+    arguments = sample.make(dtype)
+    ours = second_order(batch_norm_act, arguments, arguments)
+    eager = second_order(reference, arguments, arguments)
+    exact = second_order(reference, exact_copy(arguments), arguments)
+    # Eager's zeros for a second derivative that is nowhere stand for our None.
+    for name, value in eager.items():
+        if name not in ours:
+            assert not value.count_nonzero(), f"{name} is missing"
+            continue
+        assert_as_exact(ours[name], value, exact[name], name)
+        assert ours[name].stride() == value.stride() or name.startswith("second"), f"{name}: strides"
+    for name in set(ours) - set(eager):
+        assert not ours[name].count_nonzero(), f"{name}: eager has no such derivative"
+
+
+# Numerical differentiation writes to elements; expanded ones share theirs.
+@pytest.mark.parametrize("sample", [s for s in SMALL if s.layout != "expanded"], ids=str)
+def test_numerical_derivatives(sample: NormSample) -> None:
+    arguments = sample.make(torch.float64)
+    named = leaves(arguments)
+
+    def function(*values: Tensor) -> Tensor:
+        return batch_norm_act(**{**clone(arguments), **dict(zip(named, values))})
+
+    values = tuple(named.values())
+    assert torch.autograd.gradcheck(function, values, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, values, fast_mode=True, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", ["leaky_relu", "tanh"])
+def test_third_derivative(activation: str, training: bool) -> None:
+    arguments = NormSample((3, 2, 3), training, activation).make(torch.float64)
+    named = leaves(arguments)
+
+    def third(function: Any) -> tuple[Tensor, ...]:
+        output = function(**clone(arguments))
+        values = list(named.values())
+        first = torch.autograd.grad((output**3).sum(), values, create_graph=True)
+        second = torch.autograd.grad(sum((g**2).sum() for g in first), values, create_graph=True)
+        return torch.autograd.grad(sum((g**2).sum() for g in second), values)
+
+    for ours, eager in zip(third(batch_norm_act), third(reference)):
+        torch.testing.assert_close(ours, eager)
+
+
+# One of each code path is enough for what is slow.
+OPCHECK = [
+    s
+    for s in SMALL
+    if s.shape in ((3, 5, 4, 3), (2, 8, 2, 3)) or (s.shape == (3, 4, 5, 3)) or not s.affine or not s.running
+]
+
+
+@pytest.mark.parametrize("sample", OPCHECK, ids=str)
+def test_opcheck(sample: NormSample) -> None:
+    arguments = sample.make(torch.float32)
+    forward = torch.ops.gan_fast.batch_norm_act_forward.default
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(forward, tuple(arguments.values()), test_utils=checks)
+    with torch.no_grad():
+        output, mean, invstd = forward(*clone(arguments).values())
+    a, grad = arguments, cotangent(output)
+    options = (a["training"], a["activation"], a["negative_slope"])
+    backward = (grad, a["input"].detach(), mean, invstd, a["weight"], a["bias"], *options, True, sample.affine)
+    torch.library.opcheck(torch.ops.gan_fast.batch_norm_act_backward.default, backward, test_utils=checks[:3])
+    plain = tuple(t.detach() if isinstance(t, Tensor) else t for t in backward[:9])
+    affine = (torch.ones_like(mean),) * 2 if sample.affine else (None, None)
+    double = (grad, *affine, *plain, True, True)
+    torch.library.opcheck(torch.ops.gan_fast.batch_norm_act_double_backward.default, double, test_utils=checks[:3])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_compiles_whole(layout: str, training: bool) -> None:
+    sample = NormSample((4, 8, 5, 3), training, layout=layout)
+
+    def step(function: Any) -> dict[str, Tensor]:
+        arguments = clone(sample.make(torch.float32))
+        output = function(**arguments)
+        (output * output).sum().backward()
+        grads = {f"grad_{name}": t.grad for name, t in leaves(arguments).items()}
+        return {"output": output, "mean": arguments["running_mean"], "var": arguments["running_var"], **grads}
+
+    torch._dynamo.reset()
+    compiled = torch.compile(batch_norm_act, fullgraph=True, backend="aot_eager")
+    ours, eager = step(compiled), step(reference)
+    for name in eager:
+        torch.testing.assert_close(ours[name], eager[name], msg=lambda m, name=name: f"{name}: {m}")
+    assert ours["output"].stride() == eager["output"].stride()
+
+
+def test_functorch_transforms_use_the_reference() -> None:
+    arguments = NormSample((3, 4, 5), training=False).make(torch.float64, requires_grad=False)
+    weight = arguments.pop("weight")
+    stack = torch.stack([weight, 2 * weight])
+    ours = torch.func.vmap(lambda w: batch_norm_act(weight=w, **arguments))(stack)
+    torch.testing.assert_close(ours[1], reference(weight=2 * weight, **arguments))
+    grad = torch.func.grad(lambda w: batch_norm_act(weight=w, **arguments).sum())(weight)
+    assert grad.shape == weight.shape
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e4, 1e-40])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("training", [True, False])
+def test_special_values(training: bool, activation: str, value: float) -> None:
+    for layout in ("contiguous", "channels_last"):
+        for position in ((0, 1, 0, 0), (2, 1, 2, 1)):
+            arguments = NormSample((3, 4, 3, 3), training, activation, layout=layout).make(torch.float32)
+            with torch.no_grad():
+                arguments["input"][position] = value
+            ours = second_order(batch_norm_act, arguments, arguments)
+            eager = second_order(reference, arguments, arguments)
+            exact = second_order(reference, exact_copy(arguments), arguments)
+            for name in ("output", "grad_input", "grad_weight", "grad_bias", "running_mean", "running_var"):
+                assert_as_exact(ours[name], eager[name], exact[name], name)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4), (2, 3, 0, 4), (0, 3, 4, 4)])
+def test_no_elements(shape: tuple[int, ...], training: bool) -> None:
+    arguments = NormSample(shape, training).make(torch.float32)
+    before = arguments["running_mean"].clone(), arguments["running_var"].clone()
+    output = batch_norm_act(**arguments)
+    eager = reference(**arguments)
+    assert output.shape == shape
+    assert output.stride() == eager.stride()
+    output.sum().backward()
+    assert arguments["input"].grad.shape == shape
+    assert not arguments["weight"].grad.count_nonzero()
+    assert not arguments["bias"].grad.count_nonzero()
+    assert torch.equal(arguments["running_mean"], before[0])
+    assert torch.equal(arguments["running_var"], before[1])
+
+
+def test_only_wanted_gradients() -> None:
+    for wanted in ("input", "weight", "bias"):
+        arguments = NormSample((3, 4, 3, 3)).make(torch.float32, requires_grad=False)
+        arguments[wanted].requires_grad_()
+        batch_norm_act(**arguments).sum().backward()
+        for name in ("input", "weight", "bias"):
+            assert (arguments[name].grad is not None) == (name == wanted)
+
+
+def test_input_changed_after_saving_is_noticed() -> None:
+    arguments = NormSample((3, 4, 3, 3)).make(torch.float32)
+    input = arguments["input"] * 1
+    output = batch_norm_act(**{**arguments, "input": input})
+    input.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_running_statistics_count_as_modified() -> None:
+    arguments = NormSample((3, 4, 3, 3)).make(torch.float32)
+    version = arguments["running_mean"]._version
+    batch_norm_act(**arguments)
+    assert arguments["running_mean"]._version > version
+    version = arguments["running_mean"]._version
+    batch_norm_act(**{**arguments, "training": False})
+    assert arguments["running_mean"]._version == version
+
+
+def test_backward_keeps_the_input_alone() -> None:
+    arguments = NormSample((8, 16, 16, 16)).make(torch.float32)
+    saved: list[Tensor] = []
+
+    def pack(t: Tensor) -> Tensor:
+        saved.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        batch_norm_act(**arguments)
+    large = [t for t in saved if t.numel() > 16]
+    assert [t.data_ptr() for t in large] == [arguments["input"].data_ptr()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_same_bits_for_any_number_of_threads(layout: str, dtype: torch.dtype) -> None:
+    arguments = NormSample((16, 48, 17, 13), layout=layout).make(dtype)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(second_order(batch_norm_act, arguments, arguments))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for name, value in results[0].items():
+            assert torch.equal(value, other[name]), name
+
+
+def test_autocast_keeps_the_input_dtype() -> None:
+    arguments = NormSample((3, 4, 3, 3)).make(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert batch_norm_act(**arguments).dtype == reference(**arguments).dtype == torch.bfloat16
+
+
+@settings(max_examples=300)
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 19)).flatmap(
+        lambda nc: st.lists(st.integers(1, 9), min_size=0, max_size=3).map(lambda space: (*nc, *space))
+    ),
+    layout=st.sampled_from(sorted(LAYOUTS)),
+    activation=st.sampled_from(ACTIVATIONS),
+    training=st.booleans(),
+    affine=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+    mean=st.sampled_from([0.0, 0.5, 10.0]),
+    seed=st.integers(0, 2**16),
+)
+def test_drawn_inputs_equal_eager(
+    shape: tuple[int, ...], layout: str, activation: str, training: bool, affine: bool, dtype: torch.dtype,
+    mean: float, seed: int,
+) -> None:  # fmt: skip
+    if training and torch.Size(shape).numel() == shape[1]:
+        return
+    sample = NormSample(shape, training, activation, layout=layout, affine=affine, mean=mean)
+    arguments = sample.make(dtype, seed)
+    values = int(torch.Size(shape).numel() / shape[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours, eager, exact = (
+            second_order(f, a, arguments)
+            for f, a in (
+                (batch_norm_act, arguments), (reference, arguments), (reference, exact_copy(arguments)),
+            )  # fmt: skip
+        )
+    # With two or three values, or a batch expanded from one, the variance can be nothing but rounding: then results
+    # magnify the input's own rounding and "exact" means little.
+    if training and (values < 8 or layout == "expanded"):
+        return
+    for name, value in eager.items():
+        if name in ours:
+            assert ours[name].stride() == value.stride() or name.startswith("second"), name
+            assert_as_exact(ours[name], value, exact[name], name, factor=4.0)
+
+
+BAD_INPUTS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"input": [1.0]}, TypeError, "expected input type Tensor, got list"),
+    ({"input": torch.ones(2, 3, dtype=torch.int64)}, TypeError,
+     "expected input dtype float64, float32, bfloat16 or float16, got int64"),
+    ({"input": torch.ones(2, 3, dtype=torch.complex64)}, TypeError,
+     "expected input dtype float64, float32, bfloat16 or float16, got complex64"),
+    ({"input": torch.ones(3)}, ValueError, "expected input dimensions at least 2 (N, C, ...), got shape (3,)"),
+    ({"weight": torch.ones(4)}, ValueError, "expected weight shape (3,), got (4,)"),
+    ({"bias": torch.ones(3, 1)}, ValueError, "expected bias shape (3,), got (3, 1)"),
+    ({"running_mean": torch.zeros(2)}, ValueError, "expected running_mean shape (3,), got (2,)"),
+    ({"weight": torch.ones(3, dtype=torch.float64)}, TypeError, "expected weight dtype float32, got float64"),
+    ({"input": torch.ones(2, 3, 4).bfloat16(), "weight": torch.ones(3).bfloat16()}, TypeError,
+     "expected weight dtype float32 as running_mean, got bfloat16"),
+    ({"bias": torch.ones(3, device="meta")}, ValueError, "expected bias device cpu as input, got meta"),
+    ({"input": torch.ones(1, 3), "training": True}, ValueError,
+     "expected input more than 1 value per channel when training, got (1, 3)"),
+    ({"running_mean": None, "running_var": None}, ValueError,
+     "expected running_mean and running_var tensors when training is False, got None"),
+    ({"running_mean": None, "training": True}, ValueError,
+     "expected running_mean and running_var both tensors or both None, got one of each"),
+    ({"activation": "gelu"}, ValueError,
+     "expected activation one of identity, relu, leaky_relu, tanh, sigmoid, got 'gelu'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu", "reference"])
+@pytest.mark.parametrize(("change", "error", "message"), BAD_INPUTS, ids=[m[2][:60] for m in BAD_INPUTS])
+def test_bad_input(change: dict[str, Any], error: type[Exception], message: str, backend: str) -> None:
+    arguments: dict[str, Any] = {
+        "input": torch.ones(2, 3, 4), "running_mean": torch.zeros(3), "running_var": torch.ones(3),
+    }  # fmt: skip
+    with gan_fast.use_backend(backend), pytest.raises(error) as caught:
+        batch_norm_act(**{**arguments, **change})
+    assert str(caught.value) == f"batch_norm_act: {message}"
+
+
+def test_raw_ops_refuse_what_would_read_past_the_end() -> None:
+    op = torch.ops.gan_fast
+    x, c = torch.ones(2, 3, 4), torch.ones(3)
+    tail = (True, 0.1, 1e-5, "relu", 0.0)
+    with pytest.raises(RuntimeError, match=r"expected weight shape \(3,\), got \(2,\)"):
+        op.batch_norm_act_forward(x, None, None, torch.ones(2), None, *tail)
+    with pytest.raises(RuntimeError, match=r"expected input dtype float64, float32, bfloat16 or float16"):
+        op.batch_norm_act_forward(x.int(), None, None, None, None, *tail)
+    with pytest.raises(RuntimeError, match="expected activation"):
+        op.batch_norm_act_forward(x, None, None, None, None, True, 0.1, 1e-5, "gelu", 0.0)
+    with pytest.raises(RuntimeError, match=r"expected grad_output shape \(2, 3, 4\) as input, got \(2, 3, 3\)"):
+        op.batch_norm_act_backward(x[..., :3], x, c, c, None, None, True, "relu", 0.0, True, True)
+    with pytest.raises(RuntimeError, match=r"expected mean shape \(3,\), got \(4,\)"):
+        op.batch_norm_act_backward(x, x, torch.ones(4), c, None, None, True, "relu", 0.0, True, True)
+
+
+def test_raw_second_order_refuses_a_third_loudly() -> None:
+    arguments = NormSample((3, 2, 3)).make(torch.float64)
+    double = torch.ops.gan_fast.batch_norm_act_double_backward
+    x = arguments["input"]
+    mean, invstd = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    with pytest.raises(NotImplementedError, match="no derivative"):
+        double(x, None, None, x, x, mean, invstd, None, None, True, "relu", 0.0, True, True)
+
+
+def test_state_survives_copying() -> None:
+    bn = gan_fast.nn.BatchNormAct2d(4, activation="relu")
+    assert copy.deepcopy(bn).activation == "relu"

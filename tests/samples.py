@@ -1,0 +1,190 @@
+"""The one table of inputs: what shapes, layouts, dtypes and values every op is tried on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+ACTIVATIONS = ("identity", "relu", "leaky_relu", "tanh", "sigmoid")
+
+
+def _gaps(t: Tensor) -> Tensor:
+    wide = torch.zeros(*t.shape[:-1], 2 * t.shape[-1], dtype=t.dtype)
+    wide[..., ::2] = t
+    return wide[..., ::2]
+
+
+def _offset(t: Tensor) -> Tensor:
+    storage = torch.zeros(t.numel() + 3, dtype=t.dtype)
+    view = storage[3:].view(t.shape)
+    return view.copy_(t)
+
+
+def _channels_last(t: Tensor) -> Tensor:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if t.dim() in formats:
+        return t.contiguous(memory_format=formats[t.dim()])
+    # Torch has no such format for other ranks; strides of that order must work all the same.
+    return t.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _sliced_channels_last(t: Tensor) -> Tensor:
+    return _channels_last(torch.cat([t, t], 1))[:, : t.shape[1]]
+
+
+def _transposed(t: Tensor) -> Tensor:
+    return t.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def _expanded(t: Tensor) -> Tensor:
+    # Over the last dim of space: a batch of equal samples may have no variance, and then only rounding is compared.
+    return t[..., :1].expand(t.shape) if t.dim() > 2 else t[:1].expand(t.shape)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": torch.Tensor.contiguous,
+    "channels_last": _channels_last,
+    "sliced_channels_last": _sliced_channels_last,
+    "gaps": _gaps,
+    "offset": _offset,
+    "transposed": _transposed,
+    "expanded": _expanded,
+}
+
+
+@dataclass(frozen=True)
+class NormSample:
+    """Arguments of a batch norm op, but for dtype and layout."""
+
+    shape: tuple[int, ...]
+    training: bool = True
+    activation: str = "leaky_relu"
+    negative_slope: float = 0.2
+    layout: str = "contiguous"
+    affine: bool = True
+    running: bool = True
+    momentum: float = 0.1
+    eps: float = 1e-5
+    mean: float = 0.5
+    std: float = 2.0
+    small: bool = field(default=True)  # small enough for numerical differentiation
+
+    def __str__(self) -> str:
+        parts = ["x".join(map(str, self.shape)), "train" if self.training else "eval", self.activation, self.layout]
+        parts += [] if self.affine else ["plain"]
+        parts += [] if self.running else ["no_running"]
+        parts += [] if self.negative_slope == 0.2 else [f"slope{self.negative_slope}"]
+        parts += [] if self.mean == 0.5 else [f"mean{self.mean:g}"]
+        return "-".join(parts)
+
+    def make(self, dtype: torch.dtype, seed: int = 0, requires_grad: bool = True) -> dict[str, Any]:
+        """Keyword arguments for the op; parameters in float32 beside half inputs."""
+        generator = torch.Generator().manual_seed(seed)
+        channels = self.shape[1]
+        x = torch.randn(self.shape, generator=generator, dtype=torch.float64) * self.std + self.mean
+        input = LAYOUTS[self.layout](x.to(dtype)) if x.numel() else x.to(dtype)
+        parameter_dtype = torch.float32 if dtype.itemsize == 2 else dtype
+        values = torch.randn((4, channels), generator=generator, dtype=torch.float64)
+        weight, bias, mean = 1 + 0.3 * values[0], 0.5 * values[1], self.mean + 0.3 * values[2]
+        var = self.std**2 * (1 + 0.3 * values[3].tanh())
+        weight, bias, mean, var = (t.to(parameter_dtype) for t in (weight, bias, mean, var))
+        return {
+            "input": input.detach().requires_grad_(requires_grad),
+            "running_mean": mean if self.running else None,
+            "running_var": var if self.running else None,
+            "weight": weight.requires_grad_(requires_grad) if self.affine else None,
+            "bias": bias.requires_grad_(requires_grad) if self.affine else None,
+            "training": self.training,
+            "momentum": self.momentum,
+            "eps": self.eps,
+            "activation": self.activation,
+            "negative_slope": self.negative_slope,
+        }
+
+
+def _norm_samples() -> list[NormSample]:
+    samples = []
+    # Every activation, in both modes.
+    for activation in ACTIVATIONS:
+        for training in (True, False):
+            samples.append(NormSample((3, 5, 4, 3), training, activation))
+            samples.append(NormSample((2, 8, 2, 3), training, activation, layout="channels_last"))
+    # Every layout, in 1 to 4 dims of space or none.
+    for layout in LAYOUTS:
+        samples.append(NormSample((3, 4, 5, 3), layout=layout))
+        samples.append(NormSample((4, 6), training=layout != "expanded", layout=layout))
+        samples.append(NormSample((3, 3, 7), training=False, layout=layout))
+        samples.append(NormSample((2, 3, 2, 3, 2), activation="tanh", layout=layout))
+    samples.append(NormSample((2, 3, 2, 1, 2, 3)))
+    # Edges: batch of one, one pixel, one channel, ragged sizes around the vector width, slope 0, optional arguments.
+    for shape in ((1, 3, 3, 3), (5, 3, 1, 1), (3, 1, 4, 4), (2, 7, 3, 3), (2, 9, 1, 17), (3, 16, 1, 8), (4, 1)):
+        for layout in ("contiguous", "channels_last"):
+            samples.append(NormSample(shape, layout=layout))
+    samples += [
+        NormSample((3, 4, 3, 3), negative_slope=0.0),
+        NormSample((3, 4, 3, 3), affine=False),
+        NormSample((3, 4, 3, 3), affine=False, training=False, activation="sigmoid"),
+        NormSample((3, 4, 3, 3), running=False),
+        NormSample((3, 4, 3, 3), momentum=1.0, eps=1e-3),
+        NormSample((3, 4, 3, 3), mean=100.0, std=1.0),
+    ]
+    # Workloads: enough values for blocks, chunks and both threads.
+    for layout in ("contiguous", "channels_last"):
+        samples += [
+            NormSample((8, 64, 32, 32), layout=layout, small=False),
+            NormSample((32, 256, 8, 8), layout=layout, small=False, activation="relu"),
+            NormSample((16, 48, 7, 7), layout=layout, small=False, activation="tanh"),
+            NormSample((64, 3, 33, 31), layout=layout, small=False, mean=30.0, std=1.0),
+        ]
+    samples.append(NormSample((3000, 24), small=False))
+    return samples
+
+
+NORM_SAMPLES = _norm_samples()
+
+
+@dataclass(frozen=True)
+class LossSample:
+    """Shapes and targets of the minimax losses; ``scale`` multiplies standard normal logits."""
+
+    real_shape: tuple[int, ...]
+    fake_shape: tuple[int, ...]
+    real_target: float = 1.0
+    fake_target: float = 0.0
+    scale: float = 2.0
+    layout: str = "contiguous"
+    small: bool = True
+
+    def __str__(self) -> str:
+        shapes = "_".join("x".join(map(str, s)) or "scalar" for s in (self.real_shape, self.fake_shape))
+        return f"{shapes}-{self.real_target:g}-{self.fake_target:g}-{self.scale:g}-{self.layout}"
+
+    def make(self, dtype: torch.dtype, seed: int = 0, requires_grad: bool = True) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        logits = []
+        for shape in (self.real_shape, self.fake_shape):
+            x = (torch.randn(shape, generator=generator, dtype=torch.float64) * self.scale).to(dtype)
+            if x.dim():
+                x = LAYOUTS[self.layout](x)
+            logits.append(x.detach().requires_grad_(requires_grad))
+        return logits[0], logits[1]
+
+
+LOSS_SAMPLES = [
+    LossSample((), ()),
+    LossSample((1,), (1,)),
+    LossSample((7,), (13,)),
+    LossSample((4, 1), (4, 1), real_target=0.9),
+    LossSample((4, 1), (4, 1), real_target=0.9, fake_target=0.1),
+    LossSample((2, 1, 3, 5), (2, 1, 3, 5), scale=10.0),
+    LossSample((6,), (6,), scale=60.0),
+    *(LossSample((3, 2, 3, 4), (3, 2, 3, 4), layout=layout) for layout in LAYOUTS if layout != "contiguous"),
+    LossSample((128,), (128,), small=False),
+    LossSample((16, 1, 30, 30), (16, 1, 30, 30), small=False),
+    LossSample((5, 1, 61, 67), (3, 1, 30, 30), small=False),
+]
