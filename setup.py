@@ -46,11 +46,11 @@ def extension_options() -> dict:
 
     cuda_sources = sources("cuda", ".cu")
     have_nvcc = cpp_extension.CUDA_HOME is not None
-    with_cuda = bool(cuda_sources) and have_nvcc and (
-        torch.version.cuda is not None or os.environ.get("FORCE_CUDA") == "1"
+    with_cuda = (
+        bool(cuda_sources) and have_nvcc and (torch.version.cuda is not None or os.environ.get("FORCE_CUDA") == "1")
     )
     macros = [("TORCH_TARGET_VERSION", TORCH_TARGET)]
-    flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-ffp-contract=off"]
+    flags = ["-O2", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-ffp-contract=off"]
     arguments = {"sources": ["csrc/schema.cpp", *sources("cpu", ".cpp")], "include_dirs": [pybind11.get_include()]}
     if with_cuda:
         architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "default").replace(" ", ",").replace(";", ",")

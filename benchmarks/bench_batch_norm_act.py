@@ -44,8 +44,7 @@ def case(
     torch.manual_seed(0)
     input = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=LAYOUTS[layout])
     providers = {
-        name: make_work(module, input.clone().requires_grad_())
-        for name, module in modules(shape[1], device).items()
+        name: make_work(module, input.clone().requires_grad_()) for name, module in modules(shape[1], device).items()
     }
     title = f"batch_norm_act {passes} {shape} {str(dtype).removeprefix('torch.')} {layout}".replace(", ", "x")
     return Case(title, providers, TOLERANCES[dtype], device)
@@ -53,7 +52,9 @@ def case(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
-    ("shape", "dtype"), [*((shape, torch.float32) for shape in SHAPES), (SHAPES[0], torch.bfloat16)]
+    ("shape", "dtype"),
+    [*((shape, torch.float32) for shape in SHAPES), (SHAPES[0], torch.bfloat16)],
+    ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else str(value).removeprefix("torch."),
 )
 def bench_forward_backward(
     compare: Callable[[Case], None], shape: tuple[int, ...], dtype: torch.dtype, layout: str

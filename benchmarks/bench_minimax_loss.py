@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness import OURS, Case, default_device, forward_backward
+from benchmarks.harness import OURS, Case, Work, default_device, forward_backward
 from gan_fast import ops
 
 TOLERANCE = 1e-5
@@ -32,12 +32,14 @@ def g_softplus(fake: Tensor) -> Tensor:
     return F.softplus(-fake).mean()
 
 
-def case(name: str, shape: tuple[int, ...], arguments: tuple[str, ...], losses: dict[str, Callable[..., Tensor]]) -> Case:
+def case(
+    name: str, shape: tuple[int, ...], arguments: tuple[str, ...], losses: dict[str, Callable[..., Tensor]]
+) -> Case:
     device = default_device()
     torch.manual_seed(0)
     logits = torch.randn(len(arguments), *shape, device=device)
 
-    def work(loss: Callable[..., Tensor]):
+    def work(loss: Callable[..., Tensor]) -> Work:
         leaves = {argument: x.clone().requires_grad_() for argument, x in zip(arguments, logits)}
         return forward_backward(lambda: loss(*leaves.values()), leaves)
 

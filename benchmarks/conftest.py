@@ -11,6 +11,7 @@ import torch
 from benchmarks import environment, harness, table
 
 FIGURES = pytest.StashKey[list[dict[str, Any]]]()
+ENVIRONMENT = pytest.StashKey[dict[str, Any]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,15 +26,17 @@ def pytest_configure(config: pytest.Config) -> None:
     # Its table times a round, the sum over all providers; ours below tells them apart.
     config.option.benchmark_quiet = True
     config.stash[FIGURES] = []
+    config.stash[ENVIRONMENT] = environment.describe(harness.default_device())
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    machine_info["gan_fast"] = environment.describe(harness.default_device())
+    machine_info["gan_fast"] = config.stash[ENVIRONMENT]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if figures := config.stash[FIGURES]:
         terminalreporter.section("providers by case")
+        terminalreporter.write_line(environment.facts(config.stash[ENVIRONMENT]))
         terminalreporter.write_line(table.render(figures))
 
 

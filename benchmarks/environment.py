@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 import gan_fast
 from gan_fast import extension
+
+BUSY_LOAD_PER_CORE = 0.5
 
 
 def device_name(device: torch.device) -> str:
@@ -21,7 +24,7 @@ def device_name(device: torch.device) -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def describe(device: torch.device) -> dict[str, str | int]:
+def describe(device: torch.device) -> dict[str, str | float]:
     """Name the device and the versions; date and commit are pytest-benchmark's to tell."""
     # A container may own fewer cores than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -30,7 +33,22 @@ def describe(device: torch.device) -> dict[str, str | int]:
         "cores": cores,
         "threads": torch.get_num_threads(),
         "instruction_set": extension.build_info().get("instruction_set", "no native module"),
+        "backend": os.environ.get("GAN_FAST_BACKEND", "auto"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "gan_fast": gan_fast.__version__,
+        # Mean number of busy threads in the minute before anything was timed.
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
     }
+
+
+def facts(description: Mapping[str, str | float]) -> str:
+    """List what is described; warn where other work ran beside the benchmarks.
+
+    Where threads outnumber cores, a parallel region waits for whole time slices of the scheduler: times and ratios
+    then count parallel regions, not work, and taking turns does not help.
+    """
+    text = ", ".join(f"{key} {value}" for key, value in description.items())
+    if float(description["load_before"]) > BUSY_LOAD_PER_CORE * float(description["cores"]):
+        text += "\nWARNING: this machine was busy before the run; times and ratios are not to be trusted."
+    return text

@@ -1,7 +1,7 @@
 """Compare providers of one piece of work: equal results first, then times taken in turns.
 
 A ratio between two providers is formed within a round, where both met the same machine, and only then summarised: a
-machine that slows down half-way changes every time and hardly a ratio.
+machine that slows down half-way changes every time and hardly a ratio. Other work at the same time spoils both.
 """
 
 from __future__ import annotations

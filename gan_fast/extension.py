@@ -6,7 +6,7 @@ import importlib
 import logging
 from types import ModuleType
 
-import torch  # noqa: F401  (its libraries must be loaded before the extension's)
+import torch
 
 logger = logging.getLogger("gan_fast")
 

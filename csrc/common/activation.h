@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string_view>
+#include <type_traits>
 
 #include "../cpu/lanes.h"
 #include "macros.h"
@@ -27,48 +28,57 @@ inline bool is_curved(Activation activation) {
   return activation == Activation::tanh || activation == Activation::sigmoid;
 }
 
-// Comparisons are arranged so that NaN takes the branch it takes in ATen: through, not to zero.
+// identity, relu and leaky_relu: two slopes. NaN takes the branch it takes in ATen: through for relu, scaled for
+// leaky_relu.
 template <class V>
-GAN_FAST_INLINE V activate(Activation activation, V z, V negative_slope) {
-  const V zero{};
-  switch (activation) {
-    case Activation::relu:
-      return z < zero ? zero : z;
-    case Activation::leaky_relu:
-      return z > zero ? z : z * negative_slope;
-    case Activation::tanh:
-      return narrow<V>(math::tanh(widen(z)));
-    case Activation::sigmoid:
-      return narrow<V>(math::sigmoid(widen(z)));
-    default:
-      return z;
-  }
-}
+class PiecewiseLinear {
+ public:
+  static constexpr bool kCurved = false;
 
-// grad * f'(z). Selecting instead of multiplying keeps an infinite grad out of relu's dead half, as in ATen.
-template <class V>
-GAN_FAST_INLINE V activate_backward(Activation activation, V grad, V z, V negative_slope) {
-  const V zero{};
-  switch (activation) {
-    case Activation::relu:
-      return z <= zero ? zero : grad;
-    case Activation::leaky_relu:
-      return z > zero ? grad : grad * negative_slope;
-    case Activation::tanh:
-      return grad * narrow<V>(math::tanh_slope(widen(z)));
-    case Activation::sigmoid:
-      return grad * narrow<V>(math::sigmoid_slope(widen(z)));
-    default:
-      return grad;
-  }
-}
+  PiecewiseLinear(Activation activation, double negative_slope)
+      : slope_(static_cast<Scalar>(activation == Activation::leaky_relu ? negative_slope : 1.0)),
+        is_relu_(activation == Activation::relu) {}
 
-// f''(z), zero almost everywhere for the piecewise linear ones.
+  GAN_FAST_INLINE V value(V z) const {
+    const V zero{};
+    return is_relu_ ? (z < zero ? zero : z) : (z > zero ? z : z * slope_);
+  }
+
+  // grad * f'(z). Selecting instead of multiplying keeps an infinite grad out of relu's dead half, as in ATen.
+  GAN_FAST_INLINE V backward(V grad, V z) const {
+    const V zero{};
+    return is_relu_ ? (z <= zero ? zero : grad) : (z > zero ? grad : grad * slope_);
+  }
+
+  GAN_FAST_INLINE V curvature(V) const { return V{}; }
+
+ private:
+  using Scalar = std::remove_reference_t<decltype(V{}[0])>;
+
+  // Scalars, not vectors: kernels are handed between functions compiled for different vector widths.
+  Scalar slope_;
+  bool is_relu_;
+};
+
+// tanh and sigmoid.
 template <class V>
-GAN_FAST_INLINE V second_derivative(Activation activation, V z) {
-  if (activation == Activation::tanh) return narrow<V>(math::tanh_curvature(widen(z)));
-  if (activation == Activation::sigmoid) return narrow<V>(math::sigmoid_curvature(widen(z)));
-  return V{};
-}
+struct Curved {
+  static constexpr bool kCurved = true;
+  bool is_tanh;
+
+  GAN_FAST_INLINE Curved(Activation activation, double) : is_tanh(activation == Activation::tanh) {}
+
+  GAN_FAST_INLINE V value(V z) const {
+    return narrow<V>(is_tanh ? math::tanh(widen(z)) : math::sigmoid(widen(z)));
+  }
+
+  GAN_FAST_INLINE V backward(V grad, V z) const {
+    return grad * narrow<V>(is_tanh ? math::tanh_slope(widen(z)) : math::sigmoid_slope(widen(z)));
+  }
+
+  GAN_FAST_INLINE V curvature(V z) const {
+    return narrow<V>(is_tanh ? math::tanh_curvature(widen(z)) : math::sigmoid_curvature(widen(z)));
+  }
+};
 
 }  // namespace gan_fast

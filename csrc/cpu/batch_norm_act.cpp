@@ -18,15 +18,11 @@ constexpr const char* kOp = "batch_norm_act";
 // Slots of the coefficients that every pass shares; passes add their own behind these.
 enum Slot : int { kMean, kScale, kShift, kOwn };
 
-struct Act {
-  Activation kind;
-  double negative_slope;
-};
-
 template <class T>
 struct Moments {
   using A = Compute<T>;
   static constexpr int kCoefficients = 1, kSums = 2;
+  static constexpr bool kCheap = true;
   const T* x;
 
   // Distances from a pivot near the mean, squared in double: no cancellation worth the name.
@@ -37,22 +33,23 @@ struct Moments {
   }
 };
 
-template <class T>
+// Act is PiecewiseLinear or Curved on Vec<T>.
+template <class T, class Act>
 struct Normalize {
   using A = Compute<T>;
+  static constexpr bool kCheap = !Act::kCurved;
   static constexpr int kCoefficients = kOwn;
   const T* x;
   T* y;
   Act act;
 
   GAN_FAST_INLINE void apply(int64_t i, int count, const Vec<T>* c) const {
-    const Vec<T> z = (load(x + i, count) - c[kMean]) * c[kScale] + c[kShift];
-    store(y + i, activate(act.kind, z, Vec<T>{} + static_cast<A>(act.negative_slope)), count);
+    store(y + i, act.value((load(x + i, count) - c[kMean]) * c[kScale] + c[kShift]), count);
   }
 };
 
 // x, dL/dy and the activation: what the two backward passes see of a value.
-template <class T>
+template <class T, class Act>
 struct Point {
   using A = Compute<T>;
   const T* x;
@@ -62,15 +59,16 @@ struct Point {
   GAN_FAST_INLINE void at(int64_t i, int count, const Vec<T>* c, Vec<T>* xc, Vec<T>* z, Vec<T>* u) const {
     *xc = load(x + i, count) - c[kMean];
     *z = *xc * c[kScale] + c[kShift];
-    *u = activate_backward(act.kind, load(grad + i, count), *z, Vec<T>{} + static_cast<A>(act.negative_slope));
+    *u = act.backward(load(grad + i, count), *z);
   }
 };
 
-template <class T>
+template <class T, class Act>
 struct BackwardSums {
   using A = Compute<T>;
+  static constexpr bool kCheap = !Act::kCurved;
   static constexpr int kCoefficients = kOwn, kSums = 2;
-  Point<T> point;
+  Point<T, Act> point;
 
   GAN_FAST_INLINE void terms(int64_t i, int count, const Vec<T>* c, F64* out) const {
     Vec<T> xc, z, u;
@@ -80,11 +78,12 @@ struct BackwardSums {
   }
 };
 
-template <class T>
+template <class T, class Act>
 struct BackwardMap {
   using A = Compute<T>;
+  static constexpr bool kCheap = !Act::kCurved;
   enum : int { kU = kOwn, kXc, kOne, kCoefficients };
-  Point<T> point;
+  Point<T, Act> point;
   bool through_statistics;  // a branch, not zero coefficients: zero times an infinite xc is NaN
   T* grad_input;
 
@@ -98,11 +97,12 @@ struct BackwardMap {
 };
 
 // a = the cotangent of grad_input; null stands for zeros.
-template <class T>
+template <class T, class Act>
 struct DoubleSums {
   using A = Compute<T>;
+  static constexpr bool kCheap = !Act::kCurved;
   static constexpr int kCoefficients = kOwn, kSums = 5;
-  Point<T> point;
+  Point<T, Act> point;
   const T* a;
 
   GAN_FAST_INLINE void terms(int64_t i, int count, const Vec<T>* c, F64* out) const {
@@ -117,7 +117,7 @@ struct DoubleSums {
   }
 };
 
-// w = kA a + kXc xc + kOne is the derivative of the scalar by u; q = dL/dy f''(z) w its derivative by z.
+// w = kWa a + kWxc xc + kWone is the derivative of the scalar by u; q = dL/dy f''(z) w its derivative by z.
 enum DoubleSlot : int { kWa = kOwn, kWxc, kWone, kWCoefficients };
 
 template <class T>
@@ -125,28 +125,30 @@ GAN_FAST_INLINE Vec<T> cotangent_of_u(const Vec<T>* c, Vec<T> a, Vec<T> xc) {
   return c[kWa] * a + (c[kWxc] * xc + c[kWone]);
 }
 
-template <class T>
+template <class T, class Act>
 struct CurvatureSums {
   using A = Compute<T>;
+  static constexpr bool kCheap = !Act::kCurved;
   static constexpr int kCoefficients = kWCoefficients, kSums = 2;
-  Point<T> point;
+  Point<T, Act> point;
   const T* a;
 
   GAN_FAST_INLINE void terms(int64_t i, int count, const Vec<T>* c, F64* out) const {
     Vec<T> xc, z, u;
     point.at(i, count, c, &xc, &z, &u);
     const Vec<T> w = cotangent_of_u<T>(c, a ? load(a + i, count) : Vec<T>{}, xc);
-    const Vec<T> q = load(point.grad + i, count) * second_derivative(point.act.kind, z) * w;
+    const Vec<T> q = load(point.grad + i, count) * point.act.curvature(z) * w;
     out[0] = widen(q);
     out[1] = widen(q) * widen(xc);
   }
 };
 
-template <class T>
+template <class T, class Act>
 struct DoubleMap {
   using A = Compute<T>;
+  static constexpr bool kCheap = !Act::kCurved;
   enum : int { kU = kWCoefficients, kA, kQ, kXc, kOne, kCoefficients };
-  Point<T> point;
+  Point<T, Act> point;
   const T* a;
   bool through_statistics;
   T* grad_grad;   // null where nobody asked
@@ -157,16 +159,11 @@ struct DoubleMap {
     point.at(i, count, c, &xc, &z, &u);
     const Vec<T> v = a ? load(a + i, count) : Vec<T>{};
     const Vec<T> w = cotangent_of_u<T>(c, v, xc);
-    if (grad_grad) {
-      const Vec<T> slope = Vec<T>{} + static_cast<A>(point.act.negative_slope);
-      store(grad_grad + i, activate_backward(point.act.kind, w, z, slope), count);
-    }
+    if (grad_grad) store(grad_grad + i, point.act.backward(w, z), count);
     if (grad_input) {
       Vec<T> g = c[kU] * u;
       if (through_statistics) g += c[kA] * v + (c[kXc] * xc + c[kOne]);
-      if (is_curved(point.act.kind)) {
-        g += c[kQ] * (load(point.grad + i, count) * second_derivative(point.act.kind, z) * w);
-      }
+      if constexpr (Act::kCurved) g += c[kQ] * (load(point.grad + i, count) * point.act.curvature(z) * w);
       store(grad_input + i, g, count);
     }
   }
@@ -174,11 +171,24 @@ struct DoubleMap {
 
 // ---- arguments
 
-Act parse(const std::string& activation, double negative_slope) {
-  Act act{Activation::identity, negative_slope};
-  STD_TORCH_CHECK(parse_activation(activation, &act.kind), kOp,
-                  ": expected activation identity, relu, leaky_relu, tanh or sigmoid, got ", activation);
-  return act;
+Activation parse(const std::string& name) {
+  Activation activation{};
+  STD_TORCH_CHECK(parse_activation(name, &activation), kOp,
+                  ": expected activation identity, relu, leaky_relu, tanh or sigmoid, got ", name);
+  return activation;
+}
+
+// Calls f with a value of the storage type and the activation on its vectors.
+template <class F>
+void for_kernel(ScalarType dtype, Activation activation, double negative_slope, const F& f) {
+  for_dtype(dtype, [&](auto tag) {
+    using V = Vec<decltype(tag)>;
+    if (is_curved(activation)) {
+      f(tag, Curved<V>(activation, negative_slope));
+    } else {
+      f(tag, PiecewiseLinear<V>(activation, negative_slope));
+    }
+  });
 }
 
 void check_input(const Tensor& input) {
@@ -259,7 +269,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const MaybeTenso
   check_parameter("bias", bias, input);
   STD_TORCH_CHECK(training || (running_mean && running_var), kOp,
                   ": expected running_mean and running_var tensors when training is False, got None");
-  const Act act = parse(activation, negative_slope);
+  const Activation kind = parse(activation);
 
   const MemoryFormat format = input.numel() ? suggest_memory_format(input) : MemoryFormat::Contiguous;
   const Tensor x = dense(input, format);
@@ -279,12 +289,13 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const MaybeTenso
   }
   const ScalarType statistics = compute_dtype(x.scalar_type());
   if (x.numel()) {
-    for_dtype(x.scalar_type(), [&](auto tag) {
+    for_kernel(x.scalar_type(), kind, negative_slope, [&](auto tag, auto act) {
       using T = decltype(tag);
+      using Act = decltype(act);
       using A = Compute<T>;
       Coefficients<A> coefficients(extent, kOwn);
       const T* in = data<T>(x);
-      const Map normalize{Normalize<T>{in, static_cast<T*>(output.mutable_data_ptr()), act}};
+      const Map normalize{Normalize<T, Act>{in, static_cast<T*>(output.mutable_data_ptr()), act}};
       if (!training) {
         for (int64_t c = 0; c < extent.C; ++c) set_affine(coefficients, c, mean[c], invstd[c], gamma[c], beta[c]);
         return run_passes(extent, coefficients, normalize);
@@ -334,7 +345,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   }
   check_parameter("weight", weight, input);
   check_parameter("bias", bias, input);
-  const Act act = parse(activation, negative_slope);
+  const Activation kind = parse(activation);
 
   const MemoryFormat format = input.numel() ? suggest_memory_format(input) : MemoryFormat::Contiguous;
   const Tensor x = dense(input, format), g = dense(grad_output, format);
@@ -344,13 +355,14 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   const auto gamma = read(weight, extent.C, 1), beta = read(bias, extent.C, 0);
   std::vector<double> grad_weight(extent.C), grad_bias(extent.C);
   if (x.numel()) {
-    for_dtype(x.scalar_type(), [&](auto tag) {
+    for_kernel(x.scalar_type(), kind, negative_slope, [&](auto tag, auto act) {
       using T = decltype(tag);
+      using Act = decltype(act);
       using A = Compute<T>;
-      using M = BackwardMap<T>;
+      using M = BackwardMap<T, Act>;
       const int64_t m = extent.per_channel();
       Coefficients<A> coefficients(extent, M::kCoefficients);
-      const Point<T> point{data<T>(x), data<T>(g), act};
+      const Point<T, Act> point{data<T>(x), data<T>(g), act};
       const auto set_map = [&](int64_t c, double mean_u, double mean_u_xc) {
         const double scale = gamma[c] * r[c];
         coefficients.at(M::kU, c) = static_cast<A>(scale);
@@ -361,7 +373,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
         set_affine(coefficients, c, mu[c], r[c], gamma[c], beta[c]);
         set_map(c, 0, 0);
       }
-      const Reduce reduce{BackwardSums<T>{point}, [&](int64_t c, const double* sums) {
+      const Reduce reduce{BackwardSums<T, Act>{point}, [&](int64_t c, const double* sums) {
                             grad_bias[c] = sums[0];
                             grad_weight[c] = r[c] * sums[1];
                             if (training) set_map(c, sums[0] / m, sums[1] / m);
@@ -405,7 +417,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
   check_parameter("bias", bias, input);
   check_parameter("cotangent_weight", cotangent_weight, input);
   check_parameter("cotangent_bias", cotangent_bias, input);
-  const Act act = parse(activation, negative_slope);
+  const Activation kind = parse(activation);
 
   const MemoryFormat format = input.numel() ? suggest_memory_format(input) : MemoryFormat::Contiguous;
   const Tensor x = dense(input, format), g = dense(grad_output, format);
@@ -418,13 +430,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
   const auto b_gamma = read(cotangent_weight, extent.C, 0), b_beta = read(cotangent_bias, extent.C, 0);
   std::vector<double> grad_weight(extent.C), grad_bias(extent.C);
   if (x.numel()) {
-    for_dtype(x.scalar_type(), [&](auto tag) {
+    for_kernel(x.scalar_type(), kind, negative_slope, [&](auto tag, auto act) {
       using T = decltype(tag);
+      using Act = decltype(act);
       using A = Compute<T>;
-      using M = DoubleMap<T>;
+      using M = DoubleMap<T, Act>;
       const double m = static_cast<double>(extent.per_channel());
       Coefficients<A> coefficients(extent, M::kCoefficients);
-      const Point<T> point{data<T>(x), data<T>(g), act};
+      const Point<T, Act> point{data<T>(x), data<T>(g), act};
       const T* a = cotangent ? data<T>(*cotangent) : nullptr;
       for (int64_t c = 0; c < extent.C; ++c) set_affine(coefficients, c, mu[c], r[c], gamma[c], beta[c]);
 
@@ -449,7 +462,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
         grad_weight[c] = r[c] * (s.covariance + sum_q_xc);
         grad_bias[c] = sum_q;
       };
-      const Reduce reduce{DoubleSums<T>{point, a}, [&](int64_t c, const double* sums) {
+      const Reduce reduce{DoubleSums<T, Act>{point, a}, [&](int64_t c, const double* sums) {
                             Means& s = means[c];
                             s.covariance = sums[4];
                             if (training) {
@@ -462,11 +475,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
                             coefficients.at(kWone, c) = static_cast<A>(b_beta[c] - scale * s.a);
                             set_map(c, 0, 0);
                           }};
-      const Reduce curvature{CurvatureSums<T>{point, a},
-                             [&](int64_t c, const double* sums) { set_map(c, sums[0], sums[1]); }};
+      [[maybe_unused]] const Reduce curvature{
+          CurvatureSums<T, Act>{point, a}, [&](int64_t c, const double* sums) { set_map(c, sums[0], sums[1]); }};
       const Map map{M{point, a, training, grad_output_wanted ? static_cast<T*>(grad_grad.mutable_data_ptr()) : nullptr,
                       input_wanted ? static_cast<T*>(grad_input.mutable_data_ptr()) : nullptr}};
-      if (is_curved(act.kind)) {
+      if constexpr (Act::kCurved) {
         run_passes(extent, coefficients, reduce, curvature, map);
       } else {
         run_passes(extent, coefficients, reduce, map);

@@ -77,56 +77,104 @@ namespace detail {
 
 // Below this many values a second thread costs more than it saves.
 constexpr int64_t kGrain = 32768;
-// Rows visited per block of lanes while sums stay in registers: few enough to stay in the first-level cache.
-constexpr int64_t kCacheBytes = 16384;
+// Rows are visited a block of lanes at a time, with coefficients and sums in registers, and as many rows per block as
+// stay in the first-level cache.
+constexpr int64_t kFirstLevelBytes = 16384;
+// Channels first, neighbours are taken together where their runs are short: reads are then long enough to prefetch, and
+// the group still fits into the second-level cache.
+constexpr int64_t kSecondLevelBytes = 262144;
+constexpr int64_t kMostChannels = 16;
+
+template <class A>
+inline int64_t rows_in_cache(int64_t width) {
+  return std::max<int64_t>(1, kFirstLevelBytes / (width * static_cast<int64_t>(sizeof(A))));
+}
+
+// Adds the terms of vectors of values at begin, begin + step and so on, before end, to the totals. Cheap kernels get a loop of their own with two sets of totals,
+// so that one addition need not wait for the last; for the others a second copy of their code would only cost.
+template <class Kernel>
+GAN_FAST_INLINE void add_run(const Kernel& kernel, int64_t begin, int64_t end, int64_t step,
+                             const Vec<typename Kernel::A>* c, F64* total) {
+  int64_t i = begin;
+  if constexpr (Kernel::kCheap) {
+    F64 second[Kernel::kSums] = {};
+    for (; i + step + kLanes <= end; i += 2 * step) {
+      F64 terms[Kernel::kSums];
+      kernel.terms(i, kLanes, c, terms);
+      GAN_FAST_UNROLL
+      for (int k = 0; k < Kernel::kSums; ++k) total[k] += terms[k];
+      kernel.terms(i + step, kLanes, c, terms);
+      GAN_FAST_UNROLL
+      for (int k = 0; k < Kernel::kSums; ++k) second[k] += terms[k];
+    }
+    GAN_FAST_UNROLL
+    for (int k = 0; k < Kernel::kSums; ++k) total[k] += second[k];
+  }
+  for (; i < end; i += step) {
+    const int count = static_cast<int>(std::min<int64_t>(kLanes, end - i));
+    F64 terms[Kernel::kSums];
+    kernel.terms(i, count, c, terms);
+    GAN_FAST_UNROLL
+    for (int k = 0; k < Kernel::kSums; ++k) total[k] += keep(terms[k], count);
+  }
+}
+
+// Applies the kernel to vectors of values at begin, begin + step and so on, before end.
+template <class Kernel>
+GAN_FAST_INLINE void map_run(const Kernel& kernel, int64_t begin, int64_t end, int64_t step,
+                             const Vec<typename Kernel::A>* c) {
+  int64_t i = begin;
+  if constexpr (Kernel::kCheap) {
+    for (; i + kLanes <= end; i += step) kernel.apply(i, kLanes, c);
+  }
+  for (; i < end; i += step) kernel.apply(i, static_cast<int>(std::min<int64_t>(kLanes, end - i)), c);
+}
 
 template <class Kernel>
-struct SumChannel {
+struct SumChannels {
   using A = typename Kernel::A;
   Kernel kernel;
   Extent extent;
   const A* coefficients;
 
-  GAN_FAST_INLINE void operator()(int64_t channel, double* sums) const {
-    Vec<A> c[Kernel::kCoefficients];
-    for (int k = 0; k < Kernel::kCoefficients; ++k) c[k] = Vec<A>{} + coefficients[k * extent.C + channel];
-    F64 total[Kernel::kSums] = {};
+  // At most kMostChannels; sums[(channel - first) * kSums + k].
+  GAN_FAST_INLINE void operator()(int64_t first, int64_t last, double* sums) const {
+    F64 total[kMostChannels * Kernel::kSums] = {};
     for (int64_t n = 0; n < extent.N; ++n) {
-      const int64_t begin = (n * extent.C + channel) * extent.S;
-      const int64_t end = begin + extent.S;
-      int64_t i = begin;
-      for (; i + kLanes <= end; i += kLanes) {
-        F64 terms[Kernel::kSums];
-        kernel.terms(i, kLanes, c, terms);
-        for (int k = 0; k < Kernel::kSums; ++k) total[k] += terms[k];
-      }
-      if (i < end) {
-        const int count = static_cast<int>(end - i);
-        F64 terms[Kernel::kSums];
-        kernel.terms(i, count, c, terms);
-        for (int k = 0; k < Kernel::kSums; ++k) total[k] += keep(terms[k], count);
+      for (int64_t channel = first; channel < last; ++channel) {
+        Vec<A> c[Kernel::kCoefficients];
+        GAN_FAST_UNROLL
+        for (int k = 0; k < Kernel::kCoefficients; ++k) c[k] = Vec<A>{} + coefficients[k * extent.C + channel];
+        const int64_t begin = (n * extent.C + channel) * extent.S;
+        F64* own = total + (channel - first) * Kernel::kSums;
+        F64 run[Kernel::kSums];
+        GAN_FAST_UNROLL
+        for (int k = 0; k < Kernel::kSums; ++k) run[k] = own[k];
+        add_run(kernel, begin, begin + extent.S, kLanes, c, run);
+        GAN_FAST_UNROLL
+        for (int k = 0; k < Kernel::kSums; ++k) own[k] = run[k];
       }
     }
-    for (int k = 0; k < Kernel::kSums; ++k) sums[k] = sum(total[k]);
+    for (int64_t i = 0; i < (last - first) * Kernel::kSums; ++i) sums[i] = sum(total[i]);
   }
 };
 
 template <class Kernel>
-struct MapChannel {
+struct MapChannels {
   using A = typename Kernel::A;
   Kernel kernel;
   Extent extent;
   const A* coefficients;
 
-  GAN_FAST_INLINE void operator()(int64_t channel) const {
-    Vec<A> c[Kernel::kCoefficients];
-    for (int k = 0; k < Kernel::kCoefficients; ++k) c[k] = Vec<A>{} + coefficients[k * extent.C + channel];
+  GAN_FAST_INLINE void operator()(int64_t first, int64_t last) const {
     for (int64_t n = 0; n < extent.N; ++n) {
-      const int64_t begin = (n * extent.C + channel) * extent.S;
-      const int64_t end = begin + extent.S;
-      int64_t i = begin;
-      for (; i + kLanes <= end; i += kLanes) kernel.apply(i, kLanes, c);
-      if (i < end) kernel.apply(i, static_cast<int>(end - i), c);
+      for (int64_t channel = first; channel < last; ++channel) {
+        Vec<A> c[Kernel::kCoefficients];
+        GAN_FAST_UNROLL
+        for (int k = 0; k < Kernel::kCoefficients; ++k) c[k] = Vec<A>{} + coefficients[k * extent.C + channel];
+        const int64_t begin = (n * extent.C + channel) * extent.S;
+        map_run(kernel, begin, begin + extent.S, kLanes, c);
+      }
     }
   }
 };
@@ -140,26 +188,18 @@ struct SumRows {
   const A* coefficients;
 
   GAN_FAST_INLINE void operator()(int64_t begin, int64_t end, double* sums) const {
-    const int64_t block = std::max<int64_t>(1, kCacheBytes / (width * static_cast<int64_t>(sizeof(A)))) * width;
+    const int64_t block = rows_in_cache<A>(width) * width;
     for (int64_t first = begin; first < end; first += block) {
       const int64_t last = std::min(end, first + block);
       for (int64_t lane = 0; lane < width; lane += kLanes) {
         Vec<A> c[Kernel::kCoefficients];
+        GAN_FAST_UNROLL
         for (int k = 0; k < Kernel::kCoefficients; ++k) c[k] = load(coefficients + k * width + lane);
         F64 total[Kernel::kSums];
+        GAN_FAST_UNROLL
         for (int k = 0; k < Kernel::kSums; ++k) total[k] = load(sums + k * width + lane);
-        int64_t i = first + lane;
-        for (; i + kLanes <= last; i += width) {
-          F64 terms[Kernel::kSums];
-          kernel.terms(i, kLanes, c, terms);
-          for (int k = 0; k < Kernel::kSums; ++k) total[k] += terms[k];
-        }
-        if (i < last) {
-          const int count = static_cast<int>(last - i);
-          F64 terms[Kernel::kSums];
-          kernel.terms(i, count, c, terms);
-          for (int k = 0; k < Kernel::kSums; ++k) total[k] += keep(terms[k], count);
-        }
+        add_run(kernel, first + lane, last, width, c, total);
+        GAN_FAST_UNROLL
         for (int k = 0; k < Kernel::kSums; ++k) store(sums + k * width + lane, total[k]);
       }
     }
@@ -174,26 +214,31 @@ struct MapRows {
   const A* coefficients;
 
   GAN_FAST_INLINE void operator()(int64_t begin, int64_t end) const {
-    for (int64_t row = begin; row < end; row += width) {
-      for (int64_t lane = 0; lane < width && row + lane < end; lane += kLanes) {
+    const int64_t block = rows_in_cache<A>(width) * width;
+    for (int64_t first = begin; first < end; first += block) {
+      const int64_t last = std::min(end, first + block);
+      for (int64_t lane = 0; lane < width; lane += kLanes) {
         Vec<A> c[Kernel::kCoefficients];
+        GAN_FAST_UNROLL
         for (int k = 0; k < Kernel::kCoefficients; ++k) c[k] = load(coefficients + k * width + lane);
-        kernel.apply(row + lane, static_cast<int>(std::min<int64_t>(kLanes, end - row - lane)), c);
+        map_run(kernel, first + lane, last, width, c);
       }
     }
   }
 };
 
 template <class A, class Kernel, class Finish>
-void run_channel(const Reduce<Kernel, Finish>& pass, const Extent& extent, Coefficients<A>& coefficients, int64_t c) {
-  double sums[Kernel::kSums];
-  isa::run(SumChannel<Kernel>{pass.kernel, extent, coefficients.data()}, c, static_cast<double*>(sums));
-  pass.finish(c, sums);
+void run_channels(const Reduce<Kernel, Finish>& pass, const Extent& extent, Coefficients<A>& coefficients,
+                  int64_t first, int64_t last) {
+  double sums[kMostChannels * Kernel::kSums];
+  isa::run(SumChannels<Kernel>{pass.kernel, extent, coefficients.data()}, first, last, static_cast<double*>(sums));
+  for (int64_t c = first; c < last; ++c) pass.finish(c, sums + (c - first) * Kernel::kSums);
 }
 
 template <class A, class Kernel>
-void run_channel(const Map<Kernel>& pass, const Extent& extent, Coefficients<A>& coefficients, int64_t c) {
-  isa::run(MapChannel<Kernel>{pass.kernel, extent, coefficients.data()}, c);
+void run_channels(const Map<Kernel>& pass, const Extent& extent, Coefficients<A>& coefficients, int64_t first,
+                  int64_t last) {
+  isa::run(MapChannels<Kernel>{pass.kernel, extent, coefficients.data()}, first, last);
 }
 
 // Chunks of whole rows; their number depends on the shape alone.
@@ -256,9 +301,14 @@ void run_passes(const Extent& extent, Coefficients<A>& coefficients, const Passe
     (detail::run_rows(passes, extent, coefficients), ...);
     return;
   }
+  const int64_t bytes = extent.per_channel() * static_cast<int64_t>(sizeof(A));
+  const int64_t group = std::clamp<int64_t>(detail::kSecondLevelBytes / bytes, 1, detail::kMostChannels);
   const int64_t grain = std::max<int64_t>(1, detail::kGrain / extent.per_channel());
   torch::stable::parallel_for(0, extent.C, grain, [&](int64_t from, int64_t to) {
-    for (int64_t c = from; c < to; ++c) (detail::run_channel(passes, extent, coefficients, c), ...);
+    for (int64_t first = from; first < to; first += group) {
+      const int64_t last = std::min(to, first + group);
+      (detail::run_channels(passes, extent, coefficients, first, last), ...);
+    }
   });
 }
 

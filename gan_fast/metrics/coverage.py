@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,6 +69,7 @@ def class_coverage(real: Tensor, labels: Tensor, samples: Tensor, class_names: S
         A fifth of the real images is held out. Images are averaged down to at most 16 x 16 pixels, and at most 20,000
         real ones are used. Deterministic.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import train_test_split
 
@@ -80,11 +83,14 @@ def class_coverage(real: Tensor, labels: Tensor, samples: Tensor, class_names: S
     chosen = labelled[order]
     if len(labels[chosen].unique()) < 2:
         raise ValueError("class_coverage: expected labels of at least 2 classes, got fewer")
-    x, y = _features(real[chosen].float() / 255), labels[chosen].numpy()
+    x, y = _features(real[chosen].float() / 127.5 - 1), labels[chosen].numpy()
     x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=_HELD_OUT, random_state=0)
-    classifier = LogisticRegression(max_iter=1000).fit(x_train, y_train)
+    with warnings.catch_warnings():
+        # Short of convergence it classifies as well; how well is reported.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        classifier = LogisticRegression(max_iter=1000).fit(x_train, y_train)
     held_out = classifier.predict_proba(x_test)
-    generated = classifier.predict_proba(_features((samples.float().cpu() + 1) / 2))
+    generated = classifier.predict_proba(_features(samples.float().cpu()))
     predicted = classifier.classes_[generated.argmax(1)]
     fractions = {name: float((predicted == index).mean()) for index, name in enumerate(class_names)}
     return Coverage(
@@ -97,7 +103,7 @@ def class_coverage(real: Tensor, labels: Tensor, samples: Tensor, class_names: S
     )
 
 
-def _features(images: Tensor):  # type: ignore[no-untyped-def]
-    """Flatten images in [0, 1] to (N, features), a numpy array."""
-    side = [min(_MAX_SIDE, s) for s in images.shape[-2:]]
-    return torch.nn.functional.adaptive_avg_pool2d(images, side).flatten(1).numpy()
+def _features(images: Tensor) -> np.ndarray:
+    """Average down and flatten images to (N, features)."""
+    height, width = (min(_MAX_SIDE, side) for side in images.shape[-2:])
+    return torch.nn.functional.adaptive_avg_pool2d(images, (height, width)).flatten(1).numpy()

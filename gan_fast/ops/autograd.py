@@ -22,6 +22,23 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 _library = torch.library.Library("gan_fast", "IMPL") if extension.available() else None
 
 
+def kernel(op: str) -> Callable[..., Any]:
+    """Return a call of ``torch.ops.gan_fast.<op>`` under autograd, its overload looked up once."""
+    if not extension.available():
+
+        def missing(*args: Any) -> Any:
+            raise RuntimeError(f"{op}: expected the native module, got none: {extension.load_error}")
+
+        return missing
+    overload = getattr(torch.ops.gan_fast, op).default
+
+    def call(*args: Any) -> Any:
+        with below_autograd():
+            return overload(*args)
+
+    return call
+
+
 def register(op: str, function: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Make ``function`` the autograd of ``torch.ops.gan_fast.<op>`` and ``fake`` its shapes, strides and dtypes."""
     if _library is None:
@@ -33,11 +50,12 @@ def register(op: str, function: Callable[..., Any], fake: Callable[..., Any]) ->
 def refuse(op: str) -> Callable[..., Any]:
     """The autograd of an op whose derivative is not written: an error where one is asked for, never silence."""
 
+    under = kernel(op)
+
     def call(*args: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
             raise NotImplementedError(f"{op}: expected no argument to require grad, got one: it has no derivative")
-        with below_autograd():
-            return getattr(torch.ops.gan_fast, op)(*args)
+        return under(*args)
 
     return call
 

@@ -15,6 +15,10 @@ from gan_fast.ops import autograd, checks, layout
 OP = "batch_norm_act"
 backends.register(OP, "batch_norm_act_forward")
 
+_forward = autograd.kernel("batch_norm_act_forward")
+_backward = autograd.kernel("batch_norm_act_backward")
+_double_backward = autograd.kernel("batch_norm_act_double_backward")
+
 
 def reference(
     input: Tensor,
@@ -77,7 +81,7 @@ class BatchNormAct(torch.autograd.Function):
     """output, mean, invstd of torch.ops.gan_fast.batch_norm_act_forward."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         input: Tensor,
         running_mean: Tensor | None,
@@ -90,11 +94,10 @@ class BatchNormAct(torch.autograd.Function):
         activation: str,
         negative_slope: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        with autograd.below_autograd():
-            output, mean, invstd = torch.ops.gan_fast.batch_norm_act_forward(
-                input, running_mean, running_var, weight, bias, training, momentum, eps, activation, negative_slope
-            )
-        if training and running_mean is not None:
+        output, mean, invstd = _forward(
+            input, running_mean, running_var, weight, bias, training, momentum, eps, activation, negative_slope
+        )
+        if training and running_mean is not None and running_var is not None:
             torch.autograd.graph.increment_version((running_mean, running_var))
         ctx.save_for_backward(input, weight, bias, mean, invstd)
         ctx.options = (training, activation, negative_slope, eps)
@@ -103,17 +106,19 @@ class BatchNormAct(torch.autograd.Function):
         return output, mean, invstd
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         input, weight, bias, mean, invstd = ctx.saved_tensors
         training, activation, negative_slope, eps = ctx.options
         input_wanted = ctx.needs_input_grad[0]
         affine_wanted = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
         if grad_output is None:
             return (None,) * 10
-        grads = BatchNormActBackward.apply(
+        arguments = (
             grad_output, input, mean, invstd, weight, bias, training, activation, negative_slope,
-            input_wanted, affine_wanted, eps,
+            input_wanted, affine_wanted,
         )  # fmt: skip
+        # A node of its own only where somebody will differentiate again.
+        grads = BatchNormActBackward.apply(*arguments, eps) if torch.is_grad_enabled() else _backward(*arguments)
         wanted = (input_wanted, ctx.needs_input_grad[3], ctx.needs_input_grad[4])
         grad_input, grad_weight, grad_bias = autograd.optional(grads, wanted)
         return grad_input, None, None, grad_weight, grad_bias, None, None, None, None, None
@@ -126,7 +131,7 @@ class BatchNormActBackward(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         grad_output: Tensor,
         input: Tensor,
@@ -141,25 +146,24 @@ class BatchNormActBackward(torch.autograd.Function):
         affine_wanted: bool,
         eps: float | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        with autograd.below_autograd():
-            grads = torch.ops.gan_fast.batch_norm_act_backward(
-                grad_output, input, mean, invstd, weight, bias, training, activation, negative_slope,
-                input_wanted, affine_wanted,
-            )  # fmt: skip
+        grads = _backward(
+            grad_output, input, mean, invstd, weight, bias, training, activation, negative_slope,
+            input_wanted, affine_wanted,
+        )  # fmt: skip
         ctx.save_for_backward(grad_output, input, mean, invstd, weight, bias)
         ctx.options = (training, activation, negative_slope, eps)
         ctx.set_materialize_grads(False)
         return grads
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_output, input, mean, invstd, weight, bias = ctx.saved_tensors
-        training, activation, negative_slope, eps = ctx.options
+        training, activation, negative_slope, _ = ctx.options
         if all(c is None for c in cotangents):
             return (None,) * 12
         if torch.is_grad_enabled():
             return BatchNormActBackward._higher_order(ctx, cotangents)
-        grads = torch.ops.gan_fast.batch_norm_act_double_backward(
+        grads = _double_backward(
             *cotangents, grad_output, input, mean, invstd, weight, bias, training, activation, negative_slope,
             ctx.needs_input_grad[0], ctx.needs_input_grad[1],
         )  # fmt: skip

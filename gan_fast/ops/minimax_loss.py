@@ -15,6 +15,9 @@ D_LOSS, G_LOSS = "minimax_d_loss", "minimax_g_loss"
 backends.register(D_LOSS, "minimax_loss_forward")
 backends.register(G_LOSS, "minimax_loss_forward")
 
+_forward = autograd.kernel("minimax_loss_forward")
+_backward = autograd.kernel("minimax_loss_backward")
+
 
 def reference(
     logits: Tensor, target: float, other_logits: Tensor | None, other_target: float, scale: float
@@ -32,13 +35,10 @@ class MinimaxLoss(torch.autograd.Function):
     """loss, mean_probabilities of torch.ops.gan_fast.minimax_loss_forward."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, logits: Tensor, target: float, other_logits: Tensor | None, other_target: float, scale: float
     ) -> tuple[Tensor, Tensor]:
-        with autograd.below_autograd():
-            loss, probabilities = torch.ops.gan_fast.minimax_loss_forward(
-                logits, target, other_logits, other_target, scale
-            )
+        loss, probabilities = _forward(logits, target, other_logits, other_target, scale)
         ctx.save_for_backward(logits, other_logits)
         ctx.options = (target, other_target, scale)
         ctx.mark_non_differentiable(probabilities)
@@ -46,7 +46,7 @@ class MinimaxLoss(torch.autograd.Function):
         return loss, probabilities
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_loss is None:
             return (None,) * 5
         logits, other_logits = ctx.saved_tensors
@@ -54,7 +54,9 @@ class MinimaxLoss(torch.autograd.Function):
         wanted, other_wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
         if not wanted:
             logits, target, other_logits = other_logits, other_target, None
-        grad, other_grad = MinimaxLossBackward.apply(
+        # A node of its own only where somebody will differentiate again.
+        backward = MinimaxLossBackward.apply if torch.is_grad_enabled() else _backward
+        grad, other_grad = backward(
             grad_loss, logits, target, other_logits if other_wanted else None, other_target, scale
         )
         if not wanted:
@@ -69,7 +71,7 @@ class MinimaxLossBackward(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         grad_loss: Tensor,
         logits: Tensor,
@@ -78,35 +80,33 @@ class MinimaxLossBackward(torch.autograd.Function):
         other_target: float,
         scale: float,
     ) -> tuple[Tensor, Tensor]:
-        with autograd.below_autograd():
-            grads = torch.ops.gan_fast.minimax_loss_backward(
-                grad_loss, logits, target, other_logits, other_target, scale
-            )
+        grads = _backward(grad_loss, logits, target, other_logits, other_target, scale)
         ctx.save_for_backward(grad_loss, logits, other_logits)
         ctx.options = (target, other_target, scale)
         ctx.set_materialize_grads(False)
         return grads
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, cotangent: Tensor | None, other_cotangent: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        # Written in differentiable ATen: a handful of logits, and any order of derivative.
+    def backward(ctx: Any, cotangent: Tensor | None, other_cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
+        # Written in differentiable ATen: a handful of logits, and any order of derivative. In float64, since a chain of
+        # roundings in the logits' own dtype would be less exact than eager's.
         grad_loss, logits, other_logits = ctx.saved_tensors
         target, other_target, scale = ctx.options
-        by_grad_loss = None
+        by_grad_loss: Tensor | None = None
         by_logits: list[Tensor | None] = [None, None]
         pairs = ((cotangent, logits, target), (other_cotangent, other_logits, other_target))
         for index, (v, x, t) in enumerate(pairs):
             if v is None or x is None:
                 continue
-            probability = torch.sigmoid(x)
-            factor = scale / x.numel() if x.numel() else 0.0
+            probability = torch.sigmoid(x.double())
+            weighted = v.double() * (scale / max(x.numel(), 1))
             if ctx.needs_input_grad[0]:
-                term = factor * (v * (probability - t)).sum()
+                term = (weighted * (probability - t)).sum()
                 by_grad_loss = term if by_grad_loss is None else by_grad_loss + term
             if ctx.needs_input_grad[1 if index == 0 else 3]:
-                by_logits[index] = factor * grad_loss * v * probability * (1 - probability)
+                by_logits[index] = (grad_loss.double() * weighted * probability * (1 - probability)).to(x.dtype)
+        if by_grad_loss is not None:
+            by_grad_loss = by_grad_loss.to(grad_loss.dtype)
         return by_grad_loss, by_logits[0], None, by_logits[1], None, None
 
 

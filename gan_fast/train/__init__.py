@@ -1,6 +1,6 @@
 """Train a generator against a discriminator."""
 
 from gan_fast.train.config import TrainConfig
-from gan_fast.train.loop import Trainer, TrainingDiverged
+from gan_fast.train.loop import Trainer, TrainingDivergedError
 
-__all__ = ["TrainConfig", "Trainer", "TrainingDiverged"]
+__all__ = ["TrainConfig", "Trainer", "TrainingDivergedError"]

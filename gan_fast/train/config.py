@@ -57,6 +57,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, minimum in _INTEGERS.items():
             self._check_int(name, minimum)
+        if self.seed >= 2**63:
+            raise self._error("seed", "below 2**63", self.seed)
         if self.latent_dim is not None:
             self._check_int("latent_dim", 1)
         for name in ("d_lr", "g_lr"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -23,7 +22,7 @@ LOGGED = ("d_loss", "g_loss", "d_real", "d_fake")
 _SAMPLE_BATCH = 256
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDivergedError(RuntimeError):
     """Training cannot go on: gradients or weights have stayed, or become, NaN or infinite."""
 
 
@@ -87,8 +86,8 @@ class Trainer:
         self.d_optimizer = self._adam(self.discriminator, config.d_lr, config.d_betas)
         self.g_optimizer = self._adam(self.generator, config.g_lr, config.g_betas)
         self.latent_rng = torch.Generator(self.device).manual_seed(config.seed)
-        # Latents in G's own floating-point type, so that a model in float64 trains as it is.
-        self.latent_dtype = next((p.dtype for p in self.generator.parameters() if p.is_floating_point()), torch.float32)
+        # Of images and latents: G's own, so that a model in float64 trains as it is.
+        self.dtype = next((p.dtype for p in self.generator.parameters() if p.is_floating_point()), torch.float32)
         self.steps_done = 0
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=self.device)
         self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -115,7 +114,7 @@ class Trainer:
         batches = [real] * config.d_steps if isinstance(real, Tensor) else list(real)
         if len(batches) != config.d_steps:
             raise ValueError(f"Trainer.step: expected real d_steps = {config.d_steps} batches, got {len(batches)}")
-        batches = [b.to(self.device, self.latent_dtype, non_blocking=True) for b in batches]
+        batches = [b.to(self.device, self.dtype, non_blocking=True) for b in batches]
         buffers = [*self.discriminator.buffers(), *self.generator.buffers()]
         kept = [b.clone() for b in buffers]
         skipped = torch.zeros((), device=self.device)
@@ -146,14 +145,14 @@ class Trainer:
     def _finish(self, buffers: list[Tensor], kept: list[Tensor], skipped: Tensor) -> None:
         """Undo what a skipped iteration did to the running statistics, average G, and count."""
         bad = skipped > 0
-        for buffer, before in zip(buffers, kept):
+        for buffer, before in zip(buffers, kept, strict=True):
             buffer.copy_(torch.where(bad, before, buffer))
         self.skipped_steps += bad
         self.skipped_in_a_row += 1
         self.skipped_in_a_row *= bad
         self.steps_done += 1
         decay = min(self.config.ema_decay, self.steps_done / (self.steps_done + 9))
-        pairs = list(zip(_state_tensors(self.ema_generator), _state_tensors(self.generator)))
+        pairs = list(zip(_state_tensors(self.ema_generator), _state_tensors(self.generator), strict=True))
         averaged = [(ema, now) for ema, now in pairs if ema.is_floating_point()]
         average_into([ema for ema, _ in averaged], [now for _, now in averaged], decay)
         for ema, now in pairs:
@@ -178,7 +177,7 @@ class Trainer:
 
         Raises:
             ValueError: the trainer was made without data.
-            TrainingDiverged: ``max_skipped_steps`` iterations in a row were skipped; noticed when a row is due.
+            TrainingDivergedError: ``max_skipped_steps`` iterations in a row were skipped; noticed when a row is due.
         """
         if self.data is None:
             raise ValueError("Trainer.fit: expected data to train on, got None")
@@ -196,7 +195,7 @@ class Trainer:
                 means = (sums / count).tolist()
                 self._check_divergence()
                 now = time.perf_counter()
-                row: dict[str, float] = {"step": self.steps_done, **dict(zip(LOGGED, means))}
+                row: dict[str, float] = {"step": self.steps_done, **dict(zip(LOGGED, means, strict=True))}
                 row |= {"images_per_s": images / (now - previous), "time_s": now - started}
                 row["skipped_steps"] = int(self.skipped_steps)
                 rows.append(row)
@@ -215,7 +214,7 @@ class Trainer:
     def _check_divergence(self) -> None:
         in_a_row = int(self.skipped_in_a_row)
         if in_a_row >= self.config.max_skipped_steps:
-            raise TrainingDiverged(
+            raise TrainingDivergedError(
                 f"Trainer: expected finite gradients, got NaN or infinity in the last {in_a_row} steps "
                 f"(step {self.steps_done}); lower the learning rate, or use precision fp32"
             )
@@ -238,8 +237,8 @@ class Trainer:
         """
         generator = self.ema_generator if ema else self.generator
         if z is None:
-            z = draw_latents(n, self.latent_dim, seed, dtype=self.latent_dtype)
-        return generate(generator, z.to(self.device, self.latent_dtype))
+            z = draw_latents(n, self.latent_dim, seed, dtype=self.dtype)
+        return generate(generator, z.to(self.device, self.dtype))
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed training needs: tensors and plain numbers, safe to load as weights only.
@@ -261,6 +260,14 @@ class Trainer:
         if self.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         return state
+
+    def is_finite(self) -> bool:
+        """Tell whether weights, moments and running statistics are finite; waits for the device."""
+        modules = (self.generator, self.discriminator, self.ema_generator)
+        tensors = [t for module in modules for t in _state_tensors(module)]
+        for optimizer in (self.g_optimizer, self.d_optimizer):
+            tensors += [t for moments in optimizer.state.values() for t in moments.values()]
+        return bool(torch.stack([t.isfinite().all() for t in tensors]).all())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken: N + N steps equal 2N, bit for bit on a CPU.
@@ -289,7 +296,7 @@ class Trainer:
 
     def _latents(self, n: int) -> Tensor:
         shape = (n, self.latent_dim)
-        return torch.randn(shape, generator=self.latent_rng, device=self.device, dtype=self.latent_dtype)
+        return torch.randn(shape, generator=self.latent_rng, device=self.device, dtype=self.dtype)
 
     def _autocast(self) -> AbstractContextManager:
         # One context for each phase: the casts that it caches without gradients must not reach a phase that needs them.
@@ -342,22 +349,15 @@ def draw_latents(n: int, latent_dim: int, seed: int, dtype: torch.dtype = torch.
 
 @torch.no_grad()
 def generate(generator: nn.Module, z: Tensor) -> Tensor:
-    """Run G on latents (n, latent_dim) in evaluation mode, a few at a time; its mode is put back."""
-    was_training = generator.training
+    """Run G on latents (n, latent_dim) in evaluation mode, a few at a time; its modes are put back."""
+    modes = [(module, module.training) for module in generator.modules()]
     generator.eval()
     try:
         return torch.cat([generator(part) for part in z.split(_SAMPLE_BATCH)])
     finally:
-        generator.train(was_training)
-
-
-def all_finite(state: Any) -> bool:
-    """Tell whether every floating-point tensor in nested dicts is finite; waits for the device."""
-    if isinstance(state, Mapping):
-        return all(all_finite(value) for value in state.values())
-    if isinstance(state, Tensor) and state.is_floating_point():
-        return bool(state.isfinite().all())
-    return not isinstance(state, float) or math.isfinite(state)
+        # One by one: a layer that its owner keeps in evaluation mode stays there.
+        for module, training in modes:
+            module.training = training
 
 
 def _state_tensors(module: nn.Module) -> list[Tensor]:

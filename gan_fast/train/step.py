@@ -6,7 +6,7 @@ captured as a CUDA graph. Symbols: x real images, z latents, G the generator, D 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -107,6 +107,6 @@ def update_if_finite(optimizer: torch.optim.Optimizer) -> Tensor:
 
 
 @torch.no_grad()
-def average_into(averages: Sequence[Tensor], tensors: Sequence[Tensor], decay: float) -> None:
+def average_into(averages: list[Tensor], tensors: list[Tensor], decay: float) -> None:
     """Move each average towards its tensor: average = decay * average + (1 - decay) * tensor."""
     torch._foreach_lerp_(averages, tensors, 1.0 - decay)

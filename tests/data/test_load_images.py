@@ -5,6 +5,7 @@ import pathlib
 import sys
 import threading
 import zipfile
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -193,9 +194,8 @@ def test_one_image_reads_as_singular(tmp_path):
     assert str(data).startswith("1 image, 3x8x8, 1 class, from ")
 
 
+@pytest.mark.skipif(find_spec("sklearn") is None, reason='needs scikit-learn: pip install "gan_fast[digits]"')
 class TestDigits:
-    pytest.importorskip("sklearn", reason="needs scikit-learn (pip install gan_fast[digits])")
-
     def test_native_size_is_exact(self):
         from sklearn.datasets import load_digits
 

@@ -39,7 +39,9 @@ def clone(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def cotangent(output: Tensor, seed: int = 1) -> Tensor:
-    return torch.randn(output.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(output.dtype)
+    return torch.randn(output.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
+        output.dtype
+    )
 
 
 def second_order(function: Any, arguments: dict[str, Any], like: dict[str, Any]) -> dict[str, Tensor]:
@@ -292,12 +294,9 @@ def test_drawn_inputs_equal_eager(
     values = int(torch.Size(shape).numel() / shape[1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ours, eager, exact = (
-            second_order(f, a, arguments)
-            for f, a in (
-                (batch_norm_act, arguments), (reference, arguments), (reference, exact_copy(arguments)),
-            )  # fmt: skip
-        )
+        ours = second_order(batch_norm_act, arguments, arguments)
+        eager = second_order(reference, arguments, arguments)
+        exact = second_order(reference, exact_copy(arguments), arguments)
     # With two or three values, or a batch expanded from one, the variance can be nothing but rounding: then results
     # magnify the input's own rounding and "exact" means little.
     if training and (values < 8 or layout == "expanded"):

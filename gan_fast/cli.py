@@ -1,0 +1,168 @@
+"""The command line: ``gan-fast train``, ``sample`` and ``info``."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Union
+
+import tyro
+from tqdm import tqdm
+
+from gan_fast.backends import info
+from gan_fast.train.checkpoint import CheckpointError, load_generator, write_safely
+from gan_fast.train.loop import TrainingDivergedError, draw_latents, generate
+from gan_fast.train.pictures import write_grid
+from gan_fast.train.process import keep_freed_memory, set_threads
+from gan_fast.train.run import Run, RunConfig
+
+_FAILED, _USAGE = 1, 2
+_DESCRIPTION = "Train GANs with fused kernels and look at what they draw."
+
+
+class _UsageError(Exception):
+    """What the user can put right; the message says how."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a DCGAN on a data set, in a folder of its own.
+
+    Ctrl-C and SIGTERM finish the step, save and exit; --resume goes on from there, bit for bit on a CPU.
+    """
+
+    run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes]
+    resume: bool = False
+    """Continue the run in --out; give the options that it was started with."""
+    threads: int | None = None
+    """CPU threads; unset: as many as this process may use."""
+
+    def __call__(self, command: str) -> int:
+        if self.threads is not None and self.threads < 1:
+            raise _UsageError(f"train: expected threads at least 1, got {self.threads}")
+        set_threads(self.threads)
+        keep_freed_memory()
+        with _users_errors():
+            run = Run(self.run, resume=self.resume, say=_say)
+        number = run.train()
+        if number is None:
+            _say(f"done: {self.run.out}")
+            return 0
+        _say(f"stopped by {signal.Signals(number).name} after step {run.trainer.steps_done}; saved. Go on with:")
+        _say(f"  {command if self.resume else f'{command} --resume'}")
+        return 128 + number
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw a grid of images from a trained generator."""
+
+    run: tyro.conf.Positional[Path]
+    """A run's folder, or a generator's safetensors file."""
+    n: int = 64
+    """Number of images."""
+    seed: int = 0
+    """Of the latents."""
+    out: Path | None = None
+    """PNG to write; unset: samples.png beside the generator."""
+    ema: bool = True
+    """From the averaged generator; --no-ema: from the last one."""
+
+    def __call__(self, command: str) -> int:
+        path = self.run
+        if path.is_dir():
+            path = path / ("generator_ema.safetensors" if self.ema else "generator.safetensors")
+        if not path.exists():
+            raise _UsageError(f"sample: expected run a folder or file with a generator, got {self.run}: no {path.name}")
+        generator = load_generator(path)
+        with _users_errors():
+            images = generate(generator, draw_latents(self.n, generator.latent_dim, self.seed))
+            out = self.out or path.parent / "samples.png"
+            out.parent.mkdir(parents=True, exist_ok=True)
+        write_safely(out, lambda file: write_grid(file, images))
+        _say(str(out))
+        return 0
+
+
+@dataclass(frozen=True)
+class Info:
+    """Tell what serves each op on this machine and why."""
+
+    def __call__(self, command: str) -> int:
+        _say(info())
+        return 0
+
+
+_Command = Union[  # noqa: UP007  (a union of annotated types; `|` on them needs Python 3.11 here)
+    Annotated[Train, tyro.conf.subcommand("train")],
+    Annotated[Sample, tyro.conf.subcommand("sample")],
+    Annotated[Info, tyro.conf.subcommand("info")],
+]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line; return where it succeeds.
+
+    Args:
+        args: the arguments; None takes the process's own.
+
+    Raises:
+        SystemExit: with 2 where the user can put it right, 1 where a run failed otherwise, 130 after Ctrl-C, 143 after
+            SIGTERM. The reason is one line on stderr.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    try:
+        with _users_errors():
+            command = _parse(given)
+        code = command(shlex.join(["gan-fast", *given]))
+    except KeyboardInterrupt:
+        code = _end("interrupted", 128 + signal.SIGINT)
+    except _UsageError as error:
+        code = _end(str(error), _USAGE)
+    except (CheckpointError, TrainingDivergedError, OSError) as error:
+        code = _end(str(error), _FAILED)
+    if code:
+        raise SystemExit(code)
+
+
+def _parse(args: Sequence[str]) -> Train | Sample | Info:
+    """Parse with tyro; what it would print in a box over several lines becomes the message of one error."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(_Command, prog="gan-fast", description=_DESCRIPTION, args=args)
+    except SystemExit as error:
+        if not error.code:
+            raise
+        lines = [line.strip("│╭╮╰╯ ") for line in box.getvalue().splitlines()]
+        # The first line is a title; a rule divides what is wrong from advice.
+        text = " ".join(itertools.takewhile(lambda line: line.strip("─"), lines[1:])) or " ".join(lines)
+        text = re.sub(r"^Error parsing \S+: ", "", text)
+        raise _UsageError(f"{text} (see gan-fast --help)") from None
+
+
+@contextlib.contextmanager
+def _users_errors() -> Iterator[None]:
+    """Where options and data are read, a wrong value is of the user's making; elsewhere it is a fault of ours."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        raise _UsageError(str(error)) from error
+
+
+def _say(line: str) -> None:
+    # Through tqdm, so that a line does not tear a running bar.
+    tqdm.write(line, file=sys.stdout)
+
+
+def _end(message: str, code: int) -> int:
+    print(f"gan-fast: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,216 @@
+"""Files that survive a kill, a full disk and a flipped bit.
+
+A checkpoint is what ``torch.save`` writes, then its SHA-256 (32 bytes), then 8 bytes that name the format. A new one
+replaces the last only when it lies on the disk complete, and the last stays beside it as the previous one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors.torch import load as safetensors_load
+from safetensors.torch import save as safetensors_save
+from torch import Tensor, nn
+
+from gan_fast.models import DCGANGenerator
+
+_MAGIC = b"GANFAST1"
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_MODEL_KEY = "gan_fast.generator"
+_DIGEST_KEY = "gan_fast.sha256"
+
+
+class CheckpointError(RuntimeError):
+    """A file that cannot be saved or cannot be trusted; the message names it and the reason."""
+
+
+def previous_of(path: Path) -> Path:
+    """Return where the checkpoint before the one at ``path`` is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def write_safely(path: Path, write: Callable[[BinaryIO], None], *, keep_previous: bool = False) -> None:
+    """Write a file so that ``path`` holds either the old or the complete new content, whatever happens.
+
+    Args:
+        path: the file; its folder must exist.
+        write: writes the content to the open file that it is given.
+        keep_previous: keep the file that was there as :func:`previous_of`.
+
+    Raises:
+        CheckpointError: the disk is full, or another fault; the old file stands.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if keep_previous and path.exists():
+            os.replace(path, previous_of(path))
+        os.replace(temporary, path)
+        # The new names are safe only when the folder is on the disk too.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    # A full disk is an OSError from a file and a RuntimeError from torch.save.
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: cannot be saved ({reason}); what was there before stands") from error
+
+
+def write_bytes_safely(path: Path, content: bytes | str) -> None:
+    """As :func:`write_safely`, for content that is there already; text becomes UTF-8."""
+    data = content.encode() if isinstance(content, str) else content
+
+    def write(file: BinaryIO) -> None:
+        file.write(data)
+
+    write_safely(path, write)
+
+
+class _HashingWriter(io.RawIOBase):
+    """A file that takes the SHA-256 of what passes through."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.hash = file, hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        self._file.write(data)
+        return len(data)
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Save a state; the checkpoint that was at ``path`` becomes the previous one.
+
+    Args:
+        path: the file; its folder must exist.
+        state: nested dicts of tensors, numbers and strings.
+
+    Raises:
+        CheckpointError: it cannot be saved; the checkpoint that was there stands.
+    """
+
+    def write(file: BinaryIO) -> None:
+        hashing = _HashingWriter(file)
+        torch.save(state, hashing)  # type: ignore[arg-type]
+        file.write(hashing.hash.digest() + _MAGIC)
+
+    write_safely(path, write, keep_previous=True)
+
+
+def load_checkpoint(path: Path, warn: Callable[[str], None] = print) -> dict[str, Any]:
+    """Load the checkpoint at ``path``, or the previous one where that is missing or damaged.
+
+    Args:
+        path: as given to :func:`save_checkpoint`.
+        warn: is told why, where the previous one is taken.
+
+    Returns:
+        The state, on the CPU.
+
+    Raises:
+        CheckpointError: neither can be used; the message names both and the reasons.
+
+    Notes:
+        The SHA-256 is verified before anything is decoded, and decoding runs no code (``weights_only``).
+    """
+    try:
+        return _load_verified(path)
+    except CheckpointError as error:
+        try:
+            state = _load_verified(previous_of(path))
+        except CheckpointError as previous_error:
+            raise CheckpointError(f"{error}; {previous_error}") from error
+        warn(f"{error}; taking the previous one, {previous_of(path).name}")
+        return state
+
+
+def _load_verified(path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    payload, digest, magic = (
+        memoryview(content)[: -_DIGEST_BYTES - len(_MAGIC)],
+        content[-_DIGEST_BYTES - len(_MAGIC) : -len(_MAGIC)],
+        content[-len(_MAGIC) :],
+    )
+    if magic != _MAGIC:
+        raise CheckpointError(f"{path}: not a gan_fast checkpoint, or cut short")
+    found = hashlib.sha256(payload)
+    if found.digest() != digest:
+        have, want = found.hexdigest()[:16], digest.hex()[:16]
+        raise CheckpointError(f"{path}: damaged: SHA-256 is {have}..., {want}... when it was saved")
+    try:
+        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    # What weights_only refuses is an UnpicklingError; a sound hash over something else can raise nearly anything.
+    except Exception as error:
+        raise CheckpointError(f"{path}: refused: {str(error).splitlines()[0]}") from error
+
+
+def save_generator(path: Path, generator: nn.Module, model: Mapping[str, int]) -> None:
+    """Save a generator as safetensors, with what is needed to build it again and a SHA-256 of its tensors.
+
+    Args:
+        path: the file; its folder must exist.
+        generator: its state dict is what is saved.
+        model: the arguments of ``DCGANGenerator``.
+
+    Raises:
+        CheckpointError: it cannot be saved; the file that was there stands.
+    """
+    state = {name: t.detach().cpu().contiguous() for name, t in generator.state_dict().items()}
+    metadata = {"format": "pt", _MODEL_KEY: json.dumps(dict(model)), _DIGEST_KEY: _digest(state)}
+    write_bytes_safely(path, safetensors_save(state, metadata))
+
+
+def load_generator(path: Path) -> DCGANGenerator:
+    """Build the generator that :func:`save_generator` saved, on the CPU and in evaluation mode.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another program.
+    """
+    try:
+        content = path.read_bytes()
+        state = safetensors_load(content)
+        header_bytes = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + header_bytes]).get("__metadata__", {})
+        if _MODEL_KEY not in metadata:
+            raise CheckpointError(f"{path}: not a generator saved by gan_fast")
+        if metadata.get(_DIGEST_KEY) != _digest(state):
+            raise CheckpointError(f"{path}: damaged: its SHA-256 is not the one it was saved with")
+        generator = DCGANGenerator(**json.loads(metadata[_MODEL_KEY]))
+        generator.load_state_dict(state)
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    # Damage in the header shows as SafetensorError, ValueError, TypeError, KeyError or RuntimeError.
+    except Exception as error:
+        raise CheckpointError(f"{path}: damaged: {str(error).splitlines()[0]}") from error
+    return generator.eval()
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

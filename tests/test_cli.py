@@ -1,0 +1,265 @@
+"""The command line end to end, on a few steps of a small network."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from train.players import assert_same_state
+
+from gan_fast import cli
+from gan_fast.train import Trainer, run
+from gan_fast.train.checkpoint import load_checkpoint, previous_of
+from gan_fast.train.pictures import image_grid
+
+SMALL = ["--data", "digits", "--width", "2", "--latent-dim", "8", "--batch-size", "16", "--threads", "1"]
+PACE = ["--log-every", "3", "--sample-every", "5", "--checkpoint-every", "4"]
+
+
+def train(out, *options):
+    cli.main(["train", "--out", str(out), *SMALL, *PACE, *options])
+
+
+def fails(capsys, code, *args):
+    """Run, expect the exit code, and return the one line on stderr."""
+    with pytest.raises(SystemExit) as raised:
+        cli.main(list(map(str, args)))
+    assert raised.value.code == code
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gan-fast: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def rows_of(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def _keep_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    train(out, "--steps", "10", "--tensorboard")
+    return out
+
+
+def test_folder_of_a_run(finished):
+    files = sorted(str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file())
+    assert [name for name in files if "tensorboard" not in name] == [
+        "checkpoint.previous.pt",
+        "checkpoint.pt",
+        "class_coverage.json",
+        "config.json",
+        "curves.png",
+        "generator.safetensors",
+        "generator_ema.safetensors",
+        "metrics.jsonl",
+        "samples/step_000005.png",
+        "samples/step_000010.png",
+    ]
+    assert any(name.startswith("tensorboard/events") for name in files)
+    record = json.loads((finished / "config.json").read_text())
+    assert record["config"]["batch_size"] == 16
+    assert record["config"]["d_betas"] == [0.5, 0.999]
+    assert record["model"] == {"latent_dim": 8, "channels": 1, "image_size": 16, "width": 2}
+    assert record["versions"]["torch"] == torch.__version__
+    rows = rows_of(finished)
+    assert [row["step"] for row in rows] == [3, 6, 9, 10]
+    names = {"step", "d_loss", "g_loss", "d_real", "d_fake", "images_per_s", "time_s", "skipped_steps"}
+    assert all(set(row) == names for row in rows)
+    assert [row["time_s"] for row in rows] == sorted(row["time_s"] for row in rows)
+    coverage = json.loads((finished / "class_coverage.json").read_text())
+    assert coverage["samples"] == 1000
+    assert sum(coverage["fractions"].values()) == pytest.approx(1)
+    assert load_checkpoint(finished / "checkpoint.pt")["trainer"]["steps_done"] == 10
+    assert load_checkpoint(previous_of(finished / "checkpoint.pt"))["trainer"]["steps_done"] == 8
+
+
+def test_sample_rebuilds_either_generator(finished, tmp_path, capsys):
+    for options in ([], ["--no-ema"], ["--seed", "1"], ["--n", "9"]):
+        cli.main(["sample", str(finished), "--out", str(tmp_path / f"{'_'.join(options)}.png"), *options])
+    pictures = [np.asarray(Image.open(path)) for path in sorted(tmp_path.iterdir())]
+    assert len({picture.tobytes() for picture in pictures}) == 4
+    assert str(tmp_path / "--no-ema.png") in capsys.readouterr().out
+    state = load_checkpoint(finished / "checkpoint.pt")["trainer"]
+    generator = cli.load_generator(finished / "generator.safetensors")
+    assert_same_state(dict(generator.state_dict()), dict(state["generator"]))
+    want = image_grid(cli.generate(generator, cli.draw_latents(64, 8, 0)))
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "--no-ema.png")), np.asarray(want))
+
+
+def test_sample_takes_a_file_too(finished, tmp_path):
+    cli.main(["sample", str(finished / "generator.safetensors"), "--out", str(tmp_path / "new" / "x.png")])
+    assert (tmp_path / "new" / "x.png").exists()
+
+
+def test_info(capsys):
+    cli.main(["info"])
+    assert "minimax_d_loss" in capsys.readouterr().out
+
+
+def test_resume_goes_on_as_if_never_stopped(finished, tmp_path, capsys):
+    train(tmp_path / "run", "--steps", "6")
+    # Rows after the checkpoint, as a killed run leaves them, and one cut short.
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 9, "d_loss": 77, "time_s": 1.0}\n{"step": 1')
+    train(tmp_path / "run", "--steps", "10", "--resume")
+    said = capsys.readouterr().out
+    assert "changed: steps: the run has 6, the command 10" in said
+    assert "resuming at step 6" in said
+    assert [row["step"] for row in rows_of(tmp_path / "run")] == [3, 6, 9, 10]
+    assert 77 not in [row["d_loss"] for row in rows_of(tmp_path / "run")]
+    assert_same_state(*(load_checkpoint(out / "checkpoint.pt")["trainer"] for out in (finished, tmp_path / "run")))
+
+
+def test_resume_before_the_first_checkpoint_starts_over(tmp_path, capsys):
+    train(tmp_path, "--steps", "2")
+    for name in ("checkpoint.pt", "metrics.jsonl"):
+        (tmp_path / name).unlink()
+    train(tmp_path, "--steps", "2", "--resume")
+    assert "starting at step 0" in capsys.readouterr().out
+
+
+def test_resume_from_a_damaged_checkpoint_takes_the_previous_one(tmp_path, capsys):
+    train(tmp_path, "--steps", "6")
+    content = bytearray((tmp_path / "checkpoint.pt").read_bytes())
+    content[1000] ^= 1
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    train(tmp_path, "--steps", "6", "--resume")
+    said = capsys.readouterr().out
+    assert "damaged: SHA-256 is" in said
+    assert "resuming at step 4" in said
+    previous_of(tmp_path / "checkpoint.pt").unlink()
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    line = fails(capsys, 1, "train", "--out", tmp_path, *SMALL, *PACE, "--steps", "6", "--resume")
+    assert "checkpoint.pt: damaged: SHA-256 is" in line
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("options", "want"),
+    [
+        ([], "expected out a folder without a run"),
+        (["--resume", "--seed", "5"], "seed: the run has 0, the command 5"),
+        (["--resume", "--width", "4", "--d-lr", "1"], "width: the run has 2, the command 4; d_lr: the run has 0.0002"),
+        (["--resume", "--data", "/nowhere"], "data: the run has 'digits', the command '/nowhere'"),
+    ],
+)
+def test_a_run_is_never_overwritten(finished, capsys, options, want):
+    before = snapshot(finished)
+    assert want in fails(capsys, 2, "train", "--out", finished, *SMALL, *PACE, *options)
+    assert snapshot(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("args", "want"),
+    [
+        (["train", "--data", "digits"], "Missing from gan-fast train: --out"),
+        (["train", *SMALL, "--out", "OUT", "--batch-size", "1"], "TrainConfig: expected batch_size at least 2, got 1"),
+        (["train", *SMALL, "--out", "OUT", "--objective", "wgan"], "expected objective one of minimax, non_saturating"),
+        (["train", *SMALL, "--out", "OUT", "--steps", "many"], "'many'"),
+        (["train", *SMALL, "--out", "OUT", "--stepz", "1"], "Unrecognized options: --stepz"),
+        (["train", *SMALL, "--out", "OUT", "--image-size", "17"], "expected image_size one of 16, 32, 64, 128, got 17"),
+        (["train", *SMALL, "--out", "OUT", "--batch-size", "1798"], "expected at least batch_size = 1798 images"),
+        (["train", *SMALL, "--out", "OUT", "--device", "abacus"], "expected device one that is here, got 'abacus'"),
+        (["train", *SMALL, "--out", "OUT", "--threads", "0"], "expected threads at least 1, got 0"),
+        (["train", *SMALL, "--out", "OUT", "--resume"], "expected out a folder with a run to resume"),
+        (["train", "--data", "/nowhere", "--out", "OUT"], "/nowhere"),
+        (["train", *SMALL, "--out", "/dev/null"], "expected out a folder, got the file /dev/null"),
+        (["train", *SMALL, "--out", "/dev/null/x"], "Not a directory"),
+        (["sample", "/nowhere"], "expected run a folder or file with a generator, got /nowhere"),
+        (["dance"], "dance"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, args, want):
+    out = tmp_path / "out"
+    assert want in fails(capsys, 2, *[out if arg == "OUT" else arg for arg in args])
+    assert not out.exists()
+
+
+def test_sample_needs_at_least_one_image(finished, capsys):
+    assert "expected n at least 1, got 0" in fails(capsys, 2, "sample", finished, "--n", "0")
+
+
+def test_tensorboard_that_is_not_installed_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    line = fails(capsys, 2, "train", "--out", tmp_path / "x", *SMALL, "--tensorboard")
+    assert 'pip install "gan_fast[tensorboard]"' in line
+
+
+def test_divergence_ends_the_run_and_keeps_the_checkpoint(tmp_path, capsys, monkeypatch):
+    step = Trainer.step
+
+    def diverging(self, real):
+        result = step(self, real)
+        if self.steps_done == 6:
+            next(self.generator.parameters()).data.fill_(float("nan"))
+        return result
+
+    monkeypatch.setattr(Trainer, "step", diverging)
+    line = fails(capsys, 1, "train", "--out", tmp_path, *SMALL, *PACE, "--steps", "20")
+    assert "expected finite weights at step 8, got NaN or infinity; the checkpoint of step 4 stands" in line
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["trainer"]["steps_done"] == 4
+    # What is not a number is null in JSON, not a word that readers refuse.
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_full_disk_ends_the_run_and_keeps_the_checkpoint(tmp_path, capsys, monkeypatch):
+    save, calls = run.save_checkpoint, []
+
+    def filling(path, state):
+        calls.append(path)
+        if len(calls) == 2:
+            monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(RuntimeError("file write failed")))
+        save(path, state)
+
+    monkeypatch.setattr(run, "save_checkpoint", filling)
+    line = fails(capsys, 1, "train", "--out", tmp_path, *SMALL, *PACE, "--steps", "20")
+    assert "checkpoint.pt: cannot be saved (file write failed); what was there before stands" in line
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["trainer"]["steps_done"] == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_saves_and_says_how_to_go_on(tmp_path, number):
+    out = tmp_path / "run"
+    args = ["train", "--out", str(out), *SMALL, "--steps", "1000000", "--log-every", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gan_fast", *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (out / "metrics.jsonl").exists() or not rows_of(out):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        said, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number
+    assert "Traceback" not in errors
+    step = load_checkpoint(out / "checkpoint.pt")["trainer"]["steps_done"]
+    assert f"stopped by {number.name} after step {step}; saved. Go on with:" in said
+    assert said.rstrip().endswith("--log-every 1 --resume")
+    assert rows_of(out)[-1]["step"] == step
+    assert {"curves.png", "generator_ema.safetensors"} <= {path.name for path in out.iterdir()}
+    assert (out / "samples" / f"step_{step:06d}.png").exists()

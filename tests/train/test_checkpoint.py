@@ -1,0 +1,255 @@
+"""Checkpoints under every fault we could think of: the last good one is what loads."""
+
+import builtins
+import hashlib
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from train.players import assert_same_state
+
+from gan_fast.models import DCGANGenerator
+from gan_fast.train import checkpoint
+from gan_fast.train.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    load_generator,
+    previous_of,
+    save_checkpoint,
+    save_generator,
+    write_safely,
+)
+
+MODEL = {"latent_dim": 4, "channels": 1, "image_size": 16, "width": 2}
+
+
+def state(number):
+    return {"step": number, "weights": torch.full((50,), float(number)), "config": '{"seed": 0}'}
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, state(1))
+    save_checkpoint(path, state(2))
+    return path
+
+
+def never(message):
+    raise AssertionError(f"no warning was due: {message}")
+
+
+def test_the_last_two_are_kept_and_nothing_else(path):
+    assert_same_state(load_checkpoint(path, never), state(2))
+    assert_same_state(load_checkpoint(previous_of(path), never), state(1))
+    assert sorted(os.listdir(path.parent)) == ["checkpoint.previous.pt", "checkpoint.pt"]
+
+
+def flip(content, index):
+    return content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :]
+
+
+def signed(payload):
+    return payload + hashlib.sha256(payload).digest() + b"GANFAST1"
+
+
+DAMAGE = {
+    "first byte flipped": (lambda c: flip(c, 0), "SHA-256"),
+    "byte of a tensor flipped": (lambda c: flip(c, len(c) // 2), "SHA-256"),
+    "byte of the hash flipped": (lambda c: flip(c, len(c) - 20), "SHA-256"),
+    "byte of the mark flipped": (lambda c: flip(c, len(c) - 1), "not a gan_fast checkpoint, or cut short"),
+    "half": (lambda c: c[: len(c) // 2], "cut short"),
+    "last byte gone": (lambda c: c[:-1], "cut short"),
+    "a few bytes": (lambda c: c[:5], "cut short"),
+    "empty": (lambda c: b"", "cut short"),
+    "longer": (lambda c: c + b"x", "cut short"),
+    "hash of something else": (lambda c: signed(b"not what torch.save writes"), "refused"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_named_and_the_previous_one_taken(path, name):
+    spoil, reason = DAMAGE[name]
+    path.write_bytes(spoil(path.read_bytes()))
+    said = []
+    assert_same_state(load_checkpoint(path, said.append), state(1))
+    assert len(said) == 1
+    assert str(path) in said[0]
+    assert reason in said[0]
+    assert "taking the previous one, checkpoint.previous.pt" in said[0]
+    previous_of(path).unlink()
+    with pytest.raises(CheckpointError, match="checkpoint.previous.pt: cannot be read"):
+        load_checkpoint(path, never)
+
+
+def test_missing_checkpoint_falls_back_too(path):
+    # What a kill between the two renames leaves.
+    path.unlink()
+    said = []
+    assert load_checkpoint(path, said.append)["step"] == 1
+    assert "cannot be read (No such file or directory)" in said[0]
+
+
+def test_every_flipped_byte_is_noticed(path):
+    content = path.read_bytes()
+    tried = range(0, len(content), 7)
+    for index in tried:
+        path.write_bytes(flip(content, index))
+        assert load_checkpoint(path, lambda message: None)["step"] == 1
+    assert len(tried) > 200
+
+
+class Malicious:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return builtins.open, (str(self.target), "w")
+
+
+@pytest.mark.parametrize("form", ["torch.save", "pickle"])
+def test_malicious_pickle_is_refused_and_runs_nothing(path, tmp_path, form):
+    target = tmp_path / "executed"
+    if form == "torch.save":
+        # Signed as we sign: whoever can write the file can write its hash.
+        save_checkpoint(path, {"step": Malicious(target)})
+    else:
+        path.write_bytes(signed(pickle.dumps(Malicious(target))))
+    previous_of(path).unlink()
+    with pytest.raises(CheckpointError, match="refused"):
+        load_checkpoint(path)
+    assert not target.exists()
+
+
+def raise_error(error):
+    def call(*args, **kwargs):
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("target", "error"),
+    [
+        ((torch, "save"), RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")),
+        ((torch, "save"), OSError(28, "No space left on device")),
+        ((os, "fsync"), OSError(28, "No space left on device")),
+        ((os, "replace"), OSError(5, "Input/output error")),
+    ],
+)
+def test_full_disk_leaves_the_checkpoint_standing(path, monkeypatch, target, error):
+    with monkeypatch.context() as patch:
+        patch.setattr(*target, raise_error(error))
+        with pytest.raises(CheckpointError, match=r"checkpoint.pt: cannot be saved \(.*\); what was there before stands"):
+            save_checkpoint(path, state(3))
+    assert_same_state(load_checkpoint(path, never), state(2))
+    assert sorted(os.listdir(path.parent)) == ["checkpoint.previous.pt", "checkpoint.pt"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_torch_save_on_a_truly_full_disk_is_an_error(path, monkeypatch):
+    temporary = path.with_name("checkpoint.pt.tmp")
+    temporary.symlink_to("/dev/full")
+    with pytest.raises(CheckpointError, match="cannot be saved"):
+        save_checkpoint(path, state(3))
+    assert_same_state(load_checkpoint(path, never), state(2))
+
+
+SAVER = """
+import sys, torch
+from pathlib import Path
+from gan_fast.train.checkpoint import save_checkpoint
+torch.set_num_threads(1)
+for number in range(1, 10**6):
+    save_checkpoint(Path(sys.argv[1]), {"step": number, "weights": torch.full((2**18,), float(number))})
+    print(number, flush=True)
+"""
+
+
+def test_kill_while_saving_never_loses_a_finished_save(tmp_path):
+    path, moments = tmp_path / "checkpoint.pt", random.Random(0)
+    for _ in range(4):
+        with subprocess.Popen([sys.executable, "-c", SAVER, str(path)], stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            time.sleep(moments.uniform(0, 0.1))
+            os.kill(process.pid, signal.SIGKILL)
+            finished = [1, *map(int, process.stdout.read().split())][-1]
+        loaded = load_checkpoint(path, lambda message: None)
+        # A kill between the two renames leaves the save before; one after them, a save not yet printed.
+        assert loaded["step"] in (finished, finished + 1)
+        assert (loaded["weights"] == loaded["step"]).all()
+
+
+# Each system call that a save makes, as a place to die: what a kill at a random moment rarely hits.
+@pytest.mark.parametrize("place", ["save", "fsync", "first replace", "second replace", "fsync of the folder"])
+def test_death_at_each_point_of_a_save(path, monkeypatch, place):
+    class Killed(BaseException):
+        pass
+
+    calls = {"fsync": 0, "replace": 0}
+    fsync, replace = os.fsync, os.replace
+
+    def die_or(name, do, die_at):
+        def call(*args):
+            calls[name] += 1
+            if calls[name] == die_at:
+                raise Killed
+            return do(*args)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        if place == "save":
+            patch.setattr(torch, "save", raise_error(Killed()))
+        patch.setattr(os, "fsync", die_or("fsync", fsync, {"fsync": 1, "fsync of the folder": 2}.get(place)))
+        patch.setattr(os, "replace", die_or("replace", replace, {"first replace": 1, "second replace": 2}.get(place)))
+        with pytest.raises(Killed):
+            save_checkpoint(path, state(3))
+    assert load_checkpoint(path, lambda message: None)["step"] == (3 if place == "fsync of the folder" else 2)
+    save_checkpoint(path, state(4))
+    assert load_checkpoint(path, never)["step"] == 4
+
+
+def test_generator_is_rebuilt_from_its_file_alone(tmp_path):
+    generator, path = DCGANGenerator(**MODEL), tmp_path / "generator.safetensors"
+    save_generator(path, generator, MODEL)
+    rebuilt = load_generator(path)
+    assert_same_state(dict(rebuilt.state_dict()), dict(generator.state_dict()))
+    assert not rebuilt.training
+    z = torch.randn(2, 4)
+    assert torch.equal(rebuilt(z), generator.eval()(z))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda c: flip(c, len(c) - 1), "its SHA-256 is not the one it was saved with"),
+        (lambda c: flip(c, 0), "damaged"),
+        (lambda c: flip(c, 12), "damaged"),
+        (lambda c: c[: len(c) // 2], "damaged"),
+        (lambda c: b"", "damaged"),
+        (lambda c: checkpoint.safetensors_save({"w": torch.ones(2)}), "not a generator saved by gan_fast"),
+    ],
+)
+def test_damaged_generator_is_refused(tmp_path, spoil, reason):
+    path = tmp_path / "generator.safetensors"
+    save_generator(path, DCGANGenerator(**MODEL), MODEL)
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(CheckpointError, match=reason):
+        load_generator(path)
+
+
+def test_missing_generator_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"none.safetensors: cannot be read \(No such file"):
+        load_generator(tmp_path / "none.safetensors")
+
+
+def test_write_safely_needs_its_folder(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot be saved"):
+        write_safely(tmp_path / "none" / "file", lambda file: None)

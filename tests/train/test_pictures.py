@@ -1,0 +1,48 @@
+"""Pictures: right pixels in the right place."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gan_fast.train.pictures import image_grid, write_curves
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (5, 3, 2), (64, 8, 8)])
+def test_each_image_is_in_its_place_and_crisp(channels, count, columns, rows):
+    images = torch.rand(count, channels, 4, 4) * 2 - 1
+    grid = np.asarray(image_grid(images)).reshape(*np.asarray(image_grid(images)).shape[:2], channels)
+    scale = 800 // (columns * 4)
+    cell = 4 * scale + 2
+    assert grid.shape == (rows * cell + 2, columns * cell + 2, channels)
+    for index in range(count):
+        row, column = divmod(index, columns)
+        tile = grid[row * cell + 2 :, column * cell + 2 :][: 4 * scale, : 4 * scale]
+        want = ((images[index] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        assert np.array_equal(tile, want.repeat(scale, 0).repeat(scale, 1))
+
+
+def test_values_out_of_range_are_clipped():
+    assert image_grid(torch.full((1, 1, 4, 4), 3.0)).getpixel((10, 10)) == 255
+
+
+def test_large_images_are_not_shrunk():
+    assert image_grid(torch.zeros(16, 3, 256, 256)).size == (4 * 258 + 2, 4 * 258 + 2)
+
+
+def test_curves_are_a_picture_also_with_gaps():
+    rows = [
+        {"step": step, "d_loss": 1.0, "g_loss": None if step == 2 else 0.7, "d_real": 0.6, "d_fake": 0.4}
+        for step in range(1, 5)
+    ]
+    file = io.BytesIO()
+    write_curves(file, rows)
+    with Image.open(io.BytesIO(file.getvalue())) as picture:
+        assert picture.format == "PNG"
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(10**6)}
+    # Each of the four lines is there, in its colour.
+    for colour in ("2b6cb0", "c05621", "2f855a", "97266d"):
+        assert tuple(bytes.fromhex(colour)) in colours

@@ -1,0 +1,363 @@
+"""The algorithm, its reproducibility, and what it does when numbers go wrong."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from train.players import LATENT_DIM, assert_same_state, make_images, make_players, make_trainer
+
+from gan_fast import models
+from gan_fast.data import DeviceLoader
+from gan_fast.train import TrainConfig, Trainer, TrainingDivergedError
+
+REAL = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(2)) * 2 - 1
+
+
+def plain_dcgan(generator, discriminator, batches, objective, d_steps, seed):
+    """The loop of a textbook, nothing of ours; one row of losses an iteration."""
+    g_adam = torch.optim.Adam(generator.parameters(), 2e-4, (0.5, 0.999))
+    d_adam = torch.optim.Adam(discriminator.parameters(), 2e-4, (0.5, 0.999))
+    rng = torch.Generator().manual_seed(seed)
+    bce, rows = F.binary_cross_entropy_with_logits, []
+
+    def latents(x):
+        return torch.randn(len(x), LATENT_DIM, generator=rng, dtype=x.dtype)
+
+    for iteration in batches:
+        for x in iteration:
+            d_adam.zero_grad()
+            fake = generator(latents(x)).detach()
+            real_logits, fake_logits = discriminator(x), discriminator(fake)
+            d_loss = bce(real_logits, torch.ones_like(real_logits)) + bce(fake_logits, torch.zeros_like(fake_logits))
+            d_loss.backward()
+            d_adam.step()
+        g_adam.zero_grad()
+        logits = discriminator(generator(latents(x)))
+        if objective == "non_saturating":
+            g_loss = bce(logits, torch.ones_like(logits))
+        else:
+            g_loss = -bce(logits, torch.zeros_like(logits))
+        g_loss.backward()
+        g_adam.step()
+        values = (d_loss, g_loss, real_logits.sigmoid().mean(), fake_logits.sigmoid().mean())
+        rows.append([value.item() for value in values])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("objective", ["non_saturating", "minimax"])
+@pytest.mark.parametrize("d_steps", [1, 3])
+def test_same_as_a_plain_loop(objective, d_steps):
+    trainer = make_trainer(data=False, dtype=torch.float64, objective=objective, d_steps=d_steps, seed=7)
+    generator, discriminator = copy.deepcopy(trainer.generator), copy.deepcopy(trainer.discriminator)
+    loader = DeviceLoader(make_images(), 8)
+    batches = [[loader.batch(d_steps * t + i).double() for i in range(d_steps)] for t in range(5)]
+
+    want = plain_dcgan(generator, discriminator, batches, objective, d_steps, seed=7)
+    rows = [trainer.step(iteration) for iteration in batches]
+    have = torch.stack([torch.stack([row[n] for n in ("d_loss", "g_loss", "d_real", "d_fake")]) for row in rows])
+
+    torch.testing.assert_close(have, want, rtol=1e-9, atol=1e-12)
+    # Weights, and the running statistics of batch norm, which every pass of either player moves.
+    for ours, theirs in ((trainer.generator, generator), (trainer.discriminator, discriminator)):
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-8, atol=1e-10)
+
+
+def test_our_dcgan_is_the_plain_one_with_fused_kernels():
+    config = TrainConfig(latent_dim=LATENT_DIM, batch_size=8, seed=3, device="cpu")
+    torch.manual_seed(0)
+    ours = models.DCGANGenerator(LATENT_DIM, 1, 16, 4), models.DCGANDiscriminator(1, 16, 4)
+    plain = copy.deepcopy(ours[0]), copy.deepcopy(ours[1])
+    for model in plain:
+        for block in model.blocks:
+            if hasattr(block, "bn"):
+                bn = nn.BatchNorm2d(block.bn.num_features)
+                bn.load_state_dict(block.bn.state_dict())
+                act = nn.ReLU() if block.bn.activation == "relu" else nn.LeakyReLU(block.bn.negative_slope)
+                block.bn = nn.Sequential(bn, act)
+    trainer = Trainer(config, *ours)
+    batches = [[torch.rand(8, 1, 16, 16) * 2 - 1] for _ in range(3)]
+    want = plain_dcgan(*plain, batches, "non_saturating", 1, seed=3)
+    rows = [trainer.step(iteration) for iteration in batches]
+    have = torch.tensor([[row[n] for n in ("d_loss", "g_loss", "d_real", "d_fake")] for row in rows])
+    torch.testing.assert_close(have, want.float(), rtol=1e-3, atol=1e-4)
+
+
+def test_one_batch_serves_every_discriminator_step():
+    one, many = (make_trainer(data=False, d_steps=3) for _ in range(2))
+    one.step(REAL)
+    many.step([REAL] * 3)
+    assert_same_state(one.state_dict(), many.state_dict())
+    with pytest.raises(ValueError, match=r"expected real d_steps = 3 batches, got 2"):
+        one.step([REAL] * 2)
+
+
+def test_generator_step_leaves_the_discriminator_alone():
+    trainer = make_trainer(data=False)
+    seen = []
+    trainer.g_optimizer.register_step_pre_hook(lambda *_: seen.append([p.requires_grad for p in d.parameters()]))
+    d = trainer.discriminator
+    before = {}
+
+    def remember(*_):
+        before.update({n: p.grad.clone() for n, p in d.named_parameters()})
+
+    trainer.d_optimizer.register_step_post_hook(remember)
+    trainer.step(REAL)
+    # The gradients are still those of D's own step: G's step added nothing to them.
+    assert_same_state({n: p.grad for n, p in d.named_parameters()}, before)
+    assert all(p.requires_grad for p in d.parameters())
+    assert all(p.grad is not None for p in trainer.generator.parameters())
+
+
+def test_parameters_require_gradients_again_after_an_exception():
+    trainer = make_trainer(data=False)
+    frozen = trainer.discriminator[0].weight.requires_grad_(False)
+    kept = [p.requires_grad for p in trainer.discriminator.parameters()]
+
+    class Failing:
+        def d_loss(self, real, fake):
+            return real.mean() - fake.mean(), torch.zeros(2)
+
+        def g_loss(self, fake):
+            assert not any(p.requires_grad for p in trainer.discriminator.parameters())
+            raise RuntimeError("out of memory")
+
+    trainer.objective = Failing()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer.step(REAL)
+    assert [p.requires_grad for p in trainer.discriminator.parameters()] == kept
+    assert not frozen.requires_grad
+
+
+def test_what_the_user_froze_stays_as_it_is():
+    generator, discriminator = make_players(torch.float32)
+    generator[1].weight.requires_grad_(False)
+    discriminator[0].weight.requires_grad_(False)
+    before = generator[1].weight.clone(), discriminator[0].weight.clone()
+    trainer = Trainer(TrainConfig(latent_dim=LATENT_DIM, device="cpu"), generator, discriminator)
+    trainer.step(REAL)
+    assert torch.equal(generator[1].weight, before[0])
+    assert torch.equal(discriminator[0].weight, before[1])
+    assert not generator[1].weight.requires_grad
+
+
+class NoReadBack(TorchDispatchMode):
+    """Fail where the host would wait for a value."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket not in (
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.is_nonzero,
+            torch.ops.aten.equal,
+            torch.ops.aten.nonzero,
+        ), func
+        return func(*args, **(kwargs or {}))
+
+
+def test_step_reads_nothing_back():
+    trainer = make_trainer(data=False, d_steps=2)
+    for _ in range(2):
+        with NoReadBack():
+            result = trainer.step(REAL)
+    assert all(value.shape == () and not value.requires_grad for value in result.values())
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoReadBack():
+        result["d_loss"].item()
+
+
+def test_equal_seeds_give_equal_weights():
+    states = []
+    for seed in (0, 0, 1):
+        trainer = make_trainer(steps=6, seed=seed)
+        trainer.fit()
+        states.append(trainer.state_dict())
+    assert_same_state(states[0], states[1])
+    with pytest.raises(AssertionError):
+        assert_same_state(states[0]["generator"], states[2]["generator"])
+
+
+@pytest.mark.parametrize("d_steps", [1, 2])
+def test_resumed_training_is_the_uninterrupted_one_bit_for_bit(d_steps):
+    # 40 images in batches of 8: the data run over the end of an epoch on both sides of the break. Dropout draws from
+    # the global random state.
+    def trainer(steps):
+        generator, discriminator = make_players(torch.float32)
+        discriminator.insert(2, nn.Dropout(0.3))
+        config = TrainConfig(latent_dim=LATENT_DIM, batch_size=8, steps=steps, d_steps=d_steps, device="cpu")
+        torch.manual_seed(5)
+        return Trainer(config, generator, discriminator, make_images())
+
+    whole, half = trainer(14), trainer(7)
+    whole.fit()
+    whole = whole.state_dict()
+    half = trainer(7)
+    half.fit()
+    saved = copy.deepcopy(half.state_dict())
+    torch.rand(3)
+    second = trainer(14)
+    second.load_state_dict(saved)
+    second.fit()
+    assert second.steps_done == 14
+    assert_same_state(second.state_dict(), whole)
+
+
+def test_learning_rate_is_the_configurations_after_a_resume():
+    first = make_trainer(data=False)
+    first.step(REAL)
+    second = make_trainer(data=False, d_lr=1e-5)
+    second.load_state_dict(first.state_dict())
+    assert second.d_optimizer.param_groups[0]["lr"] == 1e-5
+
+
+def test_average_follows_its_rule():
+    trainer = make_trainer(data=False, dtype=torch.float64, ema_decay=0.2)
+    want = copy.deepcopy(trainer.generator.state_dict())
+    for t in range(1, 5):
+        trainer.step(REAL)
+        decay = min(0.2, t / (t + 9))
+        for name, value in trainer.generator.state_dict().items():
+            want[name] = decay * want[name] + (1 - decay) * value if value.is_floating_point() else value
+    torch.testing.assert_close(trainer.ema_generator.state_dict(), want)
+    assert not trainer.ema_generator.training
+
+
+def test_samples_follow_seed_and_leave_training_alone():
+    trainer, undisturbed = make_trainer(data=False), make_trainer(data=False)
+    trainer.generator[2].eval()
+    undisturbed.generator[2].eval()
+    for current in (trainer, undisturbed):
+        current.step(REAL)
+    samples = trainer.sample(300, seed=4)
+    assert samples.shape == (300, 1, 8, 8)
+    assert samples.abs().max() <= 1
+    assert torch.equal(samples, trainer.sample(300, seed=4))
+    assert not torch.equal(samples, trainer.sample(300, seed=5))
+    assert not torch.equal(samples, trainer.sample(300, seed=4, ema=False))
+    z = torch.randn(3, LATENT_DIM)
+    assert torch.equal(trainer.sample(z=z), trainer.sample(z=z))
+    assert trainer.generator.training
+    assert not trainer.generator[2].training
+    for current in (trainer, undisturbed):
+        current.step(REAL)
+    assert_same_state(trainer.state_dict(), undisturbed.state_dict())
+    with pytest.raises(ValueError, match="expected n at least 1, got 0"):
+        trainer.sample(0)
+
+
+def test_non_finite_batch_changes_nothing_but_the_count():
+    trainer = make_trainer(data=False)
+    trainer.step(REAL)
+    before = copy.deepcopy(trainer.state_dict())
+    spoilt = REAL.clone()
+    spoilt[0, 0, 0, 0] = float("inf")
+    trainer.objective = Poisoned(trainer.objective)
+    result = trainer.step(spoilt)
+    after = trainer.state_dict()
+    assert result["skipped"] == 1
+    assert (after["skipped_steps"], after["skipped_in_a_row"]) == (1, 1)
+    for name in ("generator", "discriminator", "g_optimizer", "d_optimizer"):
+        assert_same_state(after[name], before[name])
+    assert trainer.is_finite()
+    trainer.objective = trainer.objective.objective
+    assert trainer.step(REAL)["skipped"] == 0
+    assert (trainer.skipped_steps, trainer.skipped_in_a_row) == (1, 0)
+
+
+class Poisoned:
+    """An objective whose losses are NaN."""
+
+    def __init__(self, objective):
+        self.objective = objective
+
+    def d_loss(self, real, fake):
+        loss, means = self.objective.d_loss(real, fake)
+        return loss * float("nan"), means
+
+    def g_loss(self, fake):
+        return self.objective.g_loss(fake) * float("nan")
+
+
+def test_training_that_stays_non_finite_ends():
+    trainer = make_trainer(steps=100, log_every=4, max_skipped_steps=6)
+    trainer.objective = Poisoned(trainer.objective)
+    with pytest.raises(TrainingDivergedError, match=r"got NaN or infinity in the last 8 steps \(step 8\)"):
+        trainer.fit()
+    assert trainer.is_finite()
+
+
+def test_is_finite_looks_at_moments_too():
+    trainer = make_trainer(data=False)
+    trainer.step(REAL)
+    assert trainer.is_finite()
+    next(iter(trainer.g_optimizer.state.values()))["exp_avg_sq"][0] = float("inf")
+    assert not trainer.is_finite()
+
+
+def test_fit_reports_means_and_stops_when_asked():
+    trainer = make_trainer(steps=10, log_every=4)
+    steps, logged = [], []
+
+    def on_step(step):
+        steps.append(step)
+        if step == 9:
+            trainer.stop()
+
+    rows = trainer.fit(logged.append, on_step)
+    assert steps == list(range(1, 10))
+    assert rows == logged
+    assert [row["step"] for row in rows] == [4, 8]
+    assert set(rows[0]) == {
+        "step", "d_loss", "g_loss", "d_real", "d_fake", "images_per_s", "time_s", "skipped_steps",
+    }  # fmt: skip
+    same = make_trainer(steps=10)
+    loader = DeviceLoader(make_images(), 8)
+    losses = [float(same.step(loader.batch(t))["d_loss"]) for t in range(4)]
+    assert rows[0]["d_loss"] == pytest.approx(sum(losses) / 4)
+    assert trainer.fit()[-1]["step"] == 10
+
+
+def test_bf16_keeps_weights_in_fp32_and_stays_near():
+    full, half = make_trainer(data=False, precision="fp32"), make_trainer(data=False, precision="bf16")
+    dtypes = []
+    half.generator[1].register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    a, b = full.step(REAL), half.step(REAL)
+    assert set(dtypes) == {torch.bfloat16}
+    assert {p.dtype for p in half.generator.parameters()} == {torch.float32}
+    assert a["d_loss"] != b["d_loss"]
+    torch.testing.assert_close(a["d_loss"], b["d_loss"], rtol=0.02, atol=0.02)
+
+
+def test_auto_precision_is_fp32_on_a_cpu():
+    full, auto = make_trainer(data=False, precision="fp32"), make_trainer(data=False)
+    assert_same_state(full.step(REAL), auto.step(REAL))
+
+
+@pytest.mark.parametrize(
+    ("options", "data", "error", "message"),
+    [
+        ({"latent_dim": None}, None, ValueError, "expected config.latent_dim or generator.latent_dim an int"),
+        ({"device": "cuda:77"}, None, ValueError, "expected device one that is here, got 'cuda:77'"),
+        ({"device": "abacus"}, None, ValueError, "expected device one that is here, got 'abacus'"),
+        ({}, "digits", TypeError, "expected data type Tensor, ImageData or an object with batch.step., got str"),
+        ({"batch_size": 41}, make_images(), ValueError, "expected at least batch_size = 41 images, got 40"),
+    ],
+)
+def test_bad_arguments_are_named(options, data, error, message):
+    config = TrainConfig(**{"latent_dim": LATENT_DIM, **options})
+    with pytest.raises(error, match=message):
+        Trainer(config, *make_players(), data)
+
+
+def test_fit_needs_data():
+    with pytest.raises(ValueError, match=r"Trainer.fit: expected data to train on, got None"):
+        make_trainer(data=False).fit()
+
+
+def test_latent_dim_must_agree_with_the_generators():
+    generator = models.DCGANGenerator(7, 1, 16, 2)
+    discriminator = models.DCGANDiscriminator(1, 16, 2)
+    assert Trainer(TrainConfig(device="cpu"), generator, discriminator).latent_dim == 7
+    with pytest.raises(ValueError, match=r"expected config.latent_dim 7 as generator.latent_dim, got 9"):
+        Trainer(TrainConfig(latent_dim=9, device="cpu"), generator, discriminator)
