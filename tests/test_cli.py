@@ -41,7 +41,9 @@ def rows_of(out):
 
 
 @pytest.fixture(autouse=True)
-def _keep_threads():
+def _quick(monkeypatch):
+    # One run, that of `finished`, is enough to train a classifier for.
+    monkeypatch.setattr(run.Run, "_report_coverage", lambda self: None)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -32,6 +32,8 @@ def assert_as_exact(ours: Tensor, eager: Tensor, exact: Tensor, what: str, facto
     eager_error = (eager - exact)[by_eager].abs().max().item() if by_eager.any() else 0.0
     our_error = (ours - exact)[compared].abs().max().item()
     largest = exact[compared].abs().max().item()
+    if dtype == torch.float64:
+        largest = max(largest, 1.0)  # what the tests' values are made of, where a result is their cancellation
     floor = _ROUNDINGS[dtype] * torch.finfo(dtype).eps * largest / 2 + torch.finfo(dtype).tiny
     bound = max(factor * eager_error, floor)
     assert our_error <= bound, f"{what}: error {our_error:.3g}, eager {eager_error:.3g}, bound {bound:.3g}"

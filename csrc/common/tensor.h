@@ -17,23 +17,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
-// The format that ATen's batch norm gives its result: channels-last when the strides of a 4-d or 5-d tensor are ordered
-// so (even with gaps), contiguous otherwise. gan_fast/ops/layout.py tells fake tensors the same.
-inline MemoryFormat suggest_memory_format(const Tensor& t) {
-  const int64_t dim = t.dim();
-  if (dim != 4 && dim != 5) return MemoryFormat::Contiguous;
-  const auto size = t.sizes();
-  const auto stride = t.strides();
-  if (stride[1] == 0) return MemoryFormat::Contiguous;
-  int64_t least = 0;
-  for (int64_t i = 0; i < dim; ++i) {
-    const int64_t d = i == 0 ? 1 : (i == dim - 1 ? 0 : dim - i);  // channels, then space from the last, then batch
-    if (size[d] == 0 || stride[d] < least || (d == 0 && least == stride[1])) return MemoryFormat::Contiguous;
-    least = stride[d] * (size[d] > 1 ? size[d] : 1);
-  }
-  return dim == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d;
-}
-
 inline std::vector<int64_t> strides_for(const Tensor& t, MemoryFormat format) {
   const int64_t dim = t.dim();
   const auto size = t.sizes();
@@ -51,6 +34,37 @@ inline std::vector<int64_t> strides_for(const Tensor& t, MemoryFormat format) {
     place(0);
   }
   return stride;
+}
+
+// Sizes of one may have any stride; the data is where it should be all the same.
+inline bool is_dense(const Tensor& t, MemoryFormat format) {
+  const auto size = t.sizes();
+  const auto stride = t.strides();
+  const auto wanted = strides_for(t, format);
+  for (size_t d = 0; d < wanted.size(); ++d) {
+    if (size[d] != 1 && stride[d] != wanted[d]) return false;
+  }
+  return true;
+}
+
+// The format that ATen's batch norm gives its result: channels-last when the strides of a 4-d or 5-d tensor are ordered
+// so (even with gaps), contiguous otherwise. gan_fast/ops/layout.py tells fake tensors the same.
+inline MemoryFormat suggest_memory_format(const Tensor& t) {
+  const int64_t dim = t.dim();
+  if ((dim != 4 && dim != 5) || t.numel() == 0) return MemoryFormat::Contiguous;
+  if (is_dense(t, MemoryFormat::Contiguous)) return MemoryFormat::Contiguous;
+  const MemoryFormat channels_last = dim == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d;
+  if (is_dense(t, channels_last)) return channels_last;
+  const auto size = t.sizes();
+  const auto stride = t.strides();
+  if (stride[1] == 0) return MemoryFormat::Contiguous;
+  int64_t least = 0;
+  for (int64_t i = 0; i < dim; ++i) {
+    const int64_t d = i == 0 ? 1 : (i == dim - 1 ? 0 : dim - i);  // channels, then space from the last, then batch
+    if (stride[d] < least || (d == 0 && least == stride[1])) return MemoryFormat::Contiguous;
+    least = stride[d] * size[d];
+  }
+  return channels_last;
 }
 
 // aoti_torch_empty_strided is a direct call; torch::stable::empty goes through the dispatcher and costs twice as much.
@@ -78,14 +92,7 @@ inline Tensor empty_like(const Tensor& t, MemoryFormat format) {
 
 // t itself where it is dense in `format`, else a copy that is.
 inline Tensor dense(const Tensor& t, MemoryFormat format) {
-  const auto size = t.sizes();
-  const auto stride = t.strides();
-  const auto wanted = strides_for(t, format);
-  for (size_t d = 0; d < wanted.size(); ++d) {
-    // Sizes of one may have any stride; the data is where it should be all the same.
-    if (size[d] != 1 && stride[d] != wanted[d]) return torch::stable::contiguous(t, format);
-  }
-  return t;
+  return is_dense(t, format) ? t : torch::stable::contiguous(t, format);
 }
 
 inline bool is_floating(ScalarType dtype) {

@@ -271,7 +271,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const MaybeTenso
                   ": expected running_mean and running_var tensors when training is False, got None");
   const Activation kind = parse(activation);
 
-  const MemoryFormat format = input.numel() ? suggest_memory_format(input) : MemoryFormat::Contiguous;
+  const MemoryFormat format = suggest_memory_format(input);
   const Tensor x = dense(input, format);
   const Extent extent = Extent::of(x, format);
   const Tensor output = empty_like(x, format);
@@ -347,7 +347,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   check_parameter("bias", bias, input);
   const Activation kind = parse(activation);
 
-  const MemoryFormat format = input.numel() ? suggest_memory_format(input) : MemoryFormat::Contiguous;
+  const MemoryFormat format = suggest_memory_format(input);
   const Tensor x = dense(input, format), g = dense(grad_output, format);
   const Extent extent = Extent::of(x, format);
   const Tensor grad_input = input_wanted ? empty_like(x, format) : nothing(x);
@@ -419,7 +419,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
   check_parameter("cotangent_bias", cotangent_bias, input);
   const Activation kind = parse(activation);
 
-  const MemoryFormat format = input.numel() ? suggest_memory_format(input) : MemoryFormat::Contiguous;
+  const MemoryFormat format = suggest_memory_format(input);
   const Tensor x = dense(input, format), g = dense(grad_output, format);
   const MaybeTensor cotangent = cotangent_input ? MaybeTensor(dense(*cotangent_input, format)) : std::nullopt;
   const Extent extent = Extent::of(x, format);

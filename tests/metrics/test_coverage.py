@@ -48,7 +48,10 @@ def test_images_without_a_class_are_left_out(digits):
 
 
 def test_large_colour_images_are_averaged_down():
-    dark, light = torch.full((40, 3, 48, 40), 30, dtype=torch.uint8), torch.full((40, 3, 48, 40), 220, dtype=torch.uint8)
+    dark, light = (
+        torch.full((40, 3, 48, 40), 30, dtype=torch.uint8),
+        torch.full((40, 3, 48, 40), 220, dtype=torch.uint8),
+    )
     images, labels = torch.cat((dark, light)), torch.arange(80) // 40
     coverage = class_coverage(images, labels, as_samples(light), ("dark", "light"))
     assert coverage.fractions == {"dark": 0.0, "light": 1.0}

@@ -30,7 +30,5 @@ def test_labels_smooth_the_discriminators_loss_only():
 
 
 def test_unknown_name_lists_those_there_are():
-    with pytest.raises(
-        ValueError, match=r"^make_objective: expected name one of minimax, non_saturating, got 'wgan'$"
-    ):
+    with pytest.raises(ValueError, match=r"^make_objective: expected name one of minimax, non_saturating, got 'wgan'$"):
         objectives.make_objective("wgan")

@@ -24,8 +24,11 @@ def leaves(arguments: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def exact_copy(arguments: dict[str, Any]) -> dict[str, Any]:
+    """In float64, and contiguous: on some strides (1, 2, 1, 2) with a contiguous gradient ATen itself is wrong."""
     return {
-        name: value.detach().double().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+        name: value.detach().double().contiguous().requires_grad_(value.requires_grad)
+        if isinstance(value, Tensor)
+        else value
         for name, value in arguments.items()
     }
 
@@ -36,6 +39,11 @@ def clone(arguments: dict[str, Any]) -> dict[str, Any]:
     for name in ("running_mean", "running_var"):
         own[name] = None if own[name] is None else own[name].clone()
     return own
+
+
+def strides(t: Tensor) -> list[int]:
+    """Of the dims that have one: the stride of a single element says nothing."""
+    return [stride for size, stride in zip(t.shape, t.stride()) if size > 1]
 
 
 def cotangent(output: Tensor, seed: int = 1) -> Tensor:
@@ -80,7 +88,7 @@ def test_equals_eager_to_second_order(sample: NormSample, dtype: torch.dtype) ->
             assert not value.count_nonzero(), f"{name} is missing"
             continue
         assert_as_exact(ours[name], value, exact[name], name)
-        assert ours[name].stride() == value.stride() or name.startswith("second"), f"{name}: strides"
+        assert strides(ours[name]) == strides(value) or name.startswith("second"), f"{name}: strides"
     for name in set(ours) - set(eager):
         assert not ours[name].count_nonzero(), f"{name}: eager has no such derivative"
 
@@ -270,7 +278,7 @@ def test_autocast_keeps_the_input_dtype() -> None:
         assert batch_norm_act(**arguments).dtype == reference(**arguments).dtype == torch.bfloat16
 
 
-@settings(max_examples=300)
+@settings(max_examples=2000)
 @given(
     shape=st.tuples(st.integers(1, 5), st.integers(1, 19)).flatmap(
         lambda nc: st.lists(st.integers(1, 9), min_size=0, max_size=3).map(lambda space: (*nc, *space))
@@ -303,7 +311,7 @@ def test_drawn_inputs_equal_eager(
         return
     for name, value in eager.items():
         if name in ours:
-            assert ours[name].stride() == value.stride() or name.startswith("second"), name
+            assert strides(ours[name]) == strides(value) or name.startswith("second"), name
             assert_as_exact(ours[name], value, exact[name], name, factor=4.0)
 
 

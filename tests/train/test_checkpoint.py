@@ -4,11 +4,8 @@ import builtins
 import hashlib
 import os
 import pickle
-import random
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -84,7 +81,7 @@ def test_damage_is_named_and_the_previous_one_taken(path, name):
     assert reason in said[0]
     assert "taking the previous one, checkpoint.previous.pt" in said[0]
     previous_of(path).unlink()
-    with pytest.raises(CheckpointError, match="checkpoint.previous.pt: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.previous\.pt: cannot be read"):
         load_checkpoint(path, never)
 
 
@@ -146,7 +143,9 @@ def raise_error(error):
 def test_full_disk_leaves_the_checkpoint_standing(path, monkeypatch, target, error):
     with monkeypatch.context() as patch:
         patch.setattr(*target, raise_error(error))
-        with pytest.raises(CheckpointError, match=r"checkpoint.pt: cannot be saved \(.*\); what was there before stands"):
+        with pytest.raises(
+            CheckpointError, match=r"checkpoint.pt: cannot be saved \(.*\); what was there before stands"
+        ):
             save_checkpoint(path, state(3))
     assert_same_state(load_checkpoint(path, never), state(2))
     assert sorted(os.listdir(path.parent)) == ["checkpoint.previous.pt", "checkpoint.pt"]
@@ -161,29 +160,44 @@ def test_torch_save_on_a_truly_full_disk_is_an_error(path, monkeypatch):
     assert_same_state(load_checkpoint(path, never), state(2))
 
 
-SAVER = """
-import sys, torch
+# Forks savers and kills each at a random moment: importing torch once for all of them.
+KILLER = """
+import os, random, signal, sys, time, torch
 from pathlib import Path
-from gan_fast.train.checkpoint import save_checkpoint
+from gan_fast.train.checkpoint import load_checkpoint, save_checkpoint
 torch.set_num_threads(1)
-for number in range(1, 10**6):
-    save_checkpoint(Path(sys.argv[1]), {"step": number, "weights": torch.full((2**18,), float(number))})
-    print(number, flush=True)
+path, moments = Path(sys.argv[1]), random.Random(0)
+finished = 0
+for trial in range(int(sys.argv[2])):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        for number in range(finished + 1, 10**6):
+            save_checkpoint(path, {"step": number, "weights": torch.full((2**16,), float(number))})
+            os.write(writer, b"%d " % number)
+    os.close(writer)
+    with open(reader) as lines:
+        first = lines.read(1)
+        time.sleep(moments.uniform(0, 0.05))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        saved = int((first + lines.read()).split()[-1])
+    loaded = load_checkpoint(path, lambda message: None)
+    # A kill between the two renames leaves the save before; one after them, a save not yet reported.
+    assert loaded["step"] in (saved, saved + 1), (loaded["step"], saved)
+    assert bool((loaded["weights"] == loaded["step"]).all())
+    finished = loaded["step"]
+    print(trial)
 """
 
 
 def test_kill_while_saving_never_loses_a_finished_save(tmp_path):
-    path, moments = tmp_path / "checkpoint.pt", random.Random(0)
-    for _ in range(4):
-        with subprocess.Popen([sys.executable, "-c", SAVER, str(path)], stdout=subprocess.PIPE) as process:
-            process.stdout.readline()
-            time.sleep(moments.uniform(0, 0.1))
-            os.kill(process.pid, signal.SIGKILL)
-            finished = [1, *map(int, process.stdout.read().split())][-1]
-        loaded = load_checkpoint(path, lambda message: None)
-        # A kill between the two renames leaves the save before; one after them, a save not yet printed.
-        assert loaded["step"] in (finished, finished + 1)
-        assert (loaded["weights"] == loaded["step"]).all()
+    command = [sys.executable, "-c", KILLER, str(tmp_path / "checkpoint.pt"), "40"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.split()) == 40
 
 
 # Each system call that a save makes, as a place to die: what a kill at a random moment rarely hits.
