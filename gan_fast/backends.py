@@ -64,7 +64,7 @@ def _unavailable(op: str, device_type: str) -> str | None:
     """Why our kernels cannot serve ``op`` on a device, or None where they can."""
     if not extension.available():
         return f"the native module is not built (build: {extension.BUILD_COMMAND})"
-    if not extension.has_kernel(_native_ops[op], device_type.upper()):
+    if not extension.has_kernel(_native_ops[op], device_type):
         return f"no kernel for device {device_type}"
     return None
 
@@ -78,7 +78,8 @@ def _served_natively(op: str, device_type: str) -> bool:
     key = (op, device_type)
     if key not in _served:
         reason = _unavailable(op, device_type)
-        if reason is not None:
+        # Without a native module extension.py has said so already, for all ops.
+        if reason is not None and extension.available():
             logger.warning("%s on %s: the reference serves, because %s", op, device_type, reason)
         _served[key] = reason is None
     return _served[key]

@@ -36,6 +36,10 @@ def build_info() -> dict[str, str]:
     return {} if _C is None else dict(_C.build_info())
 
 
-def has_kernel(op: str, dispatch_key: str) -> bool:
-    """Whether ``torch.ops.gan_fast.<op>`` has a native kernel for a dispatch key such as "CPU" or "CUDA"."""
-    return _C is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"gan_fast::{op}", dispatch_key)
+_DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
+
+
+def has_kernel(op: str, device_type: str) -> bool:
+    """Whether ``torch.ops.gan_fast.<op>`` has a native kernel for tensors on a device such as "cpu"."""
+    key = _DISPATCH_KEYS.get(device_type)
+    return _C is not None and key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"gan_fast::{op}", key)

@@ -68,9 +68,7 @@ struct Curved {
 
   GAN_FAST_INLINE Curved(Activation activation, double) : is_tanh(activation == Activation::tanh) {}
 
-  GAN_FAST_INLINE V value(V z) const {
-    return narrow<V>(is_tanh ? math::tanh(widen(z)) : math::sigmoid(widen(z)));
-  }
+  GAN_FAST_INLINE V value(V z) const { return narrow<V>(is_tanh ? math::tanh(widen(z)) : math::sigmoid(widen(z))); }
 
   GAN_FAST_INLINE V backward(V grad, V z) const {
     return grad * narrow<V>(is_tanh ? math::tanh_slope(widen(z)) : math::sigmoid_slope(widen(z)));

@@ -22,7 +22,7 @@ GAN_FAST_INLINE Exp split_exp(F64 x) {
   constexpr double kLog2e = 1.4426950408889634074;
   constexpr double kLn2High = 6.93147180369123816490e-01;  // the low 32 bits are zero: exact product with any n here
   constexpr double kLn2Low = 1.90821492927058770002e-10;
-  constexpr double kUnderflow = -746.0;      // e^-746 is below half the smallest subnormal
+  constexpr double kUnderflow = -746.0;          // e^-746 is below half the smallest subnormal
   constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer in the low bits
   x = x < kUnderflow ? F64{} + kUnderflow : x;
   const F64 shifted = x * kLog2e + kRound;

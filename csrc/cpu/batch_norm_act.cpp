@@ -398,9 +398,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
     const MaybeTensor& cotangent_input, const MaybeTensor& cotangent_weight, const MaybeTensor& cotangent_bias,
-    const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& invstd,
-    const MaybeTensor& weight, const MaybeTensor& bias, bool training, const std::string& activation,
-    double negative_slope, bool grad_output_wanted, bool input_wanted) {
+    const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& invstd, const MaybeTensor& weight,
+    const MaybeTensor& bias, bool training, const std::string& activation, double negative_slope,
+    bool grad_output_wanted, bool input_wanted) {
   check_input(input);
   for (const auto& [name, t] : {std::pair{"grad_output", &grad_output},
                                 {"cotangent_input", cotangent_input ? &*cotangent_input : &grad_output}}) {
@@ -475,8 +475,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
                             coefficients.at(kWone, c) = static_cast<A>(b_beta[c] - scale * s.a);
                             set_map(c, 0, 0);
                           }};
-      [[maybe_unused]] const Reduce curvature{
-          CurvatureSums<T, Act>{point, a}, [&](int64_t c, const double* sums) { set_map(c, sums[0], sums[1]); }};
+      [[maybe_unused]] const Reduce curvature{CurvatureSums<T, Act>{point, a},
+                                              [&](int64_t c, const double* sums) { set_map(c, sums[0], sums[1]); }};
       const Map map{M{point, a, training, grad_output_wanted ? static_cast<T*>(grad_grad.mutable_data_ptr()) : nullptr,
                       input_wanted ? static_cast<T*>(grad_input.mutable_data_ptr()) : nullptr}};
       if constexpr (Act::kCurved) {

@@ -90,8 +90,9 @@ inline int64_t rows_in_cache(int64_t width) {
   return std::max<int64_t>(1, kFirstLevelBytes / (width * static_cast<int64_t>(sizeof(A))));
 }
 
-// Adds the terms of vectors of values at begin, begin + step and so on, before end, to the totals. Cheap kernels get a loop of their own with two sets of totals,
-// so that one addition need not wait for the last; for the others a second copy of their code would only cost.
+// Adds the terms of vectors of values at begin, begin + step and so on, before end, to the totals. Cheap kernels get a
+// loop of their own with two sets of totals, so that one addition need not wait for the last; for the others a second
+// copy of their code would only cost.
 template <class Kernel>
 GAN_FAST_INLINE void add_run(const Kernel& kernel, int64_t begin, int64_t end, int64_t step,
                              const Vec<typename Kernel::A>* c, F64* total) {

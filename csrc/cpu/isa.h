@@ -39,8 +39,8 @@ inline Level level() {
   return chosen;
 }
 
-// Each version works on its own copy of the kernel: a local whose address nobody has can live in registers, whatever the
-// kernel stores. It comes by reference because by value vectors would pass differently in each version.
+// Each version works on its own copy of the kernel: a local whose address nobody has can live in registers, whatever
+// the kernel stores. It comes by reference because by value vectors would pass differently in each version.
 template <class Kernel, class... Args>
 void run_baseline(const Kernel& kernel, Args... args) {
   const Kernel local = kernel;

@@ -57,9 +57,7 @@ GAN_FAST_INLINE V load_raw(const T* p) {
   return v;
 }
 
-GAN_FAST_INLINE F32 to_lanes(U16 bits, BFloat16) {
-  return bit_cast<F32>(__builtin_convertvector(bits, U32) << 16);
-}
+GAN_FAST_INLINE F32 to_lanes(U16 bits, BFloat16) { return bit_cast<F32>(__builtin_convertvector(bits, U32) << 16); }
 
 // binary16 to binary32 by moving the exponent field and scaling by 2^112, which also renormalises subnormals.
 GAN_FAST_INLINE F32 to_lanes(U16 bits, Half) {
@@ -141,8 +139,6 @@ GAN_FAST_INLINE F64 keep(F64 x, int count) {
   return x;
 }
 
-GAN_FAST_INLINE double sum(F64 x) {
-  return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
-}
+GAN_FAST_INLINE double sum(F64 x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
 
 }  // namespace gan_fast

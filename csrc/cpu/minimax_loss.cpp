@@ -95,8 +95,9 @@ void write(const Tensor& t, int64_t index, double value) {
 }
 
 double scalar_value(const Tensor& t) {
-  return for_dtype(t.scalar_type(),
-                   [&](auto tag) { return static_cast<double>(*static_cast<const decltype(tag)*>(t.const_data_ptr())); });
+  return for_dtype(t.scalar_type(), [&](auto tag) {
+    return static_cast<double>(*static_cast<const decltype(tag)*>(t.const_data_ptr()));
+  });
 }
 
 void check_pair(const char* op, const Tensor& logits, const MaybeTensor& other) {
@@ -143,8 +144,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_loss, const Tensor& logit
   check::cpu(kBackward, "logits", logits);
   check::cpu(kBackward, "grad_loss", grad_loss);
   check_pair(kBackward, logits, other);
-  STD_TORCH_CHECK(grad_loss.numel() == 1, kBackward, ": expected grad_loss shape (), got ",
-                  check::shape_of(grad_loss));
+  STD_TORCH_CHECK(grad_loss.numel() == 1, kBackward, ": expected grad_loss shape (), got ", check::shape_of(grad_loss));
   check::dtype(kBackward, "grad_loss", grad_loss, logits.scalar_type());
   const double factor = scale * scalar_value(grad_loss);
   return {grad(logits, target, factor),

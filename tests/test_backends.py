@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import gan_fast
+from gan_fast import backends, extension
+from gan_fast.ops import batch_norm_act, minimax_d_loss
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+
+
+def test_info_names_what_serves_every_op() -> None:
+    text = gan_fast.info()
+    for op in ("batch_norm_act", "minimax_d_loss", "minimax_g_loss"):
+        (line,) = (line for line in text.splitlines() if line.split()[:2] == [op, "cpu"])
+        assert "cpu kernel: native kernel registered" in line
+    assert extension.build_info()["compiler"] in text
+    with gan_fast.use_backend("reference"):
+        assert "reference: asked for by name" in gan_fast.info()
+
+
+def test_backend_choice_nests_and_is_restored() -> None:
+    with gan_fast.use_backend("reference"):
+        with gan_fast.use_backend("cpu"):
+            assert backends.native("batch_norm_act", "cpu")
+        assert not backends.native("batch_norm_act", "cpu")
+    with pytest.raises(RuntimeError, match="boom"), gan_fast.use_backend("reference"):
+        raise RuntimeError("boom")
+    assert backends.native("batch_norm_act", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("fast", ValueError, "use_backend: expected name one of auto, reference, cpu, cuda, triton, got 'fast'"),
+        ("cuda", RuntimeError, "batch_norm_act: expected input device cuda for backend cuda, got cpu"),
+        ("triton", RuntimeError, "batch_norm_act: expected backend triton to be available, got no Triton kernel"),
+    ],
+)
+def test_a_backend_that_is_not_there_raises(name: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as caught, gan_fast.use_backend(name):
+        batch_norm_act(torch.ones(2, 3), None, None, training=True)
+    assert str(caught.value).startswith(message)
+
+
+def test_the_kernel_really_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise every comparison with the reference would compare it with itself."""
+    from gan_fast.ops import batch_norm_act as module_function  # noqa: F401
+
+    module = sys.modules["gan_fast.ops.batch_norm_act"]
+    losses = sys.modules["gan_fast.ops.minimax_loss"]
+    for target in (module, losses):
+        monkeypatch.setattr(target, "reference", lambda *_: pytest.fail("the reference was called"))
+    batch_norm_act(torch.ones(2, 3), None, None, training=True)
+    minimax_d_loss(torch.ones(2), torch.ones(3))
+
+
+def test_falls_back_to_the_reference_with_one_logged_line() -> None:
+    """Without a build the package imports, works, and says so once."""
+    code = """
+import logging, sys
+logging.basicConfig(level=logging.WARNING, format="%(message)s")
+sys.modules["gan_fast._C"] = None
+import torch, gan_fast
+from gan_fast.ops import batch_norm_act, minimax_d_loss
+x = torch.randn(4, 3, requires_grad=True)
+for _ in range(3):
+    minimax_d_loss(batch_norm_act(x, None, None, training=True), x).backward()
+print(gan_fast.info())
+try:
+    with gan_fast.use_backend("cpu"):
+        minimax_d_loss(x, x)
+except RuntimeError as error:
+    print("error:", error)
+"""
+    result = run(code)
+    assert "reference: the native module is not built (build: pip install" in result.stdout
+    assert "error: minimax_d_loss: expected backend cpu to be available, got: the native module is not built" in (
+        result.stdout
+    )
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert "native kernels are not available, the reference serves" in result.stderr
+
+
+def test_unserved_device_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    x = torch.ones(2, 3, device="meta")
+    backends._served.pop(("batch_norm_act", "meta"), None)
+    with caplog.at_level(logging.WARNING, "gan_fast"):
+        for _ in range(3):
+            assert batch_norm_act(x, None, None, training=True).shape == (2, 3)
+    assert [r.getMessage() for r in caplog.records] == [
+        "batch_norm_act on meta: the reference serves, because no kernel for device meta"
+    ]
+
+
+@pytest.mark.skipif(not extension.available(), reason="needs the native module")
+def test_every_instruction_set_gives_the_same_bits() -> None:
+    code = """
+import hashlib, torch
+from gan_fast import extension
+from gan_fast.ops import batch_norm_act, minimax_d_loss
+torch.manual_seed(0)
+digest = hashlib.sha256()
+for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+    for activation in ("leaky_relu", "relu", "tanh", "sigmoid"):
+        for format in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(5, 19, 9, 11, dtype=torch.float64).to(dtype).contiguous(memory_format=format)
+            x.requires_grad_()
+            y = batch_norm_act(x, None, None, training=True, activation=activation, negative_slope=0.2)
+            (g,) = torch.autograd.grad(y.float().square().sum(), x, create_graph=True)
+            (h,) = torch.autograd.grad(g.float().square().sum(), x)
+            loss = minimax_d_loss(y.flatten(), x.flatten())
+            for t in (y, g, h, loss):
+                digest.update(t.detach().double().contiguous().numpy().tobytes())
+print(extension.build_info()["instruction_set"], digest.hexdigest())
+"""
+    best = extension.build_info()["best_instruction_set"]
+    levels = ["baseline", "avx2", "avx512"]
+    results = [run(code, GAN_FAST_ISA=level).stdout.split() for level in levels[: levels.index(best) + 1]]
+    assert [r[0] for r in results] == levels[: len(results)]
+    assert len({r[1] for r in results}) == 1
