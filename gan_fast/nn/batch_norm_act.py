@@ -22,11 +22,16 @@ class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
+        bias: bool = True,
         activation: str = "leaky_relu",
         negative_slope: float = 0.01,
     ) -> None:
         checks.one_of(type(self).__name__, "activation", activation, activations.NAMES)
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        # Passed on only when it says something: torch 2.11 does not know the argument.
+        options = {} if bias else {"bias": False}
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, **options
+        )
         self.activation = activation
         self.negative_slope = negative_slope
 
@@ -68,7 +73,7 @@ class BatchNormAct2d(_BatchNormAct, nn.BatchNorm2d):
     ``activation(batch_norm(input))``; see :func:`gan_fast.ops.batch_norm_act`.
 
     Args:
-        num_features, eps, momentum, affine, track_running_stats, device, dtype: as ``nn.BatchNorm2d``.
+        num_features, eps, momentum, affine, track_running_stats, device, dtype, bias: as ``nn.BatchNorm2d``.
         activation: "identity", "relu", "leaky_relu", "tanh" or "sigmoid".
         negative_slope: slope of "leaky_relu" below zero.
 
