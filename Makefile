@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUN := $(BIN)/python -m
+OUT ?= runs/digits-$(shell date +%Y%m%d-%H%M%S)
 TRAIN_ARGS ?=
 TEST_ARGS ?=
 
@@ -38,7 +39,7 @@ $(VENV)/linted: $(VENV)/created constraints.txt
 	touch $@
 
 train: $(VENV)/built
-	$(RUN) gan_fast train --data digits $(TRAIN_ARGS)
+	$(RUN) gan_fast train --data digits --out $(OUT) $(TRAIN_ARGS)
 
 test: $(VENV)/tested
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(RUN) pytest $(TEST_ARGS)

@@ -16,51 +16,46 @@ from gan_fast.objectives import Objective
 
 
 def d_step(
-    generator: nn.Module,
     discriminator: nn.Module,
     optimizer: torch.optim.Optimizer,
     objective: Objective,
     real: Tensor,
-    z: Tensor,
+    fake: Tensor,
     autocast: AbstractContextManager,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Update D once, on one batch of x and one of G(z).
 
     Args:
-        generator, discriminator: G and D, on the device and in the mode (training) that the step is to use.
+        discriminator: D, on the device and in the mode (training) that the step is to use.
         optimizer: D's fused Adam.
         objective: the losses.
         real: x, (N, C, H, W).
-        z: (N, latent_dim).
+        fake: G(z), (N, C, H, W); its graph is not followed.
         autocast: a fresh context for the forward passes.
 
     Returns:
         The loss; (mean D(x), mean D(G(z))); 1 where the update was skipped, else 0: all without gradient.
 
     Notes:
-        x and G(z) go through D one after the other, so that batch norm sees each by itself. G runs without gradients
-        but in training mode, and its running statistics move.
+        x and G(z) go through D one after the other, so that batch norm sees each by itself.
     """
     with autocast:
-        with torch.no_grad():
-            fake = generator(z)
-        loss, means = objective.d_loss(discriminator(real), discriminator(fake))
+        loss, means = objective.d_loss(discriminator(real), discriminator(fake.detach()))
     optimizer.zero_grad()
     loss.backward()
     return loss.detach(), means, update_if_finite(optimizer)
 
 
 def g_step(
-    generator: nn.Module,
     discriminator: nn.Module,
     optimizer: torch.optim.Optimizer,
     objective: Objective,
-    z: Tensor,
+    fake: Tensor,
     autocast: AbstractContextManager,
 ) -> tuple[Tensor, Tensor]:
     """Update G once, on D's answer to G(z).
 
-    Args: as :func:`d_step`; ``optimizer`` is G's.
+    Args: as :func:`d_step`; ``optimizer`` is G's, and ``fake`` has G's graph behind it.
 
     Returns:
         The loss; 1 where the update was skipped, else 0: both without gradient.
@@ -70,7 +65,7 @@ def g_step(
     """
     with frozen(discriminator):
         with autocast:
-            loss = objective.g_loss(discriminator(generator(z)))
+            loss = objective.g_loss(discriminator(fake))
         optimizer.zero_grad()
         loss.backward()
     return loss.detach(), update_if_finite(optimizer)

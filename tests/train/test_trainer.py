@@ -29,13 +29,13 @@ def plain_dcgan(generator, discriminator, batches, objective, d_steps, seed):
     for iteration in batches:
         for x in iteration:
             d_adam.zero_grad()
-            fake = generator(latents(x)).detach()
-            real_logits, fake_logits = discriminator(x), discriminator(fake)
+            fake = generator(latents(x))
+            real_logits, fake_logits = discriminator(x), discriminator(fake.detach())
             d_loss = bce(real_logits, torch.ones_like(real_logits)) + bce(fake_logits, torch.zeros_like(fake_logits))
             d_loss.backward()
             d_adam.step()
         g_adam.zero_grad()
-        logits = discriminator(generator(latents(x)))
+        logits = discriminator(fake)
         if objective == "non_saturating":
             g_loss = bce(logits, torch.ones_like(logits))
         else:
