@@ -11,7 +11,8 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 RUN := $(BIN)/python -m
 OUT ?= runs/digits-$(shell date +%Y%m%d-%H%M%S)
 TRAIN_ARGS ?=
-TEST_ARGS ?=
+# One worker a core; each runs its tests on its share of the threads.
+TEST_ARGS ?= -n auto --dist worksteal
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from gan_fast.backends import info
 from gan_fast.train.checkpoint import CheckpointError, load_generator, write_safely
+from gan_fast.train.config import TrainConfig
 from gan_fast.train.loop import TrainingDivergedError, draw_latents, generate
 from gan_fast.train.pictures import write_grid
 from gan_fast.train.process import keep_freed_memory, set_threads
@@ -35,6 +36,8 @@ class _UsageError(Exception):
 @dataclass(frozen=True)
 class Train:
     """Train a DCGAN on a data set, in a folder of its own.
+
+    With --data digits the defaults are others, that suit them: add --help to see.
 
     Ctrl-C and SIGTERM finish the step, save and exit; --resume goes on from there, bit for bit on a CPU.
     """
@@ -101,11 +104,18 @@ class Info:
         return 0
 
 
-_Command = Union[  # noqa: UP007  (a union of annotated types; `|` on them needs Python 3.11 here)
-    Annotated[Train, tyro.conf.subcommand("train")],
-    Annotated[Sample, tyro.conf.subcommand("sample")],
-    Annotated[Info, tyro.conf.subcommand("info")],
-]
+# What trains well on the digits in two minutes on two cores. The scans are of 8 x 8 pixels, but at 16 x 16 the
+# discriminator is too shallow to see a whole digit; without batch norm, and slower than G, it is no match for G's pace.
+_DIGITS = Train(
+    RunConfig(
+        data=tyro.MISSING,
+        out=tyro.MISSING,
+        train=TrainConfig(steps=4000, latent_dim=16, d_lr=4e-4, g_lr=1e-3),
+        image_size=32,
+        width=16,
+        d_norm="none",
+    )
+)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -135,10 +145,18 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _parse(args: Sequence[str]) -> Train | Sample | Info:
     """Parse with tyro; what it would print in a box over several lines becomes the message of one error."""
+    digits = "--data=digits" in args or ("--data", "digits") in itertools.pairwise(args)
+    train = tyro.conf.subcommand("train", default=_DIGITS) if digits else tyro.conf.subcommand("train")
+    # A union of annotated types; `|` on them needs Python 3.11.
+    commands = Union[  # noqa: UP007
+        Annotated[Train, train],
+        Annotated[Sample, tyro.conf.subcommand("sample")],
+        Annotated[Info, tyro.conf.subcommand("info")],
+    ]
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(_Command, prog="gan-fast", description=_DESCRIPTION, args=args)
+            return tyro.cli(commands, prog="gan-fast", description=_DESCRIPTION, args=args)
     except SystemExit as error:
         if not error.code:
             raise

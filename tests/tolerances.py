@@ -13,6 +13,9 @@ _ROUNDINGS = {torch.float64: 4096, torch.float32: 3, torch.bfloat16: 1, torch.fl
 def assert_as_exact(ours: Tensor, eager: Tensor, exact: Tensor, what: str, factor: float = 2.0) -> None:
     """Assert ours is at most ``factor`` times as far from ``exact`` (float64) as eager is, element by maximum.
 
+    Where inputs are drawn a result may be a single number that eager got right by luck: a larger factor there, which
+    the roundings below are scaled by as well.
+
     NaN and infinity must stand where eager has them, but for eager's own overflows: there ours may be right.
     """
     assert ours.dtype == eager.dtype, f"{what}: dtype {ours.dtype}, eager {eager.dtype}"
@@ -35,5 +38,5 @@ def assert_as_exact(ours: Tensor, eager: Tensor, exact: Tensor, what: str, facto
     if dtype == torch.float64:
         largest = max(largest, 1.0)  # what the tests' values are made of, where a result is their cancellation
     floor = _ROUNDINGS[dtype] * torch.finfo(dtype).eps * largest / 2 + torch.finfo(dtype).tiny
-    bound = max(factor * eager_error, floor)
+    bound = factor * max(eager_error, floor / 2)
     assert our_error <= bound, f"{what}: error {our_error:.3g}, eager {eager_error:.3g}, bound {bound:.3g}"

@@ -206,6 +206,20 @@ void check_parameter(const char* name, const MaybeTensor& t, const Tensor& input
   if (t->scalar_type() != compute_dtype(input.scalar_type())) check::dtype(kOp, name, *t, input.scalar_type());
 }
 
+void check_like_input(const char* name, const Tensor& t, const Tensor& input) {
+  check::cpu(kOp, name, t);
+  check::same_shape(kOp, name, t, "input", input);
+  check::dtype(kOp, name, t, input.scalar_type());
+}
+
+void check_statistics(const Tensor& mean, const Tensor& invstd, const Tensor& input) {
+  for (const auto& [name, t] : {std::pair{"mean", &mean}, {"invstd", &invstd}}) {
+    check::cpu(kOp, name, *t);
+    check::length(kOp, name, *t, input.size(1));
+    check::dtype(kOp, name, *t, compute_dtype(input.scalar_type()));
+  }
+}
+
 std::vector<double> read(const MaybeTensor& t, int64_t length, double otherwise) {
   std::vector<double> values(length, otherwise);
   if (!t) return values;
@@ -335,14 +349,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
                                             bool training, const std::string& activation, double negative_slope,
                                             bool input_wanted, bool affine_wanted) {
   check_input(input);
-  check::cpu(kOp, "grad_output", grad_output);
-  check::same_shape(kOp, "grad_output", grad_output, "input", input);
-  check::dtype(kOp, "grad_output", grad_output, input.scalar_type());
-  for (const auto& [name, t] : {std::pair{"mean", &mean}, {"invstd", &invstd}}) {
-    check::cpu(kOp, name, *t);
-    check::length(kOp, name, *t, input.size(1));
-    check::dtype(kOp, name, *t, compute_dtype(input.scalar_type()));
-  }
+  check_like_input("grad_output", grad_output, input);
+  check_statistics(mean, invstd, input);
   check_parameter("weight", weight, input);
   check_parameter("bias", bias, input);
   const Activation kind = parse(activation);
@@ -402,17 +410,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
     const MaybeTensor& bias, bool training, const std::string& activation, double negative_slope,
     bool grad_output_wanted, bool input_wanted) {
   check_input(input);
-  for (const auto& [name, t] : {std::pair{"grad_output", &grad_output},
-                                {"cotangent_input", cotangent_input ? &*cotangent_input : &grad_output}}) {
-    check::cpu(kOp, name, *t);
-    check::same_shape(kOp, name, *t, "input", input);
-    check::dtype(kOp, name, *t, input.scalar_type());
-  }
-  for (const auto& [name, t] : {std::pair{"mean", &mean}, {"invstd", &invstd}}) {
-    check::cpu(kOp, name, *t);
-    check::length(kOp, name, *t, input.size(1));
-    check::dtype(kOp, name, *t, compute_dtype(input.scalar_type()));
-  }
+  check_like_input("grad_output", grad_output, input);
+  if (cotangent_input) check_like_input("cotangent_input", *cotangent_input, input);
+  check_statistics(mean, invstd, input);
   check_parameter("weight", weight, input);
   check_parameter("bias", bias, input);
   check_parameter("cotangent_weight", cotangent_weight, input);

@@ -33,9 +33,6 @@ from gan_fast.train.process import stopping_signals
 from gan_fast.version import __version__
 
 _LATENT_DIM = 100
-_IMAGE_SIZE = 64
-# The scans are of 8 x 8 pixels: more would only cost time.
-_DIGITS_IMAGE_SIZE = 16
 _GRID_IMAGES = 64
 _COVERAGE_SAMPLES = 1000
 
@@ -61,10 +58,12 @@ class RunConfig:
     """The run's folder; made where it is missing."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The algorithm."""
-    image_size: int | None = None
-    """Side in pixels: 16, 32, 64 or 128; unset: 16 for digits, else 64."""
-    width: int = 32
+    image_size: int = 64
+    """Side in pixels: 16, 32, 64 or 128."""
+    width: int = 64
     """Channels of the networks' outer hidden layers; they double towards the middle."""
+    d_norm: str = "batch"
+    """The discriminator's normalisation: "batch" or "none"."""
     channels: int | None = None
     """1 (grey) or 3 (RGB); unset: as the data are."""
     bad_files: str = "raise"
@@ -85,8 +84,10 @@ class RunConfig:
                 raise TypeError(f"RunConfig: expected {name} type int, got {type(value).__name__}")
             if value < 1:
                 raise ValueError(f"RunConfig: expected {name} at least 1, got {value}")
-        if self.bad_files not in ("raise", "skip"):
-            raise ValueError(f"RunConfig: expected bad_files one of raise, skip, got {self.bad_files!r}")
+        for name, allowed in (("bad_files", ("raise", "skip")), ("d_norm", ("batch", "none"))):
+            if getattr(self, name) not in allowed:
+                have = getattr(self, name)
+                raise ValueError(f"RunConfig: expected {name} one of {', '.join(allowed)}, got {have!r}")
 
     def flat(self) -> dict[str, Any]:
         """Return the options as one flat dict of JSON values, without the folder itself."""
@@ -129,18 +130,17 @@ class Run:
         self._check_folder(resume)
         self._writer = _tensorboard_writer(self.folder) if config.tensorboard else None
         self._rows = self._read_rows() if resume else []
-        size = config.image_size or (_DIGITS_IMAGE_SIZE if config.data == "digits" else _IMAGE_SIZE)
-        self.images = _load(config, size)
+        self.images = _load(config)
         say(str(self.images))
         self._model = {
             "latent_dim": config.train.latent_dim or _LATENT_DIM,
             "channels": self.images.images.shape[1],
-            "image_size": size,
+            "image_size": config.image_size,
             "width": config.width,
         }
         torch.manual_seed(config.train.seed)
         generator = DCGANGenerator(**self._model)
-        discriminator = DCGANDiscriminator(self._model["channels"], size, config.width)
+        discriminator = DCGANDiscriminator(self._model["channels"], config.image_size, config.width, config.d_norm)
         self.trainer = Trainer(config.train, generator, discriminator, self.images)
         self._grid_z = draw_latents(_GRID_IMAGES, self._model["latent_dim"], config.train.seed)
         self._checkpointed_step = 0
@@ -308,10 +308,10 @@ def _json_number(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
-def _load(config: RunConfig, image_size: int) -> ImageData:
+def _load(config: RunConfig) -> ImageData:
     return load_images(
         config.data,
-        image_size=image_size,
+        image_size=config.image_size,
         channels=config.channels,
         bad_files="skip" if config.bad_files == "skip" else "raise",
         max_skipped=config.max_skipped_files,

@@ -63,6 +63,7 @@ def test_bad_values_are_named(field, value, error, want):
         ("width", 0, ValueError, "at least 1, got 0"),
         ("sample_every", 0, ValueError, "at least 1, got 0"),
         ("checkpoint_every", 2.5, TypeError, "type int, got float"),
+        ("d_norm", "layer", ValueError, "one of batch, none, got 'layer'"),
         ("bad_files", "ignore", ValueError, "one of raise, skip, got 'ignore'"),
     ],
 )
