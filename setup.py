@@ -1,10 +1,10 @@
 """Build gan_fast._C: CPU kernels always, CUDA kernels where nvcc and a CUDA build of torch are there.
 
 Environment:
-    FORCE_CUDA=1          add the CUDA sources also where torch sees no GPU (needs nvcc).
+    FORCE_CUDA=1          add the CUDA sources also to a torch built without CUDA; an error without nvcc.
     TORCH_CUDA_ARCH_LIST  architectures for nvcc, as in torch ("9.0 10.0").
     MAX_JOBS              parallel compile jobs, as in torch.
-    GAN_FAST_NATIVE=0     install without the native module: the reference serves.
+    GAN_FAST_NATIVE=0     install without the native module: the reference serves. 1: an error where it cannot be built.
 """
 
 import os
@@ -23,6 +23,14 @@ def log(message: str) -> None:
     print(f"gan_fast setup: {message}", file=sys.stderr)
 
 
+def without(reason: str) -> dict:
+    """No native module, which is an error where it was asked for by name."""
+    if os.environ.get("GAN_FAST_NATIVE") == "1":
+        raise SystemExit(f"gan_fast setup: GAN_FAST_NATIVE=1 expected a native module, got none: {reason}")
+    log(f"no native module: {reason}")
+    return {}
+
+
 def sources(folder: str, suffix: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / folder).glob(f"*{suffix}"))
 
@@ -30,25 +38,23 @@ def sources(folder: str, suffix: str) -> list[str]:
 def extension_options() -> dict:
     """ext_modules and cmdclass for setup(), empty where there is nothing to build with."""
     if os.environ.get("GAN_FAST_NATIVE", "1") == "0":
-        log("GAN_FAST_NATIVE=0: no native module")
-        return {}
+        return without("GAN_FAST_NATIVE=0")
     try:
         import pybind11
         import torch
         from torch.utils import cpp_extension
     except ImportError as error:
-        log(f"no native module ({error}); install torch and pybind11 first and use --no-build-isolation")
-        return {}
+        return without(f"{error}; install torch and pybind11 first and use --no-build-isolation")
     compiler = os.environ.get("CXX") or next((c for c in ("c++", "g++", "clang++") if shutil.which(c)), None)
     if compiler is None:
-        log("no native module: no C++ compiler found; the reference (plain ATen) serves")
-        return {}
+        return without("no C++ compiler found; the reference (plain ATen) serves")
 
     cuda_sources = sources("cuda", ".cu")
     have_nvcc = cpp_extension.CUDA_HOME is not None
-    with_cuda = (
-        bool(cuda_sources) and have_nvcc and (torch.version.cuda is not None or os.environ.get("FORCE_CUDA") == "1")
-    )
+    forced = os.environ.get("FORCE_CUDA") == "1"
+    if forced and not have_nvcc:
+        raise SystemExit("gan_fast setup: FORCE_CUDA=1 expected nvcc, got none on PATH or in CUDA_HOME")
+    with_cuda = bool(cuda_sources) and have_nvcc and (torch.version.cuda is not None or forced)
     macros = [("TORCH_TARGET_VERSION", TORCH_TARGET)]
     flags = ["-O2", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-ffp-contract=off"]
     arguments = {"sources": ["csrc/schema.cpp", *sources("cpu", ".cpp")], "include_dirs": [pybind11.get_include()]}
@@ -69,9 +75,7 @@ def extension_options() -> dict:
             try:
                 super().run()
             except Exception as error:
-                if os.environ.get("GAN_FAST_NATIVE") == "1":
-                    raise
-                log(f"no native module: the build failed ({error}); GAN_FAST_NATIVE=1 makes this an error")
+                without(f"the build failed ({error})")
 
     extension = make("gan_fast._C", define_macros=macros, extra_compile_args=flags, **arguments)
     return {"ext_modules": [extension], "cmdclass": {"build_ext": OptionalBuild.with_options(use_ninja=True)}}

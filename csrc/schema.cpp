@@ -34,8 +34,8 @@ STABLE_TORCH_LIBRARY(gan_fast, m) {
 
 namespace {
 
-#define GAN_FAST_STRING_(x) #x
-#define GAN_FAST_STRING(x) GAN_FAST_STRING_(x)
+#define GAN_FAST_STRING_(...) #__VA_ARGS__
+#define GAN_FAST_STRING(...) GAN_FAST_STRING_(__VA_ARGS__)
 
 #if defined(__clang__)
 constexpr const char* kCompiler = "clang " __clang_version__;

@@ -93,8 +93,10 @@ def native(op: str, device_type: str) -> bool:
     """
     requested = _requested
     if requested == "auto":
-        # functorch (vmap, grad, jvp) cannot look into our autograd nodes; the reference is correct under all of them.
-        return _served_natively(op, device_type) and not torch._C._are_functorch_transforms_active()
+        # functorch (vmap, grad, jvp) and forward-mode AD cannot look into our autograd nodes; the reference is correct
+        # under all of them.
+        transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+        return _served_natively(op, device_type) and not transformed
     if requested == "reference":
         return False
     if requested == "triton":
@@ -105,6 +107,19 @@ def native(op: str, device_type: str) -> bool:
     if reason is not None:
         raise RuntimeError(f"{op}: expected backend {requested} to be available, got: {reason}")
     return True
+
+
+def _explain(op: str, device_type: str) -> str:
+    if _requested == "reference":
+        return "reference: asked for by name"
+    reason = _unavailable(op, device_type)
+    if _requested == "auto":
+        return f"reference: {reason}" if reason else f"{device_type} kernel: native kernel registered"
+    try:
+        native(op, device_type)
+    except RuntimeError as error:
+        return f"error: {error}"
+    return f"{device_type} kernel: asked for by name"
 
 
 def info() -> str:
@@ -126,8 +141,5 @@ def info() -> str:
     width = max(len(op) for op in _native_ops)
     for op in sorted(_native_ops):
         for device in devices:
-            reason = _unavailable(op, device)
-            serves = "reference" if reason or _requested == "reference" else f"{device} kernel"
-            why = reason or ("asked for by name" if _requested != "auto" else "native kernel registered")
-            lines.append(f"  {op:<{width}}  {device:<4}  {serves}: {why}")
+            lines.append(f"  {op:<{width}}  {device:<4}  {_explain(op, device)}")
     return "\n".join(lines)

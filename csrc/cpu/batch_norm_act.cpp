@@ -5,9 +5,9 @@
 
 #include <cmath>
 
-#include "../common/activation.h"
 #include "../common/checks.h"
 #include "../common/dtype.h"
+#include "activation.h"
 #include "channels.h"
 
 namespace gan_fast {

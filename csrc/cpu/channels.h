@@ -248,8 +248,9 @@ struct Chunks {
 
   Chunks(const Extent& extent, int64_t width) : total(extent.N * extent.C * extent.S) {
     constexpr int64_t kMost = 1024;
+    constexpr int64_t kLeastRows = 16;  // a chunk's sums must stay small beside its values, however wide the rows
     const int64_t rows = (total + width - 1) / width;
-    size = std::max({int64_t{1}, kGrain / width, (rows + kMost - 1) / kMost}) * width;
+    size = std::max({kLeastRows, kGrain / width, (rows + kMost - 1) / kMost}) * width;
     count = (total + size - 1) / size;
   }
 

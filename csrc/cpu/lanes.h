@@ -12,7 +12,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "../common/macros.h"
+#include "macros.h"
 
 namespace gan_fast {
 

@@ -4,9 +4,9 @@
 
 #include "../common/checks.h"
 #include "../common/dtype.h"
-#include "../common/math.h"
 #include "isa.h"
 #include "lanes.h"
+#include "math.h"
 
 namespace gan_fast {
 namespace {

@@ -37,18 +37,19 @@ class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
-        use_batch = self.training or not self.track_running_stats
+        # torch.nn's own rules: they hold too where a user drops the buffers or the flag after construction.
+        use_batch = self.training or (self.running_mean is None and self.running_var is None)
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:
                 # Cumulative average; reading the count waits for the device, as in torch.nn.
                 momentum = 1.0 / float(self.num_batches_tracked)
-        update = self.training and self.track_running_stats
+        keep = not self.training or self.track_running_stats
         return batch_norm_act(
             input,
-            self.running_mean if update or not use_batch else None,
-            self.running_var if update or not use_batch else None,
+            self.running_mean if keep else None,
+            self.running_var if keep else None,
             self.weight,
             self.bias,
             use_batch,

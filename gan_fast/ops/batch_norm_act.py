@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -72,7 +73,12 @@ def check(
                 f"got {checks.name_of(value.dtype)}"
             )
         first = first or (name, value)
-    if training and input.numel() == input.size(1):
+    for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
+        if statistic is not None and statistic.requires_grad:
+            raise ValueError(f"{OP}: expected {name} not to require grad, got one that does: it has no gradient")
+    if training and not eps > 0:
+        raise ValueError(f"{OP}: expected eps above 0 when training, got {eps!r}")
+    if training and input.size(0) * math.prod(input.shape[2:]) == 1:
         raise ValueError(f"{OP}: expected input more than 1 value per channel when training, got {tuple(input.shape)}")
     checks.one_of(OP, "activation", activation, activations.NAMES)
 
@@ -94,6 +100,8 @@ class BatchNormAct(torch.autograd.Function):
         activation: str,
         negative_slope: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            raise NotImplementedError(f"{OP}: expected running statistics not to require grad, got one that does")
         output, mean, invstd = _forward(
             input, running_mean, running_var, weight, bias, training, momentum, eps, activation, negative_slope
         )
@@ -107,12 +115,12 @@ class BatchNormAct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return (None,) * 10
         input, weight, bias, mean, invstd = ctx.saved_tensors
         training, activation, negative_slope, eps = ctx.options
         input_wanted = ctx.needs_input_grad[0]
         affine_wanted = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
-        if grad_output is None:
-            return (None,) * 10
         arguments = (
             grad_output, input, mean, invstd, weight, bias, training, activation, negative_slope,
             input_wanted, affine_wanted,
@@ -146,6 +154,10 @@ class BatchNormActBackward(torch.autograd.Function):
         affine_wanted: bool,
         eps: float | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
+            raise NotImplementedError(
+                "batch_norm_act_backward: expected mean and invstd not to require grad, got one that does"
+            )
         grads = _backward(
             grad_output, input, mean, invstd, weight, bias, training, activation, negative_slope,
             input_wanted, affine_wanted,
@@ -186,6 +198,8 @@ class BatchNormActBackward(torch.autograd.Function):
         def forward(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
             if training:
                 return reference(input, None, None, weight, bias, True, 0.0, eps, activation, negative_slope)
+            # Statistics and parameters must share a dtype in ATen, and the statistics are kept in single precision.
+            weight, bias = (None if t is None else t.to(mean.dtype) for t in (weight, bias))
             var = invstd**-2 - eps
             return reference(input, mean, var, weight, bias, False, 0.0, eps, activation, negative_slope)
 
@@ -267,8 +281,8 @@ def batch_norm_act(
         weight, bias: (C,) or None (ones and zeros). Statistics and parameters share one dtype: the input's, or float32
             beside a bfloat16 or float16 input.
         training: normalise by the batch's statistics and update the running ones.
-        momentum: weight of the batch in the running statistics, in [0, 1].
-        eps: added to the variance, > 0 as a rule.
+        momentum: weight of the batch in the running statistics, in [0, 1] as a rule.
+        eps: added to the variance; above 0 in training.
         activation: "identity", "relu", "leaky_relu", "tanh" or "sigmoid".
         negative_slope: slope of "leaky_relu" below zero; unused by the others.
 

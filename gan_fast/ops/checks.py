@@ -8,8 +8,8 @@ from torch import Tensor
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def name_of(value: torch.dtype | torch.layout) -> str:
+    return str(value).removeprefix("torch.")
 
 
 def tensor(op: str, argument: str, value: object) -> None:
@@ -22,6 +22,9 @@ def floating(op: str, argument: str, value: Tensor) -> None:
     if value.dtype not in FLOATING:
         wanted = "float64, float32, bfloat16 or float16"
         raise TypeError(f"{op}: expected {argument} dtype {wanted}, got {name_of(value.dtype)}")
+    if value.layout is not torch.strided or value.is_nested:
+        have = "nested" if value.is_nested else name_of(value.layout)
+        raise TypeError(f"{op}: expected {argument} layout strided, got {have}")
 
 
 def same_device(op: str, argument: str, value: Tensor, other: str, like: Tensor) -> None:
@@ -46,5 +49,7 @@ def one_of(op: str, argument: str, value: str, wanted: tuple[str, ...]) -> None:
 
 
 def in_range(op: str, argument: str, value: float, low: float, high: float) -> None:
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: expected {argument} type float, got {type(value).__name__}")
     if not low <= value <= high:
         raise ValueError(f"{op}: expected {argument} in [{low:g}, {high:g}], got {value!r}")

@@ -106,7 +106,7 @@ class MinimaxLossBackward(torch.autograd.Function):
             if ctx.needs_input_grad[1 if index == 0 else 3]:
                 by_logits[index] = (grad_loss.double() * weighted * probability * (1 - probability)).to(x.dtype)
         if by_grad_loss is not None:
-            by_grad_loss = by_grad_loss.to(grad_loss.dtype)
+            by_grad_loss = by_grad_loss.to(grad_loss.dtype).reshape(grad_loss.shape)
         return by_grad_loss, by_logits[0], None, by_logits[1], None, None
 
 

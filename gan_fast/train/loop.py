@@ -278,6 +278,7 @@ class Trainer:
             optimizer = getattr(self, name)
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state[name], "param_groups": groups})
+            _own_moments(optimizer)
         self.skipped_steps.copy_(state["skipped_steps"])
         self.skipped_in_a_row.copy_(state["skipped_in_a_row"])
         self.steps_done = state["steps_done"]
@@ -356,6 +357,17 @@ def generate(generator: nn.Module, z: Tensor) -> Tensor:
 
 def _state_tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
+
+
+def _own_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Copy the moments, which loading only refers to, into the memory layout of their parameters.
+
+    Fused Adam walks parameters and moments in storage order and checks nothing.
+    """
+    for parameter, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            like = parameter.detach() if moment.shape == parameter.shape else moment
+            moments[name] = torch.empty_like(like, dtype=moment.dtype, device=moment.device).copy_(moment)
 
 
 def _latent_dim(config: TrainConfig, generator: nn.Module) -> int:

@@ -141,6 +141,9 @@ class Run:
         torch.manual_seed(config.train.seed)
         generator = DCGANGenerator(**self._model)
         discriminator = DCGANDiscriminator(self._model["channels"], config.image_size, config.width, config.d_norm)
+        # The layout that convolutions are quicker in, on CPUs a little and on GPUs much.
+        for model in (generator, discriminator):
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trainer = Trainer(config.train, generator, discriminator, self.images)
         self._grid_z = draw_latents(_GRID_IMAGES, self._model["latent_dim"], config.train.seed)
         self._checkpointed_step = 0

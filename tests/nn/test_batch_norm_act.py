@@ -58,6 +58,18 @@ def test_unknown_activation_is_named() -> None:
         BatchNormAct2d(4, activation="gelu")
 
 
+def test_statistics_dropped_after_construction() -> None:
+    fused, eager = BatchNormAct2d(3, activation="identity").eval(), nn.BatchNorm2d(3).eval()
+    x = torch.randn(4, 3, 2, 2)
+    for module in (fused, eager):
+        module.running_mean.fill_(2.0)
+        module.track_running_stats = False
+    torch.testing.assert_close(fused(x), eager(x))
+    for module in (fused, eager):
+        module.running_mean = module.running_var = None
+    torch.testing.assert_close(fused(x), eager(x))
+
+
 def test_frozen_statistics_in_training() -> None:
     bn = BatchNormAct2d(4).eval()
     before = bn.running_mean.clone()

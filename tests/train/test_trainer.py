@@ -211,6 +211,20 @@ def test_learning_rate_is_the_configurations_after_a_resume():
     assert second.d_optimizer.param_groups[0]["lr"] == 1e-5
 
 
+def test_a_state_of_another_memory_layout_goes_on_the_same():
+    # Fused Adam takes moments in the order they are stored in; a state can come from a run with another layout.
+    plain, other = make_trainer(data=False, dtype=torch.float64), make_trainer(data=False, dtype=torch.float64)
+    for model in (other.generator, other.discriminator):
+        model.to(memory_format=torch.channels_last)
+    for _ in range(2):
+        plain.step(REAL)
+    other.load_state_dict(plain.state_dict())
+    for current in (plain, other):
+        current.step(REAL)
+    torch.testing.assert_close(other.discriminator.state_dict(), plain.discriminator.state_dict())
+    torch.testing.assert_close(other.generator.state_dict(), plain.generator.state_dict())
+
+
 def test_average_follows_its_rule():
     trainer = make_trainer(data=False, dtype=torch.float64, ema_decay=0.2)
     want = copy.deepcopy(trainer.generator.state_dict())

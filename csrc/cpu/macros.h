@@ -1,11 +1,7 @@
 #pragma once
 
-#if defined(__CUDACC__)
-#define GAN_FAST_INLINE __host__ __device__ __forceinline__
-#else
 // Kernels are compiled once per instruction set from one body: all of it must be inlined into the versioned entry.
 #define GAN_FAST_INLINE inline __attribute__((always_inline))
-#endif
 
 // For loops of a few fixed rounds over values that must stay in registers.
 #define GAN_FAST_UNROLL _Pragma("GCC unroll 16")

@@ -4,7 +4,7 @@
 #include <string_view>
 #include <type_traits>
 
-#include "../cpu/lanes.h"
+#include "lanes.h"
 #include "macros.h"
 #include "math.h"
 

@@ -5,7 +5,7 @@
 // Everything here needs exp only of a non-positive argument, so nothing can overflow.
 #pragma once
 
-#include "../cpu/lanes.h"
+#include "lanes.h"
 #include "macros.h"
 
 namespace gan_fast::math {
