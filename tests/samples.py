@@ -187,4 +187,5 @@ LOSS_SAMPLES = [
     LossSample((128,), (128,), small=False),
     LossSample((16, 1, 30, 30), (16, 1, 30, 30), small=False),
     LossSample((5, 1, 61, 67), (3, 1, 30, 30), small=False),
+    LossSample((70000,), (40000,), small=False),
 ]

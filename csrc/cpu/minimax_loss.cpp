@@ -17,6 +17,8 @@ constexpr const char* kBackward = "minimax_loss_backward";
 // Logits are summed in blocks of this many, each by one thread, and the blocks in order: the result does not depend on
 // the number of threads.
 constexpr int64_t kBlock = 4096;
+// Fewer logits than this are done sooner than a second thread is woken.
+constexpr int64_t kGrain = 2 * kBlock;
 
 struct Sums {
   double loss = 0;
@@ -75,7 +77,7 @@ Sums means(const Tensor& logits, double target) {
   for_dtype(x.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     const LossBlock<T> kernel{static_cast<const T*>(x.const_data_ptr()), target, partial};
-    torch::stable::parallel_for(0, blocks, 1, [&](int64_t from, int64_t to) {
+    torch::stable::parallel_for(0, blocks, kGrain / kBlock, [&](int64_t from, int64_t to) {
       for (int64_t b = from; b < to; ++b) {
         isa::run(kernel, b, b * kBlock, std::min(count, (b + 1) * kBlock));
       }
@@ -134,7 +136,7 @@ Tensor grad(const Tensor& logits, double target, double factor) {
     using T = decltype(tag);
     const GradBlock<T> kernel{static_cast<const T*>(x.const_data_ptr()), static_cast<T*>(result.mutable_data_ptr()),
                               target, factor / static_cast<double>(count)};
-    torch::stable::parallel_for(0, count, kBlock, [&](int64_t from, int64_t to) { isa::run(kernel, from, to); });
+    torch::stable::parallel_for(0, count, kGrain, [&](int64_t from, int64_t to) { isa::run(kernel, from, to); });
   });
   return result;
 }
