@@ -115,8 +115,6 @@ _DIGITS = Train(
         width=16,
         d_norm="none",
     ),
-    # A second thread gains nothing on networks this small, and costs much where the cores are shared.
-    threads=1,
 )
 
 
