@@ -66,7 +66,8 @@ def class_coverage(real: Tensor, labels: Tensor, samples: Tensor, class_names: S
         ValueError: shapes do not match, or fewer than two classes have images.
 
     Notes:
-        A fifth of the real images is held out. Images are averaged down to at most 16 x 16 pixels, and at most 20,000
+        How good the classifier is shows on a fifth of the real images that is held out; the one that looks at the
+        samples is then trained on all of them. Images are averaged down to at most 16 x 16 pixels, and at most 20,000
         real ones are used. Deterministic.
     """
     from sklearn.exceptions import ConvergenceWarning
@@ -89,9 +90,10 @@ def class_coverage(real: Tensor, labels: Tensor, samples: Tensor, class_names: S
         # Short of convergence it classifies as well; how well is reported.
         warnings.simplefilter("ignore", ConvergenceWarning)
         classifier = LogisticRegression(max_iter=1000).fit(x_train, y_train)
+        final = LogisticRegression(max_iter=1000).fit(x, y)
     held_out = classifier.predict_proba(x_test)
-    generated = classifier.predict_proba(_features(samples.float().cpu()))
-    predicted = classifier.classes_[generated.argmax(1)]
+    generated = final.predict_proba(_features(samples.float().cpu()))
+    predicted = final.classes_[generated.argmax(1)]
     fractions = {name: float((predicted == index).mean()) for index, name in enumerate(class_names)}
     return Coverage(
         fractions=fractions,
