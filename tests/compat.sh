@@ -12,7 +12,6 @@ if [ ! -e "$folder/ready" ]; then
     "$build_python" -m venv "$folder"
     # The older torch is not the one constraints.txt pins; everything else is.
     grep -v '^torch==' "$root/constraints.txt" >"$folder/constraints.txt"
-    # setuptools, triton and the like are torch's own to choose.
     "$folder/bin/pip" install --quiet --disable-pip-version-check "torch==$version"
     # shellcheck disable=SC2086
     "$folder/bin/pip" install --quiet --disable-pip-version-check -c "$folder/constraints.txt" $packages
