@@ -1,4 +1,5 @@
-// Table of contents of the library: every op's schema, and the Python module that carries them.
+// Table of contents of the library: every op's schema, and the Python module that carries them. A result that the flags
+// `..._wanted` do not ask for is undefined: None in Python.
 // Kernels register themselves for their device in csrc/<device>/<op>.cpp.
 
 #include <pybind11/pybind11.h>
@@ -25,8 +26,9 @@ STABLE_TORCH_LIBRARY(gan_fast, m) {
       " -> (Tensor grad_grad_output, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
 
   m.def(
-      "minimax_loss_forward(Tensor logits, float target, Tensor? other_logits, float other_target, float scale)"
-      " -> (Tensor loss, Tensor mean_probabilities)");
+      "minimax_loss_forward(Tensor logits, float target, Tensor? other_logits, float other_target, float scale,"
+      " bool means_wanted, bool grads_wanted)"
+      " -> (Tensor loss, Tensor mean_probabilities, Tensor grad_logits, Tensor grad_other_logits)");
   m.def(
       "minimax_loss_backward(Tensor grad_loss, Tensor logits, float target, Tensor? other_logits, float other_target,"
       " float scale) -> (Tensor grad_logits, Tensor grad_other_logits)");

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 
 import torch
+from torch.autograd import forward_ad
 
 from gan_fast import extension
 
@@ -95,7 +96,7 @@ def native(op: str, device_type: str) -> bool:
     if requested == "auto":
         # functorch (vmap, grad, jvp) and forward-mode AD cannot look into our autograd nodes; the reference is correct
         # under all of them.
-        transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+        transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
         return _served_natively(op, device_type) and not transformed
     if requested == "reference":
         return False

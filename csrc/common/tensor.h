@@ -80,6 +80,9 @@ inline Tensor empty_strided(const Tensor& device_of, const std::vector<int64_t>&
   return Tensor(handle);
 }
 
+// What was not asked for: None in Python.
+inline Tensor nothing() { return Tensor(); }
+
 inline Tensor empty_vector(const Tensor& device_of, int64_t length, ScalarType dtype) {
   return empty_strided(device_of, {length}, {1}, dtype);
 }

@@ -68,14 +68,16 @@ struct Curved {
 
   GAN_FAST_INLINE Curved(Activation activation, double) : is_tanh(activation == Activation::tanh) {}
 
-  GAN_FAST_INLINE V value(V z) const { return narrow<V>(is_tanh ? math::tanh(widen(z)) : math::sigmoid(widen(z))); }
+  GAN_FAST_INLINE V value(V z) const {
+    return narrow<V>(is_tanh ? math::tanh<V>(widen(z)) : math::sigmoid<V>(widen(z)));
+  }
 
   GAN_FAST_INLINE V backward(V grad, V z) const {
-    return grad * narrow<V>(is_tanh ? math::tanh_slope(widen(z)) : math::sigmoid_slope(widen(z)));
+    return grad * narrow<V>(is_tanh ? math::tanh_slope<V>(widen(z)) : math::sigmoid_slope<V>(widen(z)));
   }
 
   GAN_FAST_INLINE V curvature(V z) const {
-    return narrow<V>(is_tanh ? math::tanh_curvature(widen(z)) : math::sigmoid_curvature(widen(z)));
+    return narrow<V>(is_tanh ? math::tanh_curvature<V>(widen(z)) : math::sigmoid_curvature<V>(widen(z)));
   }
 };
 

@@ -246,9 +246,6 @@ Tensor new_vector(const Tensor& like, const std::vector<double>& values, ScalarT
   return result;
 }
 
-// What was not asked for comes back as a tensor of no elements.
-Tensor nothing(const Tensor& like) { return empty_vector(like, 0, like.scalar_type()); }
-
 template <class T>
 const T* data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
@@ -358,7 +355,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   const MemoryFormat format = suggest_memory_format(input);
   const Tensor x = dense(input, format), g = dense(grad_output, format);
   const Extent extent = Extent::of(x, format);
-  const Tensor grad_input = input_wanted ? empty_like(x, format) : nothing(x);
+  const Tensor grad_input = input_wanted ? empty_like(x, format) : nothing();
   const auto mu = read(mean, extent.C, 0), r = read(invstd, extent.C, 0);
   const auto gamma = read(weight, extent.C, 1), beta = read(bias, extent.C, 0);
   std::vector<double> grad_weight(extent.C), grad_bias(extent.C);
@@ -397,7 +394,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
     });
   }
   const auto parameter_grad = [&](const MaybeTensor& parameter, const std::vector<double>& values) {
-    return affine_wanted && parameter ? new_vector(x, values, parameter->scalar_type()) : nothing(x);
+    return affine_wanted && parameter ? new_vector(x, values, parameter->scalar_type()) : nothing();
   };
   return {grad_input, parameter_grad(weight, grad_weight), parameter_grad(bias, grad_bias)};
 }
@@ -423,8 +420,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
   const Tensor x = dense(input, format), g = dense(grad_output, format);
   const MaybeTensor cotangent = cotangent_input ? MaybeTensor(dense(*cotangent_input, format)) : std::nullopt;
   const Extent extent = Extent::of(x, format);
-  const Tensor grad_grad = grad_output_wanted ? empty_like(x, format) : nothing(x);
-  const Tensor grad_input = input_wanted ? empty_like(x, format) : nothing(x);
+  const Tensor grad_grad = grad_output_wanted ? empty_like(x, format) : nothing();
+  const Tensor grad_input = input_wanted ? empty_like(x, format) : nothing();
   const auto mu = read(mean, extent.C, 0), r = read(invstd, extent.C, 0);
   const auto gamma = read(weight, extent.C, 1), beta = read(bias, extent.C, 0);
   const auto b_gamma = read(cotangent_weight, extent.C, 0), b_beta = read(cotangent_bias, extent.C, 0);
@@ -487,7 +484,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
     });
   }
   const auto parameter_grad = [&](const MaybeTensor& parameter, const std::vector<double>& values) {
-    return parameter ? new_vector(x, values, parameter->scalar_type()) : nothing(x);
+    return parameter ? new_vector(x, values, parameter->scalar_type()) : nothing();
   };
   return {grad_grad, grad_input, parameter_grad(weight, grad_weight), parameter_grad(bias, grad_bias)};
 }

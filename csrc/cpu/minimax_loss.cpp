@@ -17,36 +17,41 @@ constexpr const char* kBackward = "minimax_loss_backward";
 // Logits are summed in blocks of this many, each by one thread, and the blocks in order: the result does not depend on
 // the number of threads.
 constexpr int64_t kBlock = 4096;
-// Fewer logits than this are done sooner than a second thread is woken.
-constexpr int64_t kGrain = 2 * kBlock;
+// Fewer logits than this are done sooner than a second thread is woken, as ATen has it (at::internal::GRAIN_SIZE).
+constexpr int64_t kGrain = 8 * kBlock;
 
 struct Sums {
   double loss = 0;
   double probability = 0;
 };
 
-// (1 - target) x + softplus(-x), the form whose infinities and NaN are those of ATen.
+// (1 - target) x + softplus(-x), the form whose infinities and NaN are those of ATen; and, where `grad` is not null,
+// factor (sigmoid(x) - target).
 template <class T>
 struct LossBlock {
   const T* logits;
+  T* grad;
   double target;
+  double factor;
   Sums* blocks;
 
   GAN_FAST_INLINE void operator()(int64_t block, int64_t begin, int64_t end) const {
-    F64 loss{}, probability{};
+    F64 loss{}, probabilities{};
     for (int64_t i = begin; i < end; i += kLanes) {
       const int count = static_cast<int>(end - i < kLanes ? end - i : kLanes);
       const F64 x = widen(load(logits + i, count));
-      const F64 e = math::exp_nonpositive(math::minus_abs(x));
-      const F64 softplus = (x < 0.0 ? -x : F64{}) + math::log1p_unit(e);
+      const F64 e = math::exp_nonpositive<Vec<T>>(math::minus_abs(x));
+      const F64 softplus = (x < 0.0 ? -x : F64{}) + math::log1p_unit<Vec<T>>(e);
+      const F64 probability = math::sigmoid(x, e);
       loss += keep((1 - target) * x + softplus, count);
-      probability += keep(math::sigmoid(x, e), count);
+      probabilities += keep(probability, count);
+      if (grad) store(grad + i, narrow<Vec<T>>((probability - target) * factor), count);
     }
-    blocks[block] = {sum(loss), sum(probability)};
+    blocks[block] = {sum(loss), sum(probabilities)};
   }
 };
 
-// scale / count * grad_loss * (sigmoid(x) - target)
+// factor (sigmoid(x) - target), to the same bits.
 template <class T>
 struct GradBlock {
   const T* logits;
@@ -57,18 +62,26 @@ struct GradBlock {
   GAN_FAST_INLINE void operator()(int64_t begin, int64_t end) const {
     for (int64_t i = begin; i < end; i += kLanes) {
       const int count = static_cast<int>(end - i < kLanes ? end - i : kLanes);
-      const F64 probability = math::sigmoid(widen(load(logits + i, count)));
+      const F64 probability = math::sigmoid<Vec<T>>(widen(load(logits + i, count)));
       store(grad + i, narrow<Vec<T>>((probability - target) * factor), count);
     }
   }
 };
 
-// Logits are only summed, so any dense order will do.
-Tensor flat(const Tensor& logits) { return dense(logits, suggest_memory_format(logits)); }
+// One batch of logits: its means, and its gradient at a loss gradient of one where that is wanted.
+struct Batch {
+  double loss = 0;
+  double probability = 0;
+  Tensor grad = nothing();
+};
 
 // Means over no logits are 0 / 0, as in ATen.
-Sums means(const Tensor& logits, double target) {
-  const Tensor x = flat(logits);
+Batch run_batch(const Tensor& logits, double target, double scale, bool grad_wanted) {
+  // Logits are only summed, so any dense order will do.
+  const MemoryFormat format = suggest_memory_format(logits);
+  const Tensor x = dense(logits, format);
+  Batch batch;
+  if (grad_wanted) batch.grad = empty_like(x, format);
   const int64_t count = x.numel();
   const int64_t blocks = (count + kBlock - 1) / kBlock;
   Sums first;
@@ -76,19 +89,22 @@ Sums means(const Tensor& logits, double target) {
   Sums* partial = blocks > 1 ? rest.data() : &first;
   for_dtype(x.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
-    const LossBlock<T> kernel{static_cast<const T*>(x.const_data_ptr()), target, partial};
+    const LossBlock<T> kernel{static_cast<const T*>(x.const_data_ptr()),
+                              grad_wanted ? static_cast<T*>(batch.grad.mutable_data_ptr()) : nullptr, target,
+                              scale / static_cast<double>(count), partial};
     torch::stable::parallel_for(0, blocks, kGrain / kBlock, [&](int64_t from, int64_t to) {
       for (int64_t b = from; b < to; ++b) {
         isa::run(kernel, b, b * kBlock, std::min(count, (b + 1) * kBlock));
       }
     });
   });
-  Sums total;
   for (int64_t b = 0; b < blocks; ++b) {
-    total.loss += partial[b].loss;
-    total.probability += partial[b].probability;
+    batch.loss += partial[b].loss;
+    batch.probability += partial[b].probability;
   }
-  return {total.loss / count, total.probability / count};
+  batch.loss /= static_cast<double>(count);
+  batch.probability /= static_cast<double>(count);
+  return batch;
 }
 
 template <class T>
@@ -110,21 +126,22 @@ void check_pair(const char* op, const Tensor& logits, const MaybeTensor& other) 
   }
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor& logits, double target, const MaybeTensor& other, double other_target,
-                                   double scale) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& logits, double target, const MaybeTensor& other,
+                                                   double other_target, double scale, bool means_wanted,
+                                                   bool grads_wanted) {
   check::cpu(kForward, "logits", logits);
   check_pair(kForward, logits, other);
-  const Sums first = means(logits, target);
-  const Sums second = other ? means(*other, other_target) : Sums{};
+  const Batch first = run_batch(logits, target, scale, grads_wanted);
+  const Batch second = other ? run_batch(*other, other_target, scale, grads_wanted) : Batch{};
   const Tensor loss = empty_strided(logits, {}, {}, logits.scalar_type());
-  const Tensor probabilities = empty_vector(logits, other ? 2 : 1, logits.scalar_type());
+  const Tensor means = means_wanted ? empty_vector(logits, other ? 2 : 1, logits.scalar_type()) : nothing();
   for_dtype(logits.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     write<T>(loss, 0, scale * (first.loss + second.loss));
-    write<T>(probabilities, 0, first.probability);
-    if (other) write<T>(probabilities, 1, second.probability);
+    if (means_wanted) write<T>(means, 0, first.probability);
+    if (means_wanted && other) write<T>(means, 1, second.probability);
   });
-  return {loss, probabilities};
+  return {loss, means, first.grad, second.grad};
 }
 
 Tensor grad(const Tensor& logits, double target, double factor) {
@@ -149,8 +166,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_loss, const Tensor& logit
   STD_TORCH_CHECK(grad_loss.numel() == 1, kBackward, ": expected grad_loss shape (), got ", check::shape_of(grad_loss));
   check::dtype(kBackward, "grad_loss", grad_loss, logits.scalar_type());
   const double factor = scale * scalar_value(grad_loss);
-  return {grad(logits, target, factor),
-          other ? grad(*other, other_target, factor) : empty_vector(logits, 0, logits.scalar_type())};
+  return {grad(logits, target, factor), other ? grad(*other, other_target, factor) : nothing()};
 }
 
 }  // namespace

@@ -39,6 +39,12 @@ def kernel(op: str) -> Callable[..., Any]:
     return call
 
 
+def eager(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """Return ``function.apply`` less its Python half, which serves functorch alone; for calls that it cannot reach."""
+    apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    return apply
+
+
 def register(op: str, function: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Make ``function`` the autograd of ``torch.ops.gan_fast.<op>`` and ``fake`` its shapes, strides and dtypes."""
     if _library is None:
@@ -58,11 +64,6 @@ def refuse(op: str) -> Callable[..., Any]:
         return under(*args)
 
     return call
-
-
-def optional(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """Kernels return a tensor of no elements for what was not asked; autograd wants None."""
-    return tuple(t if w else None for t, w in zip(tensors, wanted))
 
 
 def differentiate_reference(

@@ -127,8 +127,7 @@ class BatchNormAct(torch.autograd.Function):
         )  # fmt: skip
         # A node of its own only where somebody will differentiate again.
         grads = BatchNormActBackward.apply(*arguments, eps) if torch.is_grad_enabled() else _backward(*arguments)
-        wanted = (input_wanted, ctx.needs_input_grad[3], ctx.needs_input_grad[4])
-        grad_input, grad_weight, grad_bias = autograd.optional(grads, wanted)
+        grad_input, grad_weight, grad_bias = grads
         return grad_input, None, None, grad_weight, grad_bias, None, None, None, None, None
 
 
@@ -153,7 +152,7 @@ class BatchNormActBackward(torch.autograd.Function):
         input_wanted: bool,
         affine_wanted: bool,
         eps: float | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor | None, ...]:
         if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
             raise NotImplementedError(
                 "batch_norm_act_backward: expected mean and invstd not to require grad, got one that does"
@@ -175,14 +174,13 @@ class BatchNormActBackward(torch.autograd.Function):
             return (None,) * 12
         if torch.is_grad_enabled():
             return BatchNormActBackward._higher_order(ctx, cotangents)
-        grads = _double_backward(
+        by_grad, by_input, by_weight, by_bias = _double_backward(
             *cotangents, grad_output, input, mean, invstd, weight, bias, training, activation, negative_slope,
             ctx.needs_input_grad[0], ctx.needs_input_grad[1],
         )  # fmt: skip
         # The bias moves only where the slope is; without curvature its second derivative is zero: none, not zeros.
-        curved = activation in activations.CURVED
-        wanted = (*(ctx.needs_input_grad[i] for i in (0, 1, 4)), ctx.needs_input_grad[5] and curved)
-        by_grad, by_input, by_weight, by_bias = autograd.optional(grads, wanted)
+        if activation not in activations.CURVED:
+            by_bias = None
         return by_grad, by_input, None, None, by_weight, by_bias, None, None, None, None, None, None
 
     @staticmethod
@@ -221,18 +219,18 @@ def _forward_fake(
     )
 
 
-def _parameter_grad(input: Tensor, parameter: Tensor | None, wanted: bool = True) -> Tensor:
-    return input.new_empty(0) if parameter is None or not wanted else torch.empty_like(parameter)
+def _parameter_grad(parameter: Tensor | None, wanted: bool = True) -> Tensor | None:
+    return None if parameter is None or not wanted else torch.empty_like(parameter)
 
 
 def _backward_fake(
     grad_output: Tensor, input: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None,
     training: bool, activation: str, negative_slope: float, input_wanted: bool, affine_wanted: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     return (
-        layout.empty_like(input) if input_wanted else input.new_empty(0),
-        _parameter_grad(input, weight, affine_wanted),
-        _parameter_grad(input, bias, affine_wanted),
+        layout.empty_like(input) if input_wanted else None,
+        _parameter_grad(weight, affine_wanted),
+        _parameter_grad(bias, affine_wanted),
     )
 
 
@@ -240,12 +238,12 @@ def _double_backward_fake(
     cotangent_input: Tensor | None, cotangent_weight: Tensor | None, cotangent_bias: Tensor | None,
     grad_output: Tensor, input: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None,
     training: bool, activation: str, negative_slope: float, grad_output_wanted: bool, input_wanted: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     return (
-        layout.empty_like(input) if grad_output_wanted else input.new_empty(0),
-        layout.empty_like(input) if input_wanted else input.new_empty(0),
-        _parameter_grad(input, weight),
-        _parameter_grad(input, bias),
+        layout.empty_like(input) if grad_output_wanted else None,
+        layout.empty_like(input) if input_wanted else None,
+        _parameter_grad(weight),
+        _parameter_grad(bias),
     )
 
 

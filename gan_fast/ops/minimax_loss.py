@@ -31,37 +31,90 @@ def reference(
     return loss if scale == 1 else loss * scale, torch.stack(probabilities)
 
 
-class MinimaxLoss(torch.autograd.Function):
-    """loss, mean_probabilities of torch.ops.gan_fast.minimax_loss_forward."""
+class DispatchedMinimaxLoss(torch.autograd.Function):
+    """All outputs of torch.ops.gan_fast.minimax_loss_forward; loss alone has a gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: float, other_logits: Tensor | None, other_target: float, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        loss, probabilities = _forward(logits, target, other_logits, other_target, scale)
+        ctx: Any,
+        logits: Tensor,
+        target: float,
+        other_logits: Tensor | None,
+        other_target: float,
+        scale: float,
+        means_wanted: bool,
+        grads_wanted: bool,
+    ) -> tuple[Tensor | None, ...]:
         ctx.save_for_backward(logits, other_logits)
         ctx.options = (target, other_target, scale)
-        ctx.mark_non_differentiable(probabilities)
+        ctx.unit_grads = None
         ctx.set_materialize_grads(False)
-        return loss, probabilities
+        loss, *others = _forward(logits, target, other_logits, other_target, scale, means_wanted, grads_wanted)
+        ctx.mark_non_differentiable(*(t for t in others if t is not None))
+        return loss, *others
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_loss is None:
-            return (None,) * 5
-        logits, other_logits = ctx.saved_tensors
-        target, other_target, scale = ctx.options
-        wanted, other_wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-        if not wanted:
-            logits, target, other_logits = other_logits, other_target, None
-        # A node of its own only where somebody will differentiate again.
-        backward = MinimaxLossBackward.apply if torch.is_grad_enabled() else _backward
-        grad, other_grad = backward(
-            grad_loss, logits, target, other_logits if other_wanted else None, other_target, scale
-        )
-        if not wanted:
-            return None, None, grad, None, None
-        return grad, None, other_grad if other_wanted else None, None, None
+            return (None,) * 7
+        wanted, _, other_wanted, *_ = ctx.needs_input_grad
+        # Handed out once: whoever receives them may write to them.
+        unit_grads, ctx.unit_grads = ctx.unit_grads, None
+        if unit_grads is not None and _is_one(grad_loss):
+            grad, other_grad = unit_grads
+        else:
+            logits, other_logits = ctx.saved_tensors
+            target, other_target, scale = ctx.options
+            # A node of its own only where somebody will differentiate again.
+            backward = MinimaxLossBackward.apply if torch.is_grad_enabled() else _backward
+            if wanted:
+                other_logits = other_logits if other_wanted else None
+                grad, other_grad = backward(grad_loss, logits, target, other_logits, other_target, scale)
+            else:
+                other_grad, grad = backward(grad_loss, other_logits, other_target, None, 0.0, scale)
+        return grad if wanted else None, None, other_grad if other_wanted else None, None, None, None, None
+
+
+class MinimaxLoss(DispatchedMinimaxLoss):
+    """loss and mean_probabilities, for eager calls.
+
+    The forward kernel has the exponentials at hand, so it writes the gradients for a loss gradient of one too: what
+    ``loss.backward()`` starts from, and then has nothing left to compute. Any other goes through the backward kernel.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: float,
+        other_logits: Tensor | None,
+        other_target: float,
+        scale: float,
+        means_wanted: bool,
+        grads_wanted: bool,
+    ) -> tuple[Tensor | None, ...]:
+        ctx.save_for_backward(logits, other_logits)
+        ctx.options = (target, other_target, scale)
+        ctx.set_materialize_grads(False)
+        grads_wanted = grads_wanted and True in ctx.needs_input_grad
+        loss, means, *grads = _forward(logits, target, other_logits, other_target, scale, means_wanted, grads_wanted)
+        ctx.unit_grads = grads if grads_wanted else None
+        if means is not None:
+            ctx.mark_non_differentiable(means)
+        return loss, means
+
+
+_apply = autograd.eager(MinimaxLoss)
+
+
+def _is_one(grad_loss: Tensor) -> bool:
+    """Whether a gradient is the one that ``loss.backward()`` starts from, where nobody differentiates or batches it."""
+    return (
+        type(grad_loss) is Tensor
+        and not torch.is_grad_enabled()
+        and not torch._C._are_functorch_transforms_active()
+        and grad_loss.item() == 1
+    )
 
 
 class MinimaxLossBackward(torch.autograd.Function):
@@ -79,8 +132,8 @@ class MinimaxLossBackward(torch.autograd.Function):
         other_logits: Tensor | None,
         other_target: float,
         scale: float,
-    ) -> tuple[Tensor, Tensor]:
-        grads = _backward(grad_loss, logits, target, other_logits, other_target, scale)
+    ) -> tuple[Tensor, Tensor | None]:
+        grads: tuple[Tensor, Tensor | None] = _backward(grad_loss, logits, target, other_logits, other_target, scale)
         ctx.save_for_backward(grad_loss, logits, other_logits)
         ctx.options = (target, other_target, scale)
         ctx.set_materialize_grads(False)
@@ -111,26 +164,35 @@ class MinimaxLossBackward(torch.autograd.Function):
 
 
 def _forward_fake(
-    logits: Tensor, target: float, other_logits: Tensor | None, other_target: float, scale: float
-) -> tuple[Tensor, Tensor]:
-    return logits.new_empty(()), logits.new_empty(1 if other_logits is None else 2)
+    logits: Tensor, target: float, other_logits: Tensor | None, other_target: float, scale: float,
+    means_wanted: bool, grads_wanted: bool,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    means = logits.new_empty(1 if other_logits is None else 2) if means_wanted else None
+    grads = (layout.empty_like(x) if grads_wanted and x is not None else None for x in (logits, other_logits))
+    return logits.new_empty(()), means, *grads
 
 
 def _backward_fake(
     grad_loss: Tensor, logits: Tensor, target: float, other_logits: Tensor | None, other_target: float, scale: float
-) -> tuple[Tensor, Tensor]:
-    other = logits.new_empty(0) if other_logits is None else layout.empty_like(other_logits)
-    return layout.empty_like(logits), other
+) -> tuple[Tensor, Tensor | None]:
+    return layout.empty_like(logits), None if other_logits is None else layout.empty_like(other_logits)
 
 
-autograd.register("minimax_loss_forward", MinimaxLoss.apply, _forward_fake)
+autograd.register("minimax_loss_forward", DispatchedMinimaxLoss.apply, _forward_fake)
 autograd.register("minimax_loss_backward", MinimaxLossBackward.apply, _backward_fake)
 
 
 def _loss(
-    op: str, logits: Tensor, target: float, other_logits: Tensor | None, other_target: float, scale: float
+    op: str,
+    logits: Tensor,
+    target: float,
+    other_logits: Tensor | None,
+    other_target: float,
+    scale: float,
+    means_wanted: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    device = logits.device.type
+    """The loss and the mean probabilities, those only where they are wanted, from what serves the op here."""
+    device = "cpu" if logits.is_cpu else logits.device.type
     if torch.is_autocast_enabled(device):
         # As autocast's own policy for this loss: in float32, whatever the logits come in.
         logits = logits.float() if logits.dtype != torch.float64 else logits
@@ -139,8 +201,20 @@ def _loss(
     if not backends.native(op, device):
         return reference(logits, target, other_logits, other_target, scale)
     if torch.compiler.is_compiling():
-        return torch.ops.gan_fast.minimax_loss_forward(logits, target, other_logits, other_target, scale)
-    return MinimaxLoss.apply(logits, target, other_logits, other_target, scale)
+        forward = torch.ops.gan_fast.minimax_loss_forward
+        return forward(logits, target, other_logits, other_target, scale, means_wanted, False)[:2]
+    return _apply(logits, target, other_logits, other_target, scale, means_wanted, True)
+
+
+def _check_pair(real_logits: Tensor, fake_logits: Tensor, real_target: float, fake_target: float) -> None:
+    checks.floating(D_LOSS, "real_logits", real_logits)
+    checks.floating(D_LOSS, "fake_logits", fake_logits)
+    checks.same_device(D_LOSS, "fake_logits", fake_logits, "real_logits", real_logits)
+    if fake_logits.dtype != real_logits.dtype:
+        have, want = checks.name_of(fake_logits.dtype), checks.name_of(real_logits.dtype)
+        raise TypeError(f"{D_LOSS}: expected fake_logits dtype {want} as real_logits, got {have}")
+    checks.in_range(D_LOSS, "real_target", real_target, 0, 1)
+    checks.in_range(D_LOSS, "fake_target", fake_target, 0, 1)
 
 
 def minimax_d_loss(
@@ -172,22 +246,16 @@ def minimax_d_loss(
 
     Source: Goodfellow et al., Generative Adversarial Nets, 2014 (arXiv 1406.2661), equation 1.
     """
-    return minimax_d_loss_and_means(real_logits, fake_logits, real_target=real_target, fake_target=fake_target)[0]
+    _check_pair(real_logits, fake_logits, real_target, fake_target)
+    return _loss(D_LOSS, real_logits, float(real_target), fake_logits, float(fake_target), 1.0)[0]
 
 
 def minimax_d_loss_and_means(
     real_logits: Tensor, fake_logits: Tensor, *, real_target: float = 1.0, fake_target: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Return :func:`minimax_d_loss` and, from the same kernel, (mean D(x), mean D(G(z))) without gradient."""
-    checks.floating(D_LOSS, "real_logits", real_logits)
-    checks.floating(D_LOSS, "fake_logits", fake_logits)
-    checks.same_device(D_LOSS, "fake_logits", fake_logits, "real_logits", real_logits)
-    if fake_logits.dtype != real_logits.dtype:
-        have, want = checks.name_of(fake_logits.dtype), checks.name_of(real_logits.dtype)
-        raise TypeError(f"{D_LOSS}: expected fake_logits dtype {want} as real_logits, got {have}")
-    checks.in_range(D_LOSS, "real_target", real_target, 0, 1)
-    checks.in_range(D_LOSS, "fake_target", fake_target, 0, 1)
-    return _loss(D_LOSS, real_logits, float(real_target), fake_logits, float(fake_target), 1.0)
+    _check_pair(real_logits, fake_logits, real_target, fake_target)
+    return _loss(D_LOSS, real_logits, float(real_target), fake_logits, float(fake_target), 1.0, means_wanted=True)
 
 
 def minimax_g_loss(fake_logits: Tensor, *, saturating: bool = False) -> Tensor:

@@ -93,7 +93,8 @@ def test_opcheck(sample: LossSample) -> None:
     op = torch.ops.gan_fast
     for other in (fake, None):
         arguments = (real, sample.real_target, other, sample.fake_target, -1.0)
-        torch.library.opcheck(op.minimax_loss_forward.default, arguments)
+        for wanted in (False, True):
+            torch.library.opcheck(op.minimax_loss_forward.default, (*arguments, wanted, wanted))
         grad = torch.ones(())
         torch.library.opcheck(op.minimax_loss_backward.default, (grad, *arguments))
 
@@ -152,6 +153,27 @@ def test_means_are_probabilities() -> None:
     _, means = minimax_d_loss_and_means(real, fake)
     torch.testing.assert_close(means, torch.stack([torch.sigmoid(real).mean(), torch.sigmoid(fake).mean()]))
     assert not means.requires_grad
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sample", LOSS_SAMPLES, ids=str)
+def test_gradients_prepared_by_forward(sample: LossSample, dtype: torch.dtype) -> None:
+    """Those for a loss gradient of one have the backward kernel's bits, and belong to whoever receives them."""
+    inputs = sample.make(dtype)
+    one = torch.ones((), dtype=dtype)
+    loss = minimax_d_loss(*inputs, real_target=sample.real_target, fake_target=sample.fake_target)
+    by_kernel = torch.autograd.grad(loss, inputs, one, create_graph=True)
+    prepared = torch.autograd.grad(loss, inputs, one, retain_graph=True)
+    for got, want in zip(prepared, by_kernel):
+        assert torch.equal(got, want)
+        assert got.stride() == want.stride()
+        got.zero_()
+    for got, want in zip(torch.autograd.grad(loss, inputs, one, retain_graph=True), by_kernel):
+        assert torch.equal(got, want)
+    halves = torch.autograd.grad(loss, inputs, one / 2, retain_graph=True)
+    batched = torch.autograd.grad(loss, inputs, torch.stack([one, one / 2]), is_grads_batched=True)
+    for got, whole, half in zip(batched, by_kernel, halves):
+        assert torch.equal(got, torch.stack([whole, half]))
 
 
 def test_autocast_computes_in_float32() -> None:
@@ -234,4 +256,4 @@ def test_bad_input(loss: str, change: dict[str, Any], error: type[Exception], me
 
 def test_raw_ops_refuse_mixed_dtypes() -> None:
     with pytest.raises(RuntimeError, match="expected other_logits dtype Float, got Double"):
-        torch.ops.gan_fast.minimax_loss_forward(torch.ones(2), 1.0, torch.ones(2).double(), 0.0, 1.0)
+        torch.ops.gan_fast.minimax_loss_forward(torch.ones(2), 1.0, torch.ones(2).double(), 0.0, 1.0, False, False)
