@@ -20,6 +20,9 @@ logger = logging.getLogger("gan_fast")
 
 NAMES = ("auto", "reference", "cpu", "cuda", "triton")
 
+# Looked up once: this module stands before every call of an op.
+_functorch_active = torch._C._are_functorch_transforms_active
+
 # Public op -> the native op whose kernel serves it; ops/ registers its entries at import.
 _native_ops: dict[str, str] = {}
 
@@ -96,7 +99,7 @@ def native(op: str, device_type: str) -> bool:
     if requested == "auto":
         # functorch (vmap, grad, jvp) and forward-mode AD cannot look into our autograd nodes; the reference is correct
         # under all of them.
-        transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+        transformed = _functorch_active() or forward_ad._current_level >= 0
         return _served_natively(op, device_type) and not transformed
     if requested == "reference":
         return False

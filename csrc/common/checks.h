@@ -41,9 +41,17 @@ inline void length(const char* op, const char* argument, const Tensor& t, int64_
                   shape_of(t));
 }
 
-// The dispatcher picks the kernel from any CPU argument; the others must be there too.
+// NaN is in no range.
+inline void in_range(const char* op, const char* argument, double value, double low, double high) {
+  STD_TORCH_CHECK(low <= value && value <= high, op, ": expected ", argument, " in [", low, ", ", high, "], got ",
+                  value);
+}
+
+// The dispatcher picks the kernel from any CPU argument; the others must be there too. Tensors that stand for values
+// without holding them (fake ones, efficient zeros) must not come this far.
 inline void cpu(const char* op, const char* argument, const Tensor& t) {
   STD_TORCH_CHECK(t.is_cpu(), op, ": expected ", argument, " device cpu as its other arguments");
+  STD_TORCH_CHECK(t.numel() == 0 || t.const_data_ptr(), op, ": expected ", argument, " with data, got a tensor without");
 }
 
 }  // namespace gan_fast::check

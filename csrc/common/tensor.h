@@ -17,34 +17,40 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
-inline std::vector<int64_t> strides_for(const Tensor& t, MemoryFormat format) {
-  const int64_t dim = t.dim();
+// Calls f(d, stride) for each dim of t, innermost first, with the stride it has when t is dense in `format`, until f
+// returns false; whether it never did.
+template <class F>
+bool for_dense_strides(const Tensor& t, MemoryFormat format, const F& f) {
   const auto size = t.sizes();
-  std::vector<int64_t> stride(dim);
-  int64_t next = 1;
-  const auto place = [&](int64_t d) {
-    stride[d] = next;
-    next *= size[d] > 1 ? size[d] : 1;
+  const int64_t dim = static_cast<int64_t>(size.size());
+  int64_t stride = 1;
+  const auto visit = [&](int64_t d) {
+    const bool more = f(d, stride);
+    stride *= size[d] > 1 ? size[d] : 1;
+    return more;
   };
-  if (format == MemoryFormat::Contiguous) {
-    for (int64_t d = dim - 1; d >= 0; --d) place(d);
-  } else {
-    place(1);
-    for (int64_t d = dim - 1; d >= 2; --d) place(d);
-    place(0);
+  const bool channels_last = format != MemoryFormat::Contiguous;
+  if (channels_last && !visit(1)) return false;
+  for (int64_t d = dim - 1; d >= (channels_last ? 2 : 0); --d) {
+    if (!visit(d)) return false;
   }
-  return stride;
+  return !channels_last || visit(0);
+}
+
+inline std::vector<int64_t> strides_for(const Tensor& t, MemoryFormat format) {
+  std::vector<int64_t> strides(t.dim());
+  for_dense_strides(t, format, [&](int64_t d, int64_t stride) {
+    strides[d] = stride;
+    return true;
+  });
+  return strides;
 }
 
 // Sizes of one may have any stride; the data is where it should be all the same.
 inline bool is_dense(const Tensor& t, MemoryFormat format) {
   const auto size = t.sizes();
-  const auto stride = t.strides();
-  const auto wanted = strides_for(t, format);
-  for (size_t d = 0; d < wanted.size(); ++d) {
-    if (size[d] != 1 && stride[d] != wanted[d]) return false;
-  }
-  return true;
+  const auto strides = t.strides();
+  return for_dense_strides(t, format, [&](int64_t d, int64_t stride) { return size[d] == 1 || strides[d] == stride; });
 }
 
 // The format that ATen's batch norm gives its result: channels-last when the strides of a 4-d or 5-d tensor are ordered

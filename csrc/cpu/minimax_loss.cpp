@@ -118,19 +118,20 @@ double scalar_value(const Tensor& t) {
   });
 }
 
-void check_pair(const char* op, const Tensor& logits, const MaybeTensor& other) {
+void check_batches(const char* op, const Tensor& logits, double target, const MaybeTensor& other, double other_target) {
+  check::cpu(op, "logits", logits);
   check::floating(op, "logits", logits);
-  if (other) {
-    check::cpu(op, "other_logits", *other);
-    check::dtype(op, "other_logits", *other, logits.scalar_type());
-  }
+  check::in_range(op, "target", target, 0, 1);
+  if (!other) return;
+  check::cpu(op, "other_logits", *other);
+  check::dtype(op, "other_logits", *other, logits.scalar_type());
+  check::in_range(op, "other_target", other_target, 0, 1);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& logits, double target, const MaybeTensor& other,
                                                    double other_target, double scale, bool means_wanted,
                                                    bool grads_wanted) {
-  check::cpu(kForward, "logits", logits);
-  check_pair(kForward, logits, other);
+  check_batches(kForward, logits, target, other, other_target);
   const Batch first = run_batch(logits, target, scale, grads_wanted);
   const Batch second = other ? run_batch(*other, other_target, scale, grads_wanted) : Batch{};
   const Tensor loss = empty_strided(logits, {}, {}, logits.scalar_type());
@@ -160,9 +161,8 @@ Tensor grad(const Tensor& logits, double target, double factor) {
 
 std::tuple<Tensor, Tensor> backward(const Tensor& grad_loss, const Tensor& logits, double target,
                                     const MaybeTensor& other, double other_target, double scale) {
-  check::cpu(kBackward, "logits", logits);
+  check_batches(kBackward, logits, target, other, other_target);
   check::cpu(kBackward, "grad_loss", grad_loss);
-  check_pair(kBackward, logits, other);
   STD_TORCH_CHECK(grad_loss.numel() == 1, kBackward, ": expected grad_loss shape (), got ", check::shape_of(grad_loss));
   check::dtype(kBackward, "grad_loss", grad_loss, logits.scalar_type());
   const double factor = scale * scalar_value(grad_loss);

@@ -8,6 +8,7 @@ the kernel is called below autograd.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ from gan_fast import extension
 
 # The kernels under autograd; a private name of torch, but the one torch.library's own autograd support stands on.
 below_autograd = torch._C._AutoDispatchBelowAutograd
+
+_subclass_like = torch._C._dispatch_isTensorSubclassLike
+_profiling = torch.autograd._profiler_enabled
 
 _library = torch.library.Library("gan_fast", "IMPL") if extension.available() else None
 
@@ -39,8 +43,28 @@ def kernel(op: str) -> Callable[..., Any]:
     return call
 
 
+# Calls with plain tensors may leave out what torch puts before a kernel: on small tensors it costs more than the kernel.
+
+
+def plain(tensor: Tensor) -> bool:
+    """Whether nothing stands between a tensor and a CPU kernel: no subclass, mode, transform, layout, profiler."""
+    return (
+        type(tensor) is Tensor
+        and tensor.is_cpu
+        and not (_subclass_like(tensor) or tensor.is_neg() or tensor.is_nested or _profiling())
+    )
+
+
+def on_cpu(op: str) -> Callable[..., Any]:
+    """Return a call of ``torch.ops.gan_fast.<op>``'s CPU kernel past the dispatcher's other layers."""
+    if not extension.available():
+        return kernel(op)
+    cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    return functools.partial(getattr(torch.ops.gan_fast, op).default.redispatch, cpu)
+
+
 def eager(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """Return ``function.apply`` less its Python half, which serves functorch alone; for calls that it cannot reach."""
+    """Return ``function.apply`` less its Python half, which serves functorch alone."""
     apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
     return apply
 

@@ -5,32 +5,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def name_of(value: torch.dtype | torch.layout) -> str:
     return str(value).removeprefix("torch.")
 
 
-def tensor(op: str, argument: str, value: object) -> None:
+def tensor(op: str, argument: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: expected {argument} type Tensor, got {type(value).__name__}")
+    return value
 
 
-def floating(op: str, argument: str, value: Tensor) -> None:
-    if not isinstance(value, Tensor):
-        tensor(op, argument, value)
+def floating(op: str, argument: str, value: object) -> Tensor:
+    value = tensor(op, argument, value)
     if value.dtype not in FLOATING:
         wanted = "float64, float32, bfloat16 or float16"
         raise TypeError(f"{op}: expected {argument} dtype {wanted}, got {name_of(value.dtype)}")
     if value.layout is not torch.strided or value.is_nested:
         have = "nested" if value.is_nested else name_of(value.layout)
         raise TypeError(f"{op}: expected {argument} layout strided, got {have}")
+    return value
 
 
 def same_device(op: str, argument: str, value: Tensor, other: str, like: Tensor) -> None:
-    # Making two device objects costs more than all other checks of an op; a CPU has only one.
-    if not (value.is_cpu and like.is_cpu) and value.device != like.device:
+    if value.device != like.device:
         raise ValueError(f"{op}: expected {argument} device {like.device} as {other}, got {value.device}")
 
 

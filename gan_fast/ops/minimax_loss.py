@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ backends.register(D_LOSS, "minimax_loss_forward")
 backends.register(G_LOSS, "minimax_loss_forward")
 
 _forward = autograd.kernel("minimax_loss_forward")
+_forward_on_cpu = autograd.on_cpu("minimax_loss_forward")
 _backward = autograd.kernel("minimax_loss_backward")
 
 
@@ -31,27 +33,15 @@ def reference(
     return loss if scale == 1 else loss * scale, torch.stack(probabilities)
 
 
-class DispatchedMinimaxLoss(torch.autograd.Function):
-    """All outputs of torch.ops.gan_fast.minimax_loss_forward; loss alone has a gradient."""
+class _LossNode(torch.autograd.Function):
+    """What the two nodes below share: they differ in what they return."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        target: float,
-        other_logits: Tensor | None,
-        other_target: float,
-        scale: float,
-        means_wanted: bool,
-        grads_wanted: bool,
-    ) -> tuple[Tensor | None, ...]:
+    def save(ctx: Any, logits: Tensor, target: float, other_logits: Tensor | None, *options: float) -> None:
         ctx.save_for_backward(logits, other_logits)
-        ctx.options = (target, other_target, scale)
+        ctx.options = (target, *options)
         ctx.unit_grads = None
         ctx.set_materialize_grads(False)
-        loss, *others = _forward(logits, target, other_logits, other_target, scale, means_wanted, grads_wanted)
-        ctx.mark_non_differentiable(*(t for t in others if t is not None))
-        return loss, *others
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -75,12 +65,8 @@ class DispatchedMinimaxLoss(torch.autograd.Function):
         return grad if wanted else None, None, other_grad if other_wanted else None, None, None, None, None
 
 
-class MinimaxLoss(DispatchedMinimaxLoss):
-    """loss and mean_probabilities, for eager calls.
-
-    The forward kernel has the exponentials at hand, so it writes the gradients for a loss gradient of one too: what
-    ``loss.backward()`` starts from, and then has nothing left to compute. Any other goes through the backward kernel.
-    """
+class DispatchedMinimaxLoss(_LossNode):
+    """All outputs of torch.ops.gan_fast.minimax_loss_forward; loss alone has a gradient."""
 
     @staticmethod
     def forward(
@@ -93,12 +79,35 @@ class MinimaxLoss(DispatchedMinimaxLoss):
         means_wanted: bool,
         grads_wanted: bool,
     ) -> tuple[Tensor | None, ...]:
-        ctx.save_for_backward(logits, other_logits)
-        ctx.options = (target, other_target, scale)
-        ctx.set_materialize_grads(False)
-        grads_wanted = grads_wanted and True in ctx.needs_input_grad
-        loss, means, *grads = _forward(logits, target, other_logits, other_target, scale, means_wanted, grads_wanted)
-        ctx.unit_grads = grads if grads_wanted else None
+        _LossNode.save(ctx, logits, target, other_logits, other_target, scale)
+        loss, *others = _forward(logits, target, other_logits, other_target, scale, means_wanted, grads_wanted)
+        ctx.mark_non_differentiable(*(t for t in others if t is not None))
+        return loss, *others
+
+
+class MinimaxLoss(_LossNode):
+    """loss and mean_probabilities, for eager calls, from ``kernel``: one of the two ways to the forward kernel.
+
+    That kernel has the exponentials at hand, so it writes the gradients for a loss gradient of one too: what
+    ``loss.backward()`` starts from, and then has nothing left to compute. Any other goes through the backward kernel.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: float,
+        other_logits: Tensor | None,
+        other_target: float,
+        scale: float,
+        means_wanted: bool,
+        kernel: Callable[..., tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]],
+    ) -> tuple[Tensor, Tensor | None]:
+        _LossNode.save(ctx, logits, target, other_logits, other_target, scale)
+        grads_wanted = True in ctx.needs_input_grad
+        loss, means, *grads = kernel(logits, target, other_logits, other_target, scale, means_wanted, grads_wanted)
+        if grads_wanted:
+            ctx.unit_grads = grads
         if means is not None:
             ctx.mark_non_differentiable(means)
         return loss, means
@@ -192,7 +201,21 @@ def _loss(
     means_wanted: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The loss and the mean probabilities, those only where they are wanted, from what serves the op here."""
-    device = "cpu" if logits.is_cpu else logits.device.type
+    if (
+        not torch.compiler.is_compiling()
+        and autograd.plain(logits)
+        and (other_logits is None or autograd.plain(other_logits))
+        and not torch.is_autocast_enabled("cpu")
+        and backends.native(op, "cpu")
+    ):
+        # The kernel checks what it needs, and for some hundred logits the checks below would take as long as it does.
+        # What it refuses goes the general way, which serves it or names the fault.
+        try:
+            return _apply(logits, target, other_logits, other_target, scale, means_wanted, _forward_on_cpu)
+        except RuntimeError:
+            pass
+    _check(op, logits, target, other_logits, other_target)
+    device = logits.device.type
     if torch.is_autocast_enabled(device):
         # As autocast's own policy for this loss: in float32, whatever the logits come in.
         logits = logits.float() if logits.dtype != torch.float64 else logits
@@ -203,18 +226,22 @@ def _loss(
     if torch.compiler.is_compiling():
         forward = torch.ops.gan_fast.minimax_loss_forward
         return forward(logits, target, other_logits, other_target, scale, means_wanted, False)[:2]
-    return _apply(logits, target, other_logits, other_target, scale, means_wanted, True)
+    return MinimaxLoss.apply(logits, target, other_logits, other_target, scale, means_wanted, _forward)
 
 
-def _check_pair(real_logits: Tensor, fake_logits: Tensor, real_target: float, fake_target: float) -> None:
-    checks.floating(D_LOSS, "real_logits", real_logits)
-    checks.floating(D_LOSS, "fake_logits", fake_logits)
-    checks.same_device(D_LOSS, "fake_logits", fake_logits, "real_logits", real_logits)
-    if fake_logits.dtype != real_logits.dtype:
-        have, want = checks.name_of(fake_logits.dtype), checks.name_of(real_logits.dtype)
-        raise TypeError(f"{D_LOSS}: expected fake_logits dtype {want} as real_logits, got {have}")
-    checks.in_range(D_LOSS, "real_target", real_target, 0, 1)
-    checks.in_range(D_LOSS, "fake_target", fake_target, 0, 1)
+def _check(op: str, logits: Tensor, target: float, other_logits: Tensor | None, other_target: float) -> None:
+    """What minimax_d_loss and minimax_g_loss check, in the words of their arguments."""
+    if op == G_LOSS:
+        checks.floating(op, "fake_logits", logits)
+        return
+    checks.floating(op, "real_logits", logits)
+    fake_logits = checks.floating(op, "fake_logits", other_logits)
+    checks.same_device(op, "fake_logits", fake_logits, "real_logits", logits)
+    if fake_logits.dtype != logits.dtype:
+        have, want = checks.name_of(fake_logits.dtype), checks.name_of(logits.dtype)
+        raise TypeError(f"{op}: expected fake_logits dtype {want} as real_logits, got {have}")
+    checks.in_range(op, "real_target", target, 0, 1)
+    checks.in_range(op, "fake_target", other_target, 0, 1)
 
 
 def minimax_d_loss(
@@ -246,16 +273,14 @@ def minimax_d_loss(
 
     Source: Goodfellow et al., Generative Adversarial Nets, 2014 (arXiv 1406.2661), equation 1.
     """
-    _check_pair(real_logits, fake_logits, real_target, fake_target)
-    return _loss(D_LOSS, real_logits, float(real_target), fake_logits, float(fake_target), 1.0)[0]
+    return _loss(D_LOSS, real_logits, real_target, fake_logits, fake_target, 1.0)[0]
 
 
 def minimax_d_loss_and_means(
     real_logits: Tensor, fake_logits: Tensor, *, real_target: float = 1.0, fake_target: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Return :func:`minimax_d_loss` and, from the same kernel, (mean D(x), mean D(G(z))) without gradient."""
-    _check_pair(real_logits, fake_logits, real_target, fake_target)
-    return _loss(D_LOSS, real_logits, float(real_target), fake_logits, float(fake_target), 1.0, means_wanted=True)
+    return _loss(D_LOSS, real_logits, real_target, fake_logits, fake_target, 1.0, means_wanted=True)
 
 
 def minimax_g_loss(fake_logits: Tensor, *, saturating: bool = False) -> Tensor:
@@ -279,7 +304,6 @@ def minimax_g_loss(fake_logits: Tensor, *, saturating: bool = False) -> Tensor:
 
     Source: Goodfellow et al., Generative Adversarial Nets, 2014 (arXiv 1406.2661), section 3.
     """
-    checks.floating(G_LOSS, "fake_logits", fake_logits)
     # log(1 - sigmoid(x)) = -bce(x, 0); -log(sigmoid(x)) = bce(x, 1).
     target, scale = (0.0, -1.0) if saturating else (1.0, 1.0)
     return _loss(G_LOSS, fake_logits, target, None, 0.0, scale)[0]

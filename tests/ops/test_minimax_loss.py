@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from samples import DTYPES, LAYOUTS, LOSS_SAMPLES, LossSample
 from tolerances import assert_as_exact
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gan_fast
 from gan_fast.ops import minimax_d_loss, minimax_d_loss_and_means, minimax_g_loss
@@ -257,3 +259,34 @@ def test_bad_input(loss: str, change: dict[str, Any], error: type[Exception], me
 def test_raw_ops_refuse_mixed_dtypes() -> None:
     with pytest.raises(RuntimeError, match="expected other_logits dtype Float, got Double"):
         torch.ops.gan_fast.minimax_loss_forward(torch.ones(2), 1.0, torch.ones(2).double(), 0.0, 1.0, False, False)
+
+
+def test_tensors_that_are_not_plain() -> None:
+    """What stands between a tensor and its values in torch stands between it and the kernel too."""
+    negated = torch._neg_view(torch.randn(7))  # as x.conj().imag: the values' signs are a bit of the tensor
+    expected = minimax_g_loss(negated.clone())
+    assert torch.equal(minimax_g_loss(negated), expected)
+    zeros = torch._efficientzerotensor(7)
+    assert torch.equal(minimax_g_loss(zeros), minimax_g_loss(torch.zeros(7)))
+    with FakeTensorMode():
+        assert minimax_g_loss(torch.empty(7)).shape == ()
+    escaped: list[Tensor] = []
+    torch.func.grad(lambda t: (escaped.append(t), t.sum())[1])(torch.ones(7))
+    assert torch.equal(minimax_g_loss(escaped[0]), minimax_g_loss(torch.ones(7)))
+
+
+def test_modes_and_profilers_see_the_op() -> None:
+    seen: list[str] = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    logits = torch.ones(7)
+    with Record():
+        minimax_g_loss(logits)
+    assert seen == ["gan_fast.minimax_loss_forward.default"]
+    with torch.profiler.profile() as profile:
+        minimax_g_loss(logits)
+    assert "gan_fast::minimax_loss_forward" in {event.key for event in profile.key_averages()}
