@@ -116,9 +116,9 @@ def tuned(
 
 
 def trainer(models: Pair, real: Tensor) -> Work:
-    """Trainer.step: beside the updates it averages G, guards against NaN, and draws new latents for G."""
+    """Trainer.step: beside the updates it averages G and guards against NaN."""
     made = Trainer(TrainConfig(batch_size=len(real), precision="fp32"), *models, None)
-    # D's latents drawn again for G: else its loss could not be compared with that of a loop that reuses the images.
+    # The same latents at each call, as the other providers have them: else losses could not be compared.
     made.generator.register_forward_pre_hook(lambda module, args: made.latent_rng.manual_seed(0) and None)
 
     def work() -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from types import ModuleType
 
 import torch
@@ -11,6 +12,11 @@ import torch
 logger = logging.getLogger("gan_fast")
 
 BUILD_COMMAND = "pip install --no-build-isolation -e ."
+
+# csrc/cpu/isa.h lowers its choice to what GAN_FAST_ISA names.
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
+if (_isa := os.environ.get("GAN_FAST_ISA", INSTRUCTION_SETS[-1])) not in INSTRUCTION_SETS:
+    raise ValueError(f"GAN_FAST_ISA: expected one of {', '.join(INSTRUCTION_SETS)}, got {_isa!r}")
 
 
 def _load() -> tuple[ModuleType | None, str]:

@@ -133,7 +133,13 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
 print(extension.build_info()["instruction_set"], digest.hexdigest())
 """
     best = extension.build_info()["best_instruction_set"]
-    levels = ["baseline", "avx2", "avx512"]
+    levels = list(extension.INSTRUCTION_SETS)
     results = [run(code, GAN_FAST_ISA=level).stdout.split() for level in levels[: levels.index(best) + 1]]
     assert [r[0] for r in results] == levels[: len(results)]
     assert len({r[1] for r in results}) == 1
+
+
+def test_unknown_instruction_set_is_refused() -> None:
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        run("import gan_fast", GAN_FAST_ISA="sse9")
+    assert "GAN_FAST_ISA: expected one of baseline, avx2, avx512, got 'sse9'" in caught.value.stderr

@@ -43,7 +43,7 @@ def kernel(op: str) -> Callable[..., Any]:
     return call
 
 
-# Calls with plain tensors may leave out what torch puts before a kernel: on small tensors it costs more than the kernel.
+# Calls with plain tensors may leave out what torch puts before a kernel: it costs more than a kernel on small tensors.
 
 
 def plain(tensor: Tensor) -> bool:

@@ -212,8 +212,8 @@ def _loss(
         # What it refuses goes the general way, which serves it or names the fault.
         try:
             return _apply(logits, target, other_logits, other_target, scale, means_wanted, _forward_on_cpu)
-        except RuntimeError:
-            pass
+        except RuntimeError as refusal:
+            backends.logger.debug("%s: the general way, because %s", op, refusal)
     _check(op, logits, target, other_logits, other_target)
     device = logits.device.type
     if torch.is_autocast_enabled(device):

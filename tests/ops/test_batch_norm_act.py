@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Any
 
@@ -387,11 +386,6 @@ def test_raw_second_order_refuses_a_third_loudly() -> None:
     mean, invstd = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
     with pytest.raises(NotImplementedError, match="no derivative"):
         double(x, None, None, x, x, mean, invstd, None, None, True, "relu", 0.0, True, True)
-
-
-def test_state_survives_copying() -> None:
-    bn = gan_fast.nn.BatchNormAct2d(4, activation="relu")
-    assert copy.deepcopy(bn).activation == "relu"
 
 
 def test_no_channels() -> None:
