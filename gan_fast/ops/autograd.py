@@ -46,12 +46,13 @@ def kernel(op: str) -> Callable[..., Any]:
 # Calls with plain tensors may leave out what torch puts before a kernel: it costs more than a kernel on small tensors.
 
 
-def plain(tensor: Tensor) -> bool:
-    """Whether nothing stands between a tensor and a CPU kernel: no subclass, mode, transform, layout, profiler."""
+def plain(tensor: Tensor, other: Tensor | None) -> bool:
+    """Whether nothing stands between one or two tensors and a CPU kernel: no subclass, mode, transform, profiler."""
     return (
         type(tensor) is Tensor
         and tensor.is_cpu
-        and not (_subclass_like(tensor) or tensor.is_neg() or tensor.is_nested or _profiling())
+        and not (_subclass_like(tensor) or tensor.is_neg() or _profiling())
+        and (other is None or (type(other) is Tensor and not (_subclass_like(other) or other.is_neg())))
     )
 
 
@@ -60,7 +61,7 @@ def on_cpu(op: str) -> Callable[..., Any]:
     if not extension.available():
         return kernel(op)
     cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
-    return functools.partial(getattr(torch.ops.gan_fast, op).default.redispatch, cpu)
+    return functools.partial(getattr(torch.ops.gan_fast, op).default._handle.redispatch_boxed, cpu)
 
 
 def eager(function: type[torch.autograd.Function]) -> Callable[..., Any]:

@@ -37,20 +37,19 @@ class _LossNode(torch.autograd.Function):
     """What the two nodes below share: they differ in what they return."""
 
     @staticmethod
-    def save(ctx: Any, logits: Tensor, target: float, other_logits: Tensor | None, *options: float) -> None:
-        ctx.save_for_backward(logits, other_logits)
-        ctx.options = (target, *options)
-        ctx.unit_grads = None
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_loss is None:
             return (None,) * 7
         wanted, _, other_wanted, *_ = ctx.needs_input_grad
         # Handed out once: whoever receives them may write to them.
         unit_grads, ctx.unit_grads = ctx.unit_grads, None
-        if unit_grads is not None and _is_one(grad_loss):
+        if (
+            unit_grads is not None
+            and not torch.is_grad_enabled()
+            and type(grad_loss) is Tensor
+            and not torch._C._are_functorch_transforms_active()
+            and grad_loss.item() == 1
+        ):
             grad, other_grad = unit_grads
         else:
             logits, other_logits = ctx.saved_tensors
@@ -79,7 +78,10 @@ class DispatchedMinimaxLoss(_LossNode):
         means_wanted: bool,
         grads_wanted: bool,
     ) -> tuple[Tensor | None, ...]:
-        _LossNode.save(ctx, logits, target, other_logits, other_target, scale)
+        ctx.save_for_backward(logits, other_logits)
+        ctx.options = (target, other_target, scale)
+        ctx.unit_grads = None
+        ctx.set_materialize_grads(False)
         loss, *others = _forward(logits, target, other_logits, other_target, scale, means_wanted, grads_wanted)
         ctx.mark_non_differentiable(*(t for t in others if t is not None))
         return loss, *others
@@ -103,7 +105,10 @@ class MinimaxLoss(_LossNode):
         means_wanted: bool,
         kernel: Callable[..., tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]],
     ) -> tuple[Tensor, Tensor | None]:
-        _LossNode.save(ctx, logits, target, other_logits, other_target, scale)
+        ctx.save_for_backward(logits, other_logits)
+        ctx.options = (target, other_target, scale)
+        ctx.unit_grads = None
+        ctx.set_materialize_grads(False)
         grads_wanted = True in ctx.needs_input_grad
         loss, means, *grads = kernel(logits, target, other_logits, other_target, scale, means_wanted, grads_wanted)
         if grads_wanted:
@@ -114,16 +119,6 @@ class MinimaxLoss(_LossNode):
 
 
 _apply = autograd.eager(MinimaxLoss)
-
-
-def _is_one(grad_loss: Tensor) -> bool:
-    """Whether a gradient is the one that ``loss.backward()`` starts from, where nobody differentiates or batches it."""
-    return (
-        type(grad_loss) is Tensor
-        and not torch.is_grad_enabled()
-        and not torch._C._are_functorch_transforms_active()
-        and grad_loss.item() == 1
-    )
 
 
 class MinimaxLossBackward(torch.autograd.Function):
@@ -203,8 +198,7 @@ def _loss(
     """The loss and the mean probabilities, those only where they are wanted, from what serves the op here."""
     if (
         not torch.compiler.is_compiling()
-        and autograd.plain(logits)
-        and (other_logits is None or autograd.plain(other_logits))
+        and autograd.plain(logits, other_logits)
         and not torch.is_autocast_enabled("cpu")
         and backends.native(op, "cpu")
     ):
