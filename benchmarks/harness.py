@@ -27,7 +27,7 @@ Work = Callable[[], Mapping[str, Tensor]]
 OURS = "gan_fast"
 WARM_UP_ROUNDS = 3
 MIN_ROUNDS = 15
-MIN_SAMPLE_MS = 1.0
+MIN_SAMPLE_MS = 5.0
 # What torch.compile raises where it cannot serve here: no C++ compiler, an op or a construct that it does not know.
 CANNOT_COMPILE = (TorchDynamoException, CppCompileError, InvalidCxxCompiler)
 
@@ -156,7 +156,8 @@ class Race:
         self.providers, self.skipped = check(case, seed)
         self._order = random.Random(seed)
         self._samples_ms: dict[str, list[float]] = {name: [] for name in self.providers}
-        # Short work is repeated until a sample is well above the clock's and the loop's own cost.
+        # Short work is repeated until a sample is well above the cost of the clock, of the loop, and of the caches that
+        # the provider before it left cold.
         self.repeats = dict.fromkeys(self.providers, 1)
         for _ in range(WARM_UP_ROUNDS):
             self.turn()
