@@ -151,7 +151,7 @@ def test_short_work_is_repeated_within_a_sample():
         return shared
 
     shared = results()
-    race = Race(case(short=work, long=busy(2)), seconds=0)
+    race = Race(case(short=work, long=busy(2 * harness.MIN_SAMPLE_MS)), seconds=0)
     assert race.repeats["short"] > 100
     assert race.repeats["long"] == 1
     calls = 0
