@@ -51,7 +51,8 @@ inline void in_range(const char* op, const char* argument, double value, double 
 // without holding them (fake ones, efficient zeros) must not come this far.
 inline void cpu(const char* op, const char* argument, const Tensor& t) {
   STD_TORCH_CHECK(t.is_cpu(), op, ": expected ", argument, " device cpu as its other arguments");
-  STD_TORCH_CHECK(t.numel() == 0 || t.const_data_ptr(), op, ": expected ", argument, " with data, got a tensor without");
+  STD_TORCH_CHECK(t.numel() == 0 || t.const_data_ptr(), op, ": expected ", argument,
+                  " with data, got a tensor without");
 }
 
 }  // namespace gan_fast::check
