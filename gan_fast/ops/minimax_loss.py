@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,9 +37,10 @@ class _LossNode(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        wanted, _, other_wanted, *options = ctx.needs_input_grad
         if grad_loss is None:
-            return (None,) * 7
-        wanted, _, other_wanted, *_ = ctx.needs_input_grad
+            return (None,) * (3 + len(options))
+        logits, other_logits = ctx.saved_tensors  # even where unread: torch objects to changed logits and a freed graph
         # Handed out once: whoever receives them may write to them.
         unit_grads, ctx.unit_grads = ctx.unit_grads, None
         if (
@@ -52,7 +52,6 @@ class _LossNode(torch.autograd.Function):
         ):
             grad, other_grad = unit_grads
         else:
-            logits, other_logits = ctx.saved_tensors
             target, other_target, scale = ctx.options
             # A node of its own only where somebody will differentiate again.
             backward = MinimaxLossBackward.apply if torch.is_grad_enabled() else _backward
@@ -61,7 +60,7 @@ class _LossNode(torch.autograd.Function):
                 grad, other_grad = backward(grad_loss, logits, target, other_logits, other_target, scale)
             else:
                 other_grad, grad = backward(grad_loss, other_logits, other_target, None, 0.0, scale)
-        return grad if wanted else None, None, other_grad if other_wanted else None, None, None, None, None
+        return grad if wanted else None, None, other_grad if other_wanted else None, *(None for _ in options)
 
 
 class DispatchedMinimaxLoss(_LossNode):
@@ -88,10 +87,11 @@ class DispatchedMinimaxLoss(_LossNode):
 
 
 class MinimaxLoss(_LossNode):
-    """loss and mean_probabilities, for eager calls, from ``kernel``: one of the two ways to the forward kernel.
+    """loss and mean_probabilities of plain CPU tensors.
 
-    That kernel has the exponentials at hand, so it writes the gradients for a loss gradient of one too: what
+    The forward kernel has the exponentials at hand, so it writes the gradients for a loss gradient of one too: what
     ``loss.backward()`` starts from, and then has nothing left to compute. Any other goes through the backward kernel.
+    Reading which it is costs nothing on a CPU.
     """
 
     @staticmethod
@@ -103,14 +103,15 @@ class MinimaxLoss(_LossNode):
         other_target: float,
         scale: float,
         means_wanted: bool,
-        kernel: Callable[..., tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]],
     ) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(logits, other_logits)
         ctx.options = (target, other_target, scale)
         ctx.unit_grads = None
         ctx.set_materialize_grads(False)
         grads_wanted = True in ctx.needs_input_grad
-        loss, means, *grads = kernel(logits, target, other_logits, other_target, scale, means_wanted, grads_wanted)
+        loss, means, *grads = _forward_on_cpu(
+            logits, target, other_logits, other_target, scale, means_wanted, grads_wanted
+        )
         if grads_wanted:
             ctx.unit_grads = grads
         if means is not None:
@@ -205,7 +206,7 @@ def _loss(
         # The kernel checks what it needs, and for some hundred logits the checks below would take as long as it does.
         # What it refuses goes the general way, which serves it or names the fault.
         try:
-            return _apply(logits, target, other_logits, other_target, scale, means_wanted, _forward_on_cpu)
+            return _apply(logits, target, other_logits, other_target, scale, means_wanted)
         except RuntimeError as refusal:
             backends.logger.debug("%s: the general way, because %s", op, refusal)
     _check(op, logits, target, other_logits, other_target)
@@ -217,10 +218,8 @@ def _loss(
             other_logits = other_logits.float()
     if not backends.native(op, device):
         return reference(logits, target, other_logits, other_target, scale)
-    if torch.compiler.is_compiling():
-        forward = torch.ops.gan_fast.minimax_loss_forward
-        return forward(logits, target, other_logits, other_target, scale, means_wanted, False)[:2]
-    return MinimaxLoss.apply(logits, target, other_logits, other_target, scale, means_wanted, _forward)
+    forward = torch.ops.gan_fast.minimax_loss_forward
+    return forward(logits, target, other_logits, other_target, scale, means_wanted, False)[:2]
 
 
 def _check(op: str, logits: Tensor, target: float, other_logits: Tensor | None, other_target: float) -> None:

@@ -178,6 +178,19 @@ def test_gradients_prepared_by_forward(sample: LossSample, dtype: torch.dtype) -
         assert torch.equal(got, torch.stack([whole, half]))
 
 
+def test_changed_logits_and_freed_graphs_are_refused() -> None:
+    leaf = torch.ones(3, requires_grad=True)
+    logits = leaf * 2
+    loss = minimax_g_loss(logits)
+    logits.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    loss = minimax_g_loss(leaf)
+    loss.backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+
+
 def test_autocast_computes_in_float32() -> None:
     real, fake = LossSample((8,), (8,)).make(torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
