@@ -27,7 +27,7 @@ STABLE_TORCH_LIBRARY(gan_fast, m) {
 
   m.def(
       "minimax_loss_forward(Tensor logits, float target, Tensor? other_logits, float other_target, float scale,"
-      " bool means_wanted, bool grads_wanted)"
+      " bool means_wanted, bool grad_wanted, bool other_grad_wanted)"
       " -> (Tensor loss, Tensor mean_probabilities, Tensor grad_logits, Tensor grad_other_logits)");
   m.def(
       "minimax_loss_backward(Tensor grad_loss, Tensor logits, float target, Tensor? other_logits, float other_target,"

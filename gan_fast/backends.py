@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch.autograd import forward_ad
@@ -40,8 +41,7 @@ def _check_name(name: str, origin: str) -> str:
 _requested = _check_name(os.environ.get("GAN_FAST_BACKEND", "auto"), "GAN_FAST_BACKEND")
 
 
-@contextlib.contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: str) -> AbstractContextManager[None]:
     """Ask for one implementation of every op inside the ``with`` block.
 
     Args:
@@ -55,8 +55,13 @@ def use_backend(name: str) -> Iterator[None]:
         The choice is made when an op is called, for the whole process; backward runs on what its forward chose.
         ``GAN_FAST_BACKEND`` sets the choice outside of any block.
     """
+    # Now, not on entering: a call without `with` does nothing else.
+    return _use(_check_name(name, "use_backend"))
+
+
+@contextlib.contextmanager
+def _use(name: str) -> Iterator[None]:
     global _requested
-    _check_name(name, "use_backend")
     previous, _requested = _requested, name
     try:
         yield

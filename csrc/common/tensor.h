@@ -7,7 +7,9 @@
 #include <torch/headeronly/core/MemoryFormat.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <optional>
+#include <utility>
 #include <vector>
 
 namespace gan_fast {
@@ -102,6 +104,23 @@ inline Tensor empty_like(const Tensor& t, MemoryFormat format) {
 // t itself where it is dense in `format`, else a copy that is.
 inline Tensor dense(const Tensor& t, MemoryFormat format) {
   return is_dense(t, format) ? t : torch::stable::contiguous(t, format);
+}
+
+// Whether t's elements fill memory without gaps or overlaps, in whatever order of its dims.
+inline bool is_dense_in_some_order(const Tensor& t) {
+  const auto size = t.sizes();
+  const auto stride = t.strides();
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+  for (size_t d = 0; d < size.size(); ++d) {
+    if (size[d] != 1) dims.emplace_back(stride[d], size[d]);
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t expected = 1;
+  for (const auto& [stride_d, size_d] : dims) {
+    if (stride_d != expected) return false;
+    expected *= size_d;
+  }
+  return true;
 }
 
 inline bool is_floating(ScalarType dtype) {

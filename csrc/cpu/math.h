@@ -2,7 +2,7 @@
 //
 // Float lanes go through double: results are then right to the last bit but one, which activations fused behind other
 // arithmetic need to stay within twice ATen's error. V is the vector that the result is meant for: for float lanes
-// series end where a float no longer sees the rest (relative error below 2e-10).
+// series end where a float no longer sees the rest (relative error below 1e-9).
 // Everything here needs exp only of a non-positive argument, so nothing can overflow.
 #pragma once
 

@@ -68,6 +68,17 @@ struct GradBlock {
   }
 };
 
+// Logits are taken one by one, so any order will do; gradients get the strides that ATen's elementwise ops give.
+Tensor without_gaps(const Tensor& logits) {
+  const bool plain = is_dense(logits, MemoryFormat::Contiguous) || is_dense_in_some_order(logits);
+  return plain ? logits : torch::stable::clone(logits);
+}
+
+Tensor grad_for(const Tensor& x) {
+  const auto size = x.sizes(), stride = x.strides();
+  return empty_strided(x, {size.begin(), size.end()}, {stride.begin(), stride.end()}, x.scalar_type());
+}
+
 // One batch of logits: its means, and its gradient at a loss gradient of one where that is wanted.
 struct Batch {
   double loss = 0;
@@ -77,11 +88,9 @@ struct Batch {
 
 // Means over no logits are 0 / 0, as in ATen.
 Batch run_batch(const Tensor& logits, double target, double scale, bool grad_wanted) {
-  // Logits are only summed, so any dense order will do.
-  const MemoryFormat format = suggest_memory_format(logits);
-  const Tensor x = dense(logits, format);
+  const Tensor x = without_gaps(logits);
   Batch batch;
-  if (grad_wanted) batch.grad = empty_like(x, format);
+  if (grad_wanted) batch.grad = grad_for(x);
   const int64_t count = x.numel();
   const int64_t blocks = (count + kBlock - 1) / kBlock;
   Sums first;
@@ -130,10 +139,10 @@ void check_batches(const char* op, const Tensor& logits, double target, const Ma
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& logits, double target, const MaybeTensor& other,
                                                    double other_target, double scale, bool means_wanted,
-                                                   bool grads_wanted) {
+                                                   bool grad_wanted, bool other_grad_wanted) {
   check_batches(kForward, logits, target, other, other_target);
-  const Batch first = run_batch(logits, target, scale, grads_wanted);
-  const Batch second = other ? run_batch(*other, other_target, scale, grads_wanted) : Batch{};
+  const Batch first = run_batch(logits, target, scale, grad_wanted);
+  const Batch second = other ? run_batch(*other, other_target, scale, other_grad_wanted) : Batch{};
   const Tensor loss = empty_strided(logits, {}, {}, logits.scalar_type());
   const Tensor means = means_wanted ? empty_vector(logits, other ? 2 : 1, logits.scalar_type()) : nothing();
   for_dtype(logits.scalar_type(), [&](auto tag) {
@@ -146,9 +155,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& logits, double 
 }
 
 Tensor grad(const Tensor& logits, double target, double factor) {
-  const MemoryFormat format = suggest_memory_format(logits);
-  const Tensor x = dense(logits, format);
-  const Tensor result = empty_like(x, format);
+  const Tensor x = without_gaps(logits);
+  const Tensor result = grad_for(x);
   const int64_t count = x.numel();
   for_dtype(x.scalar_type(), [&](auto tag) {
     using T = decltype(tag);

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from gan_fast import extension
 
@@ -22,6 +23,7 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 
 _subclass_like = torch._C._dispatch_isTensorSubclassLike
 _profiling = torch.autograd._profiler_enabled
+_tracing = torch._C._get_tracing_state
 
 _library = torch.library.Library("gan_fast", "IMPL") if extension.available() else None
 
@@ -46,14 +48,29 @@ def kernel(op: str) -> Callable[..., Any]:
 # Calls with plain tensors may leave out what torch puts before a kernel: it costs more than a kernel on small tensors.
 
 
-def plain(tensor: Tensor, other: Tensor | None) -> bool:
-    """Whether nothing stands between one or two tensors and a CPU kernel: no subclass, mode, transform, profiler."""
+def plain(tensor: Tensor, other: Tensor | None = None) -> bool:
+    """Whether no tracer, mode, transform, subclass or profiler stands between one or two tensors and a CPU kernel."""
     return (
         type(tensor) is Tensor
         and tensor.is_cpu
-        and not (_subclass_like(tensor) or tensor.is_neg() or _profiling())
+        and not (_subclass_like(tensor) or tensor.is_neg() or _profiling() or _tracing())
+        and forward_ad._current_level < 0
         and (other is None or (type(other) is Tensor and not (_subclass_like(other) or other.is_neg())))
     )
+
+
+def recording(op: str, grad_output: Tensor) -> bool:
+    """Whether a backward pass must leave nodes of its own behind: somebody differentiates again.
+
+    Raises:
+        NotImplementedError: where the nodes would be lost in silence.
+    """
+    if torch.is_grad_enabled() and torch._C._functorch.is_legacy_batchedtensor(grad_output):
+        raise NotImplementedError(
+            f"{op}: expected create_graph False beside is_grads_batched True, got both; "
+            "torch.func.vmap and gan_fast.use_backend('reference') know the combination"
+        )
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0
 
 
 def on_cpu(op: str) -> Callable[..., Any]:
@@ -76,6 +93,11 @@ def register(op: str, function: Callable[..., Any], fake: Callable[..., Any]) ->
         return
     _library.impl(op, function, "Autograd")
     torch.library.register_fake(f"gan_fast::{op}", fake, lib=_library)
+
+
+def is_autocast_enabled(device_type: str) -> bool:
+    """As torch's, for any device: some have no autocast to ask for."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def refuse(op: str) -> Callable[..., Any]:

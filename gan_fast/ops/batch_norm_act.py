@@ -126,7 +126,8 @@ class BatchNormAct(torch.autograd.Function):
             input_wanted, affine_wanted,
         )  # fmt: skip
         # A node of its own only where somebody will differentiate again.
-        grads = BatchNormActBackward.apply(*arguments, eps) if torch.is_grad_enabled() else _backward(*arguments)
+        recording = autograd.recording("batch_norm_act_backward", grad_output)
+        grads = BatchNormActBackward.apply(*arguments, eps) if recording else _backward(*arguments)
         grad_input, grad_weight, grad_bias = grads
         return grad_input, None, None, grad_weight, grad_bias, None, None, None, None, None
 

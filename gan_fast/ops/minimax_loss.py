@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gan_fast import backends
-from gan_fast.ops import autograd, checks, layout
+from gan_fast.ops import autograd, checks
 
 D_LOSS, G_LOSS = "minimax_d_loss", "minimax_g_loss"
 backends.register(D_LOSS, "minimax_loss_forward")
@@ -36,31 +36,38 @@ class _LossNode(torch.autograd.Function):
     """What the two nodes below share: they differ in what they return."""
 
     @staticmethod
+    def save(ctx: Any, logits: Tensor, target: float, other_logits: Tensor | None, *options: float) -> None:
+        wanted, _, other_wanted, *_ = ctx.needs_input_grad
+        ctx.save_for_backward(logits if wanted else None, other_logits if other_wanted else None)
+        ctx.options = (target, *options)
+        ctx.unit_grads = None
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        wanted, _, other_wanted, *options = ctx.needs_input_grad
+        count = len(ctx.needs_input_grad)
         if grad_loss is None:
-            return (None,) * (3 + len(options))
+            return (None,) * count
         logits, other_logits = ctx.saved_tensors  # even where unread: torch objects to changed logits and a freed graph
         # Handed out once: whoever receives them may write to them.
         unit_grads, ctx.unit_grads = ctx.unit_grads, None
         if (
             unit_grads is not None
             and not torch.is_grad_enabled()
-            and type(grad_loss) is Tensor
-            and not torch._C._are_functorch_transforms_active()
+            and autograd.plain(grad_loss)
             and grad_loss.item() == 1
         ):
             grad, other_grad = unit_grads
         else:
             target, other_target, scale = ctx.options
             # A node of its own only where somebody will differentiate again.
-            backward = MinimaxLossBackward.apply if torch.is_grad_enabled() else _backward
-            if wanted:
-                other_logits = other_logits if other_wanted else None
-                grad, other_grad = backward(grad_loss, logits, target, other_logits, other_target, scale)
-            else:
+            recording = autograd.recording("minimax_loss_backward", grad_loss)
+            backward = MinimaxLossBackward.apply if recording else _backward
+            if logits is None:
                 other_grad, grad = backward(grad_loss, other_logits, other_target, None, 0.0, scale)
-        return grad if wanted else None, None, other_grad if other_wanted else None, *(None for _ in options)
+            else:
+                grad, other_grad = backward(grad_loss, logits, target, other_logits, other_target, scale)
+        return grad, None, other_grad, *(None,) * (count - 3)
 
 
 class DispatchedMinimaxLoss(_LossNode):
@@ -74,14 +81,10 @@ class DispatchedMinimaxLoss(_LossNode):
         other_logits: Tensor | None,
         other_target: float,
         scale: float,
-        means_wanted: bool,
-        grads_wanted: bool,
+        *wanted: bool,
     ) -> tuple[Tensor | None, ...]:
-        ctx.save_for_backward(logits, other_logits)
-        ctx.options = (target, other_target, scale)
-        ctx.unit_grads = None
-        ctx.set_materialize_grads(False)
-        loss, *others = _forward(logits, target, other_logits, other_target, scale, means_wanted, grads_wanted)
+        _LossNode.save(ctx, logits, target, other_logits, other_target, scale)
+        loss, *others = _forward(logits, target, other_logits, other_target, scale, *wanted)
         ctx.mark_non_differentiable(*(t for t in others if t is not None))
         return loss, *others
 
@@ -104,15 +107,12 @@ class MinimaxLoss(_LossNode):
         scale: float,
         means_wanted: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        ctx.save_for_backward(logits, other_logits)
-        ctx.options = (target, other_target, scale)
-        ctx.unit_grads = None
-        ctx.set_materialize_grads(False)
-        grads_wanted = True in ctx.needs_input_grad
+        _LossNode.save(ctx, logits, target, other_logits, other_target, scale)
+        wanted, _, other_wanted, *_ = ctx.needs_input_grad
         loss, means, *grads = _forward_on_cpu(
-            logits, target, other_logits, other_target, scale, means_wanted, grads_wanted
+            logits, target, other_logits, other_target, scale, means_wanted, wanted, other_wanted
         )
-        if grads_wanted:
+        if wanted or other_wanted:
             ctx.unit_grads = grads
         if means is not None:
             ctx.mark_non_differentiable(means)
@@ -170,17 +170,20 @@ class MinimaxLossBackward(torch.autograd.Function):
 
 def _forward_fake(
     logits: Tensor, target: float, other_logits: Tensor | None, other_target: float, scale: float,
-    means_wanted: bool, grads_wanted: bool,
+    means_wanted: bool, grad_wanted: bool, other_grad_wanted: bool,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    means = logits.new_empty(1 if other_logits is None else 2) if means_wanted else None
-    grads = (layout.empty_like(x) if grads_wanted and x is not None else None for x in (logits, other_logits))
-    return logits.new_empty(()), means, *grads
+    return (
+        logits.new_empty(()),
+        logits.new_empty(1 if other_logits is None else 2) if means_wanted else None,
+        torch.empty_like(logits) if grad_wanted else None,
+        torch.empty_like(other_logits) if other_grad_wanted and other_logits is not None else None,
+    )
 
 
 def _backward_fake(
     grad_loss: Tensor, logits: Tensor, target: float, other_logits: Tensor | None, other_target: float, scale: float
 ) -> tuple[Tensor, Tensor | None]:
-    return layout.empty_like(logits), None if other_logits is None else layout.empty_like(other_logits)
+    return torch.empty_like(logits), None if other_logits is None else torch.empty_like(other_logits)
 
 
 autograd.register("minimax_loss_forward", DispatchedMinimaxLoss.apply, _forward_fake)
@@ -197,21 +200,26 @@ def _loss(
     means_wanted: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The loss and the mean probabilities, those only where they are wanted, from what serves the op here."""
+    # The kernel checks tensors too, and for some hundred logits `_check` would take as long as it does. What it refuses
+    # goes the general way, which serves it or names the fault.
     if (
         not torch.compiler.is_compiling()
         and autograd.plain(logits, other_logits)
+        and (op == G_LOSS or other_logits is not None)
+        and isinstance(target, (int, float))
+        and isinstance(other_target, (int, float))
         and not torch.is_autocast_enabled("cpu")
         and backends.native(op, "cpu")
     ):
-        # The kernel checks what it needs, and for some hundred logits the checks below would take as long as it does.
-        # What it refuses goes the general way, which serves it or names the fault.
         try:
             return _apply(logits, target, other_logits, other_target, scale, means_wanted)
         except RuntimeError as refusal:
+            if "minimax_loss_forward: expected" not in str(refusal):
+                raise
             backends.logger.debug("%s: the general way, because %s", op, refusal)
     _check(op, logits, target, other_logits, other_target)
     device = logits.device.type
-    if torch.is_autocast_enabled(device):
+    if autograd.is_autocast_enabled(device):
         # As autocast's own policy for this loss: in float32, whatever the logits come in.
         logits = logits.float() if logits.dtype != torch.float64 else logits
         if other_logits is not None and other_logits.dtype != torch.float64:
@@ -219,7 +227,7 @@ def _loss(
     if not backends.native(op, device):
         return reference(logits, target, other_logits, other_target, scale)
     forward = torch.ops.gan_fast.minimax_loss_forward
-    return forward(logits, target, other_logits, other_target, scale, means_wanted, False)[:2]
+    return forward(logits, target, other_logits, other_target, scale, means_wanted, False, False)[:2]
 
 
 def _check(op: str, logits: Tensor, target: float, other_logits: Tensor | None, other_target: float) -> None:

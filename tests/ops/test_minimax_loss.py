@@ -61,6 +61,8 @@ def test_equals_eager_to_second_order(sample: LossSample, dtype: torch.dtype) ->
     exact = second_order(sample, (real.detach().double(), fake.detach().double()), "reference", dtype)
     for name, value in eager.items():
         assert_as_exact(ours[name], value, exact[name], name)
+        if "first" in name:
+            assert ours[name].stride() == value.stride(), f"{name}: strides"
 
 
 @pytest.mark.parametrize("sample", [s for s in SMALL if s.layout != "expanded"], ids=str)
@@ -96,7 +98,7 @@ def test_opcheck(sample: LossSample) -> None:
     for other in (fake, None):
         arguments = (real, sample.real_target, other, sample.fake_target, -1.0)
         for wanted in (False, True):
-            torch.library.opcheck(op.minimax_loss_forward.default, (*arguments, wanted, wanted))
+            torch.library.opcheck(op.minimax_loss_forward.default, (*arguments, wanted, wanted, not wanted))
         grad = torch.ones(())
         torch.library.opcheck(op.minimax_loss_backward.default, (grad, *arguments))
 
@@ -173,7 +175,8 @@ def test_gradients_prepared_by_forward(sample: LossSample, dtype: torch.dtype) -
     for got, want in zip(torch.autograd.grad(loss, inputs, one, retain_graph=True), by_kernel):
         assert torch.equal(got, want)
     halves = torch.autograd.grad(loss, inputs, one / 2, retain_graph=True)
-    batched = torch.autograd.grad(loss, inputs, torch.stack([one, one / 2]), is_grads_batched=True)
+    fresh = minimax_d_loss(*inputs, real_target=sample.real_target, fake_target=sample.fake_target)
+    batched = torch.autograd.grad(fresh, inputs, torch.stack([one, one / 2]), is_grads_batched=True)
     for got, whole, half in zip(batched, by_kernel, halves):
         assert torch.equal(got, torch.stack([whole, half]))
 
@@ -251,6 +254,9 @@ BAD_INPUTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("d", {"real_target": 1.1}, ValueError, "expected real_target in [0, 1], got 1.1"),
     ("d", {"fake_target": -0.1}, ValueError, "expected fake_target in [0, 1], got -0.1"),
     ("d", {"real_target": float("nan")}, ValueError, "expected real_target in [0, 1], got nan"),
+    ("d", {"fake_logits": None}, TypeError, "expected fake_logits type Tensor, got NoneType"),
+    ("d", {"real_target": torch.tensor(0.9)}, TypeError, "expected real_target type float, got Tensor"),
+    ("d", {"fake_target": "0.1"}, TypeError, "expected fake_target type float, got str"),
     ("g", {"fake_logits": torch.ones(2, dtype=torch.complex64)}, TypeError,
      "expected fake_logits dtype float64, float32, bfloat16 or float16, got complex64"),
     ("g", {"fake_logits": None}, TypeError, "expected fake_logits type Tensor, got NoneType"),
@@ -271,7 +277,9 @@ def test_bad_input(loss: str, change: dict[str, Any], error: type[Exception], me
 
 def test_raw_ops_refuse_mixed_dtypes() -> None:
     with pytest.raises(RuntimeError, match="expected other_logits dtype Float, got Double"):
-        torch.ops.gan_fast.minimax_loss_forward(torch.ones(2), 1.0, torch.ones(2).double(), 0.0, 1.0, False, False)
+        torch.ops.gan_fast.minimax_loss_forward(
+            torch.ones(2), 1.0, torch.ones(2).double(), 0.0, 1.0, False, False, False
+        )
 
 
 def test_tensors_that_are_not_plain() -> None:
@@ -286,6 +294,30 @@ def test_tensors_that_are_not_plain() -> None:
     escaped: list[Tensor] = []
     torch.func.grad(lambda t: (escaped.append(t), t.sum())[1])(torch.ones(7))
     assert torch.equal(minimax_g_loss(escaped[0]), minimax_g_loss(torch.ones(7)))
+
+
+def test_what_needs_no_gradient_is_not_kept() -> None:
+    real, fake = torch.ones(3, requires_grad=True), torch.ones(3)
+    loss = minimax_d_loss(real, fake)
+    fake.add_(1)
+    loss.backward()
+    with torch.inference_mode():
+        fake = torch.ones(3)
+    minimax_d_loss(real, fake).backward()
+    assert fake.grad is None
+
+
+def test_batched_gradients_with_a_graph_are_refused() -> None:
+    logits = torch.ones(3, requires_grad=True)
+    loss = minimax_g_loss(logits)
+    with pytest.raises(NotImplementedError, match="create_graph False beside is_grads_batched True, got both"):
+        torch.autograd.grad(loss, logits, torch.ones(2), is_grads_batched=True, create_graph=True)
+
+
+def test_other_devices_and_tracers_are_served() -> None:
+    assert minimax_g_loss(torch.ones(3, device="meta")).shape == ()
+    traced = torch.jit.trace(minimax_g_loss, torch.randn(5, requires_grad=True))
+    assert torch.equal(traced(torch.ones(5)), minimax_g_loss(torch.ones(5)))
 
 
 def test_modes_and_profilers_see_the_op() -> None:
