@@ -37,14 +37,14 @@ class _UsageError(Exception):
 class Train:
     """Train a DCGAN on a data set, in a folder of its own.
 
-    With --data digits the defaults are others, that suit them: add --help to see.
+    The digits have defaults of their own: see gan-fast train --data digits --help.
 
     Ctrl-C and SIGTERM finish the step, save and exit; --resume goes on from there, bit for bit on a CPU.
     """
 
     run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes]
     resume: bool = False
-    """Continue the run in --out; give the options that it was started with."""
+    """Continue the run in --out; give the options that it was started with, and --steps where it shall differ."""
     threads: int | None = None
     """CPU threads; unset: as many as this process may use."""
 
@@ -81,6 +81,8 @@ class Sample:
 
     def __call__(self, command: str) -> int:
         path = self.run
+        if self.out is not None and not self.out.name.lower().endswith(".png"):
+            raise _UsageError(f"sample: expected out a .png file, got {self.out}")
         if path.is_dir():
             path = path / ("generator_ema.safetensors" if self.ema else "generator.safetensors")
         if not path.exists():
@@ -161,10 +163,16 @@ def _parse(args: Sequence[str]) -> Train | Sample | Info:
         if not error.code:
             raise
         lines = [line.strip("│╭╮╰╯ ") for line in box.getvalue().splitlines()]
-        # The first line is a title; a rule divides what is wrong from advice.
-        text = " ".join(itertools.takewhile(lambda line: line.strip("─"), lines[1:])) or " ".join(lines)
+        # A title, what is wrong, a rule, advice. On a terminal without box drawing the title has a rule under it too.
+        below_title = itertools.dropwhile(_is_rule, lines[1:])
+        text = " ".join(itertools.takewhile(lambda line: not _is_rule(line), below_title)) or " ".join(lines)
         text = re.sub(r"^Error parsing \S+: ", "", text)
-        raise _UsageError(f"{text} (see gan-fast --help)") from None
+        command = next((f" {a}" for a in args[:1] if a in ("train", "sample", "info")), "")
+        raise _UsageError(f"{text} (see gan-fast{command} --help)") from None
+
+
+def _is_rule(line: str) -> bool:
+    return not line.strip("─-")
 
 
 @contextlib.contextmanager

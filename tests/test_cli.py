@@ -187,16 +187,20 @@ def test_a_run_is_never_overwritten(finished, capsys, options, want):
         (["train", *SMALL, "--out", "OUT", "--batch-size", "1"], "TrainConfig: expected batch_size at least 2, got 1"),
         (["train", *SMALL, "--out", "OUT", "--objective", "wgan"], "expected objective one of minimax, non_saturating"),
         (["train", *SMALL, "--out", "OUT", "--steps", "many"], "'many'"),
-        (["train", *SMALL, "--out", "OUT", "--stepz", "1"], "Unrecognized options: --stepz"),
+        (
+            ["train", *SMALL, "--out", "OUT", "--stepz", "1"],
+            "Unrecognized options: --stepz, 1 (see gan-fast train --help)",
+        ),
         (["train", *SMALL, "--out", "OUT", "--image-size", "17"], "expected image_size one of 16, 32, 64, 128, got 17"),
         (["train", *SMALL, "--out", "OUT", "--batch-size", "1798"], "expected at least batch_size = 1798 images"),
         (["train", *SMALL, "--out", "OUT", "--device", "abacus"], "expected device one that is here, got 'abacus'"),
         (["train", *SMALL, "--out", "OUT", "--threads", "0"], "expected threads at least 1, got 0"),
         (["train", *SMALL, "--out", "OUT", "--resume"], "expected out a folder with a run to resume"),
-        (["train", "--data", "/nowhere", "--out", "OUT"], "/nowhere"),
+        (["train", "--data", "/nowhere", "--out", "OUT"], "got '/nowhere', which does not exist"),
         (["train", *SMALL, "--out", "/dev/null"], "expected out a folder, got the file /dev/null"),
         (["train", *SMALL, "--out", "/dev/null/x"], "Not a directory"),
         (["sample", "/nowhere"], "expected run a folder or file with a generator, got /nowhere"),
+        (["sample", "/nowhere", "--out", "a.jpg"], "expected out a .png file, got a.jpg"),
         (["dance"], "dance"),
     ],
 )
@@ -204,6 +208,31 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, args, want):
     out = tmp_path / "out"
     assert want in fails(capsys, 2, *[out if arg == "OUT" else arg for arg in args])
     assert not out.exists()
+
+
+def test_resume_asks_for_more_steps(finished, capsys):
+    before = snapshot(finished)
+    assert "expected steps above the 10 that" in fails(
+        capsys, 2, "train", *SMALL, "--out", finished, "--steps", "9", "--resume"
+    )
+    assert snapshot(finished) == before
+
+
+def test_unreadable_and_changed_files_are_named(tmp_path, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(20):
+        Image.new("L", (16, 16), index).save(folder / f"{index:02}.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    options = ["--data", folder, "--bad-files", "skip", "--batch-size", "8", "--width", "8", "--image-size", "16"]
+
+    def train(*more):
+        cli.main(["train", *map(str, [*options, "--out", tmp_path / "run", *more])])
+        return capsys.readouterr().out
+
+    assert "skipped broken.png: " in train("--steps", "1")
+    (folder / "00.png").unlink()
+    assert "changed: the run had 20 images, the data have 19" in train("--steps", "2", "--resume")
 
 
 def test_sample_needs_at_least_one_image(finished, capsys):

@@ -106,7 +106,8 @@ def load_images(
     if os.path.isfile(path):
         with open_zip(path) as archive:
             return load(list_zip(archive))
-    raise DataError(f'load_images: expected source to be "digits", an image folder or a .zip file, got {path!r}')
+    have = f"{path!r}" if os.path.exists(path) else f"{path!r}, which does not exist"
+    raise DataError(f'load_images: expected source to be "digits", an image folder or a .zip file, got {have}')
 
 
 class _Faults:

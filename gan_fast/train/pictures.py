@@ -56,18 +56,21 @@ def write_curves(file: BinaryIO, rows: Sequence[Mapping[str, float | None]]) -> 
     """
     # Figure without pyplot: no global state, no window system.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     steps = [row["step"] for row in rows]
     figure = Figure(figsize=(9, 6.5), layout="constrained", dpi=120)
     losses, answers = figure.subplots(2, 1, sharex=True)
     panels = (
-        (losses, "loss", (("d_loss", "D", "#2b6cb0"), ("g_loss", "G", "#c05621"))),
+        (losses, "loss", (("d_loss", "D loss", "#2b6cb0"), ("g_loss", "G loss", "#c05621"))),
         (answers, "mean probability", (("d_real", "D(x)", "#2f855a"), ("d_fake", "D(G(z))", "#97266d"))),
     )
     for axes, label, lines in panels:
         for name, title, colour in lines:
             values = [math.nan if row[name] is None else row[name] for row in rows]
-            axes.plot(steps, values, color=colour, linewidth=1.2, label=title)
+            # A line needs two points to be seen, and a few read better with their marks.
+            marker = "o" if len(rows) < 30 else None
+            axes.plot(steps, values, color=colour, linewidth=1.2, marker=marker, markersize=3, label=title)
         axes.set_ylabel(label)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -75,6 +78,7 @@ def write_curves(file: BinaryIO, rows: Sequence[Mapping[str, float | None]]) -> 
     answers.axhline(0.5, color="0.6", linewidth=0.8, linestyle="--")
     answers.set_ylim(0, 1)
     answers.set_xlabel("step")
+    answers.xaxis.set_major_locator(MaxNLocator(integer=True))
     # Through memory: matplotlib seeks, and a half-written figure would hide what went wrong with the disk.
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

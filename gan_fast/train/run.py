@@ -35,6 +35,7 @@ from gan_fast.version import __version__
 _LATENT_DIM = 100
 _GRID_IMAGES = 64
 _COVERAGE_SAMPLES = 1000
+_SHOWN_FILES = 5
 
 # What may change when a run is resumed: it decides where a run stops and what it reports, not how it learns.
 _FREE = ("steps", "device", "log_every", "max_skipped_steps", "sample_every", "checkpoint_every", "tensorboard")
@@ -127,11 +128,17 @@ class Run:
 
     def __init__(self, config: RunConfig, *, resume: bool = False, say: Callable[[str], None] = print) -> None:
         self.config, self.folder, self._say = config, config.out, say
+        self._images_before: int | None = None
         self._check_folder(resume)
         self._writer = _tensorboard_writer(self.folder) if config.tensorboard else None
         self._rows = self._read_rows() if resume else []
         self.images = _load(config)
+        count = len(self.images.images)
+        if self._images_before not in (None, count):
+            say(f"changed: the run had {self._images_before} images, the data have {count}: not the same run any more")
         say(str(self.images))
+        for line in self._skipped_files():
+            say(line)
         self._model = {
             "latent_dim": config.train.latent_dim or _LATENT_DIM,
             "channels": self.images.images.shape[1],
@@ -217,7 +224,8 @@ class Run:
         if not config_path.exists():
             raise RunError(f"train: expected out a folder with a run to resume, got {self.folder} without config.json")
         try:
-            before = json.loads(config_path.read_text(encoding="utf-8"))["config"]
+            record = json.loads(config_path.read_text(encoding="utf-8"))
+            before = record["config"]
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"train: expected {config_path} to hold a configuration, got: {error}") from error
         now = self.config.flat()
@@ -226,6 +234,7 @@ class Run:
             raise RunError(f"train: expected the options that {self.folder} was started with, got {'; '.join(binding)}")
         for line in difference(before, now):
             self._say(f"changed: {line}")
+        self._images_before = record.get("images")
 
     def _prepare_folder(self) -> None:
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
@@ -252,8 +261,18 @@ class Run:
         else:
             self.trainer.load_state_dict(load_checkpoint(self._checkpoint, warn=self._say)["trainer"])
             self._checkpointed_step = self.trainer.steps_done
+            if self.config.train.steps < self.trainer.steps_done:
+                raise RunError(
+                    f"train: expected steps above the {self.trainer.steps_done} that {self.folder} has done, "
+                    f"got {self.config.train.steps}"
+                )
             self._say(f"resuming at step {self.trainer.steps_done}")
         self._rows = [row for row in self._rows if row["step"] <= self.trainer.steps_done]
+
+    def _skipped_files(self) -> list[str]:
+        skipped = self.images.skipped
+        lines = [f"skipped {file.name}: {file.reason}" for file in skipped[:_SHOWN_FILES]]
+        return lines + [f"... and {len(skipped) - _SHOWN_FILES} more"] * (len(skipped) > _SHOWN_FILES)
 
     def _read_rows(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
@@ -289,6 +308,7 @@ class Run:
         labels, names = self.images.labels, self.images.class_names
         if labels is None or len(labels.unique()) < 2:
             return
+        self._say("measuring class coverage ...")
         # Of a seed that training's latents do not use.
         samples = self.trainer.sample(_COVERAGE_SAMPLES, seed=self.config.train.seed + 1)
         try:
