@@ -24,11 +24,12 @@ NAMES = ("auto", "reference", "cpu", "cuda", "triton")
 # Looked up once: this module stands before every call of an op.
 _functorch_active = torch._C._are_functorch_transforms_active
 
-# Public op -> the native op whose kernel serves it; ops/ registers its entries at import.
-_native_ops: dict[str, str] = {}
+# Public op -> the native op whose kernel serves it, or None where ours are only the autograd nodes around ATen's
+# kernels; ops/ registers its entries at import.
+_native_ops: dict[str, str | None] = {}
 
 
-def register(op: str, native_op: str) -> None:
+def register(op: str, native_op: str | None) -> None:
     _native_ops[op] = native_op
 
 
@@ -71,9 +72,12 @@ def _use(name: str) -> Iterator[None]:
 
 def _unavailable(op: str, device_type: str) -> str | None:
     """Why our kernels cannot serve ``op`` on a device, or None where they can."""
+    native_op = _native_ops[op]
+    if native_op is None:
+        return None
     if not extension.available():
         return f"the native module is not built (build: {extension.BUILD_COMMAND})"
-    if not extension.has_kernel(_native_ops[op], device_type):
+    if not extension.has_kernel(native_op, device_type):
         return f"no kernel for device {device_type}"
     return None
 
@@ -122,6 +126,8 @@ def _explain(op: str, device_type: str) -> str:
     if _requested == "reference":
         return "reference: asked for by name"
     reason = _unavailable(op, device_type)
+    if _requested == "auto" and _native_ops[op] is None:
+        return "ATen's kernels in our autograd nodes"
     if _requested == "auto":
         return f"reference: {reason}" if reason else f"{device_type} kernel: native kernel registered"
     try:

@@ -189,3 +189,76 @@ LOSS_SAMPLES = [
     LossSample((5, 1, 61, 67), (3, 1, 30, 30), small=False),
     LossSample((70000,), (40000,), small=False),
 ]
+
+
+@dataclass(frozen=True)
+class ConvSample:
+    """Arguments of a convolution; ``layout`` is the input's and the weight's."""
+
+    input_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]
+    transposed: bool = False
+    bias: bool = True
+    options: tuple[tuple[str, Any], ...] = ()
+    layout: str = "contiguous"
+
+    def __str__(self) -> str:
+        shapes = ["x".join(map(str, shape)) for shape in (self.input_shape, self.weight_shape)]
+        parts = [*shapes, "transposed" if self.transposed else "plain", self.layout]
+        parts += [] if self.bias else ["no_bias"]
+        return "-".join(parts + [f"{name}{value}".replace(" ", "") for name, value in self.options])
+
+    @property
+    def op(self) -> str:
+        return f"conv{'_transpose' if self.transposed else ''}{len(self.weight_shape) - 2}d"
+
+    def make(self, dtype: torch.dtype, seed: int = 0, requires_grad: bool = True) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(shape: tuple[int, ...], layout: str) -> Tensor:
+            x = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+            return (LAYOUTS[layout](x) if x.numel() else x).detach().requires_grad_(requires_grad)
+
+        options = dict(self.options)
+        c_out = self.weight_shape[1] * options.get("groups", 1) if self.transposed else self.weight_shape[0]
+        # A weight is dense as a rule; it follows the one layout that models are converted to.
+        weight_layout = self.layout if self.layout == "channels_last" else "contiguous"
+        return {
+            "input": draw(self.input_shape, self.layout),
+            "weight": draw(self.weight_shape, weight_layout),
+            "bias": draw((c_out,), "contiguous") if self.bias else None,
+            **options,
+        }
+
+
+def _conv_samples() -> list[ConvSample]:
+    samples = []
+    for layout in LAYOUTS:
+        samples.append(ConvSample((2, 3, 6, 5), (4, 3, 3, 3), layout=layout))
+        samples.append(
+            ConvSample((2, 3, 4, 5), (3, 4, 4, 4), True, options=(("stride", 2), ("padding", 1)), layout=layout)
+        )
+    for dims in (1, 2, 3):
+        space, kernel = (7, 5, 6)[:dims], (3, 2, 3)[:dims]
+        samples += [
+            ConvSample((2, 4, *space), (6, 2, *kernel), options=(("groups", 2), ("padding", 1), ("stride", 2))),
+            ConvSample((2, 4, *space), (6, 4, *kernel), bias=False, options=(("dilation", 2), ("padding", 2))),
+            ConvSample((2, 4, *space), (6, 4, *kernel), options=(("padding", "same"),)),
+            ConvSample((2, 4, *space), (4, 3, *kernel), True, options=(("groups", 2), ("stride", 2))),
+            ConvSample(
+                (2, 4, *space), (4, 3, *kernel), True, bias=False,
+                options=(("stride", 3), ("padding", 1), ("output_padding", 2), ("dilation", 2)),
+            ),
+        ]  # fmt: skip
+    samples += [
+        ConvSample((3, 6, 5), (4, 3, 3, 3)),  # unbatched
+        ConvSample((3, 4, 5), (3, 4, 4, 4), True, options=(("stride", (2, 1)),)),
+        ConvSample((3, 16, 1, 1), (8, 16, 1, 1)),
+        ConvSample((4, 4, 6, 6), (4, 1, 3, 3), options=(("groups", 4), ("padding", (1, 0)))),
+        ConvSample((0, 3, 6, 5), (4, 3, 3, 3)),
+        ConvSample((2, 8, 4, 4), (1, 8, 4, 4), bias=False),  # the last layer of a discriminator
+    ]
+    return samples
+
+
+CONV_SAMPLES = _conv_samples()

@@ -1,6 +1,20 @@
-"""Fused ops with the signatures of ``torch.nn.functional``; differentiable to second order and beyond."""
+"""Ops with the signatures of ``torch.nn.functional``; differentiable to second order and beyond."""
 
 from gan_fast.ops.batch_norm_act import batch_norm_act
+from gan_fast.ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
+from gan_fast.ops.leaky_relu import leaky_relu
 from gan_fast.ops.minimax_loss import minimax_d_loss, minimax_d_loss_and_means, minimax_g_loss
 
-__all__ = ["batch_norm_act", "minimax_d_loss", "minimax_d_loss_and_means", "minimax_g_loss"]
+__all__ = [
+    "batch_norm_act",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "leaky_relu",
+    "minimax_d_loss",
+    "minimax_d_loss_and_means",
+    "minimax_g_loss",
+]

@@ -113,6 +113,24 @@ def refuse(op: str) -> Callable[..., Any]:
     return call
 
 
+def wanted(ctx: Any, count: int) -> tuple[bool, ...]:
+    """Which gradients of a node's first ``count`` inputs (tensors, then None) the running backward pass asks for.
+
+    ``ctx.needs_input_grad`` tells what requires a gradient, not what this pass was asked for: a gradient penalty wants
+    that of the images alone, and would pay for those of all weights.
+    """
+    edges = ctx.next_functions
+    return tuple(needed and _will_run(edges[i][0]) for i, needed in enumerate(ctx.needs_input_grad[:count]))
+
+
+def _will_run(node: Any) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:
+        # torch does not answer for a leaf that autograd.grad was asked for.
+        return True
+
+
 def differentiate_reference(
     reference: Callable[..., Tensor],
     inputs: Sequence[Tensor | None],

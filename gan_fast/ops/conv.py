@@ -1,0 +1,384 @@
+"""Convolutions, plain and transposed, in 1 to 3 dims, whose double backward costs no more than it must.
+
+ATen's kernels for forward, backward-data and backward-weight are at the machine's limit and stay. What changes is how
+they are joined. Each is linear in both of its tensors, and they are each other's derivatives: with x the input, W the
+weight, g the output's gradient,
+
+    y = conv(x, W),    dx = backward_data(g, W),    dW = backward_weight(g, x),
+    <dx, v>:  by g conv(v, W),   by W backward_weight(g, v),
+    <dW, U>:  by g conv(x, U),   by x backward_data(g, U),
+
+so three nodes that call each other differentiate to any order, each derivative one call of one kernel. ATen's own
+double backward computes a weight gradient as a convolution whose filter is as large as the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gan_fast import backends
+from gan_fast.ops import autograd, checks
+
+OPS = tuple(f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3))
+for _op in OPS:
+    backends.register(_op, None)
+
+
+class Geometry(NamedTuple):
+    """What aten::convolution takes beside its tensors, in its order."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+
+
+class Like(NamedTuple):
+    """A tensor of which a kernel asks shape and strides alone."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+    @classmethod
+    def of(cls, t: Tensor) -> Like:
+        return cls(t.shape, t.stride())
+
+    def unread(self, beside: Tensor) -> Tensor:
+        """Memory that nobody touches costs no more than its address."""
+        return beside.new_empty_strided(self.shape, self.stride)
+
+
+def _backward(
+    grad_output: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    bias_shape = [grad_output.shape[1]] if wanted[2] else None
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.convolution_backward(
+        grad_output, input, weight, bias_shape, *geometry, wanted
+    )
+    return grads
+
+
+class Convolution(torch.autograd.Function):
+    """aten::convolution."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        # Each gradient needs the other tensor; what no gradient needs is not kept.
+        ctx.save_for_backward(input if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None)
+        ctx.options = (Like.of(input), Like.of(weight), geometry)
+        ctx.set_materialize_grads(False)
+        return torch.convolution(input, weight, bias, *geometry)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return (None,) * 4
+        input, weight = ctx.saved_tensors
+        input_like, weight_like, geometry = ctx.options
+        wanted = autograd.wanted(ctx, 3)
+        if autograd.recording("convolution_backward", grad_output):
+            by_input = BackwardData.apply(grad_output, weight, input_like, geometry) if wanted[0] else None
+            by_weight = BackwardWeight.apply(grad_output, input, weight_like, geometry) if wanted[1] else None
+            by_bias = grad_output.sum([0, *range(2, grad_output.dim())]) if wanted[2] else None
+        else:
+            input = input_like.unread(grad_output) if input is None else input
+            weight = weight_like.unread(grad_output) if weight is None else weight
+            by_input, by_weight, by_bias = _backward(grad_output, input, weight, geometry, wanted)
+        return by_input, by_weight, by_bias, None
+
+
+class BackwardData(torch.autograd.Function):
+    """The gradient of a convolution by its input."""
+
+    @staticmethod
+    def forward(ctx: Any, grad_output: Tensor, weight: Tensor, input_like: Like, geometry: Geometry) -> Tensor | None:
+        ctx.save_for_backward(
+            grad_output if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None
+        )
+        ctx.options = (Like.of(weight), geometry)
+        ctx.set_materialize_grads(False)
+        return _backward(grad_output, input_like.unread(grad_output), weight, geometry, (True, False, False))[0]
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
+        if cotangent is None:
+            return (None,) * 4
+        grad_output, weight = ctx.saved_tensors
+        weight_like, geometry = ctx.options
+        wanted = autograd.wanted(ctx, 2)
+        by_grad = Convolution.apply(cotangent, weight, None, geometry) if wanted[0] else None
+        by_weight = BackwardWeight.apply(grad_output, cotangent, weight_like, geometry) if wanted[1] else None
+        return by_grad, by_weight, None, None
+
+
+class BackwardWeight(torch.autograd.Function):
+    """The gradient of a convolution by its weight."""
+
+    @staticmethod
+    def forward(ctx: Any, grad_output: Tensor, input: Tensor, weight_like: Like, geometry: Geometry) -> Tensor | None:
+        ctx.save_for_backward(
+            grad_output if ctx.needs_input_grad[1] else None, input if ctx.needs_input_grad[0] else None
+        )
+        ctx.options = (Like.of(input), geometry)
+        ctx.set_materialize_grads(False)
+        return _backward(grad_output, input, weight_like.unread(grad_output), geometry, (False, True, False))[1]
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
+        if cotangent is None:
+            return (None,) * 4
+        grad_output, input = ctx.saved_tensors
+        input_like, geometry = ctx.options
+        wanted = autograd.wanted(ctx, 2)
+        by_grad = Convolution.apply(input, cotangent, None, geometry) if wanted[0] else None
+        by_input = BackwardData.apply(grad_output, cotangent, input_like, geometry) if wanted[1] else None
+        return by_grad, by_input, None, None
+
+
+def _per_dim(op: str, argument: str, value: int | Sequence[int], dims: int, least: int) -> tuple[int, ...]:
+    """``value`` once for each dim of space, as F.conv takes it: a number, or one a dim, or a sequence of one."""
+    values = (value,) if isinstance(value, int) else tuple(value)
+    if len(values) not in (1, dims) or not all(isinstance(v, int) and v >= least for v in values):
+        raise ValueError(f"{op}: expected {argument} an int of at least {least} or {dims} of them, got {value!r}")
+    return values * dims if len(values) == 1 else values
+
+
+def _same_padding(
+    op: str, input: Tensor, weight: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Padding "same": half of it on each side, an odd one more at the end, which the input is given beforehand."""
+    if any(s != 1 for s in stride):
+        raise ValueError(f"{op}: expected stride 1 for padding 'same', got {stride}")
+    totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:])]
+    if any(total % 2 for total in totals):
+        input = F.pad(input, [extra for total in reversed(totals) for extra in (0, total % 2)])
+    return input, tuple(total // 2 for total in totals)
+
+
+def _check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> None:
+    dims, groups = len(geometry.stride), geometry.groups
+    checks.floating(op, "input", input)
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is None:
+            continue
+        checks.tensor(op, name, value)
+        checks.same_device(op, name, value, "input", input)
+        checks.dtype(op, name, value, input.dtype)
+    if input.dim() not in (dims + 1, dims + 2):
+        raise ValueError(
+            f"{op}: expected input dimensions {dims + 1} (C_in, ...) or {dims + 2} (N, C_in, ...), "
+            f"got shape {tuple(input.shape)}"
+        )
+    if weight.dim() != dims + 2:
+        raise ValueError(f"{op}: expected weight dimensions {dims + 2}, got shape {tuple(weight.shape)}")
+    if not isinstance(groups, int) or groups < 1:
+        raise ValueError(f"{op}: expected groups an int of at least 1, got {groups!r}")
+    channels = input.shape[-dims - 1]
+    first, second = weight.shape[:2]
+    if geometry.transposed:
+        per_input, c_out, split = first, second * groups, first
+    else:
+        per_input, c_out, split = second * groups, first, first
+    if split % groups:
+        raise ValueError(f"{op}: expected weight shape divisible by groups {groups} in its first dim, got {split}")
+    if channels != per_input:
+        raise ValueError(
+            f"{op}: expected input channels {per_input} as weight {tuple(weight.shape)} and groups {groups} have them, "
+            f"got {channels}"
+        )
+    if bias is not None:
+        checks.shape(op, "bias", bias, (c_out,))
+    if geometry.transposed:
+        for padding, stride, dilation in zip(geometry.output_padding, geometry.stride, geometry.dilation):
+            if padding >= max(stride, dilation):
+                raise ValueError(
+                    f"{op}: expected output_padding below stride or dilation, got {geometry.output_padding} "
+                    f"with stride {geometry.stride} and dilation {geometry.dilation}"
+                )
+        return
+    for size, kernel, padding, dilation in zip(
+        input.shape[-dims:], weight.shape[2:], geometry.padding, geometry.dilation
+    ):
+        if size + 2 * padding < dilation * (kernel - 1) + 1:
+            raise ValueError(
+                f"{op}: expected input at least as large as the kernel, got {tuple(input.shape[-dims:])} with padding "
+                f"{geometry.padding} for kernel {tuple(weight.shape[2:])} with dilation {geometry.dilation}"
+            )
+
+
+def _convolve(
+    dims: int,
+    transposed: bool,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    output_padding: int | Sequence[int],
+    groups: int,
+    dilation: int | Sequence[int],
+) -> Tensor:
+    op = f"conv{'_transpose' if transposed else ''}{dims}d"
+    checks.floating(op, "input", input)
+    checks.tensor(op, "weight", weight)
+    strides, dilations = _per_dim(op, "stride", stride, dims, 1), _per_dim(op, "dilation", dilation, dims, 1)
+    output_paddings = _per_dim(op, "output_padding", output_padding, dims, 0)
+    if isinstance(padding, str):
+        checks.one_of(op, "padding", padding, () if transposed else ("valid", "same"))
+        paddings = (0,) * dims
+        if padding == "same":
+            input, paddings = _same_padding(op, input, weight, strides, dilations)
+    else:
+        paddings = _per_dim(op, "padding", padding, dims, 0)
+    device = input.device.type
+    if autograd.is_autocast_enabled(device):
+        # As autocast's own policy for convolutions.
+        dtype = torch.get_autocast_dtype(device)
+        input, weight = (t if t.dtype == torch.float64 else t.to(dtype) for t in (input, weight))
+        bias = bias if bias is None or bias.dtype == torch.float64 else bias.to(dtype)
+    geometry = Geometry(strides, paddings, dilations, transposed, output_paddings, groups)
+    _check(op, input, weight, bias, geometry)
+    unbatched = input.dim() == dims + 1
+    if unbatched:
+        input = input.unsqueeze(0)
+    # A compiler sees through ATen's op, and differentiates once.
+    if backends.native(op, device) and not torch.compiler.is_compiling():
+        output = Convolution.apply(input, weight, bias, geometry)
+    else:
+        output = torch.convolution(input, weight, bias, *geometry)
+    return output.squeeze(0) if unbatched else output
+
+
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """As :func:`conv2d`, over (N, C_in, L_in)."""
+    return _convolve(1, False, input, weight, bias, stride, padding, 0, groups, dilation)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolve as ``F.conv2d``, with a lean double backward.
+
+    output[n, k] = bias[k] + sum over c of the cross-correlation of weight[k, c] with input[n, c].
+
+    Args:
+        input: (N, C_in, H_in, W_in) or (C_in, H_in, W_in), float64, float32, bfloat16 or float16, any strides.
+        weight: (C_out, C_in / groups, kH, kW), same dtype and device.
+        bias: (C_out,) or None, same dtype and device.
+        stride, padding, dilation: a number, or one for each dim of space; padding also "valid" or "same".
+        groups: C_in and C_out are cut into so many parts, each convolved for itself.
+
+    Returns:
+        (N, C_out, H_out, W_out), bit for bit and stride for stride what ATen gives.
+
+    Raises:
+        TypeError: wrong type or dtype.
+        ValueError: wrong shape, device, padding, or a kernel larger than the padded input.
+
+    Notes:
+        Derivatives: of any order; each is one call of ATen's forward, backward-data or backward-weight kernel, and
+        none is taken that the backward pass did not ask for.
+        Determinism, accumulation: ATen's. Under autocast: its dtype, as ``F.conv2d``.
+        Under torch.compile and functorch: ATen's own op, which compiles and maps.
+
+    Source: the three kernels as each other's derivatives, as in the StyleGAN3 code's conv2d_gradfix for older torch.
+    """
+    return _convolve(2, False, input, weight, bias, stride, padding, 0, groups, dilation)
+
+
+def conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """As :func:`conv2d`, over (N, C_in, D_in, H_in, W_in)."""
+    return _convolve(3, False, input, weight, bias, stride, padding, 0, groups, dilation)
+
+
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """As :func:`conv_transpose2d`, over (N, C_in, L_in)."""
+    return _convolve(1, True, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """Convolve transposed as ``F.conv_transpose2d``, with a lean double backward.
+
+    The gradient of :func:`conv2d` by its input, taken as a layer: each input value adds itself times the weight to the
+    output, ``stride`` apart.
+
+    Args:
+        input: (N, C_in, H_in, W_in) or (C_in, H_in, W_in), float64, float32, bfloat16 or float16, any strides.
+        weight: (C_in, C_out / groups, kH, kW), same dtype and device.
+        bias: (C_out,) or None, same dtype and device.
+        stride, padding, dilation: a number, or one for each dim of space.
+        output_padding: rows and columns added to one side of the output; below stride or dilation.
+        groups: C_in and C_out are cut into so many parts, each convolved for itself.
+
+    Returns:
+        (N, C_out, H_out, W_out), H_out = (H_in - 1) stride - 2 padding + dilation (kH - 1) + output_padding + 1.
+
+    Raises:
+        TypeError: wrong type or dtype.
+        ValueError: wrong shape, device or output_padding.
+
+    Notes:
+        As :func:`conv2d`.
+    """
+    return _convolve(2, True, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def conv_transpose3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """As :func:`conv_transpose2d`, over (N, C_in, D_in, H_in, W_in)."""
+    return _convolve(3, True, input, weight, bias, stride, padding, output_padding, groups, dilation)

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from samples import CONV_SAMPLES, DTYPES, LAYOUTS, ConvSample
+from tolerances import assert_as_exact
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import gan_fast
+from gan_fast import ops
+
+NAMES = ("input", "weight", "bias")
+
+
+def cotangent(like: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
+    """Drawn in float64, rounded to ``dtype``, and of ``like``'s own dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(dtype).to(like.dtype)
+
+
+def second_order(
+    function: Callable[..., Tensor], arguments: dict[str, Any], dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """Output, first gradients, and gradients of <first gradients, directions representable in dtype>; by name."""
+    named = {name: arguments[name] for name in NAMES if arguments[name] is not None}
+    output = function(**arguments)
+    dtype = dtype or output.dtype
+    grad_output = cotangent(output, 1, dtype).requires_grad_()
+    first = torch.autograd.grad(output, list(named.values()), grad_output, create_graph=True)
+    scalar = sum((g * cotangent(g, seed, dtype)).sum() for seed, g in enumerate(first, 2))
+    second = torch.autograd.grad(scalar, [grad_output, *named.values()], allow_unused=True)
+    result = {"output": output.detach()}
+    result |= {f"grad_{name}": g.detach() for name, g in zip(named, first)}
+    result |= {f"second_{name}": g for name, g in zip(["grad_output", *named], second) if g is not None}
+    return result
+
+
+def check_against_aten(sample: ConvSample, dtype: torch.dtype, factor: float = 2.0) -> None:
+    arguments = sample.make(dtype)
+    ours = second_order(getattr(ops, sample.op), arguments)
+    eager = second_order(getattr(F, sample.op), arguments)
+    double = {
+        name: value.detach().double().requires_grad_() if isinstance(value, Tensor) else value
+        for name, value in arguments.items()
+    }
+    exact = second_order(getattr(F, sample.op), double, dtype)
+    for name, value in eager.items():
+        if name not in ours:
+            assert not value.count_nonzero(), f"{name} is missing"
+            continue
+        assert_as_exact(ours[name], value, exact[name], name, factor)
+        if not name.startswith("second"):
+            assert ours[name].stride() == value.stride(), f"{name}: strides"
+    # Of an empty batch ATen gives none.
+    assert all(not ours[name].count_nonzero() for name in set(ours) - set(eager))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # ATen says that it pads, as we do
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sample", CONV_SAMPLES, ids=str)
+def test_equals_aten_to_second_order(sample: ConvSample, dtype: torch.dtype) -> None:
+    check_against_aten(sample, dtype)
+
+
+@pytest.mark.parametrize(
+    "sample", [s for s in CONV_SAMPLES if s.layout != "expanded" and 0 not in s.input_shape], ids=str
+)
+def test_numerical_derivatives(sample: ConvSample) -> None:
+    arguments = sample.make(torch.float64)
+    named = {name: arguments[name] for name in NAMES if arguments[name] is not None}
+
+    def function(*values: Tensor) -> Tensor:
+        output: Tensor = getattr(ops, sample.op)(**{**arguments, **dict(zip(named, values))})
+        return output
+
+    assert torch.autograd.gradcheck(function, tuple(named.values()), fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, tuple(named.values()), fast_mode=True)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_third_derivative(transposed: bool) -> None:
+    def third(namespace: Any) -> Tensor:
+        sample = ConvSample((2, 2, 5, 5), (2, 2, 3, 3), transposed, options=(("stride", 2),))
+        arguments = sample.make(torch.float64)
+        grad = getattr(namespace, sample.op)(**arguments).tanh()
+        for _ in range(3):
+            (grad,) = torch.autograd.grad((grad**2).sum(), arguments["input"], create_graph=True)
+        (by_weight,) = torch.autograd.grad((grad**2).sum(), arguments["weight"])
+        return by_weight
+
+    torch.testing.assert_close(third(ops), third(F))
+
+
+class Calls(TorchDispatchMode):
+    """Records ATen's convolutions: "forward", or which of the gradients a backward was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            self.seen.append("forward")
+        elif func is torch.ops.aten.convolution_backward.default:
+            self.seen.append(tuple(args[-1]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_penalty_computes_what_it_needs() -> None:
+    """No weight's gradient in the first pass; in the second a tangent goes through all layers but the last, no more."""
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    weights = [torch.randn(4, 3, 3, 3, requires_grad=True), torch.randn(1, 4, 6, 6, requires_grad=True)]
+    with Calls() as calls:
+        output = ops.conv2d(ops.leaky_relu(ops.conv2d(x, weights[0]), 0.2), weights[1])
+        (grad,) = torch.autograd.grad(output.sum(), x, create_graph=True)
+        assert calls.seen == ["forward"] * 2 + [(True, False, False)] * 2
+        calls.seen.clear()
+        grad.square().sum().backward()
+    assert sorted(map(str, calls.seen)) == sorted(map(str, ["forward"] + [(False, True, False)] * 2))
+    assert x.grad is None or not x.grad.count_nonzero()
+
+
+def test_what_no_gradient_needs_is_not_kept() -> None:
+    saved: list[Tensor] = []
+    x, weight = torch.randn(1, 2, 5, 5), torch.randn(2, 2, 3, 3, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        ops.conv2d(x, weight)
+    assert [t.data_ptr() for t in saved] == [x.data_ptr()]
+
+
+def test_autocast_as_aten() -> None:
+    arguments = ConvSample((2, 3, 6, 5), (4, 3, 3, 3)).make(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, eager = ops.conv2d(**arguments), F.conv2d(**arguments)
+    assert ours.dtype == torch.bfloat16
+    assert torch.equal(ours, eager)
+    ours.sum().backward()
+    assert arguments["weight"].grad.dtype == torch.float32
+
+
+def test_compiles_whole_and_maps() -> None:
+    arguments = ConvSample((2, 3, 6, 5), (4, 3, 3, 3)).make(torch.float32)
+
+    def run(x: Tensor, weight: Tensor) -> Tensor:
+        return ops.leaky_relu(ops.conv2d(x, weight, stride=2), 0.2)
+
+    x, weight = arguments["input"], arguments["weight"]
+    torch._dynamo.reset()
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for ours, want in zip(
+        torch.autograd.grad(compiled(x, weight).sum(), (x, weight)),
+        torch.autograd.grad(run(x, weight).sum(), (x, weight)),
+    ):
+        torch.testing.assert_close(ours, want)
+
+    def loss(weight: Tensor, sample: Tensor) -> Tensor:
+        return run(sample.unsqueeze(0), weight).sum()
+
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weight, x)
+    torch.testing.assert_close(per_sample.sum(0), torch.autograd.grad(run(x, weight).sum(), weight)[0])
+
+
+@st.composite
+def conv_samples(draw: st.DrawFn) -> ConvSample:
+    dims, transposed = draw(st.integers(1, 3)), draw(st.booleans())
+    groups = draw(st.sampled_from([1, 2, 3]))
+    c_in, c_out = (groups * draw(st.integers(1, 3)) for _ in range(2))
+
+    def each(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw(st.integers(low, high)) for _ in range(dims))
+
+    kernel, stride, dilation, padding = each(1, 3), each(1, 3), each(1, 2), each(0, 2)
+    options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel)]
+    if transposed:
+        options["output_padding"] = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation))
+        # An output of at least one value.
+        least = [max(1, -(-(2 * p - r) // s) + 1) for p, r, s in zip(padding, reach, stride)]
+    else:
+        least = [max(1, r + 1 - 2 * p) for r, p in zip(reach, padding)]
+    space = tuple(n + draw(st.integers(0, 4)) for n in least)
+    weight = (c_in, c_out // groups, *kernel) if transposed else (c_out, c_in // groups, *kernel)
+    layout = draw(st.sampled_from(sorted(LAYOUTS)))
+    return ConvSample(
+        (draw(st.integers(1, 3)), c_in, *space), weight, transposed, draw(st.booleans()), tuple(options.items()), layout
+    )
+
+
+@settings(max_examples=300)
+@given(sample=conv_samples(), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
+def test_drawn_inputs_equal_aten(sample: ConvSample, dtype: torch.dtype) -> None:
+    check_against_aten(sample, dtype, factor=4.0)
+
+
+BAD_INPUTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    ("conv2d", {"input": 1.0}, TypeError, "expected input type Tensor, got float"),
+    ("conv2d", {"weight": None}, TypeError, "expected weight type Tensor, got NoneType"),
+    ("conv2d", {"input": torch.ones(1, 3, 5, 5, dtype=torch.int64)}, TypeError,
+     "expected input dtype float64, float32, bfloat16 or float16, got int64"),
+    ("conv2d", {"weight": torch.ones(4, 3, 3, 3, dtype=torch.float64)}, TypeError,
+     "expected weight dtype float32, got float64"),
+    ("conv2d", {"weight": torch.ones(4, 3, 3, 3, device="meta")}, ValueError,
+     "expected weight device cpu as input, got meta"),
+    ("conv2d", {"input": torch.ones(5, 5)}, ValueError,
+     "expected input dimensions 3 (C_in, ...) or 4 (N, C_in, ...), got shape (5, 5)"),
+    ("conv2d", {"input": torch.ones(1, 2, 5, 5)}, ValueError,
+     "expected input channels 3 as weight (4, 3, 3, 3) and groups 1 have them, got 2"),
+    ("conv2d", {"bias": torch.ones(3)}, ValueError, "expected bias shape (4,), got (3,)"),
+    ("conv2d", {"stride": 0}, ValueError, "expected stride an int of at least 1 or 2 of them, got 0"),
+    ("conv2d", {"padding": (1, 1, 1)}, ValueError, "expected padding an int of at least 0 or 2 of them, got (1, 1, 1)"),
+    ("conv2d", {"padding": "full"}, ValueError, "expected padding one of valid, same, got 'full'"),
+    ("conv2d", {"padding": "same", "stride": 2}, ValueError, "expected stride 1 for padding 'same', got (2, 2)"),
+    ("conv2d", {"groups": 0}, ValueError, "expected groups an int of at least 1, got 0"),
+    ("conv2d", {"input": torch.ones(1, 3, 2, 2)}, ValueError,
+     "expected input at least as large as the kernel, got (2, 2) with padding (0, 0) for kernel (3, 3) "
+     "with dilation (1, 1)"),
+    ("conv_transpose2d", {"weight": torch.ones(3, 4, 3, 3), "output_padding": 1}, ValueError,
+     "expected output_padding below stride or dilation, got (1, 1) with stride (1, 1) and dilation (1, 1)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(("op", "change", "error", "message"), BAD_INPUTS, ids=[m[3][:60] for m in BAD_INPUTS])
+def test_bad_input(op: str, change: dict[str, Any], error: type[Exception], message: str, backend: str) -> None:
+    arguments = {"input": torch.ones(1, 3, 5, 5), "weight": torch.ones(4, 3, 3, 3)}
+    with gan_fast.use_backend(backend), pytest.raises(error) as caught:
+        getattr(ops, op)(**{**arguments, **change})
+    assert str(caught.value) == f"{op}: {message}"

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from samples import DTYPES, LAYOUTS
+from torch import Tensor
+
+from gan_fast.ops import leaky_relu
+
+
+@pytest.mark.parametrize("negative_slope", [0.2, 0.0, -0.1])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_equals_aten(dtype: torch.dtype, layout: str, negative_slope: float) -> None:
+    x = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    x[0, 0, 0, :4] = torch.tensor([0.0, float("nan"), float("inf"), -float("inf")])
+    x = LAYOUTS[layout](x).detach().requires_grad_()
+
+    def run(function: object) -> list[Tensor]:
+        output = function(x, negative_slope)  # type: ignore[operator]
+        grad_output = torch.ones_like(output).mul_(3).requires_grad_()
+        (first,) = torch.autograd.grad(output, x, grad_output, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), grad_output)
+        return [output, first, second]
+
+    for ours, eager in zip(run(leaky_relu), run(F.leaky_relu)):
+        assert torch.equal(ours.nan_to_num(7), eager.nan_to_num(7))
+        assert ours.stride() == eager.stride()
+
+
+def test_derivatives() -> None:
+    x = torch.randn(20, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(leaky_relu, (x, 0.2))
+    assert torch.autograd.gradgradcheck(leaky_relu, (x, 0.2))
+
+
+def test_second_backward_ends_there() -> None:
+    """None by the input, where ATen has zeros that the layers before are walked with."""
+    x = torch.randn(5, requires_grad=True)
+    (first,) = torch.autograd.grad(leaky_relu(x).sum(), x, torch.tensor(1.0, requires_grad=True), create_graph=True)
+    assert torch.autograd.grad(first.sum(), x, allow_unused=True) == (None,)
+
+
+def test_in_place_change_of_the_input_is_noticed() -> None:
+    x = torch.randn(5, requires_grad=True)
+    y = x * 1
+    z = leaky_relu(y)
+    y.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.sum().backward()
+
+
+def test_bad_input() -> None:
+    with pytest.raises(TypeError, match="leaky_relu: expected input type Tensor, got int"):
+        leaky_relu(1)
+    with pytest.raises(TypeError, match="leaky_relu: expected negative_slope type float, got str"):
+        leaky_relu(torch.ones(2), "0.2")
