@@ -59,6 +59,11 @@ def plain(tensor: Tensor, other: Tensor | None = None) -> bool:
     )
 
 
+def captured() -> bool:
+    """Whether a compiler or a tracer writes down what runs: it sees into ATen's ops, not into Python's nodes."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def recording(op: str, grad_output: Tensor) -> bool:
     """Whether a backward pass must leave nodes of its own behind: somebody differentiates again.
 

@@ -244,12 +244,13 @@ def _convolve(
         input, weight = (t if t.dtype == torch.float64 else t.to(dtype) for t in (input, weight))
         bias = bias if bias is None or bias.dtype == torch.float64 else bias.to(dtype)
     geometry = Geometry(strides, paddings, dilations, transposed, output_paddings, groups)
-    _check(op, input, weight, bias, geometry)
+    captured = autograd.captured()
+    if not captured:
+        _check(op, input, weight, bias, geometry)
     unbatched = input.dim() == dims + 1
     if unbatched:
         input = input.unsqueeze(0)
-    # A compiler sees through ATen's op, and differentiates once.
-    if backends.native(op, device) and not torch.compiler.is_compiling():
+    if backends.native(op, device) and not captured:
         output = Convolution.apply(input, weight, bias, geometry)
     else:
         output = torch.convolution(input, weight, bias, *geometry)
@@ -300,7 +301,7 @@ def conv2d(
         Derivatives: of any order; each is one call of ATen's forward, backward-data or backward-weight kernel, and
         none is taken that the backward pass did not ask for.
         Determinism, accumulation: ATen's. Under autocast: its dtype, as ``F.conv2d``.
-        Under torch.compile and functorch: ATen's own op, which compiles and maps.
+        Under torch.compile, torch.jit.trace and functorch: ATen's own op and its checks.
 
     Source: the three kernels as each other's derivatives, as in the StyleGAN3 code's conv2d_gradfix for older torch.
     """

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gan_fast import backends
-from gan_fast.ops import checks
+from gan_fast.ops import autograd, checks
 
 OP = "leaky_relu"
 backends.register(OP, None)
@@ -73,7 +73,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
     checks.floating(OP, "input", input)
     if not isinstance(negative_slope, (int, float)):
         raise TypeError(f"{OP}: expected negative_slope type float, got {type(negative_slope).__name__}")
-    if backends.native(OP, input.device.type) and not torch.compiler.is_compiling():
+    if backends.native(OP, input.device.type) and not autograd.captured():
         output: Tensor = LeakyReLU.apply(input, negative_slope)
         return output
     return F.leaky_relu(input, negative_slope)

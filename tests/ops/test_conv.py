@@ -167,6 +167,14 @@ def test_compiles_whole_and_maps() -> None:
     torch.testing.assert_close(per_sample.sum(0), torch.autograd.grad(run(x, weight).sum(), weight)[0])
 
 
+def test_traces_to_aten() -> None:
+    module = torch.nn.Sequential(gan_fast.nn.Conv2d(3, 4, 3), gan_fast.nn.LeakyReLU(0.2))
+    x = torch.randn(2, 3, 6, 5)
+    traced = torch.jit.trace(module, x)
+    assert torch.equal(traced(x), module(x))
+    assert "PythonOp" not in str(traced.inlined_graph)
+
+
 @st.composite
 def conv_samples(draw: st.DrawFn) -> ConvSample:
     dims, transposed = draw(st.integers(1, 3)), draw(st.booleans())
