@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from samples import CONV_SAMPLES, DTYPES, LAYOUTS, ConvSample
 from tolerances import assert_as_exact
@@ -201,9 +201,26 @@ def conv_samples(draw: st.DrawFn) -> ConvSample:
     )
 
 
+def every_tap_sees_an_input(sample: ConvSample) -> bool:
+    """Where one sees padding alone, ATen's gradient by a half-precision weight is memory that nobody wrote (2.13)."""
+    arguments = sample.make(torch.float64, requires_grad=False)
+    spaces = [sample.input_shape[2:], getattr(F, sample.op)(**arguments).shape[2:]]
+    if sample.transposed:
+        spaces.reverse()
+    seen, taken_at = spaces
+    return all(
+        any(0 <= at * stride - padding + tap * dilation < size for at in range(count))
+        for size, count, kernel, stride, padding, dilation in zip(
+            seen, taken_at, sample.weight_shape[2:], *(arguments[name] for name in ("stride", "padding", "dilation"))
+        )
+        for tap in range(kernel)
+    )
+
+
 @settings(max_examples=300)
 @given(sample=conv_samples(), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
 def test_drawn_inputs_equal_aten(sample: ConvSample, dtype: torch.dtype) -> None:
+    assume(dtype.itemsize > 2 or every_tap_sees_an_input(sample))
     check_against_aten(sample, dtype, factor=4.0)
 
 
