@@ -2,8 +2,8 @@
 
 Every native op that a gradient passes through is an ``autograd.Function`` twice over: the public function applies it
 directly, which is the quickest way in eager mode, and it is registered for the op's Autograd dispatch key, so that
-``torch.ops.gan_fast.*`` called by hand or from a compiled graph is differentiable by the same code. Inside a Function
-the kernel is called below autograd.
+``torch.ops.gan_fast.*`` called by hand or from a compiled graph is differentiable by the same code (the losses have a
+shorter node for plain CPU tensors beside it). Inside a Function the kernel is called below autograd.
 """
 
 from __future__ import annotations

@@ -110,6 +110,7 @@ class BackwardData(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
         if cotangent is None:
             return (None,) * 4
+        autograd.recording("convolution_backward", cotangent)
         grad_output, weight = ctx.saved_tensors
         weight_like, geometry = ctx.options
         wanted = autograd.wanted(ctx, 2)
@@ -134,6 +135,7 @@ class BackwardWeight(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
         if cotangent is None:
             return (None,) * 4
+        autograd.recording("convolution_backward", cotangent)
         grad_output, input = ctx.saved_tensors
         input_like, geometry = ctx.options
         wanted = autograd.wanted(ctx, 2)
@@ -164,7 +166,6 @@ def _same_padding(
 
 def _check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> None:
     dims, groups = len(geometry.stride), geometry.groups
-    checks.floating(op, "input", input)
     for name, value in (("weight", weight), ("bias", bias)):
         if value is None:
             continue

@@ -29,6 +29,7 @@ class LeakyReLU(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, None]:
         if grad_output is None:
             return None, None
+        autograd.recording("leaky_relu_backward", grad_output)
         (input,) = ctx.saved_tensors
         return LeakyReLUBackward.apply(grad_output, input.detach(), ctx.negative_slope), None
 
@@ -47,6 +48,7 @@ class LeakyReLUBackward(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, None, None]:
         if cotangent is None:
             return None, None, None
+        autograd.recording("leaky_relu_backward", cotangent)
         (input,) = ctx.saved_tensors
         # None by the input, not zeros: a penalty's second backward then does not walk the first forward again.
         return LeakyReLUBackward.apply(cotangent, input, ctx.negative_slope), None, None

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from samples import DTYPES, LAYOUTS
 from torch import Tensor
 
-from gan_fast.ops import leaky_relu
+from gan_fast.ops import conv2d, leaky_relu
 
 
 @pytest.mark.parametrize("negative_slope", [0.2, 0.0, -0.1])
@@ -40,6 +40,19 @@ def test_second_backward_ends_there() -> None:
     x = torch.randn(5, requires_grad=True)
     (first,) = torch.autograd.grad(leaky_relu(x).sum(), x, torch.tensor(1.0, requires_grad=True), create_graph=True)
     assert torch.autograd.grad(first.sum(), x, allow_unused=True) == (None,)
+
+
+def test_batched_gradients_with_a_graph_are_refused() -> None:
+    """Ops that are nothing but nodes, at their first and second order: torch would drop the nodes in silence."""
+    x, weight = torch.randn(1, 2, 4, 4, requires_grad=True), torch.randn(2, 2, 3, 3, requires_grad=True)
+    outputs = {"leaky_relu": leaky_relu(x), "convolution": conv2d(x, weight)}
+    for name, output in outputs.items():
+        seed = torch.ones_like(output, requires_grad=True)
+        (first,) = torch.autograd.grad(output, x, seed, create_graph=True)
+        for result, wrt in ((output, x), (first, seed)):
+            grads = torch.ones(3, *result.shape)
+            with pytest.raises(NotImplementedError, match=f"{name}_backward: expected create_graph False"):
+                torch.autograd.grad(result, wrt, grads, is_grads_batched=True, create_graph=True)
 
 
 def test_in_place_change_of_the_input_is_noticed() -> None:
