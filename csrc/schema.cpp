@@ -32,6 +32,13 @@ STABLE_TORCH_LIBRARY(gan_fast, m) {
   m.def(
       "minimax_loss_backward(Tensor grad_loss, Tensor logits, float target, Tensor? other_logits, float other_target,"
       " float scale) -> (Tensor grad_logits, Tensor grad_other_logits)");
+
+  m.def(
+      "im2col(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int[] positions)"
+      " -> Tensor columns");
+  m.def(
+      "col2im(Tensor columns, Tensor(a!) output, Tensor? bias, int[] kernel_size, int[] stride, int[] padding,"
+      " int[] dilation, int[] positions) -> ()");
 }
 
 namespace {

@@ -15,54 +15,19 @@ double backward computes a weight gradient as a convolution whose filter is as l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gan_fast import backends
-from gan_fast.ops import autograd, checks
+from gan_fast.ops import autograd, checks, conv_kernels
+from gan_fast.ops.conv_kernels import Geometry, Like
 
 OPS = tuple(f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3))
 for _op in OPS:
     backends.register(_op, None)
-
-
-class Geometry(NamedTuple):
-    """What aten::convolution takes beside its tensors, in its order."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    transposed: bool
-    output_padding: tuple[int, ...]
-    groups: int
-
-
-class Like(NamedTuple):
-    """A tensor of which a kernel asks shape and strides alone."""
-
-    shape: torch.Size
-    stride: tuple[int, ...]
-
-    @classmethod
-    def of(cls, t: Tensor) -> Like:
-        return cls(t.shape, t.stride())
-
-    def unread(self, beside: Tensor) -> Tensor:
-        """Memory that nobody touches costs no more than its address."""
-        return beside.new_empty_strided(self.shape, self.stride)
-
-
-def _backward(
-    grad_output: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    bias_shape = [grad_output.shape[1]] if wanted[2] else None
-    grads: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.convolution_backward(
-        grad_output, input, weight, bias_shape, *geometry, wanted
-    )
-    return grads
 
 
 class Convolution(torch.autograd.Function):
@@ -74,7 +39,7 @@ class Convolution(torch.autograd.Function):
         ctx.save_for_backward(input if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None)
         ctx.options = (Like.of(input), Like.of(weight), geometry)
         ctx.set_materialize_grads(False)
-        return torch.convolution(input, weight, bias, *geometry)
+        return conv_kernels.forward(input, weight, bias, geometry)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -88,9 +53,9 @@ class Convolution(torch.autograd.Function):
             by_weight = BackwardWeight.apply(grad_output, input, weight_like, geometry) if wanted[1] else None
             by_bias = grad_output.sum([0, *range(2, grad_output.dim())]) if wanted[2] else None
         else:
-            input = input_like.unread(grad_output) if input is None else input
-            weight = weight_like.unread(grad_output) if weight is None else weight
-            by_input, by_weight, by_bias = _backward(grad_output, input, weight, geometry, wanted)
+            input = input_like if input is None else input
+            weight = weight_like if weight is None else weight
+            by_input, by_weight, by_bias = conv_kernels.backward(grad_output, input, weight, geometry, wanted)
         return by_input, by_weight, by_bias, None
 
 
@@ -104,7 +69,7 @@ class BackwardData(torch.autograd.Function):
         )
         ctx.options = (Like.of(weight), geometry)
         ctx.set_materialize_grads(False)
-        return _backward(grad_output, input_like.unread(grad_output), weight, geometry, (True, False, False))[0]
+        return conv_kernels.backward(grad_output, input_like, weight, geometry, (True, False, False))[0]
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -129,7 +94,7 @@ class BackwardWeight(torch.autograd.Function):
         )
         ctx.options = (Like.of(input), geometry)
         ctx.set_materialize_grads(False)
-        return _backward(grad_output, input, weight_like.unread(grad_output), geometry, (False, True, False))[1]
+        return conv_kernels.backward(grad_output, input, weight_like, geometry, (False, True, False))[1]
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def _is_dense(t: Tensor, order: tuple[int, ...]) -> bool:
@@ -21,19 +23,23 @@ def _is_dense(t: Tensor, order: tuple[int, ...]) -> bool:
 def suggest_memory_format(t: Tensor) -> torch.memory_format:
     """Return the format of ATen's batch norm result for input ``t``: by the order of its strides, gaps or not."""
     innermost_first = tuple(range(t.dim() - 1, -1, -1))
-    if t.dim() not in _CHANNELS_LAST or t.numel() == 0 or _is_dense(t, innermost_first):
+    if t.dim() not in CHANNELS_LAST or t.numel() == 0 or _is_dense(t, innermost_first):
         return torch.contiguous_format
-    channels_last = (1, *innermost_first[:-2], 0)
-    if _is_dense(t, channels_last):
-        return _CHANNELS_LAST[t.dim()]
-    if t.stride(1) == 0:
-        return torch.contiguous_format
+    if _is_dense(t, (1, *innermost_first[:-2], 0)) or is_ordered_channels_last(t.shape, t.stride()):
+        return CHANNELS_LAST[t.dim()]
+    return torch.contiguous_format
+
+
+def is_ordered_channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether strides are ordered as channels-last has them, gaps or not: what ATen's convolutions go by."""
+    if len(shape) not in CHANNELS_LAST or strides[1] == 0:
+        return False
     least = 0
-    for d in channels_last:
-        if t.stride(d) < least or (d == 0 and least == t.stride(1)):
-            return torch.contiguous_format
-        least = t.stride(d) * t.size(d)
-    return _CHANNELS_LAST[t.dim()]
+    for d in (1, *range(len(shape) - 1, 1, -1), 0):
+        if strides[d] < least or (d == 0 and least == strides[1]):
+            return False
+        least = strides[d] * max(shape[d], 1)
+    return True
 
 
 def empty_like(t: Tensor) -> Tensor:

@@ -1,0 +1,374 @@
+// im2col and col2im: what makes a convolution one product of matrices.
+//
+// Two maps of values: a small one, of which every position meets a whole kernel, and a big one that the kernels move
+// over. A plain convolution reads the big one and gives the small one, a transposed one the other way round. A row of
+// the columns holds, for one position of the small map, all values of the big one under the kernel, channel by channel:
+// columns[(n, position), (channel, tap)], taps in the order of the weight, so that the weight is a matrix as it lies.
+//
+// Both work on one sample and a few channels at a time, in a padded copy of the big map that stays in the cache: no
+// value is tested for lying in the padding, and every memory format is served by the same loops.
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "../common/checks.h"
+#include "../common/dtype.h"
+#include "lanes.h"
+#include "macros.h"
+
+namespace gan_fast {
+namespace {
+
+using Ints = std::vector<int64_t>;
+
+constexpr int kMostDims = 3;
+// The padded copy of the channels that one task works on.
+constexpr int64_t kTileBytes = 65536;
+constexpr int64_t kMostTileChannels = 64;
+
+// One dim of space; dims that are missing stand first, with sizes of one.
+struct Dim {
+  int64_t size = 1;       // of the big map
+  int64_t positions = 1;  // of the small one
+  int64_t kernel = 1, stride = 1, padding = 0, dilation = 1;
+  int64_t map_stride = 0;  // elements from one value of the big map to the next
+
+  // Of the padded copy: what the kernels touch, which may be less or more than the big map.
+  int64_t extent() const { return (positions - 1) * stride + dilation * (kernel - 1) + 1; }
+  // The part of the padded copy that lies in the map.
+  int64_t first() const { return std::min(padding, extent()); }
+  int64_t last() const { return std::clamp(padding + size, first(), extent()); }
+};
+
+struct Geometry {
+  Dim dims[kMostDims];
+  int64_t N = 0, C = 0, batch_stride = 0, channel_stride = 0;
+
+  int64_t positions() const { return dims[0].positions * dims[1].positions * dims[2].positions; }
+  int64_t taps() const { return dims[0].kernel * dims[1].kernel * dims[2].kernel; }
+  int64_t plane() const { return dims[0].extent() * dims[1].extent() * dims[2].extent(); }
+  int64_t rows() const { return N * positions(); }
+  int64_t columns() const { return C * taps(); }
+
+  int64_t tile_channels(int64_t element_size) const {
+    return std::clamp<int64_t>(kTileBytes / (plane() * element_size), 1, std::min(C, kMostTileChannels));
+  }
+};
+
+Geometry geometry_of(const char* op, const Tensor& map, const Ints& kernel_size, const Ints& stride,
+                     const Ints& padding, const Ints& dilation, const Ints& positions) {
+  const int64_t space = map.dim() - 2;
+  STD_TORCH_CHECK(space >= 1 && space <= kMostDims, op, ": expected 3 to 5 dimensions (N, C, ...), got ",
+                  check::shape_of(map));
+  Geometry g;
+  g.N = map.size(0), g.C = map.size(1);
+  g.batch_stride = map.stride(0), g.channel_stride = map.stride(1);
+  const auto read = [&](const char* name, const Ints& values, int64_t least, auto member) {
+    STD_TORCH_CHECK(static_cast<int64_t>(values.size()) == space, op, ": expected ", name, " length ", space, ", got ",
+                    values.size());
+    for (int64_t d = 0; d < space; ++d) {
+      STD_TORCH_CHECK(values[d] >= least, op, ": expected ", name, " at least ", least, ", got ", values[d]);
+      g.dims[kMostDims - space + d].*member = values[d];
+    }
+  };
+  read("kernel_size", kernel_size, 1, &Dim::kernel);
+  read("stride", stride, 1, &Dim::stride);
+  read("padding", padding, 0, &Dim::padding);
+  read("dilation", dilation, 1, &Dim::dilation);
+  read("positions", positions, 1, &Dim::positions);
+  for (int64_t d = 0; d < space; ++d) {
+    Dim& dim = g.dims[kMostDims - space + d];
+    dim.size = map.size(2 + d);
+    dim.map_stride = map.stride(2 + d);
+  }
+  return g;
+}
+
+// Calls f(offset in the padded plane, offset in the map) for every run of `length` values along the last dim that lies
+// in both.
+template <class F>
+GAN_FAST_INLINE void for_runs(const Geometry& g, const F& f) {
+  const Dim& d0 = g.dims[0];
+  const Dim& d1 = g.dims[1];
+  const Dim& d2 = g.dims[2];
+  const int64_t length = d2.last() - d2.first();
+  if (length <= 0) return;
+  for (int64_t i = d0.first(); i < d0.last(); ++i) {
+    for (int64_t j = d1.first(); j < d1.last(); ++j) {
+      f((i * d1.extent() + j) * d2.extent() + d2.first(),
+        (i - d0.padding) * d0.map_stride + (j - d1.padding) * d1.map_stride + (d2.first() - d2.padding) * d2.map_stride,
+        length);
+    }
+  }
+}
+
+// Calls f(row of the columns within the sample, offset in the padded plane) for every position.
+template <class F>
+GAN_FAST_INLINE void for_positions(const Geometry& g, const F& f) {
+  const Dim& d0 = g.dims[0];
+  const Dim& d1 = g.dims[1];
+  const Dim& d2 = g.dims[2];
+  int64_t row = 0;
+  for (int64_t i = 0; i < d0.positions; ++i) {
+    for (int64_t j = 0; j < d1.positions; ++j) {
+      int64_t offset = (i * d0.stride * d1.extent() + j * d1.stride) * d2.extent();
+      for (int64_t k = 0; k < d2.positions; ++k, ++row, offset += d2.stride) f(row, offset);
+    }
+  }
+}
+
+// Calls f(first tap, offset in the padded plane) for every row of taps along the last dim.
+template <class F>
+GAN_FAST_INLINE void for_tap_rows(const Geometry& g, const F& f) {
+  const Dim& d0 = g.dims[0];
+  const Dim& d1 = g.dims[1];
+  const Dim& d2 = g.dims[2];
+  int64_t tap = 0;
+  for (int64_t i = 0; i < d0.kernel; ++i) {
+    for (int64_t j = 0; j < d1.kernel; ++j, tap += d2.kernel) {
+      f(tap, (i * d0.dilation * d1.extent() + j * d1.dilation) * d2.extent());
+    }
+  }
+}
+
+// Samples and tiles of channels, each the work of one task.
+template <class F>
+void for_tiles(const Geometry& g, int64_t tile, const F& f) {
+  const int64_t tiles = (g.C + tile - 1) / tile;
+  torch::stable::parallel_for(0, g.N * tiles, 1, [&](int64_t from, int64_t to) {
+    for (int64_t task = from; task < to; ++task) {
+      const int64_t first = task % tiles * tile;
+      f(task / tiles, first, std::min(tile, g.C - first));
+    }
+  });
+}
+
+// Values `count` from one `from_stride` apart to one `to_stride` apart, converted.
+template <class From, class To>
+GAN_FAST_INLINE void copy_run(const From* from, int64_t from_stride, To* to, int64_t to_stride, int64_t count) {
+  if constexpr (std::is_same_v<From, To>) {
+    if (from_stride == 1 && to_stride == 1) {
+      std::memcpy(to, from, count * sizeof(To));
+      return;
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) to[i * to_stride] = static_cast<To>(from[i * from_stride]);
+}
+
+// Calls f(offset in the tile, its step, offset in the map, its step, count) for runs that cover what tile and map
+// share: along the channels where they lie side by side and are many, else along the last dim.
+template <class F>
+GAN_FAST_INLINE void for_shared(const Geometry& g, int64_t channels, const F& f) {
+  const int64_t plane = g.plane(), step = g.dims[2].map_stride;
+  for_runs(g, [&](int64_t tile, int64_t map, int64_t length) {
+    if (g.channel_stride == 1 && channels >= kLanes) {
+      for (int64_t k = 0; k < length; ++k) f(tile + k, plane, map + k * step, 1, channels);
+    } else {
+      for (int64_t c = 0; c < channels; ++c) f(tile + c * plane, 1, map + c * g.channel_stride, step, length);
+    }
+  });
+}
+
+// kTaps = taps along the last dim when they lie side by side and are that many; 0 for any number anywhere.
+template <int kTaps, class T>
+void gather_tile(const Geometry& g, int64_t channels, const T* tile, T* rows) {
+  const int64_t plane = g.plane(), taps = g.taps(), width = g.columns();
+  [[maybe_unused]] const Dim& d2 = g.dims[2];
+  for_positions(g, [&](int64_t row, int64_t offset) {
+    T* to = rows + row * width;
+    for (int64_t c = 0; c < channels; ++c) {
+      const T* from = tile + c * plane + offset;
+      for_tap_rows(g, [&](int64_t tap, int64_t tap_offset) {
+        if constexpr (kTaps > 0) {
+          std::memcpy(to + c * taps + tap, from + tap_offset, kTaps * sizeof(T));
+        } else {
+          for (int64_t k = 0; k < d2.kernel; ++k) to[c * taps + tap + k] = from[tap_offset + k * d2.dilation];
+        }
+      });
+    }
+  });
+}
+
+template <int kTaps, class A>
+void scatter_tile(const Geometry& g, int64_t channels, const A* rows, A* tile) {
+  const int64_t plane = g.plane(), taps = g.taps(), width = g.columns();
+  [[maybe_unused]] const Dim& d2 = g.dims[2];
+  for_positions(g, [&](int64_t row, int64_t offset) {
+    const A* from = rows + row * width;
+    for (int64_t c = 0; c < channels; ++c) {
+      A* to = tile + c * plane + offset;
+      for_tap_rows(g, [&](int64_t tap, int64_t tap_offset) {
+        if constexpr (kTaps == 4) {
+          typedef A V __attribute__((vector_size(kTaps * sizeof(A))));
+          V sum, more;
+          std::memcpy(&sum, to + tap_offset, sizeof(V));
+          std::memcpy(&more, from + c * taps + tap, sizeof(V));
+          sum += more;
+          std::memcpy(to + tap_offset, &sum, sizeof(V));
+        } else if constexpr (kTaps > 0) {
+          GAN_FAST_UNROLL
+          for (int k = 0; k < kTaps; ++k) to[tap_offset + k] += from[c * taps + tap + k];
+        } else {
+          for (int64_t k = 0; k < d2.kernel; ++k) to[tap_offset + k * d2.dilation] += from[c * taps + tap + k];
+        }
+      });
+    }
+  });
+}
+
+// Four taps, two apart: what a position adds to its last two values its neighbour adds to its first two. Their sums are
+// formed in registers, so that no value is read back right after half of it was written.
+template <class A>
+void scatter_tile_of_pairs(const Geometry& g, int64_t channels, const A* rows, A* tile) {
+  typedef A V __attribute__((vector_size(4 * sizeof(A))));
+  using I = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
+  typedef I Order __attribute__((vector_size(4 * sizeof(A))));
+  const int64_t plane = g.plane(), taps = g.taps(), width = g.columns();
+  const Dim& d0 = g.dims[0];
+  const Dim& d1 = g.dims[1];
+  const int64_t positions = g.dims[2].positions;
+  const auto load_four = [](const A* p) {
+    V v;
+    std::memcpy(&v, p, sizeof(V));
+    return v;
+  };
+  for (int64_t i = 0; i < d0.positions; ++i) {
+    for (int64_t j = 0; j < d1.positions; ++j, rows += positions * width) {
+      A* line = tile + (i * d0.stride * d1.extent() + j * d1.stride) * g.dims[2].extent();
+      for (int64_t c = 0; c < channels; ++c) {
+        for_tap_rows(g, [&](int64_t tap, int64_t tap_offset) {
+          const A* from = rows + c * taps + tap;
+          A* to = line + c * plane + tap_offset;
+          V before{};
+          int64_t k = 0;
+          for (; k + 2 <= positions; k += 2, from += 2 * width, to += 4) {
+            const V left = load_four(from), right = load_four(from + width);
+            const V sum = load_four(to) + __builtin_shuffle(before, left, Order{2, 3, 6, 7}) +
+                          __builtin_shuffle(left, right, Order{0, 1, 4, 5});
+            std::memcpy(to, &sum, sizeof(V));
+            before = right;
+          }
+          if (k < positions) {
+            const V left = load_four(from);
+            to[0] = to[0] + before[2] + left[0];
+            to[1] = to[1] + before[3] + left[1];
+            to += 2;
+            before = left;
+          }
+          to[0] += before[2];
+          to[1] += before[3];
+        });
+      }
+    }
+  }
+}
+
+// Calls f with a compile-time number of taps along the last dim, 0 where none fits.
+template <class F>
+void for_taps(const Geometry& g, const F& f) {
+  const Dim& d2 = g.dims[2];
+  if (d2.dilation == 1) {
+    if (d2.kernel == 3) return f(std::integral_constant<int, 3>{});
+    if (d2.kernel == 4) return f(std::integral_constant<int, 4>{});
+    if (d2.kernel == 5) return f(std::integral_constant<int, 5>{});
+  }
+  f(std::integral_constant<int, 0>{});
+}
+
+Tensor im2col(const Tensor& input, Ints kernel_size, Ints stride, Ints padding, Ints dilation, Ints positions) {
+  constexpr const char* kOp = "im2col";
+  check::cpu(kOp, "input", input);
+  check::floating(kOp, "input", input);
+  const Geometry g = geometry_of(kOp, input, kernel_size, stride, padding, dilation, positions);
+  const Tensor columns = empty_strided(input, {g.rows(), g.columns()}, {g.columns(), 1}, input.scalar_type());
+  if (!columns.numel()) return columns;
+  for_dtype(input.scalar_type(), [&](auto tag) {
+    using T = decltype(tag);
+    const T* map = static_cast<const T*>(input.const_data_ptr());
+    T* out = static_cast<T*>(columns.mutable_data_ptr());
+    const int64_t plane = g.plane(), tile_channels = g.tile_channels(sizeof(T));
+    for_tiles(g, tile_channels, [&](int64_t n, int64_t first, int64_t channels) {
+      std::vector<T> tile(channels * plane);
+      const T* from = map + n * g.batch_stride + first * g.channel_stride;
+      for_shared(g, channels, [&](int64_t to, int64_t to_step, int64_t offset, int64_t step, int64_t count) {
+        copy_run(from + offset, step, tile.data() + to, to_step, count);
+      });
+      T* rows = out + n * g.positions() * g.columns() + first * g.taps();
+      for_taps(g, [&](auto taps) { gather_tile<taps>(g, channels, tile.data(), rows); });
+    });
+  });
+  return columns;
+}
+
+void col2im(const Tensor& columns, const Tensor& output, const MaybeTensor& bias, Ints kernel_size, Ints stride,
+            Ints padding, Ints dilation, Ints positions) {
+  constexpr const char* kOp = "col2im";
+  check::cpu(kOp, "columns", columns);
+  check::cpu(kOp, "output", output);
+  check::floating(kOp, "output", output);
+  check::dtype(kOp, "columns", columns, compute_dtype(output.scalar_type()));
+  const Geometry g = geometry_of(kOp, output, kernel_size, stride, padding, dilation, positions);
+  STD_TORCH_CHECK(columns.dim() == 2 && columns.size(0) == g.rows() && columns.size(1) == g.columns(), kOp,
+                  ": expected columns shape (", g.rows(), ", ", g.columns(), "), got ", check::shape_of(columns));
+  STD_TORCH_CHECK(columns.numel() == 0 || is_dense(columns, MemoryFormat::Contiguous), kOp,
+                  ": expected columns contiguous, got strides (", columns.stride(0), ", ", columns.stride(1), ")");
+  if (bias) {
+    check::cpu(kOp, "bias", *bias);
+    check::length(kOp, "bias", *bias, g.C);
+    check::dtype(kOp, "bias", *bias, output.scalar_type());
+  }
+  if (!output.numel()) return;
+  for_dtype(output.scalar_type(), [&](auto tag) {
+    using T = decltype(tag);
+    using A = Compute<T>;
+    const A* in = static_cast<const A*>(columns.const_data_ptr());
+    T* map = static_cast<T*>(output.mutable_data_ptr());
+    const T* shift = bias ? static_cast<const T*>(bias->const_data_ptr()) : nullptr;
+    const int64_t shift_stride = bias ? bias->stride(0) : 0;
+    const int64_t plane = g.plane(), tile_channels = g.tile_channels(sizeof(A));
+    // Values that no kernel touches: the padded copy does not hold them.
+    bool covered = true;
+    for (const Dim& dim : g.dims) covered = covered && dim.padding + dim.size <= dim.extent();
+    for_tiles(g, tile_channels, [&](int64_t n, int64_t first, int64_t channels) {
+      std::vector<A> tile(channels * plane);
+      std::vector<A> start(channels);
+      for (int64_t c = 0; c < channels; ++c) start[c] = shift ? static_cast<A>(shift[(first + c) * shift_stride]) : A{};
+      if (shift) {
+        for (int64_t c = 0; c < channels; ++c) std::fill_n(tile.data() + c * plane, plane, start[c]);
+      }
+      const A* rows = in + n * g.positions() * g.columns() + first * g.taps();
+      for_taps(g, [&](auto taps) {
+        if (taps == 4 && g.dims[2].stride == 2) {
+          scatter_tile_of_pairs(g, channels, rows, tile.data());
+        } else {
+          scatter_tile<taps>(g, channels, rows, tile.data());
+        }
+      });
+      T* to = map + n * g.batch_stride + first * g.channel_stride;
+      if (!covered) {
+        for (int64_t c = 0; c < channels; ++c) {
+          for (int64_t i = 0; i < g.dims[0].size; ++i) {
+            for (int64_t j = 0; j < g.dims[1].size; ++j) {
+              for (int64_t k = 0; k < g.dims[2].size; ++k) {
+                to[c * g.channel_stride + i * g.dims[0].map_stride + j * g.dims[1].map_stride +
+                   k * g.dims[2].map_stride] = static_cast<T>(start[c]);
+              }
+            }
+          }
+        }
+      }
+      for_shared(g, channels, [&](int64_t from, int64_t from_step, int64_t offset, int64_t step, int64_t count) {
+        copy_run(tile.data() + from, from_step, to + offset, step, count);
+      });
+    });
+  });
+}
+
+}  // namespace
+}  // namespace gan_fast
+
+STABLE_TORCH_LIBRARY_IMPL(gan_fast, CPU, m) {
+  m.impl("im2col", TORCH_BOX(&gan_fast::im2col));
+  m.impl("col2im", TORCH_BOX(&gan_fast::col2im));
+}

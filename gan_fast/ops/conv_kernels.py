@@ -1,0 +1,251 @@
+"""The three kernels of a convolution (forward, backward-data, backward-weight), each ATen's or one product of matrices.
+
+A convolution joins two maps, a small one of which every position meets a whole kernel and a big one that the kernels
+move over; forward reads the big one, a transposed one the small one. With small as rows of (N, *space) by S channels,
+the weight as it lies in memory as S by C * taps, and columns the values of the big map under each kernel (im2col),
+
+    small = columns @ weight.T,    columns of big = small @ weight,    weight's gradient = small.T @ columns.
+
+oneDNN, which ATen calls, is at the machine's limit where maps are large beside the weight. It copies each weight into
+an order of its own at every call and back, and computes few channels of the big map as if they were sixteen: there a
+product on the weight as it lies is quicker (docs/architecture.md has the figures).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gan_fast import extension
+from gan_fast.ops import autograd, layout
+
+# Below this many multiplications what Python spends on more calls counts.
+_LEAST_WORK = 4_000_000
+# Columns exist for so many values at a time: 32 MiB in float32.
+_MOST_COLUMNS = 8_388_608
+# A vector of floats: oneDNN computes fewer channels at the price of as many.
+_VECTOR = 16
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+class Geometry(NamedTuple):
+    """What aten::convolution takes beside its tensors, in its order."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+
+
+class Like(NamedTuple):
+    """A tensor of which a kernel asks shape and strides alone."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+    @classmethod
+    def of(cls, t: Tensor) -> Like:
+        return cls(t.shape, t.stride())
+
+    def unread(self, beside: Tensor) -> Tensor:
+        """Memory that nobody touches costs no more than its address."""
+        return beside.new_empty_strided(self.shape, self.stride)
+
+
+_im2col = autograd.kernel("im2col")
+_col2im = autograd.kernel("col2im")
+
+
+def _rows(t: Tensor) -> Tensor:
+    return t.movedim(1, -1).reshape(-1, t.size(1))
+
+
+def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype.itemsize == 2 else dtype
+
+
+class _Product(NamedTuple):
+    """A convolution as a product of matrices: its shapes, its memory format, and which of its kernels gain by it."""
+
+    small: torch.Size
+    big: torch.Size
+    weight: Like
+    geometry: Geometry
+    channels_last: bool
+    gather: bool
+    scatter: bool
+    weigh: bool
+
+    @classmethod
+    def of(cls, input: Tensor | Like, output: torch.Size, weight: Tensor | Like, geometry: Geometry) -> _Product:
+        small, big = (input.shape, output) if geometry.transposed else (output, input.shape)
+        weight = Like.of(weight) if isinstance(weight, Tensor) else weight
+        input_strides = input.stride() if isinstance(input, Tensor) else input.stride
+        channels_last = layout.is_ordered_channels_last(input.shape, input_strides) or (
+            layout.is_ordered_channels_last(weight.shape, weight.stride)
+        )
+        channels, columns = weight.shape[0], math.prod(weight.shape[1:])
+        positions = math.prod(small[2:])
+        rows = small[0] * positions
+        worth = rows * channels * columns >= _LEAST_WORK
+        # A kernel as large as the map meets it once: its columns are the map.
+        once = positions == 1
+        return cls(
+            small, big, weight, geometry, channels_last,
+            gather=worth and (once or 2 * channels >= rows),
+            scatter=worth and (once or 4 * channels >= rows or weight.shape[1] < _VECTOR),
+            weigh=worth and (once or 4 * channels >= rows),
+        )  # fmt: skip
+
+    @property
+    def samples(self) -> int:
+        """How many samples are columns at a time."""
+        return max(1, _MOST_COLUMNS // (math.prod(self.small[2:]) * math.prod(self.weight.shape[1:])))
+
+    @property
+    def options(self) -> tuple[tuple[int, ...], ...]:
+        geometry = self.geometry
+        return (tuple(self.weight.shape[2:]), geometry.stride, geometry.padding, geometry.dilation, self.small[2:])
+
+    def to_big(self, small: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the big map: the transposed convolution, and the gradient of the plain one by its input."""
+        memory_format = layout.CHANNELS_LAST[len(self.big)] if self.channels_last else torch.contiguous_format
+        big = torch.empty(self.big, dtype=small.dtype, memory_format=memory_format)
+        # In single precision: the values under a kernel are rounded once, when their sum is stored.
+        dtype = _compute_dtype(small.dtype)
+        matrix = weight.reshape(weight.size(0), -1).to(dtype)
+        for part, target in zip(small.split(self.samples), big.split(self.samples)):
+            _col2im(_rows(part).to(dtype) @ matrix, target, bias, *self.options)
+        return big
+
+    def from_big(
+        self, big: Tensor, small: Tensor | None, weight: Tensor | None, bias: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the small map, for a weight, and the weight's gradient, for a small map.
+
+        The former is the plain convolution, and the gradient of the transposed one by its input.
+        """
+        maps, grad_weight = [], None
+        for first in range(0, big.size(0), self.samples):
+            part = slice(first, first + self.samples)
+            columns = _im2col(big[part], *self.options)
+            if weight is not None:
+                matrix = weight.reshape(weight.size(0), -1).t()
+                rows = columns @ matrix if bias is None else torch.addmm(bias, columns, matrix)
+                maps.append(rows.view(-1, *self.small[2:], self.small[1]).movedim(-1, 1))
+            if small is not None:
+                own = _rows(small[part]).t() @ columns
+                grad_weight = own if grad_weight is None else grad_weight.to(_compute_dtype(own.dtype)) + own
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(big.dtype).view(self.weight.shape)
+            if layout.is_ordered_channels_last(self.weight.shape, self.weight.stride):
+                grad_weight = grad_weight.contiguous(memory_format=layout.CHANNELS_LAST[len(self.weight.shape)])
+        if not maps:
+            return None, grad_weight
+        result = maps[0] if len(maps) == 1 else torch.cat(maps)
+        if not self.channels_last:
+            # Sizes of one keep odd strides through contiguous().
+            result = result.contiguous().flatten().view(self.small)
+        return result, grad_weight
+
+
+def _product(
+    input: Tensor | Like, output: torch.Size | None, weight: Tensor | Like, geometry: Geometry, reads: Tensor
+) -> _Product | None:
+    """The convolution as a product, or None where that cannot be or where ATen's kernels are the quicker ones."""
+    if (
+        geometry.groups != 1
+        or reads.dtype not in _DTYPES
+        or reads.device.type != "cpu"
+        or not extension.available()
+        or input.shape[0] == 0
+    ):
+        return None
+    return _Product.of(input, output or _output_shape(input.shape, weight.shape, geometry), weight, geometry)
+
+
+def _output_shape(input: torch.Size, weight: torch.Size, geometry: Geometry) -> torch.Size:
+    stride, padding, dilation, transposed, output_padding, _ = geometry
+    space = []
+    for d, size in enumerate(input[2:]):
+        kernel = dilation[d] * (weight[2 + d] - 1) + 1
+        if transposed:
+            space.append((size - 1) * stride[d] - 2 * padding[d] + kernel + output_padding[d])
+        else:
+            space.append((size + 2 * padding[d] - kernel) // stride[d] + 1)
+    return torch.Size((input[0], weight[1] if transposed else weight[0], *space))
+
+
+def _without_autocast() -> AbstractContextManager[Any]:
+    """The products have the dtypes they are meant to have."""
+    return torch.autocast("cpu", enabled=False) if autograd.is_autocast_enabled("cpu") else contextlib.nullcontext()
+
+
+def forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """aten::convolution."""
+    product = _product(input, None, weight, geometry, input)
+    if product is not None and (product.scatter if geometry.transposed else product.gather):
+        with _without_autocast():
+            if geometry.transposed:
+                return product.to_big(input, weight, bias)
+            output, _ = product.from_big(input, None, weight, bias)
+            assert output is not None
+            return output
+    return torch.convolution(input, weight, bias, *geometry)
+
+
+def backward(
+    grad_output: Tensor, input: Tensor | Like, weight: Tensor | Like, geometry: Geometry, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """aten::convolution_backward; ``input`` and ``weight`` are read where the gradient by the other one is wanted."""
+    by_input = by_weight = by_bias = None
+    input_wanted, weight_wanted, bias_wanted = wanted
+    product = _product(input, grad_output.shape, weight, geometry, grad_output)
+    if product is not None:
+        known_input = input if isinstance(input, Tensor) and weight_wanted and product.weigh else None
+        by_product = product.gather if geometry.transposed else product.scatter
+        known_weight = weight if isinstance(weight, Tensor) and input_wanted and by_product else None
+        with _without_autocast():
+            if geometry.transposed:
+                if known_input is not None or known_weight is not None:
+                    by_input, by_weight = product.from_big(grad_output, known_input, known_weight)
+            else:
+                if known_weight is not None:
+                    by_input = product.to_big(grad_output, known_weight, None)
+                if known_input is not None:
+                    _, by_weight = product.from_big(known_input, grad_output, None)
+    left = (input_wanted and by_input is None, weight_wanted and by_weight is None, bias_wanted)
+    if any(left):
+        input, weight = (t if isinstance(t, Tensor) else t.unread(grad_output) for t in (input, weight))
+        bias_shape = [grad_output.shape[1]] if bias_wanted else None
+        grads = torch.ops.aten.convolution_backward(grad_output, input, weight, bias_shape, *geometry, left)
+        by_input = grads[0] if by_input is None else by_input
+        by_weight = grads[1] if by_weight is None else by_weight
+        by_bias = grads[2]
+    return by_input, by_weight, by_bias
+
+
+def _im2col_fake(
+    input: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+    positions: Sequence[int],
+) -> Tensor:  # fmt: skip
+    return input.new_empty(input.size(0) * math.prod(positions), input.size(1) * math.prod(kernel_size))
+
+
+def _col2im_fake(
+    columns: Tensor, output: Tensor, bias: Tensor | None, kernel_size: Sequence[int], stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], positions: Sequence[int],
+) -> None:  # fmt: skip
+    return None
+
+
+autograd.register("im2col", autograd.refuse("im2col"), _im2col_fake)
+autograd.register("col2im", autograd.refuse("col2im"), _col2im_fake)
