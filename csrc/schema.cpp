@@ -16,6 +16,9 @@ STABLE_TORCH_LIBRARY(gan_fast, m) {
       " Tensor? bias, bool training, float momentum, float eps, str activation, float negative_slope)"
       " -> (Tensor output, Tensor mean, Tensor invstd)");
   m.def(
+      "batch_norm_act_normalize(Tensor input, Tensor mean, Tensor invstd, Tensor? weight, Tensor? bias, str activation,"
+      " float negative_slope) -> Tensor output");
+  m.def(
       "batch_norm_act_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor invstd, Tensor? weight,"
       " Tensor? bias, bool training, str activation, float negative_slope, bool input_wanted, bool affine_wanted)"
       " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");

@@ -339,6 +339,33 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const MaybeTenso
   return {output, new_vector(x, mean, statistics), new_vector(x, invstd, statistics)};
 }
 
+// The output of a forward pass once more, to the last bit, from the statistics that it returned.
+Tensor normalize(const Tensor& input, const Tensor& mean, const Tensor& invstd, const MaybeTensor& weight,
+                 const MaybeTensor& bias, const std::string& activation, double negative_slope) {
+  check_input(input);
+  check_statistics(mean, invstd, input);
+  check_parameter("weight", weight, input);
+  check_parameter("bias", bias, input);
+  const Activation kind = parse(activation);
+
+  const MemoryFormat format = suggest_memory_format(input);
+  const Tensor x = dense(input, format);
+  const Extent extent = Extent::of(x, format);
+  const Tensor output = empty_like(x, format);
+  if (!x.numel()) return output;
+  const auto mu = read(mean, extent.C, 0), r = read(invstd, extent.C, 0);
+  const auto gamma = read(weight, extent.C, 1), beta = read(bias, extent.C, 0);
+  for_kernel(x.scalar_type(), kind, negative_slope, [&](auto tag, auto act) {
+    using T = decltype(tag);
+    using Act = decltype(act);
+    Coefficients<Compute<T>> coefficients(extent, kOwn);
+    for (int64_t c = 0; c < extent.C; ++c) set_affine(coefficients, c, mu[c], r[c], gamma[c], beta[c]);
+    run_passes(extent, coefficients,
+               Map{Normalize<T, Act>{data<T>(x), static_cast<T*>(output.mutable_data_ptr()), act}});
+  });
+  return output;
+}
+
 // ---- backward
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& input, const Tensor& mean,
@@ -494,6 +521,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
 
 STABLE_TORCH_LIBRARY_IMPL(gan_fast, CPU, m) {
   m.impl("batch_norm_act_forward", TORCH_BOX(&gan_fast::forward));
+  m.impl("batch_norm_act_normalize", TORCH_BOX(&gan_fast::normalize));
   m.impl("batch_norm_act_backward", TORCH_BOX(&gan_fast::backward));
   m.impl("batch_norm_act_double_backward", TORCH_BOX(&gan_fast::double_backward));
 }

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from gan_fast.ops import activation as activations
-from gan_fast.ops import batch_norm_act, checks
+from gan_fast.ops import checks
+from gan_fast.ops.batch_norm_act import batch_norm_act
 
 
 class _BatchNormAct(nn.modules.batchnorm._BatchNorm):

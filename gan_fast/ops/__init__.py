@@ -2,17 +2,43 @@
 
 from gan_fast.ops.batch_norm_act import batch_norm_act
 from gan_fast.ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
+from gan_fast.ops.conv_bn_act import (
+    conv1d_act,
+    conv1d_bn_act,
+    conv2d_act,
+    conv2d_bn_act,
+    conv3d_act,
+    conv3d_bn_act,
+    conv_transpose1d_act,
+    conv_transpose1d_bn_act,
+    conv_transpose2d_act,
+    conv_transpose2d_bn_act,
+    conv_transpose3d_act,
+    conv_transpose3d_bn_act,
+)
 from gan_fast.ops.leaky_relu import leaky_relu
 from gan_fast.ops.minimax_loss import minimax_d_loss, minimax_d_loss_and_means, minimax_g_loss
 
 __all__ = [
     "batch_norm_act",
     "conv1d",
+    "conv1d_act",
+    "conv1d_bn_act",
     "conv2d",
+    "conv2d_act",
+    "conv2d_bn_act",
     "conv3d",
+    "conv3d_act",
+    "conv3d_bn_act",
     "conv_transpose1d",
+    "conv_transpose1d_act",
+    "conv_transpose1d_bn_act",
     "conv_transpose2d",
+    "conv_transpose2d_act",
+    "conv_transpose2d_bn_act",
     "conv_transpose3d",
+    "conv_transpose3d_act",
+    "conv_transpose3d_bn_act",
     "leaky_relu",
     "minimax_d_loss",
     "minimax_d_loss_and_means",

@@ -32,15 +32,15 @@ def kernel(op: str) -> Callable[..., Any]:
     """Return a call of ``torch.ops.gan_fast.<op>`` under autograd, its overload looked up once."""
     if not extension.available():
 
-        def missing(*args: Any) -> Any:
+        def missing(*args: Any, **kwargs: Any) -> Any:
             raise RuntimeError(f"{op}: expected the native module, got none: {extension.load_error}")
 
         return missing
     overload = getattr(torch.ops.gan_fast, op).default
 
-    def call(*args: Any) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
         with below_autograd():
-            return overload(*args)
+            return overload(*args, **kwargs)
 
     return call
 

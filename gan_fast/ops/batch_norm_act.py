@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gan_fast import backends
 from gan_fast.ops import activation as activations
-from gan_fast.ops import autograd, checks, layout
+from gan_fast.ops import autograd, checks, layout, recompute
 
 OP = "batch_norm_act"
 backends.register(OP, "batch_norm_act_forward")
@@ -19,6 +19,7 @@ backends.register(OP, "batch_norm_act_forward")
 _forward = autograd.kernel("batch_norm_act_forward")
 _backward = autograd.kernel("batch_norm_act_backward")
 _double_backward = autograd.kernel("batch_norm_act_double_backward")
+_normalize = autograd.kernel("batch_norm_act_normalize")
 
 
 def reference(
@@ -39,6 +40,8 @@ def reference(
 
 
 def check(
+    op: str,
+    prefix: str,
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -50,37 +53,47 @@ def check(
     activation: str,
     negative_slope: float,
 ) -> None:
-    checks.floating(OP, "input", input)
+    checks.floating(op, "input", input)
     if input.dim() < 2:
-        raise ValueError(f"{OP}: expected input dimensions at least 2 (N, C, ...), got shape {tuple(input.shape)}")
+        raise ValueError(f"{op}: expected input dimensions at least 2 (N, C, ...), got shape {tuple(input.shape)}")
     if not training and (running_mean is None or running_var is None):
-        raise ValueError(f"{OP}: expected running_mean and running_var tensors when training is False, got None")
+        raise ValueError(f"{op}: expected running_mean and running_var tensors when training is False, got None")
     if (running_mean is None) != (running_var is None):
-        raise ValueError(f"{OP}: expected running_mean and running_var both tensors or both None, got one of each")
-    parameters = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+        raise ValueError(f"{op}: expected running_mean and running_var both tensors or both None, got one of each")
+    statistics = {"running_mean": running_mean, "running_var": running_var}
+    parameters = {**statistics, f"{prefix}weight": weight, f"{prefix}bias": bias}
     allowed = (input.dtype,) if input.dtype.itemsize > 2 else (input.dtype, torch.float32)
     first: tuple[str, Tensor] | None = None
     for name, value in parameters.items():
         if value is None:
             continue
-        checks.tensor(OP, name, value)
-        checks.same_device(OP, name, value, "input", input)
-        checks.shape(OP, name, value, (input.size(1),))
-        checks.dtype(OP, name, value, *allowed)
+        checks.tensor(op, name, value)
+        checks.same_device(op, name, value, "input", input)
+        checks.shape(op, name, value, (input.size(1),))
+        checks.dtype(op, name, value, *allowed)
         if first is not None and value.dtype != first[1].dtype:
             raise TypeError(
-                f"{OP}: expected {name} dtype {checks.name_of(first[1].dtype)} as {first[0]}, "
+                f"{op}: expected {name} dtype {checks.name_of(first[1].dtype)} as {first[0]}, "
                 f"got {checks.name_of(value.dtype)}"
             )
         first = first or (name, value)
-    for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
+    for name, statistic in statistics.items():
         if statistic is not None and statistic.requires_grad:
-            raise ValueError(f"{OP}: expected {name} not to require grad, got one that does: it has no gradient")
+            raise ValueError(f"{op}: expected {name} not to require grad, got one that does: it has no gradient")
     if training and not eps > 0:
-        raise ValueError(f"{OP}: expected eps above 0 when training, got {eps!r}")
+        raise ValueError(f"{op}: expected eps above 0 when training, got {eps!r}")
     if training and input.size(0) * math.prod(input.shape[2:]) == 1:
-        raise ValueError(f"{OP}: expected input more than 1 value per channel when training, got {tuple(input.shape)}")
-    checks.one_of(OP, "activation", activation, activations.NAMES)
+        raise ValueError(f"{op}: expected input more than 1 value per channel when training, got {tuple(input.shape)}")
+    checks.one_of(op, "activation", activation, activations.NAMES)
+
+
+def _recipe(ctx: Any) -> recompute.Recipe:
+    """The output of a BatchNormAct node, from what it keeps."""
+    input, weight, bias, mean, invstd = ctx.saved_tensors
+    _, activation, negative_slope, _ = ctx.options
+    return recompute.Recipe(
+        lambda *kept: _normalize(*kept, activation, negative_slope), input, mean, invstd, weight, bias
+    )
 
 
 class BatchNormAct(torch.autograd.Function):
@@ -109,6 +122,7 @@ class BatchNormAct(torch.autograd.Function):
             torch.autograd.graph.increment_version((running_mean, running_var))
         ctx.save_for_backward(input, weight, bias, mean, invstd)
         ctx.options = (training, activation, negative_slope, eps)
+        ctx.recipe = _recipe if recompute.allowed() else None
         ctx.mark_non_differentiable(mean, invstd)
         ctx.set_materialize_grads(False)
         return output, mean, invstd
@@ -220,6 +234,13 @@ def _forward_fake(
     )
 
 
+def _normalize_fake(
+    input: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None, activation: str,
+    negative_slope: float,
+) -> Tensor:  # fmt: skip
+    return layout.empty_like(input)
+
+
 def _parameter_grad(parameter: Tensor | None, wanted: bool = True) -> Tensor | None:
     return None if parameter is None or not wanted else torch.empty_like(parameter)
 
@@ -249,6 +270,7 @@ def _double_backward_fake(
 
 
 autograd.register("batch_norm_act_forward", BatchNormAct.apply, _forward_fake)
+autograd.register("batch_norm_act_normalize", autograd.refuse("batch_norm_act_normalize"), _normalize_fake)
 autograd.register("batch_norm_act_backward", BatchNormActBackward.apply, _backward_fake)
 autograd.register(
     "batch_norm_act_double_backward", autograd.refuse("batch_norm_act_double_backward"), _double_backward_fake
@@ -302,10 +324,33 @@ def batch_norm_act(
 
     Source: Ioffe and Szegedy, Batch Normalization, 2015 (arXiv 1502.03167).
     """
-    check(input, running_mean, running_var, weight, bias, training, momentum, eps, activation, negative_slope)
+    return norm(
+        OP, "", input, running_mean, running_var, weight, bias, training, momentum, eps, activation, negative_slope
+    )
+
+
+def norm(
+    op: str,
+    prefix: str,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str,
+    negative_slope: float,
+) -> Tensor:
+    """batch_norm_act as part of ``op``, whose names for weight and bias begin with ``prefix``."""
     arguments = (input, running_mean, running_var, weight, bias, training, momentum, eps, activation, negative_slope)
-    if not backends.native(OP, input.device.type):
+    check(op, prefix, *arguments)
+    if not backends.native(op, input.device.type):
         return reference(*arguments)
+    output: Tensor
     if torch.compiler.is_compiling():
-        return torch.ops.gan_fast.batch_norm_act_forward(*arguments)[0]
-    return BatchNormAct.apply(*arguments)[0]
+        output = torch.ops.gan_fast.batch_norm_act_forward(*arguments)[0]
+    else:
+        output = BatchNormAct.apply(*arguments)[0]
+    return output

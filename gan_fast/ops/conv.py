@@ -14,7 +14,7 @@ double backward computes a weight gradient as a convolution whose filter is as l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gan_fast import backends
-from gan_fast.ops import autograd, checks, conv_kernels
+from gan_fast.ops import autograd, checks, conv_kernels, recompute
 from gan_fast.ops.conv_kernels import Geometry, Like
+from gan_fast.ops.twins import of_dims
 
 OPS = tuple(f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3))
 for _op in OPS:
@@ -45,9 +46,9 @@ class Convolution(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_output is None:
             return (None,) * 4
-        input, weight = ctx.saved_tensors
         input_like, weight_like, geometry = ctx.options
         wanted = autograd.wanted(ctx, 3)
+        input, weight = recompute.kept(ctx, (wanted[1], wanted[0]))
         if autograd.recording("convolution_backward", grad_output):
             by_input = BackwardData.apply(grad_output, weight, input_like, geometry) if wanted[0] else None
             by_weight = BackwardWeight.apply(grad_output, input, weight_like, geometry) if wanted[1] else None
@@ -179,7 +180,8 @@ def _check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, geometry
             )
 
 
-def _convolve(
+def convolve(
+    op: str,
     dims: int,
     transposed: bool,
     input: Tensor,
@@ -190,8 +192,13 @@ def _convolve(
     output_padding: int | Sequence[int],
     groups: int,
     dilation: int | Sequence[int],
+    then: Callable[[Tensor, bool], Tensor] | None = None,
 ) -> Tensor:
-    op = f"conv{'_transpose' if transposed else ''}{dims}d"
+    """Check the arguments of any convolution of any name, and convolve.
+
+    Args:
+        then: applied to the batched output, which is its own to change; told whether our autograd nodes serve.
+    """
     checks.floating(op, "input", input)
     checks.tensor(op, "weight", weight)
     strides, dilations = _per_dim(op, "stride", stride, dims, 1), _per_dim(op, "dilation", dilation, dims, 1)
@@ -216,14 +223,20 @@ def _convolve(
     unbatched = input.dim() == dims + 1
     if unbatched:
         input = input.unsqueeze(0)
-    if backends.native(op, device) and not captured:
-        output = Convolution.apply(input, weight, bias, geometry)
+    native = backends.native(op, device) and not captured
+    if native:
+        output: Tensor = Convolution.apply(input, weight, bias, geometry)
+        if output.requires_grad and weight.requires_grad:
+            recompute.keep_recipe(output, 0, input)
     else:
         output = torch.convolution(input, weight, bias, *geometry)
+    if then is not None:
+        output = then(output, native)
     return output.squeeze(0) if unbatched else output
 
 
-def conv1d(
+def convnd(
+    dims: int,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -232,62 +245,40 @@ def conv1d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """As :func:`conv2d`, over (N, C_in, L_in)."""
-    return _convolve(1, False, input, weight, bias, stride, padding, 0, groups, dilation)
-
-
-def conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-) -> Tensor:
-    """Convolve as ``F.conv2d``, with a lean double backward.
+    """Convolve as ``F.convnd``, with a lean double backward.
 
     output[n, k] = bias[k] + sum over c of the cross-correlation of weight[k, c] with input[n, c].
 
     Args:
-        input: (N, C_in, H_in, W_in) or (C_in, H_in, W_in), float64, float32, bfloat16 or float16, any strides.
-        weight: (C_out, C_in / groups, kH, kW), same dtype and device.
+        input: (N, C_in, *space) or (C_in, *space), float64, float32, bfloat16 or float16, any strides.
+        weight: (C_out, C_in / groups, *kernel), same dtype and device.
         bias: (C_out,) or None, same dtype and device.
         stride, padding, dilation: a number, or one for each dim of space; padding also "valid" or "same".
         groups: C_in and C_out are cut into so many parts, each convolved for itself.
 
     Returns:
-        (N, C_out, H_out, W_out), bit for bit and stride for stride what ATen gives.
+        (N, C_out, *space), with the strides that ATen gives.
 
     Raises:
         TypeError: wrong type or dtype.
         ValueError: wrong shape, device, padding, or a kernel larger than the padded input.
 
     Notes:
-        Derivatives: of any order; each is one call of ATen's forward, backward-data or backward-weight kernel, and
-        none is taken that the backward pass did not ask for.
-        Determinism, accumulation: ATen's. Under autocast: its dtype, as ``F.conv2d``.
+        Derivatives: of any order; each is one call of a forward, backward-data or backward-weight kernel, and none is
+        taken that the backward pass did not ask for.
+        Kernels: ATen's; on the CPU one product of matrices where that is quicker (a weight that is large beside the
+        maps, transposed convolutions to few channels), accumulated in float32 at least.
+        A gradient by a weight may have the weight's strides where ATen gives it the input's.
+        Under autocast: in its dtype, as ``F.convnd``.
         Under torch.compile, torch.jit.trace and functorch: ATen's own op and its checks.
 
     Source: the three kernels as each other's derivatives, as in the StyleGAN3 code's conv2d_gradfix for older torch.
     """
-    return _convolve(2, False, input, weight, bias, stride, padding, 0, groups, dilation)
+    return convolve(f"conv{dims}d", dims, False, input, weight, bias, stride, padding, 0, groups, dilation)
 
 
-def conv3d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-) -> Tensor:
-    """As :func:`conv2d`, over (N, C_in, D_in, H_in, W_in)."""
-    return _convolve(3, False, input, weight, bias, stride, padding, 0, groups, dilation)
-
-
-def conv_transpose1d(
+def conv_transposend(
+    dims: int,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -297,55 +288,33 @@ def conv_transpose1d(
     groups: int = 1,
     dilation: int | Sequence[int] = 1,
 ) -> Tensor:
-    """As :func:`conv_transpose2d`, over (N, C_in, L_in)."""
-    return _convolve(1, True, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    """Convolve transposed as ``F.conv_transposend``, with a lean double backward.
 
-
-def conv_transpose2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
-    output_padding: int | Sequence[int] = 0,
-    groups: int = 1,
-    dilation: int | Sequence[int] = 1,
-) -> Tensor:
-    """Convolve transposed as ``F.conv_transpose2d``, with a lean double backward.
-
-    The gradient of :func:`conv2d` by its input, taken as a layer: each input value adds itself times the weight to the
+    The gradient of :func:`convnd` by its input, taken as a layer: each input value adds itself times the weight to the
     output, ``stride`` apart.
 
     Args:
-        input: (N, C_in, H_in, W_in) or (C_in, H_in, W_in), float64, float32, bfloat16 or float16, any strides.
-        weight: (C_in, C_out / groups, kH, kW), same dtype and device.
+        input: (N, C_in, *space) or (C_in, *space), float64, float32, bfloat16 or float16, any strides.
+        weight: (C_in, C_out / groups, *kernel), same dtype and device.
         bias: (C_out,) or None, same dtype and device.
         stride, padding, dilation: a number, or one for each dim of space.
-        output_padding: rows and columns added to one side of the output; below stride or dilation.
+        output_padding: values added to one side of the output in each dim of space; below stride or dilation.
         groups: C_in and C_out are cut into so many parts, each convolved for itself.
 
     Returns:
-        (N, C_out, H_out, W_out), H_out = (H_in - 1) stride - 2 padding + dilation (kH - 1) + output_padding + 1.
+        (N, C_out, *space), each dim of space (in - 1) stride - 2 padding + dilation (kernel - 1) + output_padding + 1.
 
     Raises:
         TypeError: wrong type or dtype.
         ValueError: wrong shape, device or output_padding.
 
     Notes:
-        As :func:`conv2d`.
+        As :func:`convnd`.
     """
-    return _convolve(2, True, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return convolve(
+        f"conv_transpose{dims}d", dims, True, input, weight, bias, stride, padding, output_padding, groups, dilation
+    )
 
 
-def conv_transpose3d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
-    output_padding: int | Sequence[int] = 0,
-    groups: int = 1,
-    dilation: int | Sequence[int] = 1,
-) -> Tensor:
-    """As :func:`conv_transpose2d`, over (N, C_in, D_in, H_in, W_in)."""
-    return _convolve(3, True, input, weight, bias, stride, padding, output_padding, groups, dilation)
+conv1d, conv2d, conv3d = of_dims(convnd)
+conv_transpose1d, conv_transpose2d, conv_transpose3d = of_dims(conv_transposend)

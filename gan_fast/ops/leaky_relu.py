@@ -27,31 +27,54 @@ class LeakyReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, None]:
-        if grad_output is None:
-            return None, None
-        autograd.recording("leaky_relu_backward", grad_output)
-        (input,) = ctx.saved_tensors
-        return LeakyReLUBackward.apply(grad_output, input.detach(), ctx.negative_slope), None
+        return _backward(ctx, grad_output), None
 
 
-class LeakyReLUBackward(torch.autograd.Function):
-    """grad_output, times negative_slope where the input is not above zero: linear in grad_output, flat in the input."""
+class ReLUInPlace(torch.autograd.Function):
+    """aten::relu_, or aten::leaky_relu_ of a slope of at least 0: the output tells where the input was above zero."""
 
     @staticmethod
-    def forward(ctx: Any, grad_output: Tensor, input: Tensor, negative_slope: float) -> Tensor:
-        ctx.save_for_backward(input)
+    def forward(ctx: Any, input: Tensor, negative_slope: float | None) -> Tensor:
+        output = torch.relu_(input) if negative_slope is None else F.leaky_relu_(input, negative_slope)
+        ctx.mark_dirty(input)
+        ctx.save_for_backward(output)
         ctx.negative_slope = negative_slope
         ctx.set_materialize_grads(False)
-        return torch.ops.aten.leaky_relu_backward(grad_output, input, negative_slope, False)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, None]:
+        return _backward(ctx, grad_output), None
+
+
+def _backward(ctx: Any, grad_output: Tensor | None) -> Tensor | None:
+    if grad_output is None:
+        return None
+    autograd.recording("leaky_relu_backward", grad_output)
+    (kept,) = ctx.saved_tensors
+    grad_input: Tensor = ReLUBackward.apply(grad_output, kept.detach(), ctx.negative_slope)
+    return grad_input
+
+
+class ReLUBackward(torch.autograd.Function):
+    """grad_output where ``kept`` is above zero, elsewhere negative_slope times that or, for None, relu's zero.
+
+    Linear in grad_output, flat in the other.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, grad_output: Tensor, kept: Tensor, negative_slope: float | None) -> Tensor:
+        ctx.save_for_backward(kept)
+        ctx.negative_slope = negative_slope
+        ctx.set_materialize_grads(False)
+        if negative_slope is None:
+            return torch.ops.aten.threshold_backward(grad_output, kept, 0)
+        return torch.ops.aten.leaky_relu_backward(grad_output, kept, negative_slope, False)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, None, None]:
-        if cotangent is None:
-            return None, None, None
-        autograd.recording("leaky_relu_backward", cotangent)
-        (input,) = ctx.saved_tensors
-        # None by the input, not zeros: a penalty's second backward then does not walk the first forward again.
-        return LeakyReLUBackward.apply(cotangent, input, ctx.negative_slope), None, None
+        # None by what was kept, not zeros: a penalty's second backward then does not walk the first forward again.
+        return _backward(ctx, cotangent), None, None
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:

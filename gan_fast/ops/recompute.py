@@ -1,0 +1,71 @@
+"""One tensor kept instead of two: an activation that its producer can compute again is not kept by its consumer.
+
+A convolution keeps its input for the gradient by its weight. Where that input is the output of ``batch_norm_act``, the
+norm keeps its own input and statistics anyhow, and one cheap pass computes the activation again, to the last bit. So
+the consumer keeps a recipe in its place. autograd keeps beside it which node the tensor came from: what is computed in
+backward has the same place in the graph, and gradients of any order flow as if the tensor had been kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Recipe:
+    """A tensor as a function of others, which must not have changed when it is computed again."""
+
+    def __init__(self, compute: Callable[..., Tensor], *inputs: Tensor | None) -> None:
+        self._compute = compute
+        self._inputs = tuple(t if t is None else t.detach() for t in inputs)
+        self._versions = tuple(None if t is None else t._version for t in inputs)
+
+    def __call__(self) -> Tensor:
+        for index, (t, version) in enumerate(zip(self._inputs, self._versions)):
+            if t is not None and t._version != version:
+                # The words of torch's own error for a kept tensor.
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                    f"[{t.type()} {list(t.shape)}], which is input {index} of what computes an activation again, is at "
+                    f"version {t._version}; expected version {version} instead"
+                )
+        with torch.no_grad():
+            return self._compute(*self._inputs)
+
+
+def allowed() -> bool:
+    """Whether nobody else has a say in how tensors are kept: under checkpointing or offloading they decide."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+
+
+def keep_recipe(output: Tensor, index: int, input: Tensor) -> None:
+    """Let the node of ``output`` keep a recipe of ``input`` in place of the tensor, where its producer knows one.
+
+    Args:
+        output: just returned by an ``autograd.Function``.
+        index: where among the tensors saved by that Function ``input`` stands.
+        input: looked at for its producer: a node whose ``recipe``, a function of the node, returns a Recipe.
+    """
+    producer: Any = input.grad_fn
+    recipe_of = getattr(producer, "recipe", None)
+    if recipe_of is None or input.output_nr != 0 or input._version != 0 or not allowed():
+        return
+    try:
+        recipe = recipe_of(producer)
+    except RuntimeError:
+        # Its graph is freed: nobody can walk through it any more.
+        return
+    node: Any = output.grad_fn
+    node._raw_saved_tensors[index].register_hooks(lambda _: recipe, Recipe.__call__)
+    node.has_recipe = True
+
+
+def kept(ctx: Any, wanted: Sequence[bool]) -> Sequence[Tensor | None]:
+    """Return what a node saved; where a recipe is among it, that which is not wanted is None instead of computed."""
+    if not getattr(ctx, "has_recipe", False):
+        saved: Sequence[Tensor | None] = ctx.saved_tensors
+        return saved
+    return [saved.unpack() if w else None for saved, w in zip(ctx._raw_saved_tensors, wanted)]
