@@ -6,26 +6,15 @@ Dims: N batch, w width, S image size. Blocks double or halve the image, channels
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor, nn
 
-from gan_fast.nn import BatchNormAct2d
+from gan_fast.nn import ChannelsLastSequential, ConvAct2d, ConvBNAct2d, ConvTransposeAct2d, ConvTransposeBNAct2d
 from gan_fast.ops import checks
 
 IMAGE_SIZES = (16, 32, 64, 128)
 NORMS = ("batch", "none")
-
-
-class _Block(nn.Sequential):
-    """A convolution called ``conv``, then either ``bn`` (with its activation) or ``act``."""
-
-    def __init__(self, conv: nn.Module, bn: nn.Module | None = None, act: nn.Module | None = None) -> None:
-        super().__init__()
-        self.conv = conv
-        if bn is not None:
-            self.bn = bn
-        if act is not None:
-            self.act = act
 
 
 def _check_size(owner: str, image_size: int) -> int:
@@ -79,22 +68,14 @@ class DCGANGenerator(nn.Module):
         _check_positive("DCGANGenerator", latent_dim=latent_dim, channels=channels, width=width)
         self.latent_dim, self.channels, self.image_size = latent_dim, channels, image_size
         features = width * 2 ** (doublings - 1)
-        blocks = [
-            _Block(
-                nn.ConvTranspose2d(latent_dim, features, 4, 1, 0, bias=False),
-                bn=BatchNormAct2d(features, activation="relu"),
-            )
+        blocks: list[nn.Module] = [
+            ConvTransposeBNAct2d(latent_dim, features, 4, 1, 0, activation="relu"),
         ]
         for _ in range(doublings - 1):
-            blocks.append(
-                _Block(
-                    nn.ConvTranspose2d(features, features // 2, 4, 2, 1, bias=False),
-                    bn=BatchNormAct2d(features // 2, activation="relu"),
-                )
-            )
+            blocks.append(ConvTransposeBNAct2d(features, features // 2, 4, 2, 1, activation="relu"))
             features //= 2
-        blocks.append(_Block(nn.ConvTranspose2d(features, channels, 4, 2, 1, bias=False), act=nn.Tanh()))
-        self.blocks = nn.Sequential(*blocks)
+        blocks.append(ConvTransposeAct2d(features, channels, 4, 2, 1, bias=False, activation="tanh"))
+        self.blocks = ChannelsLastSequential(*blocks)
         initialize(self)
 
     def forward(self, latent: Tensor) -> Tensor:
@@ -129,18 +110,17 @@ class DCGANDiscriminator(nn.Module):
         _check_positive("DCGANDiscriminator", channels=channels, width=width)
         checks.one_of("DCGANDiscriminator", "norm", norm, NORMS)
         self.channels, self.image_size = channels, image_size
-        blocks = [_Block(nn.Conv2d(channels, width, 4, 2, 1, bias=False), act=nn.LeakyReLU(0.2, inplace=True))]
+        act: dict[str, Any] = {"activation": "leaky_relu", "negative_slope": 0.2}
+        blocks: list[nn.Module] = [ConvAct2d(channels, width, 4, 2, 1, bias=False, **act)]
         features = width
         for _ in range(halvings - 1):
-            conv = nn.Conv2d(features, 2 * features, 4, 2, 1, bias=norm == "none")
             if norm == "batch":
-                bn = BatchNormAct2d(2 * features, activation="leaky_relu", negative_slope=0.2)
-                blocks.append(_Block(conv, bn=bn))
+                blocks.append(ConvBNAct2d(features, 2 * features, 4, 2, 1, **act))
             else:
-                blocks.append(_Block(conv, act=nn.LeakyReLU(0.2, inplace=True)))
+                blocks.append(ConvAct2d(features, 2 * features, 4, 2, 1, **act))
             features *= 2
-        blocks.append(_Block(nn.Conv2d(features, 1, 4, 1, 0, bias=False)))
-        self.blocks = nn.Sequential(*blocks)
+        blocks.append(ConvAct2d(features, 1, 4, 1, 0, bias=False, activation="identity"))
+        self.blocks = ChannelsLastSequential(*blocks)
         initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,18 +1,46 @@
 """Drop-in modules with the signatures of ``torch.nn``."""
 
 from gan_fast.nn.batch_norm_act import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
+from gan_fast.nn.channels_last import ChannelsLastSequential
 from gan_fast.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from gan_fast.nn.conv_bn_act import (
+    ConvAct1d,
+    ConvAct2d,
+    ConvAct3d,
+    ConvBNAct1d,
+    ConvBNAct2d,
+    ConvBNAct3d,
+    ConvTransposeAct1d,
+    ConvTransposeAct2d,
+    ConvTransposeAct3d,
+    ConvTransposeBNAct1d,
+    ConvTransposeBNAct2d,
+    ConvTransposeBNAct3d,
+)
 from gan_fast.nn.leaky_relu import LeakyReLU
 
 __all__ = [
     "BatchNormAct1d",
     "BatchNormAct2d",
     "BatchNormAct3d",
+    "ChannelsLastSequential",
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ConvAct1d",
+    "ConvAct2d",
+    "ConvAct3d",
+    "ConvBNAct1d",
+    "ConvBNAct2d",
+    "ConvBNAct3d",
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
+    "ConvTransposeAct1d",
+    "ConvTransposeAct2d",
+    "ConvTransposeAct3d",
+    "ConvTransposeBNAct1d",
+    "ConvTransposeBNAct2d",
+    "ConvTransposeBNAct3d",
     "LeakyReLU",
 ]

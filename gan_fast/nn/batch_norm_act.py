@@ -61,8 +61,7 @@ class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
         )
 
     def extra_repr(self) -> str:
-        slope = f", negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else ""
-        return f"{super().extra_repr()}, activation={self.activation!r}{slope}"
+        return f"{super().extra_repr()}, {activations.describe(self.activation, self.negative_slope)}"
 
 
 class BatchNormAct1d(_BatchNormAct, nn.BatchNorm1d):

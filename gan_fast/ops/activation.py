@@ -22,3 +22,9 @@ def apply(input: Tensor, activation: str, negative_slope: float) -> Tensor:
     if activation == "sigmoid":
         return torch.sigmoid(input)
     return input
+
+
+def describe(activation: str, negative_slope: float) -> str:
+    """Return what a module with an activation adds to its repr."""
+    slope = f", negative_slope={negative_slope}" if activation == "leaky_relu" else ""
+    return f"activation={activation!r}{slope}"

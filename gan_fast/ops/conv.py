@@ -192,12 +192,12 @@ def convolve(
     output_padding: int | Sequence[int],
     groups: int,
     dilation: int | Sequence[int],
-    then: Callable[[Tensor, bool], Tensor] | None = None,
+    then: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Check the arguments of any convolution of any name, and convolve.
 
     Args:
-        then: applied to the batched output, which is its own to change; told whether our autograd nodes serve.
+        then: applied to the batched output, which is its own to change.
     """
     checks.floating(op, "input", input)
     checks.tensor(op, "weight", weight)
@@ -223,15 +223,14 @@ def convolve(
     unbatched = input.dim() == dims + 1
     if unbatched:
         input = input.unsqueeze(0)
-    native = backends.native(op, device) and not captured
-    if native:
+    if backends.native(op, device) and not captured:
         output: Tensor = Convolution.apply(input, weight, bias, geometry)
         if output.requires_grad and weight.requires_grad:
             recompute.keep_recipe(output, 0, input)
     else:
         output = torch.convolution(input, weight, bias, *geometry)
     if then is not None:
-        output = then(output, native)
+        output = then(output)
     return output.squeeze(0) if unbatched else output
 
 

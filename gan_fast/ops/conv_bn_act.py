@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gan_fast import backends
 from gan_fast.ops import activation as activations
-from gan_fast.ops import checks
+from gan_fast.ops import autograd, checks
 from gan_fast.ops.batch_norm_act import norm
 from gan_fast.ops.conv import convolve
 from gan_fast.ops.leaky_relu import LeakyReLU, ReLUInPlace
@@ -26,9 +26,9 @@ for _kind in ("", "_transpose"):
         backends.register(f"conv{_kind}{_dims}d_bn_act", "batch_norm_act_forward")
 
 
-def _act(output: Tensor, native: bool, activation: str, negative_slope: float) -> Tensor:
-    """The activation, over ``output`` itself where our nodes serve."""
-    if not native or activation == "identity":
+def activate(output: Tensor, activation: str, negative_slope: float) -> Tensor:
+    """Apply an activation over ``output`` itself, which only a convolution of ours has seen."""
+    if autograd.captured() or not backends.native("leaky_relu", output.device.type) or activation == "identity":
         return activations.apply(output, activation, negative_slope)
     if activation == "tanh":
         return torch.tanh_(output)
@@ -44,9 +44,9 @@ def _act(output: Tensor, native: bool, activation: str, negative_slope: float) -
     return result
 
 
-def _then_act(op: str, activation: str, negative_slope: float) -> Callable[[Tensor, bool], Tensor]:
+def _then_act(op: str, activation: str, negative_slope: float) -> Callable[[Tensor], Tensor]:
     checks.one_of(op, "activation", activation, activations.NAMES)
-    return lambda output, native: _act(output, native, activation, negative_slope)
+    return lambda output: activate(output, activation, negative_slope)
 
 
 def convnd_act(
@@ -131,12 +131,12 @@ def _then_bn_act(
     eps: float,
     activation: str,
     negative_slope: float,
-) -> Callable[[Tensor, bool], Tensor]:
+) -> Callable[[Tensor], Tensor]:
     checks.one_of(op, "activation", activation, activations.NAMES)
     if checks.tensor(op, "input", input).dim() != dims + 2:
         raise ValueError(f"{op}: expected input dimensions {dims + 2} (N, C_in, ...), got shape {tuple(input.shape)}")
 
-    def then(output: Tensor, native: bool) -> Tensor:
+    def then(output: Tensor) -> Tensor:
         return norm(
             op, "bn_", output, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps, activation,
             negative_slope,

@@ -1,0 +1,270 @@
+"""Blocks: a convolution called ``conv``, batch norm called ``bn`` in some, an activation."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gan_fast.nn.batch_norm_act import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
+from gan_fast.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from gan_fast.ops import activation as activations
+from gan_fast.ops import checks
+from gan_fast.ops.conv_bn_act import activate
+
+Size = int | tuple[int, ...]
+Device = torch.device | str | None
+
+
+class _ConvAct(nn.Module):
+    """A convolution and an activation over its output."""
+
+    conv_type: ClassVar[type[nn.Module]]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str = "leaky_relu",
+        negative_slope: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self._set_activation(activation, negative_slope)
+        self.conv = self.conv_type(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+
+    def _set_activation(self, activation: str, negative_slope: float) -> None:
+        checks.one_of(type(self).__name__, "activation", activation, activations.NAMES)
+        self.activation = activation
+        self.negative_slope = negative_slope
+
+    def forward(self, input: Tensor) -> Tensor:
+        return activate(self.conv(input), self.activation, self.negative_slope)
+
+    def extra_repr(self) -> str:
+        return activations.describe(self.activation, self.negative_slope)
+
+
+class _ConvTransposeAct(_ConvAct):
+    """A transposed convolution and an activation over its output."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        output_padding: Size = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Size = 1,
+        padding_mode: str = "zeros",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str = "tanh",
+        negative_slope: float = 0.01,
+    ) -> None:
+        nn.Module.__init__(self)
+        self._set_activation(activation, negative_slope)
+        self.conv = self.conv_type(
+            in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation,
+            padding_mode, device, dtype,
+        )  # fmt: skip
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return activate(self.conv(input, output_size), self.activation, self.negative_slope)
+
+
+class _ConvBNAct(nn.Module):
+    """A convolution, batch norm and an activation."""
+
+    conv_type: ClassVar[type[nn.Module]]
+    bn_type: ClassVar[type[nn.Module]]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = False,
+        padding_mode: str = "zeros",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        activation: str = "leaky_relu",
+        negative_slope: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.conv = self.conv_type(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        self.bn = self.bn_type(
+            out_channels, eps, momentum, affine, track_running_stats, device, dtype,
+            activation=activation, negative_slope=negative_slope,
+        )  # fmt: skip
+
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = self.bn(self.conv(input))
+        return output
+
+
+class _ConvTransposeBNAct(_ConvBNAct):
+    """A transposed convolution, batch norm and an activation."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        output_padding: Size = 0,
+        groups: int = 1,
+        bias: bool = False,
+        dilation: Size = 1,
+        padding_mode: str = "zeros",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        activation: str = "relu",
+        negative_slope: float = 0.01,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.conv = self.conv_type(
+            in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation,
+            padding_mode, device, dtype,
+        )  # fmt: skip
+        self.bn = self.bn_type(
+            out_channels, eps, momentum, affine, track_running_stats, device, dtype,
+            activation=activation, negative_slope=negative_slope,
+        )  # fmt: skip
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        output: Tensor = self.bn(self.conv(input, output_size))
+        return output
+
+
+class ConvAct1d(_ConvAct):
+    """``nn.Conv1d`` and an activation; see :class:`ConvAct2d`."""
+
+    conv_type = Conv1d
+
+
+class ConvAct2d(_ConvAct):
+    """``nn.Conv2d`` and an activation written over its output; see :func:`gan_fast.ops.conv2d_act`.
+
+    Args:
+        in_channels to dtype: as ``nn.Conv2d``.
+        activation: "identity", "relu", "leaky_relu", "tanh" or "sigmoid".
+        negative_slope: slope of "leaky_relu" below zero.
+
+    Raises:
+        ValueError: another activation; what ``nn.Conv2d`` raises.
+    """
+
+    conv_type = Conv2d
+
+
+class ConvAct3d(_ConvAct):
+    """``nn.Conv3d`` and an activation; see :class:`ConvAct2d`."""
+
+    conv_type = Conv3d
+
+
+class ConvBNAct1d(_ConvBNAct):
+    """``nn.Conv1d``, ``nn.BatchNorm1d`` and an activation; see :class:`ConvBNAct2d`."""
+
+    conv_type = Conv1d
+    bn_type = BatchNormAct1d
+
+
+class ConvBNAct2d(_ConvBNAct):
+    """``nn.Conv2d``, ``nn.BatchNorm2d`` and an activation; see :func:`gan_fast.ops.conv2d_bn_act`.
+
+    The children are called ``conv`` and ``bn``, and the state dict is theirs. Between forward and backward the block
+    keeps one tensor as large as its output: see the op's notes.
+
+    Args:
+        in_channels to dtype: as ``nn.Conv2d``, but bias: the norm takes it away again, so there is none by default.
+        eps, momentum, affine, track_running_stats: as ``nn.BatchNorm2d``.
+        activation: "identity", "relu", "leaky_relu", "tanh" or "sigmoid".
+        negative_slope: slope of "leaky_relu" below zero.
+
+    Raises:
+        ValueError: another activation; what ``nn.Conv2d`` raises.
+    """
+
+    conv_type = Conv2d
+    bn_type = BatchNormAct2d
+
+
+class ConvBNAct3d(_ConvBNAct):
+    """``nn.Conv3d``, ``nn.BatchNorm3d`` and an activation; see :class:`ConvBNAct2d`."""
+
+    conv_type = Conv3d
+    bn_type = BatchNormAct3d
+
+
+class ConvTransposeAct1d(_ConvTransposeAct):
+    """``nn.ConvTranspose1d`` and an activation; see :class:`ConvAct2d`."""
+
+    conv_type = ConvTranspose1d
+
+
+class ConvTransposeAct2d(_ConvTransposeAct):
+    """``nn.ConvTranspose2d`` and an activation; see :class:`ConvAct2d`."""
+
+    conv_type = ConvTranspose2d
+
+
+class ConvTransposeAct3d(_ConvTransposeAct):
+    """``nn.ConvTranspose3d`` and an activation; see :class:`ConvAct2d`."""
+
+    conv_type = ConvTranspose3d
+
+
+class ConvTransposeBNAct1d(_ConvTransposeBNAct):
+    """``nn.ConvTranspose1d``, ``nn.BatchNorm1d`` and an activation; see :class:`ConvBNAct2d`."""
+
+    conv_type = ConvTranspose1d
+    bn_type = BatchNormAct1d
+
+
+class ConvTransposeBNAct2d(_ConvTransposeBNAct):
+    """``nn.ConvTranspose2d``, ``nn.BatchNorm2d`` and an activation; see :class:`ConvBNAct2d`."""
+
+    conv_type = ConvTranspose2d
+    bn_type = BatchNormAct2d
+
+
+class ConvTransposeBNAct3d(_ConvTransposeBNAct):
+    """``nn.ConvTranspose3d``, ``nn.BatchNorm3d`` and an activation; see :class:`ConvBNAct2d`."""
+
+    conv_type = ConvTranspose3d
+    bn_type = BatchNormAct3d
