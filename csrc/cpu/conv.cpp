@@ -118,18 +118,17 @@ GAN_FAST_INLINE void for_positions(const Geometry& g, const F& f) {
   }
 }
 
-// Calls f(first tap, offset in the padded plane) for every row of taps along the last dim.
-template <class F>
-GAN_FAST_INLINE void for_tap_rows(const Geometry& g, const F& f) {
+// Where in the padded plane every row of taps along the last dim begins, from the kernel's first tap.
+std::vector<int64_t> tap_rows(const Geometry& g) {
   const Dim& d0 = g.dims[0];
   const Dim& d1 = g.dims[1];
-  const Dim& d2 = g.dims[2];
-  int64_t tap = 0;
+  std::vector<int64_t> offsets;
   for (int64_t i = 0; i < d0.kernel; ++i) {
-    for (int64_t j = 0; j < d1.kernel; ++j, tap += d2.kernel) {
-      f(tap, (i * d0.dilation * d1.extent() + j * d1.dilation) * d2.extent());
+    for (int64_t j = 0; j < d1.kernel; ++j) {
+      offsets.push_back((i * d0.dilation * d1.extent() + j * d1.dilation) * g.dims[2].extent());
     }
   }
+  return offsets;
 }
 
 // Samples and tiles of channels, each the work of one task.
@@ -172,47 +171,49 @@ GAN_FAST_INLINE void for_shared(const Geometry& g, int64_t channels, const F& f)
 
 // kTaps = taps along the last dim when they lie side by side and are that many; 0 for any number anywhere.
 template <int kTaps, class T>
-void gather_tile(const Geometry& g, int64_t channels, const T* tile, T* rows) {
-  const int64_t plane = g.plane(), taps = g.taps(), width = g.columns();
-  [[maybe_unused]] const Dim& d2 = g.dims[2];
+void gather_tile(const Geometry& g, const std::vector<int64_t>& tap_rows, int64_t channels, const T* tile, T* rows) {
+  const int64_t plane = g.plane(), width = g.columns(), dilation = g.dims[2].dilation;
+  const int64_t length = kTaps > 0 ? kTaps : g.dims[2].kernel;
   for_positions(g, [&](int64_t row, int64_t offset) {
     T* to = rows + row * width;
     for (int64_t c = 0; c < channels; ++c) {
-      const T* from = tile + c * plane + offset;
-      for_tap_rows(g, [&](int64_t tap, int64_t tap_offset) {
+      for (const int64_t tap_row : tap_rows) {
+        const T* from = tile + c * plane + offset + tap_row;
         if constexpr (kTaps > 0) {
-          std::memcpy(to + c * taps + tap, from + tap_offset, kTaps * sizeof(T));
+          std::memcpy(to, from, kTaps * sizeof(T));
         } else {
-          for (int64_t k = 0; k < d2.kernel; ++k) to[c * taps + tap + k] = from[tap_offset + k * d2.dilation];
+          for (int64_t k = 0; k < length; ++k) to[k] = from[k * dilation];
         }
-      });
+        to += length;
+      }
     }
   });
 }
 
 template <int kTaps, class A>
-void scatter_tile(const Geometry& g, int64_t channels, const A* rows, A* tile) {
-  const int64_t plane = g.plane(), taps = g.taps(), width = g.columns();
-  [[maybe_unused]] const Dim& d2 = g.dims[2];
+void scatter_tile(const Geometry& g, const std::vector<int64_t>& tap_rows, int64_t channels, const A* rows, A* tile) {
+  const int64_t plane = g.plane(), width = g.columns(), dilation = g.dims[2].dilation;
+  const int64_t length = kTaps > 0 ? kTaps : g.dims[2].kernel;
   for_positions(g, [&](int64_t row, int64_t offset) {
     const A* from = rows + row * width;
     for (int64_t c = 0; c < channels; ++c) {
-      A* to = tile + c * plane + offset;
-      for_tap_rows(g, [&](int64_t tap, int64_t tap_offset) {
+      for (const int64_t tap_row : tap_rows) {
+        A* to = tile + c * plane + offset + tap_row;
         if constexpr (kTaps == 4) {
           typedef A V __attribute__((vector_size(kTaps * sizeof(A))));
           V sum, more;
-          std::memcpy(&sum, to + tap_offset, sizeof(V));
-          std::memcpy(&more, from + c * taps + tap, sizeof(V));
+          std::memcpy(&sum, to, sizeof(V));
+          std::memcpy(&more, from, sizeof(V));
           sum += more;
-          std::memcpy(to + tap_offset, &sum, sizeof(V));
+          std::memcpy(to, &sum, sizeof(V));
         } else if constexpr (kTaps > 0) {
           GAN_FAST_UNROLL
-          for (int k = 0; k < kTaps; ++k) to[tap_offset + k] += from[c * taps + tap + k];
+          for (int k = 0; k < kTaps; ++k) to[k] += from[k];
         } else {
-          for (int64_t k = 0; k < d2.kernel; ++k) to[tap_offset + k * d2.dilation] += from[c * taps + tap + k];
+          for (int64_t k = 0; k < length; ++k) to[k * dilation] += from[k];
         }
-      });
+        from += length;
+      }
     }
   });
 }
@@ -220,11 +221,12 @@ void scatter_tile(const Geometry& g, int64_t channels, const A* rows, A* tile) {
 // Four taps, two apart: what a position adds to its last two values its neighbour adds to its first two. Their sums are
 // formed in registers, so that no value is read back right after half of it was written.
 template <class A>
-void scatter_tile_of_pairs(const Geometry& g, int64_t channels, const A* rows, A* tile) {
+void scatter_tile_of_pairs(const Geometry& g, const std::vector<int64_t>& tap_rows, int64_t channels, const A* rows,
+                           A* tile) {
   typedef A V __attribute__((vector_size(4 * sizeof(A))));
   using I = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
   typedef I Order __attribute__((vector_size(4 * sizeof(A))));
-  const int64_t plane = g.plane(), taps = g.taps(), width = g.columns();
+  const int64_t plane = g.plane(), width = g.columns();
   const Dim& d0 = g.dims[0];
   const Dim& d1 = g.dims[1];
   const int64_t positions = g.dims[2].positions;
@@ -236,10 +238,11 @@ void scatter_tile_of_pairs(const Geometry& g, int64_t channels, const A* rows, A
   for (int64_t i = 0; i < d0.positions; ++i) {
     for (int64_t j = 0; j < d1.positions; ++j, rows += positions * width) {
       A* line = tile + (i * d0.stride * d1.extent() + j * d1.stride) * g.dims[2].extent();
+      const A* first = rows;
       for (int64_t c = 0; c < channels; ++c) {
-        for_tap_rows(g, [&](int64_t tap, int64_t tap_offset) {
-          const A* from = rows + c * taps + tap;
-          A* to = line + c * plane + tap_offset;
+        for (const int64_t tap_row : tap_rows) {
+          const A* from = first;
+          A* to = line + c * plane + tap_row;
           V before{};
           int64_t k = 0;
           for (; k + 2 <= positions; k += 2, from += 2 * width, to += 4) {
@@ -258,7 +261,8 @@ void scatter_tile_of_pairs(const Geometry& g, int64_t channels, const A* rows, A
           }
           to[0] += before[2];
           to[1] += before[3];
-        });
+          first += 4;
+        }
       }
     }
   }
@@ -288,6 +292,7 @@ Tensor im2col(const Tensor& input, Ints kernel_size, Ints stride, Ints padding, 
     const T* map = static_cast<const T*>(input.const_data_ptr());
     T* out = static_cast<T*>(columns.mutable_data_ptr());
     const int64_t plane = g.plane(), tile_channels = g.tile_channels(sizeof(T));
+    const auto offsets = tap_rows(g);
     for_tiles(g, tile_channels, [&](int64_t n, int64_t first, int64_t channels) {
       std::vector<T> tile(channels * plane);
       const T* from = map + n * g.batch_stride + first * g.channel_stride;
@@ -295,7 +300,7 @@ Tensor im2col(const Tensor& input, Ints kernel_size, Ints stride, Ints padding, 
         copy_run(from + offset, step, tile.data() + to, to_step, count);
       });
       T* rows = out + n * g.positions() * g.columns() + first * g.taps();
-      for_taps(g, [&](auto taps) { gather_tile<taps>(g, channels, tile.data(), rows); });
+      for_taps(g, [&](auto taps) { gather_tile<taps>(g, offsets, channels, tile.data(), rows); });
     });
   });
   return columns;
@@ -327,6 +332,7 @@ void col2im(const Tensor& columns, const Tensor& output, const MaybeTensor& bias
     const T* shift = bias ? static_cast<const T*>(bias->const_data_ptr()) : nullptr;
     const int64_t shift_stride = bias ? bias->stride(0) : 0;
     const int64_t plane = g.plane(), tile_channels = g.tile_channels(sizeof(A));
+    const auto offsets = tap_rows(g);
     // Values that no kernel touches: the padded copy does not hold them.
     bool covered = true;
     for (const Dim& dim : g.dims) covered = covered && dim.padding + dim.size <= dim.extent();
@@ -340,9 +346,9 @@ void col2im(const Tensor& columns, const Tensor& output, const MaybeTensor& bias
       const A* rows = in + n * g.positions() * g.columns() + first * g.taps();
       for_taps(g, [&](auto taps) {
         if (taps == 4 && g.dims[2].stride == 2) {
-          scatter_tile_of_pairs(g, channels, rows, tile.data());
+          scatter_tile_of_pairs(g, offsets, channels, rows, tile.data());
         } else {
-          scatter_tile<taps>(g, channels, rows, tile.data());
+          scatter_tile<taps>(g, offsets, channels, rows, tile.data());
         }
       });
       T* to = map + n * g.batch_stride + first * g.channel_stride;
