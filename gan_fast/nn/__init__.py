@@ -17,6 +17,7 @@ from gan_fast.nn.conv_bn_act import (
     ConvTransposeBNAct2d,
     ConvTransposeBNAct3d,
 )
+from gan_fast.nn.instance_norm_act import InstanceNormAct1d, InstanceNormAct2d, InstanceNormAct3d
 from gan_fast.nn.leaky_relu import LeakyReLU
 
 __all__ = [
@@ -42,5 +43,8 @@ __all__ = [
     "ConvTransposeBNAct1d",
     "ConvTransposeBNAct2d",
     "ConvTransposeBNAct3d",
+    "InstanceNormAct1d",
+    "InstanceNormAct2d",
+    "InstanceNormAct3d",
     "LeakyReLU",
 ]

@@ -16,6 +16,7 @@ from gan_fast.ops.conv_bn_act import (
     conv_transpose3d_act,
     conv_transpose3d_bn_act,
 )
+from gan_fast.ops.instance_norm_act import instance_norm_act
 from gan_fast.ops.leaky_relu import leaky_relu
 from gan_fast.ops.minimax_loss import minimax_d_loss, minimax_d_loss_and_means, minimax_g_loss
 
@@ -39,6 +40,7 @@ __all__ = [
     "conv_transpose3d",
     "conv_transpose3d_act",
     "conv_transpose3d_bn_act",
+    "instance_norm_act",
     "leaky_relu",
     "minimax_d_loss",
     "minimax_d_loss_and_means",

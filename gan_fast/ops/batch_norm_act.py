@@ -52,12 +52,13 @@ def check(
     eps: float,
     activation: str,
     negative_slope: float,
+    mode: str = "training",
 ) -> None:
     checks.floating(op, "input", input)
     if input.dim() < 2:
         raise ValueError(f"{op}: expected input dimensions at least 2 (N, C, ...), got shape {tuple(input.shape)}")
     if not training and (running_mean is None or running_var is None):
-        raise ValueError(f"{op}: expected running_mean and running_var tensors when training is False, got None")
+        raise ValueError(f"{op}: expected running_mean and running_var tensors when {mode} is False, got None")
     if (running_mean is None) != (running_var is None):
         raise ValueError(f"{op}: expected running_mean and running_var both tensors or both None, got one of each")
     statistics = {"running_mean": running_mean, "running_var": running_var}
@@ -346,8 +347,11 @@ def norm(
     """batch_norm_act as part of ``op``, whose names for weight and bias begin with ``prefix``."""
     arguments = (input, running_mean, running_var, weight, bias, training, momentum, eps, activation, negative_slope)
     check(op, prefix, *arguments)
-    if not backends.native(op, input.device.type):
-        return reference(*arguments)
+    return apply(*arguments) if backends.native(op, input.device.type) else reference(*arguments)
+
+
+def apply(*arguments: Any) -> Tensor:
+    """batch_norm_act on our kernel, its arguments checked."""
     output: Tensor
     if torch.compiler.is_compiling():
         output = torch.ops.gan_fast.batch_norm_act_forward(*arguments)[0]
