@@ -347,7 +347,8 @@ def norm(
     """batch_norm_act as part of ``op``, whose names for weight and bias begin with ``prefix``."""
     arguments = (input, running_mean, running_var, weight, bias, training, momentum, eps, activation, negative_slope)
     check(op, prefix, *arguments)
-    return apply(*arguments) if backends.native(op, input.device.type) else reference(*arguments)
+    native = backends.native(op, input.device.type) and not torch.jit.is_tracing()
+    return apply(*arguments) if native else reference(*arguments)
 
 
 def apply(*arguments: Any) -> Tensor:

@@ -101,7 +101,8 @@ class _Product(NamedTuple):
         return cls(
             small, big, weight, geometry, channels_last,
             gather=worth and (once or 2 * channels >= rows),
-            scatter=worth and (once or 4 * channels >= rows or weight.shape[1] < _VECTOR),
+            # Of one position ATen sums up more exactly.
+            scatter=worth and not once and (4 * channels >= rows or weight.shape[1] < _VECTOR),
             weigh=worth and (once or 4 * channels >= rows),
         )  # fmt: skip
 

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from derivatives import differentiated, in_double, second_order
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from samples import CONV_SAMPLES, DTYPES, LAYOUTS, ConvSample
@@ -15,48 +15,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gan_fast
 from gan_fast import ops
-
-NAMES = ("input", "weight", "bias")
-
-
-def cotangent(like: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
-    """Drawn in float64, rounded to ``dtype``, and of ``like``'s own dtype."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(dtype).to(like.dtype)
+from gan_fast.ops import conv_kernels
 
 
-def second_order(
-    function: Callable[..., Tensor], arguments: dict[str, Any], dtype: torch.dtype | None = None
-) -> dict[str, Tensor]:
-    """Output, first gradients, and gradients of <first gradients, directions representable in dtype>; by name."""
-    named = {name: arguments[name] for name in NAMES if arguments[name] is not None}
-    output = function(**arguments)
-    dtype = dtype or output.dtype
-    grad_output = cotangent(output, 1, dtype).requires_grad_()
-    first = torch.autograd.grad(output, list(named.values()), grad_output, create_graph=True)
-    scalar = sum((g * cotangent(g, seed, dtype)).sum() for seed, g in enumerate(first, 2))
-    second = torch.autograd.grad(scalar, [grad_output, *named.values()], allow_unused=True)
-    result = {"output": output.detach()}
-    result |= {f"grad_{name}": g.detach() for name, g in zip(named, first)}
-    result |= {f"second_{name}": g for name, g in zip(["grad_output", *named], second) if g is not None}
-    return result
-
-
-def check_against_aten(sample: ConvSample, dtype: torch.dtype, factor: float = 2.0) -> None:
+def check_against_aten(
+    sample: ConvSample, dtype: torch.dtype, factor: float = 2.0, weight_strides: bool = True
+) -> None:
     arguments = sample.make(dtype)
     ours = second_order(getattr(ops, sample.op), arguments)
     eager = second_order(getattr(F, sample.op), arguments)
-    double = {
-        name: value.detach().double().requires_grad_() if isinstance(value, Tensor) else value
-        for name, value in arguments.items()
-    }
-    exact = second_order(getattr(F, sample.op), double, dtype)
+    exact = second_order(getattr(F, sample.op), in_double(arguments), dtype)
     for name, value in eager.items():
         if name not in ours:
             assert not value.count_nonzero(), f"{name} is missing"
             continue
         assert_as_exact(ours[name], value, exact[name], name, factor)
-        if not name.startswith("second"):
+        if not name.startswith("second") and (weight_strides or name != "grad_weight"):
             assert ours[name].stride() == value.stride(), f"{name}: strides"
     # Of an empty batch ATen gives none.
     assert all(not ours[name].count_nonzero() for name in set(ours) - set(eager))
@@ -74,7 +48,7 @@ def test_equals_aten_to_second_order(sample: ConvSample, dtype: torch.dtype) -> 
 )
 def test_numerical_derivatives(sample: ConvSample) -> None:
     arguments = sample.make(torch.float64)
-    named = {name: arguments[name] for name in NAMES if arguments[name] is not None}
+    named = differentiated(arguments)
 
     def function(*values: Tensor) -> Tensor:
         output: Tensor = getattr(ops, sample.op)(**{**arguments, **dict(zip(named, values))})
@@ -96,6 +70,132 @@ def test_third_derivative(transposed: bool) -> None:
         return by_weight
 
     torch.testing.assert_close(third(ops), third(F))
+
+
+def large_samples() -> list[ConvSample]:
+    """Shapes that go through a product of matrices in forward, in one gradient or in both, and neighbours."""
+    down = (("stride", 2), ("padding", 1))
+    samples = [
+        ConvSample((8, 64, 8, 8), (300, 64, 4, 4), bias=bias, options=down, layout=layout)
+        for bias, layout in ((True, "contiguous"), (False, "channels_last"), (True, "gaps"), (True, "transposed"))
+    ]
+    samples += [
+        ConvSample((8, 300, 4, 4), (300, 64, 4, 4), True, bias, down, layout)
+        for bias, layout in ((True, "contiguous"), (False, "channels_last"), (True, "sliced_channels_last"))
+    ]
+    samples += [
+        ConvSample((8, 64, 16, 15), (64, 3, 4, 4), True, options=down),
+        ConvSample((9, 64, 16, 15), (64, 3, 4, 4), True, options=down, layout="channels_last"),
+        ConvSample((8, 64, 9, 16), (64, 5, 5, 5), True, options=(*down, ("output_padding", (1, 0)))),
+        ConvSample((8, 64, 16, 16), (64, 15, 3, 3), True, options=(("stride", 3),), layout="channels_last"),
+        ConvSample((4, 64, 16, 16), (64, 7, 4, 4), True, options=(("dilation", 2), ("padding", (3, 0)))),
+        ConvSample((32, 100, 1, 1), (100, 512, 4, 4), True, bias=False),
+        ConvSample((16, 512, 4, 4), (40, 512, 4, 4)),
+        ConvSample((4, 64, 700), (64, 2, 25), True, options=(("stride", 4), ("padding", 11))),
+        ConvSample((5, 300, 12), (600, 300, 7), options=(("padding", "same"),)),
+        ConvSample((6, 200, 2, 3, 2), (200, 40, 3, 3, 3), True, options=down),
+        ConvSample((9, 64, 6, 5, 7), (200, 64, 3, 3, 3), options=down, layout="channels_last"),
+    ]
+    return samples
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sample", large_samples(), ids=str)
+def test_products_equal_aten_to_second_order(
+    sample: ConvSample, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    products: list[str] = []
+    for name in ("to_big", "from_big"):
+        method = getattr(conv_kernels._Product, name)
+        monkeypatch.setattr(
+            conv_kernels._Product,
+            name,
+            lambda *args, method=method, name=name: products.append(name) or method(*args),
+        )
+    # Few columns at a time: several parts, the last of them smaller.
+    monkeypatch.setattr(conv_kernels, "_MOST_COLUMNS", 200_000)
+    check_against_aten(sample, dtype, weight_strides=False)
+    assert products, "no product was taken"
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "gaps", "expanded"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        # kernel, stride, padding, dilation, map, positions
+        ((4, 4), (2, 2), (1, 1), (1, 1), (10, 7), (5, 3)),
+        ((4, 4), (2, 2), (0, 0), (1, 1), (13, 9), (5, 3)),  # values that no kernel touches
+        ((3, 5), (1, 3), (2, 4), (1, 1), (4, 6), (6, 4)),  # more padding than kernel reaches
+        ((2, 3), (3, 1), (0, 1), (2, 2), (9, 6), (3, 4)),
+        ((7,), (2,), (3,), (1,), (21,), (11,)),
+        ((2, 4, 4), (1, 2, 2), (1, 1, 0), (1, 1, 1), (3, 6, 8), (4, 3, 3)),
+    ],
+    ids=str,
+)
+def test_columns_equal_unfold_and_fold(geometry: Any, dtype: torch.dtype, layout: str) -> None:
+    kernel, stride, padding, dilation, size, positions = geometry
+    n, c = 3, 11
+    x = LAYOUTS[layout](torch.randn(n, c, *size).to(dtype))
+    columns = torch.ops.gan_fast.im2col(x, kernel, stride, padding, dilation, positions)
+    count = torch.Size(positions).numel()
+    # Convolving with one weight for each tap that is one there and zero elsewhere takes the values under a kernel.
+    taps = torch.Size(kernel).numel()
+    weight = torch.eye(taps, dtype=torch.float64).view(taps, 1, *kernel)
+    convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(kernel)]
+    under = convolve(x.double().reshape(n * c, 1, *size), weight, None, stride, padding, dilation)
+    under = under.reshape(n, c, taps, count).permute(0, 3, 1, 2).reshape(n * count, c * taps)
+    assert torch.equal(columns.double(), under)
+
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    values = torch.randint(-8, 8, columns.shape).to(compute)  # sums of small integers are exact
+    bias = torch.arange(c).to(dtype)
+    output = LAYOUTS["contiguous" if layout == "expanded" else layout](torch.empty(n, c, *size, dtype=dtype))
+    torch.ops.gan_fast.col2im(values, output, bias, kernel, stride, padding, dilation, positions)
+    back = values.double().view(n, count, c, taps).permute(0, 2, 3, 1).reshape(n * c, taps, *positions)
+    transpose = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[len(kernel)]
+    full = transpose(back, weight, None, stride, 0, 0, 1, dilation)
+    # Negative padding crops.
+    ends = [(-pad, pad + s - f) for pad, s, f in zip(padding, size, full.shape[2:])]
+    full = F.pad(full, [v for end in reversed(ends) for v in end]).view(n, c, *size)
+    assert torch.equal(output.double(), full + bias.double().view(-1, *[1] * len(size)))
+
+
+def test_columns_opcheck() -> None:
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    geometry = ((4, 4), (2, 2), (1, 1), (1, 1), (3, 2))
+    x, columns = torch.randn(2, 3, 6, 4), torch.randn(12, 48)
+    torch.library.opcheck(torch.ops.gan_fast.im2col.default, (x, *geometry), test_utils=checks)
+    torch.library.opcheck(torch.ops.gan_fast.col2im.default, (columns, x, None, *geometry), test_utils=checks)
+
+
+def test_raw_columns_refuse_what_would_read_past_the_end() -> None:
+    x, columns = torch.ones(2, 3, 6, 4), torch.ones(12, 48)
+    im2col, col2im = torch.ops.gan_fast.im2col, torch.ops.gan_fast.col2im
+    geometry = [(4, 4), (2, 2), (1, 1), (1, 1), (3, 2)]
+    with pytest.raises(RuntimeError, match="im2col: expected 3 to 5 dimensions"):
+        im2col(x[0, 0], *geometry)
+    with pytest.raises(RuntimeError, match="im2col: expected kernel_size length 2, got 1"):
+        im2col(x, (4,), *geometry[1:])
+    with pytest.raises(RuntimeError, match="im2col: expected stride at least 1, got 0"):
+        im2col(x, (4, 4), (0, 1), *geometry[2:])
+    with pytest.raises(RuntimeError, match=r"col2im: expected columns shape \(12, 48\), got \(11, 48\)"):
+        col2im(columns[:11], x, None, *geometry)
+    with pytest.raises(RuntimeError, match="col2im: expected columns dtype Float, got Double"):
+        col2im(columns.double(), x, None, *geometry)
+    with pytest.raises(RuntimeError, match=r"col2im: expected bias shape \(3,\), got \(2,\)"):
+        col2im(columns, x, torch.ones(2), *geometry)
+    with pytest.raises(NotImplementedError, match="im2col: expected no argument to require grad"):
+        im2col(x.clone().requires_grad_(), *geometry)
+
+
+def test_products_know_no_autocast() -> None:
+    """A product in float32 stays one where autocast is on around it."""
+    x, weight = torch.randn(8, 64, 16, 16), torch.randn(64, 3, 4, 4)
+    geometry = conv_kernels.Geometry((2, 2), (1, 1), (1, 1), True, (0, 0), 1)
+    plain = conv_kernels.forward(x, weight, None, geometry)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(conv_kernels.forward(x, weight, None, geometry), plain)
 
 
 class Calls(TorchDispatchMode):
