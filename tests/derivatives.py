@@ -50,3 +50,8 @@ def second_order(
     result |= {f"grad_{name}": g.detach() for name, g in zip(named, first)}
     result |= {f"second_{name}": g for name, g in zip(["grad_output", *named], second) if g is not None}
     return result
+
+
+def strides(t: Tensor) -> list[int]:
+    """Of the dims that have one: the stride of a single element says nothing."""
+    return [stride for size, stride in zip(t.shape, t.stride()) if size > 1]

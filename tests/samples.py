@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
 from torch import Tensor
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -262,3 +264,135 @@ def _conv_samples() -> list[ConvSample]:
 
 
 CONV_SAMPLES = _conv_samples()
+
+
+@dataclass(frozen=True)
+class BlockSample:
+    """Arguments of a convolution with an activation, and of batch norm between them where ``norm`` says so."""
+
+    conv: ConvSample
+    norm: bool = True
+    training: bool = True
+    activation: str = "leaky_relu"
+    negative_slope: float = 0.2
+    affine: bool = True
+    running: bool = True
+
+    def __str__(self) -> str:
+        parts = [str(self.conv), self.activation]
+        parts += [f"slope{self.negative_slope}"] if self.activation == "leaky_relu" else []
+        if self.norm:
+            parts += ["train" if self.training else "eval"]
+            parts += [] if self.affine else ["plain"]
+            parts += [] if self.running else ["no_running"]
+        return "-".join(parts)
+
+    @property
+    def op(self) -> str:
+        return f"{self.conv.op}{'_bn' if self.norm else ''}_act"
+
+    def make(self, dtype: torch.dtype, seed: int = 0, requires_grad: bool = True) -> dict[str, Any]:
+        """Keyword arguments for the op; those of the norm in float32 beside half inputs."""
+        arguments = self.conv.make(dtype, seed, requires_grad)
+        arguments |= {"activation": self.activation, "negative_slope": self.negative_slope}
+        if not self.norm:
+            return arguments
+        weight = self.conv.weight_shape
+        c_out = weight[1] * arguments.get("groups", 1) if self.conv.transposed else weight[0]
+        # The norm's own sample has what its tensors are made of.
+        norm = NormSample((1, c_out), affine=self.affine, running=self.running).make(dtype, seed + 1, requires_grad)
+        for name in ("weight", "bias"):
+            arguments[f"bn_{name}"] = norm[name]
+        for name in ("running_mean", "running_var"):
+            arguments[name] = norm[name]
+        return arguments | {"training": self.training, "momentum": 0.1, "eps": 1e-5}
+
+
+def _block_samples() -> list[BlockSample]:
+    down = (("stride", 2), ("padding", 1))
+    plain, transposed = (
+        ConvSample((3, 3, 6, 6), (4, 3, 4, 4), options=down),
+        ConvSample((3, 3, 4, 4), (3, 5, 4, 4), True, False, down),
+    )
+    samples = []
+    for conv in (plain, transposed):
+        for activation in ACTIVATIONS:
+            samples.append(BlockSample(conv, False, activation=activation))
+            samples += [BlockSample(conv, True, training, activation) for training in (True, False)]
+        samples += [
+            BlockSample(conv, False, negative_slope=0.0),
+            BlockSample(conv, False, negative_slope=-0.5),
+            BlockSample(conv, negative_slope=0.0),
+            BlockSample(conv, affine=False),
+            BlockSample(conv, running=False),
+            BlockSample(conv, training=False, affine=False),
+        ]
+    for layout in LAYOUTS:
+        if layout != "contiguous":
+            conv = ConvSample((3, 3, 6, 6), (4, 3, 4, 4), options=down, layout=layout)
+            samples += [BlockSample(conv, False), BlockSample(conv)]
+    for dims in (1, 2, 3):
+        space, kernel = (7, 5, 6)[:dims], (3, 2, 3)[:dims]
+        for conv in (
+            ConvSample((3, 4, *space), (6, 2, *kernel), options=(("groups", 2), ("padding", 1), ("stride", 2))),
+            ConvSample((3, 4, *space), (6, 4, *kernel), bias=False, options=(("dilation", 2), ("padding", 2))),
+            ConvSample(
+                (3, 4, *space), (4, 3, *kernel), True,
+                options=(("stride", 3), ("padding", 1), ("output_padding", 2), ("groups", 2), ("dilation", 2)),
+            ),
+        ):  # fmt: skip
+            samples += [BlockSample(conv, False, activation="relu"), BlockSample(conv, activation="relu")]
+            samples.append(BlockSample(conv, training=False, activation="tanh"))
+    samples += [
+        BlockSample(ConvSample((3, 6, 5), (4, 3, 3, 3)), False),  # unbatched
+        BlockSample(ConvSample((0, 3, 6, 5), (4, 3, 3, 3)), False),
+        BlockSample(ConvSample((0, 3, 6, 5), (4, 3, 3, 3)), training=False),
+        BlockSample(ConvSample((8, 64, 8, 8), (300, 64, 4, 4), bias=False, options=down), activation="relu"),
+        BlockSample(ConvSample((8, 64, 16, 16), (64, 3, 4, 4), True, True, down), False, activation="tanh"),
+    ]
+    return samples
+
+
+BLOCK_SAMPLES = _block_samples()
+
+
+@st.composite
+def conv_samples(draw: st.DrawFn) -> ConvSample:
+    dims, transposed = draw(st.integers(1, 3)), draw(st.booleans())
+    groups = draw(st.sampled_from([1, 2, 3]))
+    c_in, c_out = (groups * draw(st.integers(1, 3)) for _ in range(2))
+
+    def each(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw(st.integers(low, high)) for _ in range(dims))
+
+    kernel, stride, dilation, padding = each(1, 3), each(1, 3), each(1, 2), each(0, 2)
+    options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel)]
+    if transposed:
+        options["output_padding"] = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation))
+        # An output of at least one value.
+        least = [max(1, -(-(2 * p - r) // s) + 1) for p, r, s in zip(padding, reach, stride)]
+    else:
+        least = [max(1, r + 1 - 2 * p) for r, p in zip(reach, padding)]
+    space = tuple(n + draw(st.integers(0, 4)) for n in least)
+    weight = (c_in, c_out // groups, *kernel) if transposed else (c_out, c_in // groups, *kernel)
+    layout = draw(st.sampled_from(sorted(LAYOUTS)))
+    return ConvSample(
+        (draw(st.integers(1, 3)), c_in, *space), weight, transposed, draw(st.booleans()), tuple(options.items()), layout
+    )
+
+
+def every_tap_sees_an_input(sample: ConvSample) -> bool:
+    """Where one sees padding alone, ATen's gradient by a half-precision weight is memory that nobody wrote (2.13)."""
+    arguments = sample.make(torch.float64, requires_grad=False)
+    spaces = [sample.input_shape[2:], getattr(F, sample.op)(**arguments).shape[2:]]
+    if sample.transposed:
+        spaces.reverse()
+    seen, taken_at = spaces
+    return all(
+        any(0 <= at * stride - padding + tap * dilation < size for at in range(count))
+        for size, count, kernel, stride, padding, dilation in zip(
+            seen, taken_at, sample.weight_shape[2:], *(arguments[name] for name in ("stride", "padding", "dilation"))
+        )
+        for tap in range(kernel)
+    )

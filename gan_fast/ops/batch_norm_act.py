@@ -82,9 +82,9 @@ def check(
         if statistic is not None and statistic.requires_grad:
             raise ValueError(f"{op}: expected {name} not to require grad, got one that does: it has no gradient")
     if training and not eps > 0:
-        raise ValueError(f"{op}: expected eps above 0 when training, got {eps!r}")
+        raise ValueError(f"{op}: expected eps above 0 when {mode}, got {eps!r}")
     if training and input.size(0) * math.prod(input.shape[2:]) == 1:
-        raise ValueError(f"{op}: expected input more than 1 value per channel when training, got {tuple(input.shape)}")
+        raise ValueError(f"{op}: expected input more than 1 value per channel when {mode}, got {tuple(input.shape)}")
     checks.one_of(op, "activation", activation, activations.NAMES)
 
 
@@ -346,9 +346,11 @@ def norm(
 ) -> Tensor:
     """batch_norm_act as part of ``op``, whose names for weight and bias begin with ``prefix``."""
     arguments = (input, running_mean, running_var, weight, bias, training, momentum, eps, activation, negative_slope)
+    if torch.jit.is_tracing():
+        # A trace holds ATen's ops, and no shapes that were looked at.
+        return reference(*arguments)
     check(op, prefix, *arguments)
-    native = backends.native(op, input.device.type) and not torch.jit.is_tracing()
-    return apply(*arguments) if native else reference(*arguments)
+    return apply(*arguments) if backends.native(op, input.device.type) else reference(*arguments)
 
 
 def apply(*arguments: Any) -> Tensor:

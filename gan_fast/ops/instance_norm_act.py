@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -75,12 +76,20 @@ def instance_norm_act(
     Source: Ulyanov, Vedaldi and Lempitsky, Instance Normalization, 2016 (arXiv 1607.08022).
     """
     arguments = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps, activation, negative_slope)
+    if torch.jit.is_tracing():
+        return reference(input, *arguments)
     check(OP, "", input, *arguments, mode="use_input_stats")
     if input.dim() < 3:
         raise ValueError(f"{OP}: expected input dimensions at least 3 (N, C, ...), got shape {tuple(input.shape)}")
     if use_input_stats and math.prod(input.shape[2:]) == 1:
         raise ValueError(f"{OP}: expected input more than 1 value per channel and sample, got {tuple(input.shape)}")
-    if not backends.native(OP, input.device.type) or input.numel() == 0:
+    native = backends.native(OP, input.device.type)
+    if native and input.numel() == 0:
+        # Nothing to take statistics of: batch norm knows that they stay as they are.
+        if use_input_stats:
+            running_mean = running_var = None
+        return apply(input, running_mean, running_var, *arguments[2:])
+    if not native:
         return reference(input, *arguments)
     samples, channels = input.shape[:2]
     mean, var, weight, bias = (None if t is None else t.repeat(samples) for t in arguments[:4])

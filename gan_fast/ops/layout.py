@@ -44,3 +44,11 @@ def is_ordered_channels_last(shape: Sequence[int], strides: Sequence[int]) -> bo
 
 def empty_like(t: Tensor) -> Tensor:
     return torch.empty_like(t, memory_format=suggest_memory_format(t))
+
+
+def to_channels_last(t: Tensor) -> Tensor:
+    """Return a 4-d tensor in the strides of channels-last, copied where it has others."""
+    if t.shape[2:] == (1, 1):
+        # One pixel counts as channels-last with any strides, yet convolutions go by them: take the right ones.
+        return t.reshape(t.size(0), 1, 1, t.size(1)).movedim(-1, 1)
+    return t.contiguous(memory_format=torch.channels_last)

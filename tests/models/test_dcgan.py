@@ -58,7 +58,7 @@ def test_equals_the_eager_network(norm: str) -> None:
             bn = nn.BatchNorm2d(block.bn.num_features).double()
             bn.load_state_dict(block.bn.state_dict())
             layers += [bn, nn.LeakyReLU(0.2)]
-        elif hasattr(block, "act"):
+        elif block.activation != "identity":
             layers.append(nn.LeakyReLU(0.2))
     eager = nn.Sequential(*layers)
     x = torch.randn(4, 1, 16, 16, dtype=torch.float64)

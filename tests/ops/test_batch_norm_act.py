@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from derivatives import strides
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import ACTIVATIONS, DTYPES, LAYOUTS, NORM_SAMPLES, NormSample
@@ -38,11 +39,6 @@ def clone(arguments: dict[str, Any]) -> dict[str, Any]:
     for name in ("running_mean", "running_var"):
         own[name] = None if own[name] is None else own[name].clone()
     return own
-
-
-def strides(t: Tensor) -> list[int]:
-    """Of the dims that have one: the stride of a single element says nothing."""
-    return [stride for size, stride in zip(t.shape, t.stride()) if size > 1]
 
 
 def cotangent(output: Tensor, seed: int = 1) -> Tensor:

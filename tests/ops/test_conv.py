@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from derivatives import differentiated, in_double, second_order
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from samples import CONV_SAMPLES, DTYPES, LAYOUTS, ConvSample
+from samples import CONV_SAMPLES, DTYPES, LAYOUTS, ConvSample, conv_samples, every_tap_sees_an_input
 from tolerances import assert_as_exact
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -273,48 +273,6 @@ def test_traces_to_aten() -> None:
     traced = torch.jit.trace(module, x)
     assert torch.equal(traced(x), module(x))
     assert "PythonOp" not in str(traced.inlined_graph)
-
-
-@st.composite
-def conv_samples(draw: st.DrawFn) -> ConvSample:
-    dims, transposed = draw(st.integers(1, 3)), draw(st.booleans())
-    groups = draw(st.sampled_from([1, 2, 3]))
-    c_in, c_out = (groups * draw(st.integers(1, 3)) for _ in range(2))
-
-    def each(low: int, high: int) -> tuple[int, ...]:
-        return tuple(draw(st.integers(low, high)) for _ in range(dims))
-
-    kernel, stride, dilation, padding = each(1, 3), each(1, 3), each(1, 2), each(0, 2)
-    options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    reach = [d * (k - 1) for d, k in zip(dilation, kernel)]
-    if transposed:
-        options["output_padding"] = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation))
-        # An output of at least one value.
-        least = [max(1, -(-(2 * p - r) // s) + 1) for p, r, s in zip(padding, reach, stride)]
-    else:
-        least = [max(1, r + 1 - 2 * p) for r, p in zip(reach, padding)]
-    space = tuple(n + draw(st.integers(0, 4)) for n in least)
-    weight = (c_in, c_out // groups, *kernel) if transposed else (c_out, c_in // groups, *kernel)
-    layout = draw(st.sampled_from(sorted(LAYOUTS)))
-    return ConvSample(
-        (draw(st.integers(1, 3)), c_in, *space), weight, transposed, draw(st.booleans()), tuple(options.items()), layout
-    )
-
-
-def every_tap_sees_an_input(sample: ConvSample) -> bool:
-    """Where one sees padding alone, ATen's gradient by a half-precision weight is memory that nobody wrote (2.13)."""
-    arguments = sample.make(torch.float64, requires_grad=False)
-    spaces = [sample.input_shape[2:], getattr(F, sample.op)(**arguments).shape[2:]]
-    if sample.transposed:
-        spaces.reverse()
-    seen, taken_at = spaces
-    return all(
-        any(0 <= at * stride - padding + tap * dilation < size for at in range(count))
-        for size, count, kernel, stride, padding, dilation in zip(
-            seen, taken_at, sample.weight_shape[2:], *(arguments[name] for name in ("stride", "padding", "dilation"))
-        )
-        for tap in range(kernel)
-    )
 
 
 @settings(max_examples=300)

@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import inspect
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from derivatives import differentiated, in_double, second_order, strides, with_own_buffers
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from samples import (
+    ACTIVATIONS,
+    BLOCK_SAMPLES,
+    DTYPES,
+    BlockSample,
+    ConvSample,
+    conv_samples,
+    every_tap_sees_an_input,
+)
+from tolerances import assert_as_exact
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import gan_fast
+from gan_fast import nn, ops
+from gan_fast.ops import activation as activations
+
+
+def chain(sample: BlockSample) -> Callable[..., Tensor]:
+    """What people write: ATen's three ops one after the other."""
+
+    def run(
+        activation: str,
+        negative_slope: float,
+        running_mean: Tensor | None = None,
+        running_var: Tensor | None = None,
+        bn_weight: Tensor | None = None,
+        bn_bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+        **conv: Any,
+    ) -> Tensor:
+        output: Tensor = getattr(F, sample.conv.op)(**conv)
+        if sample.norm:
+            output = F.batch_norm(output, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
+        return activations.apply(output, activation, negative_slope)
+
+    return run
+
+
+def results(function: Callable[..., Tensor], arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
+    arguments = with_own_buffers(arguments)
+    named = second_order(function, arguments, dtype)
+    return named | {n: arguments[n] for n in ("running_mean", "running_var") if arguments.get(n) is not None}
+
+
+def check_against_chain(sample: BlockSample, dtype: torch.dtype) -> None:
+    arguments = sample.make(dtype)
+    ours = results(getattr(ops, sample.op), arguments, dtype)
+    eager = results(chain(sample), arguments, dtype)
+    exact = results(chain(sample), in_double(arguments), dtype)
+    for name, value in eager.items():
+        if name not in ours:
+            assert not value.count_nonzero(), f"{name} is missing"
+            continue
+        if sample.norm and sample.training and name.endswith(("_bias", "_weight")) and "bn" not in name:
+            # The norm takes a bias away, and a scale of the weight: what is left of them is rounding.
+            largest = max(v.abs().max().item() for n, v in exact.items() if n.startswith(name.split("_")[0]))
+            if (ours[name].double() - exact[name]).abs().max() <= 4096 * torch.finfo(dtype).eps * largest:
+                continue
+        # The largest error of a few numbers that three ops have rounded is luck, eager's too.
+        factor = 2.0 if value.numel() >= 4096 else 4.0 if value.numel() >= 8 else 16.0
+        assert_as_exact(ours[name], value, exact[name], name, factor)
+        if name == "output":
+            assert strides(ours[name]) == strides(value)
+    assert all(not ours[name].count_nonzero() for name in set(ours) - set(eager))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sample", BLOCK_SAMPLES, ids=str)
+def test_equals_the_chain_to_second_order(sample: BlockSample, dtype: torch.dtype) -> None:
+    check_against_chain(sample, dtype)
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        s
+        for s in BLOCK_SAMPLES
+        if s.conv.layout != "expanded" and max(s.conv.weight_shape) < 32 and s.conv.input_shape[0]
+    ],
+    ids=str,
+)
+def test_numerical_derivatives(sample: BlockSample) -> None:
+    arguments = sample.make(torch.float64)
+    named = differentiated(arguments)
+
+    def function(*values: Tensor) -> Tensor:
+        output: Tensor = getattr(ops, sample.op)(**with_own_buffers(arguments) | dict(zip(named, values)))
+        return output
+
+    assert torch.autograd.gradcheck(function, tuple(named.values()), fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, tuple(named.values()), fast_mode=True, atol=1e-4)
+
+
+@st.composite
+def block_samples(draw: st.DrawFn) -> BlockSample:
+    norm = draw(st.booleans())
+    return BlockSample(
+        draw(conv_samples()), norm, draw(st.booleans()), draw(st.sampled_from(ACTIVATIONS)),
+        draw(st.sampled_from([0.2, 0.0, -0.5, 1.5])), draw(st.booleans()), draw(st.booleans()),
+    )  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(sample=block_samples(), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
+def test_drawn_inputs_equal_the_chain(sample: BlockSample, dtype: torch.dtype) -> None:
+    assume(dtype.itemsize > 2 or every_tap_sees_an_input(sample.conv))
+    # Few values to a channel: the variance may be nothing but rounding.
+    raw = getattr(F, sample.conv.op)(**sample.conv.make(torch.float64, requires_grad=False))
+    assume(not sample.norm or raw.numel() >= 16 * raw.shape[1])
+    assume(sample.conv.layout != "expanded" or not sample.norm)
+    assume(not sample.norm or sample.training or sample.running)
+    check_against_chain(sample, dtype)
+
+
+def two_blocks(x: Tensor, weights: list[Tensor], gamma: Tensor, beta: Tensor, activation: str = "leaky_relu") -> Tensor:
+    hidden = ops.conv2d_bn_act(
+        x, weights[0], None, 2, 1, bn_weight=gamma, bn_bias=beta, training=True, activation=activation
+    )
+    return ops.conv_transpose2d_act(hidden, weights[1], None, 2, 1)
+
+
+def two_blocks_arguments() -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+    x = torch.randn(4, 3, 16, 16, requires_grad=True)
+    weights = [torch.randn(8, 3, 4, 4, requires_grad=True), torch.randn(8, 3, 4, 4, requires_grad=True)]
+    return x, weights, torch.rand(8, requires_grad=True), torch.randn(8, requires_grad=True)
+
+
+def has_recipe(output: Tensor) -> bool:
+    """Whether the convolution under an activation keeps a recipe."""
+    return getattr(output.grad_fn.next_functions[0][0], "has_recipe", False)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_computed_again_is_the_same_to_the_last_bit(layout: torch.memory_format, activation: str) -> None:
+    x, weights, gamma, beta = two_blocks_arguments()
+    x = x.detach().contiguous(memory_format=layout).requires_grad_()
+
+    def all_orders() -> list[Tensor]:
+        output = two_blocks(x, weights, gamma, beta, activation)
+        wanted = [x, *weights, gamma, beta]
+        first = torch.autograd.grad(output.square().sum(), wanted, create_graph=True)
+        return [*first, *torch.autograd.grad(sum((g**2).sum() for g in first), wanted), output]
+
+    ours = all_orders()
+    assert has_recipe(ours.pop())
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        kept = all_orders()
+    assert not has_recipe(kept.pop())
+    assert all(torch.equal(a, b) for a, b in zip(ours, kept))
+
+
+def test_a_block_keeps_one_tensor() -> None:
+    x, weights, gamma, beta = two_blocks_arguments()
+    hidden = ops.conv2d_bn_act(x, weights[0], None, 2, 1, bn_weight=gamma, bn_bias=beta, training=True)
+    norm = hidden.grad_fn
+    raw = norm.saved_tensors[0]
+    output = ops.conv_transpose2d_act(hidden, weights[1], None, 2, 1)
+    alive = torch.multiprocessing.reductions.StorageWeakRef(hidden.untyped_storage())
+    assert not alive.expired()
+    del hidden
+    assert alive.expired(), "the activation is kept"
+    assert norm.saved_tensors[0].data_ptr() == raw.data_ptr()
+    output.sum().backward()
+
+
+def test_what_a_recipe_needs_must_not_change() -> None:
+    for changed in ("gamma", "beta"):
+        x, weights, gamma, beta = two_blocks_arguments()
+        output = two_blocks(x, weights, gamma, beta)
+        with torch.no_grad():
+            (gamma if changed == "gamma" else beta).add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            output.sum().backward()
+
+
+def test_an_activation_changed_in_place_is_kept() -> None:
+    """Changed before its consumer sees it, it is no longer what the norm computes."""
+    x, weights, gamma, beta = two_blocks_arguments()
+
+    def run(change: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        hidden = ops.conv2d_bn_act(x, weights[0], None, 2, 1, bn_weight=gamma, bn_bias=beta, training=True)
+        output = ops.conv_transpose2d_act(change(hidden), weights[1], None, 2, 1)
+        return list(torch.autograd.grad(output.sum(), weights))
+
+    for ours, want in zip(run(lambda t: t.mul_(2)), run(lambda t: t * 2)):
+        torch.testing.assert_close(ours, want)
+
+
+def test_a_consumer_after_the_graph_is_freed() -> None:
+    x, weights, gamma, beta = two_blocks_arguments()
+    hidden = ops.conv2d_bn_act(x, weights[0], None, 2, 1, bn_weight=gamma, bn_bias=beta, training=True)
+    hidden.sum().backward()
+    output = ops.conv_transpose2d_act(hidden, weights[1], None, 2, 1)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        output.sum().backward()
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_under_checkpointing(use_reentrant: bool) -> None:
+    x, weights, gamma, beta = two_blocks_arguments()
+    wanted = [*weights, gamma, beta]
+    for t in wanted:
+        t.grad = None
+    checkpoint(two_blocks, x, weights, gamma, beta, use_reentrant=use_reentrant).square().sum().backward()
+    plain = torch.autograd.grad(two_blocks(x, weights, gamma, beta).square().sum(), wanted)
+    for t, want in zip(wanted, plain):
+        torch.testing.assert_close(t.grad, want)
+
+
+def test_a_penalty_computes_nothing_again() -> None:
+    """Its first pass takes no weight's gradient, so it needs no convolution's input."""
+    x, weights, gamma, beta = two_blocks_arguments()
+    output = two_blocks(x, weights, gamma, beta)
+    with torch.profiler.profile() as profile:
+        torch.autograd.grad(output.sum(), x)
+    names = {event.key for event in profile.key_averages()}
+    assert "gan_fast::batch_norm_act_backward" in names
+    assert "gan_fast::batch_norm_act_normalize" not in names
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("norm", [True, False])
+def test_autocast_as_the_chain(norm: bool, dtype: torch.dtype) -> None:
+    sample = BlockSample(ConvSample((3, 3, 8, 8), (4, 3, 3, 3)), norm, activation="tanh")
+    outputs = {}
+    for name, function in (("ours", getattr(ops, sample.op)), ("eager", chain(sample))):
+        arguments = with_own_buffers(sample.make(torch.float32))
+        with torch.autocast("cpu", dtype):
+            outputs[name] = function(**arguments)
+        outputs[name].sum().backward()
+        assert arguments["weight"].grad.dtype == torch.float32
+    assert outputs["ours"].dtype == outputs["eager"].dtype == dtype
+    torch.testing.assert_close(outputs["ours"], outputs["eager"], atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("norm", [True, False])
+def test_compiles_whole(norm: bool, training: bool) -> None:
+    sample = BlockSample(ConvSample((3, 3, 8, 8), (4, 3, 3, 3), bias=False), norm, training)
+    torch._dynamo.reset()
+    function = getattr(ops, sample.op)
+    grads = []
+    for run in (torch.compile(function, fullgraph=True, backend="aot_eager"), function):
+        arguments = with_own_buffers(sample.make(torch.float32))
+        run(**arguments).square().sum().backward()
+        grads.append([t.grad for t in differentiated(arguments).values()])
+    for ours, want in zip(*grads):
+        torch.testing.assert_close(ours, want)
+
+
+def test_per_sample_gradients() -> None:
+    model = torch.nn.Sequential(
+        nn.ConvBNAct2d(3, 4, 3, activation="leaky_relu", negative_slope=0.2), nn.ConvAct2d(4, 2, 3, activation="tanh")
+    ).eval()
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    x = torch.randn(5, 3, 7, 7)
+
+    def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
+        return torch.func.functional_call(model, (parameters, buffers), (sample[None],)).square().sum()
+
+    grads = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for index in range(len(x)):
+        model.zero_grad()
+        model(x[index : index + 1]).square().sum().backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(grads[name][index], parameter.grad)
+
+
+BAD_INPUTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    ("conv2d_act", {"input": 1.0}, TypeError, "expected input type Tensor, got float"),
+    ("conv2d_act", {"activation": "gelu"}, ValueError,
+     "expected activation one of identity, relu, leaky_relu, tanh, sigmoid, got 'gelu'"),
+    ("conv2d_act", {"bias": torch.ones(3)}, ValueError, "expected bias shape (4,), got (3,)"),
+    ("conv2d_bn_act", {"input": 1.0}, TypeError, "expected input type Tensor, got float"),
+    ("conv2d_bn_act", {"activation": None}, ValueError,
+     "expected activation one of identity, relu, leaky_relu, tanh, sigmoid, got None"),
+    ("conv2d_bn_act", {"input": torch.ones(3, 5, 5)}, ValueError,
+     "expected input dimensions 4 (N, C_in, ...), got shape (3, 5, 5)"),
+    ("conv2d_bn_act", {"bn_weight": torch.ones(3)}, ValueError, "expected bn_weight shape (4,), got (3,)"),
+    ("conv2d_bn_act", {"bn_bias": torch.ones(4, dtype=torch.float64)}, TypeError,
+     "expected bn_bias dtype float32, got float64"),
+    ("conv2d_bn_act", {"training": False}, ValueError,
+     "expected running_mean and running_var tensors when training is False, got None"),
+    ("conv2d_bn_act", {"input": torch.ones(1, 3, 3, 3)}, ValueError,
+     "expected input more than 1 value per channel when training, got (1, 4, 1, 1)"),
+    ("conv2d_bn_act", {"weight": torch.ones(4, 3, 9, 9)}, ValueError,
+     "expected input at least as large as the kernel, got (5, 5) with padding (0, 0) for kernel (9, 9) "
+     "with dilation (1, 1)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(("op", "change", "error", "message"), BAD_INPUTS, ids=[m[3][:60] for m in BAD_INPUTS])
+def test_bad_input(op: str, change: dict[str, Any], error: type[Exception], message: str, backend: str) -> None:
+    arguments: dict[str, Any] = {"input": torch.ones(1, 3, 5, 5), "weight": torch.ones(4, 3, 3, 3)}
+    if "bn" in op:
+        arguments["training"] = True
+    with gan_fast.use_backend(backend), pytest.raises(error) as caught:
+        getattr(ops, op)(**{**arguments, **change})
+    assert str(caught.value) == f"{op}: {message}"
+
+
+def test_twins_have_names_signatures_and_docs() -> None:
+    for kind in ("", "_transpose"):
+        for tail in ("", "_act", "_bn_act"):
+            names = [f"conv{kind}{dims}d{tail}" for dims in (1, 2, 3)]
+            functions = [getattr(ops, name) for name in names]
+            assert [f.__name__ for f in functions] == names
+            assert len({str(inspect.signature(f)) for f in functions}) == 1
+            for f in functions:
+                assert next(iter(inspect.signature(f).parameters)) == "input"
+                assert "nd(" not in f.__doc__.replace("and(", "")
+                assert pickle.loads(pickle.dumps(f)) is f
