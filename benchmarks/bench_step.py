@@ -10,43 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.harness import OURS, Case, Work, default_device
+from benchmarks.networks import LATENT_DIM, Pair, eager_models
 from gan_fast import ops
 from gan_fast.models import DCGANDiscriminator, DCGANGenerator
 from gan_fast.train import TrainConfig, Trainer
 
 # image_size, channels, width, batch_size: scikit-learn's digits, and the paper's network.
 SIZES = ((16, 1, 64, 64), (64, 3, 64, 32))
-LATENT_DIM = 100
 # The losses of the first iteration. G's comes after an Adam step of D, which is near to the sign of the gradient:
 # where that is near 0, two correct gradients can move a weight to opposite sides.
 TOLERANCE = 1e-3
 ADAM = {"lr": 2e-4, "betas": (0.5, 0.999)}
-
-Pair = tuple[nn.Module, nn.Module]
-
-
-def eager_models(image_size: int, channels: int, width: int) -> Pair:
-    """Build DCGAN as its PyTorch example does, from torch.nn alone; parameters in the order of our models'."""
-    features = width * image_size // 8
-    generator: list[nn.Module] = []
-    for index, size in enumerate(_halvings(features, width)):
-        inputs, stride, padding = (LATENT_DIM, 1, 0) if index == 0 else (2 * size, 2, 1)
-        generator += [nn.ConvTranspose2d(inputs, size, 4, stride, padding, bias=False)]
-        generator += [nn.BatchNorm2d(size), nn.ReLU(inplace=True)]
-    generator += [nn.ConvTranspose2d(width, channels, 4, 2, 1, bias=False), nn.Tanh()]
-    discriminator: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
-    for size in reversed(_halvings(features, 2 * width)):
-        discriminator += [nn.Conv2d(size // 2, size, 4, 2, 1, bias=False)]
-        discriminator += [nn.BatchNorm2d(size), nn.LeakyReLU(0.2, inplace=True)]
-    discriminator += [nn.Conv2d(features, 1, 4, 1, 0, bias=False), nn.Flatten(0)]
-    return nn.Sequential(*generator), nn.Sequential(*discriminator)
-
-
-def _halvings(largest: int, smallest: int) -> list[int]:
-    sizes = [largest]
-    while sizes[-1] > smallest:
-        sizes.append(sizes[-1] // 2)
-    return sizes
 
 
 def latents(batch_size: int, device: torch.device) -> Callable[[], Tensor]:

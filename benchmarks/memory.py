@@ -21,6 +21,16 @@ def peak_mib(work: Callable[[], object], device: torch.device) -> float:
     one, do not hide anything. Counted is what torch's allocator of that device hands out: outputs, saved tensors,
     gradients, temporaries; not what a library such as oneDNN takes for itself.
     """
+    return largest_rise(_changes(work, device)) / 2**20
+
+
+def held_mib(work: Callable[[], object], device: torch.device) -> float:
+    """Measure what is allocated within one run of ``work`` and still there while its result is, in MiB."""
+    return sum(_changes(work, device)) / 2**20
+
+
+def _changes(work: Callable[[], object], device: torch.device) -> list[int]:
+    """Bytes that torch's allocator hands out (positive) and takes back, in order, as long as the result is there."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         results = work()
         if device.type == "cuda":
@@ -33,7 +43,7 @@ def peak_mib(work: Callable[[], object], device: torch.device) -> float:
     wanted = _PROFILER_DEVICE_TYPES[device.type]
     memory = [event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == wanted]
     memory.sort(key=lambda event: event["ts"])
-    return largest_rise([event["args"]["Bytes"] for event in memory]) / 2**20
+    return [event["args"]["Bytes"] for event in memory]
 
 
 def largest_rise(changes: list[int]) -> int:

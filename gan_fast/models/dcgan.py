@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gan_fast.nn import ChannelsLastSequential, ConvAct2d, ConvBNAct2d, ConvTransposeAct2d, ConvTransposeBNAct2d
@@ -74,7 +75,11 @@ class DCGANGenerator(nn.Module):
         for _ in range(doublings - 1):
             blocks.append(ConvTransposeBNAct2d(features, features // 2, 4, 2, 1, activation="relu"))
             features //= 2
-        blocks.append(ConvTransposeAct2d(features, channels, 4, 2, 1, bias=False, activation="tanh"))
+        blocks.append(
+            ConvTransposeAct2d(
+                features, channels, 4, 2, 1, bias=False, activation="tanh", memory_format=torch.contiguous_format
+            )
+        )
         self.blocks = ChannelsLastSequential(*blocks)
         initialize(self)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from gan_fast.ops import conv_kernels, layout
+from gan_fast.ops import conv_kernels, layout, recompute
 
 
 class ChannelsLastSequential(nn.Sequential):
@@ -22,5 +22,8 @@ class ChannelsLastSequential(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         if not conv_kernels.gain_by_channels_last(input):
             return super().forward(input)
-        output: Tensor = super().forward(layout.to_channels_last(input))
+        copy = layout.to_channels_last(input)
+        # The caller has the input anyway: the first convolution need not keep the copy beside it.
+        copy.recipe = recompute.Recipe(layout.to_channels_last, input)  # type: ignore[attr-defined]
+        output: Tensor = super().forward(copy)
         return output.contiguous() if output.dim() == 4 else output

@@ -38,20 +38,30 @@ class _ConvAct(nn.Module):
         *,
         activation: str = "leaky_relu",
         negative_slope: float = 0.01,
+        memory_format: torch.memory_format | None = None,
     ) -> None:
         super().__init__()
-        self._set_activation(activation, negative_slope)
+        self._set_activation(activation, negative_slope, memory_format)
         self.conv = self.conv_type(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
 
-    def _set_activation(self, activation: str, negative_slope: float) -> None:
+    def _set_activation(
+        self, activation: str, negative_slope: float, memory_format: torch.memory_format | None
+    ) -> None:
         checks.one_of(type(self).__name__, "activation", activation, activations.NAMES)
         self.activation = activation
         self.negative_slope = negative_slope
+        self.memory_format = memory_format
 
     def forward(self, input: Tensor) -> Tensor:
-        return activate(self.conv(input), self.activation, self.negative_slope)
+        return self._activate(self.conv(input))
+
+    def _activate(self, output: Tensor) -> Tensor:
+        if self.memory_format is not None:
+            # Before the activation, which keeps its output: there is then one tensor of it, not one in each format.
+            output = output.contiguous(memory_format=self.memory_format)
+        return activate(output, self.activation, self.negative_slope)
 
     def extra_repr(self) -> str:
         return activations.describe(self.activation, self.negative_slope)
@@ -77,16 +87,17 @@ class _ConvTransposeAct(_ConvAct):
         *,
         activation: str = "tanh",
         negative_slope: float = 0.01,
+        memory_format: torch.memory_format | None = None,
     ) -> None:
         nn.Module.__init__(self)
-        self._set_activation(activation, negative_slope)
+        self._set_activation(activation, negative_slope, memory_format)
         self.conv = self.conv_type(
             in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation,
             padding_mode, device, dtype,
         )  # fmt: skip
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        return activate(self.conv(input, output_size), self.activation, self.negative_slope)
+        return self._activate(self.conv(input, output_size))
 
 
 class _ConvBNAct(nn.Module):
@@ -183,6 +194,8 @@ class ConvAct2d(_ConvAct):
         in_channels to dtype: as ``nn.Conv2d``.
         activation: "identity", "relu", "leaky_relu", "tanh" or "sigmoid".
         negative_slope: slope of "leaky_relu" below zero.
+        memory_format: of the output; None leaves it to ATen. The last block of a channels-last chain gives
+            ``torch.contiguous_format`` at no cost in memory.
 
     Raises:
         ValueError: another activation; what ``nn.Conv2d`` raises.

@@ -20,11 +20,11 @@ class Recipe:
 
     def __init__(self, compute: Callable[..., Tensor], *inputs: Tensor | None) -> None:
         self._compute = compute
-        self._inputs = tuple(t if t is None else t.detach() for t in inputs)
+        self.inputs = tuple(t if t is None else t.detach() for t in inputs)
         self._versions = tuple(None if t is None else t._version for t in inputs)
 
     def __call__(self) -> Tensor:
-        for index, (t, version) in enumerate(zip(self._inputs, self._versions)):
+        for index, (t, version) in enumerate(zip(self.inputs, self._versions)):
             if t is not None and t._version != version:
                 # The words of torch's own error for a kept tensor.
                 raise RuntimeError(
@@ -33,7 +33,7 @@ class Recipe:
                     f"version {t._version}; expected version {version} instead"
                 )
         with torch.no_grad():
-            return self._compute(*self._inputs)
+            return self._compute(*self.inputs)
 
 
 def allowed() -> bool:
@@ -47,20 +47,30 @@ def keep_recipe(output: Tensor, index: int, input: Tensor) -> None:
     Args:
         output: just returned by an ``autograd.Function``.
         index: where among the tensors saved by that Function ``input`` stands.
-        input: looked at for its producer: a node whose ``recipe``, a function of the node, returns a Recipe.
+        input: has a Recipe as its attribute ``recipe``, or was produced by a node that has a function called so, of
+            itself, which returns one.
     """
-    producer: Any = input.grad_fn
-    recipe_of = getattr(producer, "recipe", None)
-    if recipe_of is None or input.output_nr != 0 or input._version != 0 or not allowed():
+    if input._version != 0 or not allowed():
         return
-    try:
-        recipe = recipe_of(producer)
-    except RuntimeError:
-        # Its graph is freed: nobody can walk through it any more.
+    recipe = getattr(input, "recipe", None) or _from_producer(input)
+    if recipe is None:
         return
     node: Any = output.grad_fn
     node._raw_saved_tensors[index].register_hooks(lambda _: recipe, Recipe.__call__)
     node.has_recipe = True
+
+
+def _from_producer(t: Tensor) -> Recipe | None:
+    producer: Any = t.grad_fn
+    recipe_of = getattr(producer, "recipe", None)
+    if recipe_of is None or t.output_nr != 0:
+        return None
+    try:
+        recipe: Recipe = recipe_of(producer)
+    except RuntimeError:
+        # Its graph is freed: nobody can walk through it any more.
+        return None
+    return recipe
 
 
 def kept(ctx: Any, wanted: Sequence[bool]) -> Sequence[Tensor | None]:
