@@ -47,13 +47,15 @@ def fresh_compiler() -> None:
 
 
 @pytest.fixture
-def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[harness.Case], None]:
-    """Check a case, time its rounds as pytest-benchmark's and keep the figures as its extra info."""
+def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[harness.Case], dict[str, Any]]:
+    """Check a case, time its rounds as pytest-benchmark's, keep the figures as its extra info and return them."""
 
-    def run(case: harness.Case) -> None:
+    def run(case: harness.Case) -> dict[str, Any]:
         race = harness.Race(case, request.config.getoption("--case-seconds"))
         benchmark.pedantic(race.turn, rounds=race.rounds)
         benchmark.extra_info.update(race.figures())
-        request.config.stash[FIGURES].append(benchmark.extra_info)
+        figures: dict[str, Any] = benchmark.extra_info
+        request.config.stash[FIGURES].append(figures)
+        return figures
 
     return run

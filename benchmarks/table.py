@@ -34,6 +34,19 @@ def verdict(figures: Mapping[str, Any]) -> str:
     return "; ".join(parts) or "fastest"
 
 
+def held(figures: Mapping[str, Any]) -> str:
+    """Say what providers hold between forward and backward (see benchmarks/held.py)."""
+    baseline, *others = figures["held"]
+    words = {"process_mib": "of process memory", "allocated_mib": "allocated", "saved_mib": "in saved tensors"}
+    parts = []
+    for key, word in words.items():
+        base = figures["held"][baseline][key]
+        rivals = ", ".join(f"{name} {figures['held'][name][key]:.1f}" for name in others)
+        share = figures["held"][others[-1]][key] / base
+        parts.append(f"{baseline} {base:.1f} MiB {word}, {rivals} ({share:.2f})")
+    return f"{figures['case']}, held before backward: {'; '.join(parts)}."
+
+
 def render(cases: Iterable[Mapping[str, Any]]) -> str:
     """Render the table, below it what was skipped and why, and the balance of cases."""
     cases = list(cases)
@@ -54,6 +67,7 @@ def render(cases: Iterable[Mapping[str, Any]]) -> str:
                 )
             )
             label = ""
+        notes += [held(figures)] if "held" in figures else []
         notes += [f"{figures['case']}: no {name}: {reason}" for name, reason in figures["skipped"].items()]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]

@@ -122,14 +122,31 @@ def native(op: str, device_type: str) -> bool:
     return True
 
 
+# Up to so many values ATen's own chain of ops is the quicker one: nodes in Python cost more than our kernels save.
+SMALL = 8192
+
+
+_SMALL = f"ATen's chain up to {SMALL} values"
+
+
+def small(input: object, *beside: object) -> bool:
+    """Whether automatic choice leaves a call to ATen: tensors (or None) on one device, of a few values each."""
+    if _requested != "auto" or not isinstance(input, torch.Tensor) or torch.jit.is_tracing():
+        return False
+    for t in beside:
+        if t is not None and not (isinstance(t, torch.Tensor) and t.device == input.device and t.numel() <= SMALL):
+            return False
+    return input.numel() <= SMALL
+
+
 def _explain(op: str, device_type: str) -> str:
     if _requested == "reference":
         return "reference: asked for by name"
     reason = _unavailable(op, device_type)
     if _requested == "auto" and _native_ops[op] is None:
-        return "ATen's kernels in our autograd nodes"
+        return f"ATen's kernels in our autograd nodes; {_SMALL}"
     if _requested == "auto":
-        return f"reference: {reason}" if reason else f"{device_type} kernel: native kernel registered"
+        return f"reference: {reason}" if reason else f"{device_type} kernel: native kernel registered; {_SMALL}"
     try:
         native(op, device_type)
     except RuntimeError as error:

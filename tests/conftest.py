@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
+
+from gan_fast import backends
 
 # Deadlines measure the machine, not the code.
 settings.register_profile("gan_fast", deadline=None, derandomize=True)
@@ -16,6 +19,14 @@ settings.load_profile("gan_fast")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _kernels_of_ours_at_any_size() -> Iterator[None]:
+    """Tests are small; what is left to ATen at small sizes has tests of its own."""
+    usual, backends.SMALL = backends.SMALL, -1
+    yield
+    backends.SMALL = usual
 
 
 def pytest_configure() -> None:

@@ -143,3 +143,29 @@ def test_unknown_instruction_set_is_refused() -> None:
     with pytest.raises(subprocess.CalledProcessError) as caught:
         run("import gan_fast", GAN_FAST_ISA="sse9")
     assert "GAN_FAST_ISA: expected one of baseline, avx2, avx512, got 'sse9'" in caught.value.stderr
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("transposed", [True, False])
+def test_small_tensors_go_to_aten(
+    transposed: bool, norm: bool, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Automatic choice alone, with the results and running statistics of the kernels."""
+    kind = f"Conv{'Transpose' if transposed else ''}{'BN' if norm else ''}Act2d"
+    x = torch.randn(2, 3, 6, 6)
+    results = []
+    for small, backend in ((8192, "auto"), (-1, "auto"), (8192, "cpu")):
+        torch.manual_seed(0)
+        block = getattr(gan_fast.nn, kind)(3, 4, 3, activation="leaky_relu", negative_slope=0.2).train(training)
+        monkeypatch.setattr(gan_fast.backends, "SMALL", small)
+        with gan_fast.use_backend(backend):
+            output = block(x)
+        names = {output.grad_fn.name(), output.grad_fn.next_functions[0][0].name()}
+        assert any("Python" in name or name in ("BatchNormActBackward", "ConvolutionBackward") for name in names) == (
+            (small, backend) != (8192, "auto")
+        ), names
+        results.append([output, *torch.autograd.grad(output.square().sum(), block.parameters()), *block.buffers()])
+    for other in results[1:]:
+        for ours, want in zip(other, results[0]):
+            torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-5)

@@ -345,6 +345,20 @@ def norm(
     negative_slope: float,
 ) -> Tensor:
     """batch_norm_act as part of ``op``, whose names for weight and bias begin with ``prefix``."""
+    parameters = (running_mean, running_var, weight, bias)
+    # What ATen would take without a word is left to the checks.
+    if (
+        backends.small(input, *parameters)
+        and eps > 0
+        and activation in activations.NAMES
+        and all(t is None or t.dim() == 1 for t in parameters)
+    ):
+        try:
+            output = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            pass  # the checks below say what is wrong in words of ours, or it is served there
+        else:
+            return activations.apply_over(output, activation, negative_slope)
     arguments = (input, running_mean, running_var, weight, bias, training, momentum, eps, activation, negative_slope)
     if torch.jit.is_tracing():
         # A trace holds ATen's ops, and no shapes that were looked at.

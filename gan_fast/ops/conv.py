@@ -180,6 +180,9 @@ def _check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, geometry
             )
 
 
+_ATEN = ((F.conv1d, F.conv2d, F.conv3d), (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d))
+
+
 def convolve(
     op: str,
     dims: int,
@@ -199,6 +202,17 @@ def convolve(
     Args:
         then: applied to the batched output, which is its own to change.
     """
+    if backends.small(input, weight, bias):
+        aten: Callable[..., Tensor] = _ATEN[transposed][dims - 1]
+        try:
+            if transposed:
+                output = aten(input, weight, bias, stride, padding, output_padding, groups, dilation)
+            else:
+                output = aten(input, weight, bias, stride, padding, dilation, groups)
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            pass  # the checks below say what is wrong in words of ours, or it is served there
+        else:
+            return output if then is None else then(output)
     checks.floating(op, "input", input)
     checks.tensor(op, "weight", weight)
     strides, dilations = _per_dim(op, "stride", stride, dims, 1), _per_dim(op, "dilation", dilation, dims, 1)
@@ -224,7 +238,7 @@ def convolve(
     if unbatched:
         input = input.unsqueeze(0)
     if backends.native(op, device) and not captured:
-        output: Tensor = Convolution.apply(input, weight, bias, geometry)
+        output = Convolution.apply(input, weight, bias, geometry)
         if output.requires_grad and weight.requires_grad:
             recompute.keep_recipe(output, 0, input)
     else:

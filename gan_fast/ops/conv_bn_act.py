@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from gan_fast import backends
@@ -28,12 +27,12 @@ for _kind in ("", "_transpose"):
 
 def activate(output: Tensor, activation: str, negative_slope: float) -> Tensor:
     """Apply an activation over ``output`` itself, which only a convolution of ours has seen."""
-    if autograd.captured() or not backends.native("leaky_relu", output.device.type) or activation == "identity":
+    if backends.small(output):
+        return activations.apply_over(output, activation, negative_slope)
+    if autograd.captured() or not backends.native("leaky_relu", output.device.type):
         return activations.apply(output, activation, negative_slope)
-    if activation == "tanh":
-        return torch.tanh_(output)
-    if activation == "sigmoid":
-        return torch.sigmoid_(output)
+    if activation not in ("relu", "leaky_relu"):
+        return activations.apply_over(output, activation, negative_slope)
     if activation == "relu":
         result: Tensor = ReLUInPlace.apply(output, None)
     elif negative_slope >= 0:

@@ -98,7 +98,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
     checks.floating(OP, "input", input)
     if not isinstance(negative_slope, (int, float)):
         raise TypeError(f"{OP}: expected negative_slope type float, got {type(negative_slope).__name__}")
-    if backends.native(OP, input.device.type) and not autograd.captured():
+    if not backends.small(input) and backends.native(OP, input.device.type) and not autograd.captured():
         output: Tensor = LeakyReLU.apply(input, negative_slope)
         return output
     return F.leaky_relu(input, negative_slope)

@@ -348,9 +348,18 @@ BAD_INPUTS: list[tuple[dict[str, Any], type[Exception], str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("small", [-1, 8192])
 @pytest.mark.parametrize("backend", ["auto", "cpu", "reference"])
 @pytest.mark.parametrize(("change", "error", "message"), BAD_INPUTS, ids=[m[2][:60] for m in BAD_INPUTS])
-def test_bad_input(change: dict[str, Any], error: type[Exception], message: str, backend: str) -> None:
+def test_bad_input(
+    change: dict[str, Any],
+    error: type[Exception],
+    message: str,
+    backend: str,
+    small: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gan_fast.backends, "SMALL", small)
     arguments: dict[str, Any] = {
         "input": torch.ones(2, 3, 4), "running_mean": torch.zeros(3), "running_var": torch.ones(3),
     }  # fmt: skip

@@ -309,9 +309,19 @@ BAD_INPUTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("small", [-1, 8192])
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize(("op", "change", "error", "message"), BAD_INPUTS, ids=[m[3][:60] for m in BAD_INPUTS])
-def test_bad_input(op: str, change: dict[str, Any], error: type[Exception], message: str, backend: str) -> None:
+def test_bad_input(
+    op: str,
+    change: dict[str, Any],
+    error: type[Exception],
+    message: str,
+    backend: str,
+    small: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gan_fast.backends, "SMALL", small)
     arguments = {"input": torch.ones(1, 3, 5, 5), "weight": torch.ones(4, 3, 3, 3)}
     with gan_fast.use_backend(backend), pytest.raises(error) as caught:
         getattr(ops, op)(**{**arguments, **change})
