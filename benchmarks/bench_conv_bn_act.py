@@ -16,8 +16,9 @@ from gan_fast import nn as fused
 
 BATCH_SIZE = 32
 TOLERANCE = 1e-4
-# Gradients that have passed five layers in half precision.
-HALF_TOLERANCE = 0.2
+# Whole networks: rounding may put a value on the other side of an activation's kink, and every gradient behind it
+# then has another summand; eager's own two layouts differ by 1e-3. The figures have each provider's distance.
+NETWORK_TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 0.3}
 
 EAGER = "eager"
 CHANNELS_LAST = "eager, channels_last"
@@ -70,7 +71,7 @@ def bench_network(compare: Callable[[Case], dict[str, Any]], network: str, dtype
         providers[CHANNELS_LAST] = pass_through(channels_last, last_input)
     providers[OURS] = pass_through(make(OURS), input, dtype)
     name = f"DCGAN-64 {network} forward + backward, batch {BATCH_SIZE} {'bfloat16 autocast' if half else 'float32'}"
-    case = Case(name, {k: by_order(v) for k, v in providers.items()}, HALF_TOLERANCE if half else TOLERANCE, device)
+    case = Case(name, {k: by_order(v) for k, v in providers.items()}, NETWORK_TOLERANCE[dtype], device)
     figures = compare(case)
     if not half and device.type == "cpu":
         figures["held"] = {provider: held.in_a_process(network, provider, BATCH_SIZE) for provider in held.PROVIDERS}

@@ -79,17 +79,19 @@ def forward_backward(forward: Callable[[], Tensor], leaves: Mapping[str, Tensor]
     return work
 
 
-def check(case: Case, seed: int = 0) -> tuple[dict[str, Work], dict[str, str]]:
+def check(case: Case, seed: int = 0) -> tuple[dict[str, Work], dict[str, str], dict[str, float]]:
     """Run every provider once and compare its results with the baseline's.
 
     Returns:
-        The providers that work here, and for each that torch.compile cannot serve the reason.
+        The providers that work here; for each that torch.compile cannot serve the reason; for each that works the
+        largest distance of a result, ``||result - baseline|| / ||baseline||``.
 
     Raises:
         WrongResultError: a result is missing, of another shape or dtype, or further off than the tolerance.
     """
     working: dict[str, Work] = {}
     skipped: dict[str, str] = {}
+    distances: dict[str, float] = {}
     expected: dict[str, Tensor] = {}
     for name, work in case.providers.items():
         torch.manual_seed(seed)
@@ -99,26 +101,30 @@ def check(case: Case, seed: int = 0) -> tuple[dict[str, Work], dict[str, str]]:
             skipped[name] = str(error).strip().splitlines()[0]
             continue
         expected = expected or results
-        _compare(f"{case.name}: {name}", results, expected, case.tolerance)
+        distances[name] = _compare(f"{case.name}: {name}", results, expected, case.tolerance)
         working[name] = work
-    return working, skipped
+    return working, skipped, distances
 
 
-def _compare(label: str, results: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float) -> None:
+def _compare(label: str, results: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float) -> float:
     if results.keys() != expected.keys():
         raise WrongResultError(f"{label}: expected results {sorted(expected)}, got {sorted(results)}")
+    largest = 0.0
     for key, want in expected.items():
         got = results[key]
         if (got.shape, got.dtype) != (want.shape, want.dtype):
             raise WrongResultError(
                 f"{label}: expected {key} {tuple(want.shape)} {want.dtype}, got {tuple(got.shape)} {got.dtype}"
             )
-        distance = torch.linalg.vector_norm(got.double() - want.double())
+        distance = torch.linalg.vector_norm(got.double() - want.double()).item()
+        norm = torch.linalg.vector_norm(want.double()).item()
         # Written so that NaN on either side is refused.
-        if not bool(distance <= tolerance * torch.linalg.vector_norm(want.double())):
+        if not distance <= tolerance * norm:
             raise WrongResultError(
                 f"{label}: expected {key} within {tolerance:g} of the baseline's norm, got a distance of {distance:.3g}"
             )
+        largest = max(largest, distance / norm if norm else 0.0)
+    return largest
 
 
 def time_ms(work: Work, repeats: int, device: torch.device) -> float:
@@ -153,7 +159,7 @@ class Race:
 
     def __init__(self, case: Case, seconds: float = 3.0, seed: int = 0) -> None:
         self.case = case
-        self.providers, self.skipped = check(case, seed)
+        self.providers, self.skipped, self.distances = check(case, seed)
         self._order = random.Random(seed)
         self._samples_ms: dict[str, list[float]] = {name: [] for name in self.providers}
         # Short work is repeated until a sample is well above the cost of the clock, of the loop, and of the caches that
@@ -188,7 +194,8 @@ class Race:
         Returns:
             case, tolerance, rounds, skipped (provider to reason), baseline, and providers: each with time_ms, speedup
             (time of the baseline / time of this one), ours_speedup (time of this one / time of ours; where ours takes
-            part), all three as quartiles over rounds, and peak_memory_mib (see :func:`benchmarks.memory.peak_mib`).
+            part), all three as quartiles over rounds, peak_memory_mib (see :func:`benchmarks.memory.peak_mib`) and
+            distance (see :func:`check`).
         """
         samples = {name: np.array(ms) for name, ms in self._samples_ms.items()}
         baseline = next(iter(samples))
@@ -197,6 +204,7 @@ class Race:
             providers[name] = {"time_ms": quartiles(ms), "speedup": quartiles(samples[baseline] / ms)}
             if OURS in samples:
                 providers[name]["ours_speedup"] = quartiles(ms / samples[OURS])
+            providers[name]["distance"] = significant(self.distances[name])
             providers[name]["peak_memory_mib"] = significant(peak_mib(self.providers[name], self.case.device))
         return {
             "case": self.case.name,
