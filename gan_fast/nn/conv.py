@@ -30,6 +30,11 @@ class _ConvTranspose(nn.modules.conv._ConvTransposeNd):
     _op: ClassVar[Callable[..., Tensor]]
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return self._conv_forward(input, self.weight, self.bias, output_size)
+
+    def _conv_forward(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None
+    ) -> Tensor:
         output_padding = self._output_padding(
             input,
             output_size,
@@ -39,9 +44,7 @@ class _ConvTranspose(nn.modules.conv._ConvTransposeNd):
             len(self.kernel_size),
             self.dilation,  # type: ignore[arg-type]
         )
-        return self._op(
-            input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
-        )
+        return self._op(input, weight, bias, self.stride, self.padding, output_padding, self.groups, self.dilation)
 
 
 class Conv1d(_Conv, nn.Conv1d):

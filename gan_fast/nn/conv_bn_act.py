@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from gan_fast.nn.batch_norm_act import BatchNormAct1d, BatchNormAct2d, BatchNorm
 from gan_fast.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from gan_fast.ops import activation as activations
 from gan_fast.ops import checks
-from gan_fast.ops.conv_bn_act import activate
+from gan_fast.ops.conv_bn_act import activate, fold, folds
 
 Size = int | tuple[int, ...]
 Device = torch.device | str | None
@@ -105,6 +105,8 @@ class _ConvBNAct(nn.Module):
 
     conv_type: ClassVar[type[nn.Module]]
     bn_type: ClassVar[type[nn.Module]]
+    conv: Any
+    bn: Any
 
     def __init__(
         self,
@@ -137,8 +139,31 @@ class _ConvBNAct(nn.Module):
         )  # fmt: skip
 
     def forward(self, input: Tensor) -> Tensor:
+        if not (self.training or torch.is_grad_enabled()) and self._folds(input):
+            return self._folded(input)
         output: Tensor = self.bn(self.conv(input))
         return output
+
+    def _folded(self, input: Tensor, *output_size: list[int] | None) -> Tensor:
+        """The convolution and the norm as one convolution, and the activation."""
+        conv, bn = self.conv, self.bn
+        weight, bias = fold(
+            conv.transposed, conv.groups, conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias,
+            bn.eps,
+        )  # fmt: skip
+        return activate(conv._conv_forward(input, weight, bias, *output_size), bn.activation, bn.negative_slope)
+
+    def _folds(self, input: Tensor) -> bool:
+        """Whether the norm may go into the weight unseen: both children as we made them, and nobody looks at them."""
+        conv, bn = self.conv, self.bn
+        return (
+            (type(conv), type(bn)) == (self.conv_type, self.bn_type)
+            and not bn.training
+            and not any(child._forward_hooks or child._forward_pre_hooks for child in (conv, bn))
+            and not nn.modules.module._has_any_global_hook()
+            and input.dim() == conv.weight.dim()
+            and folds(input, conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias)
+        )
 
 
 class _ConvTransposeBNAct(_ConvBNAct):
@@ -177,6 +202,8 @@ class _ConvTransposeBNAct(_ConvBNAct):
         )  # fmt: skip
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if not (self.training or torch.is_grad_enabled()) and self._folds(input):
+            return self._folded(input, output_size)
         output: Tensor = self.bn(self.conv(input, output_size))
         return output
 

@@ -283,6 +283,56 @@ def test_per_sample_gradients() -> None:
             torch.testing.assert_close(grads[name][index], parameter.grad)
 
 
+FOLDED = [
+    BlockSample(conv, True, False, activation, affine=affine)
+    for activation, affine in (("leaky_relu", True), ("tanh", False))
+    for conv in (
+        ConvSample((4, 6, 9, 8), (8, 3, 3, 3), options=(("groups", 2), ("padding", 1))),
+        ConvSample((4, 6, 5, 8), (6, 4, 4, 4), True, False, (("groups", 2), ("stride", 2))),
+        ConvSample((4, 6, 30), (8, 6, 3), bias=False),
+        ConvSample((4, 6, 3, 4, 5), (6, 4, 2, 3, 2), True, layout="channels_last"),
+    )
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("sample", FOLDED, ids=str)
+def test_evaluation_folds_the_norm_into_the_weight(sample: BlockSample, dtype: torch.dtype) -> None:
+    arguments = sample.make(dtype)
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        ours = getattr(ops, sample.op)(**arguments)
+    assert not any("batch_norm" in event.key for event in profile.key_averages())
+    eager, exact = chain(sample)(**arguments), chain(sample)(**in_double(arguments))
+    assert_as_exact(ours, eager.detach(), exact.detach(), "output", 4.0)
+    assert strides(ours) == strides(eager)
+
+
+def test_blocks_fold_where_nobody_looks() -> None:
+    for kind, shape in (("ConvBNAct2d", (8, 4, 9, 9)), ("ConvTransposeBNAct2d", (8, 4, 9, 9))):
+        block = getattr(nn, kind)(4, 6, 3, activation="tanh")
+        block.bn.running_mean.normal_()
+        block.bn.running_var.uniform_(0.5, 2)
+        block.eval()
+        x = torch.randn(shape)
+        want = block(x).detach()
+
+        def folded(block: torch.nn.Module = block, x: Tensor = x, want: Tensor = want) -> bool:
+            with torch.no_grad(), torch.profiler.profile() as profile:
+                output = block(x)
+            torch.testing.assert_close(output, want)
+            return not any("batch_norm" in event.key for event in profile.key_averages())
+
+        assert folded()
+        hook = block.bn.register_forward_hook(lambda *_: None)
+        assert not folded()
+        hook.remove()
+        assert folded()
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            assert block(x).dtype == torch.bfloat16
+        torch.nn.utils.parametrizations.weight_norm(block.conv)
+        assert not folded()
+
+
 BAD_INPUTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("conv2d_act", {"input": 1.0}, TypeError, "expected input type Tensor, got float"),
     ("conv2d_act", {"activation": "gelu"}, ValueError,
