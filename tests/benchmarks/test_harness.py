@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch._inductor.exc import InvalidCxxCompiler
 
-from benchmarks import environment, harness, report, table
+from benchmarks import environment, harness, held, report, table
 from benchmarks.harness import OURS, Case, Race, WrongResultError
-from benchmarks.memory import largest_rise, peak_mib
+from benchmarks.memory import held_mib, largest_rise, peak_mib
+from gan_fast.nn import Conv2d, ConvBNAct2d
 
 CPU = torch.device("cpu")
 
@@ -75,9 +76,10 @@ def test_a_wrong_result_is_refused_before_anything_is_timed(clock, wrong, messag
 
 
 def test_results_within_the_tolerance_pass():
-    working, skipped = harness.check(case(0.01, eager=results, gan_fast=lambda: results(1.009)))
+    working, skipped, distances = harness.check(case(0.01, eager=results, gan_fast=lambda: results(1.009)))
     assert list(working) == ["eager", "gan_fast"]
     assert skipped == {}
+    assert distances == {"eager": 0.0, "gan_fast": pytest.approx(0.009, rel=1e-3)}
 
 
 def test_providers_are_checked_from_one_random_state():
@@ -89,7 +91,7 @@ def test_a_failure_to_compile_is_reported_not_raised():
     def fails() -> dict[str, Tensor]:
         raise InvalidCxxCompiler
 
-    working, skipped = harness.check(case(eager=results, compiled=fails))
+    working, skipped, _ = harness.check(case(eager=results, compiled=fails))
     assert list(working) == ["eager"]
     assert "C++" in skipped["compiled"]
     race = Race(case(eager=busy(1), compiled=fails), seconds=0)
@@ -259,3 +261,23 @@ def test_figures_from_a_busy_machine_carry_a_warning():
     described = environment.describe(CPU)
     assert "WARNING" in environment.facts(described | {"cores": 2, "load_before": 1.5})
     assert "WARNING" not in environment.facts(described | {"cores": 2, "load_before": 0.5})
+
+
+def test_held_memory_of_a_network():
+    """One norm and one convolution: eager keeps the raw output and the activation, ours the raw output."""
+    x = torch.randn(8, 64, 16, 16)
+    plain = torch.nn.Sequential(torch.nn.Conv2d(64, 64, 1, bias=False), torch.nn.BatchNorm2d(64), torch.nn.ReLU())
+    plain.append(torch.nn.Conv2d(64, 64, 16))
+    blocks = torch.nn.Sequential(ConvBNAct2d(64, 64, 1, activation="relu"), Conv2d(64, 64, 16))
+    activation_mib = x.numel() * 4 / 2**20
+    for model, kept in ((plain, 2), (blocks, 1)):
+        output = model(x)
+        assert held.saved_mib(output, model) == pytest.approx((kept + 1) * activation_mib, rel=0.02)  # and x
+        del output
+        assert held_mib(lambda model=model: model(x), CPU) == pytest.approx(kept * activation_mib, rel=0.05)
+
+
+def test_held_memory_is_told_below_the_table():
+    figures = {"process_mib": 10.0, "allocated_mib": 10.0, "saved_mib": 10.0}
+    text = table.held({"case": "G", "held": {"eager": figures, "gan_fast": dict.fromkeys(figures, 5.0)}})
+    assert text.startswith("G, held before backward: eager 10.0 MiB of process memory, gan_fast 5.0 (0.50); ")

@@ -9,7 +9,7 @@ from derivatives import strides
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import ACTIVATIONS, DTYPES, LAYOUTS, NORM_SAMPLES, NormSample
-from tolerances import assert_as_exact
+from tolerances import assert_as_exact, few_numbers_factor
 from torch import Tensor
 
 import gan_fast
@@ -315,8 +315,7 @@ def test_drawn_inputs_equal_eager(
     for name, value in eager.items():
         if name in ours:
             assert strides(ours[name]) == strides(value) or name != "output", name
-            # Of a few numbers that cancel, eager may get all right by luck.
-            assert_as_exact(ours[name], value, exact[name], name, factor=4.0 if value.numel() >= 8 else 16.0)
+            assert_as_exact(ours[name], value, exact[name], name, few_numbers_factor(value))
 
 
 BAD_INPUTS: list[tuple[dict[str, Any], type[Exception], str]] = [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import pickle
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from samples import (
     conv_samples,
     every_tap_sees_an_input,
 )
-from tolerances import assert_as_exact
+from tolerances import assert_as_exact, few_numbers_factor
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -69,11 +70,11 @@ def check_against_chain(sample: BlockSample, dtype: torch.dtype) -> None:
             continue
         if sample.norm and sample.training and name.endswith(("_bias", "_weight")) and "bn" not in name:
             # The norm takes a bias away, and a scale of the weight: what is left of them is rounding.
-            largest = max(v.abs().max().item() for n, v in exact.items() if n.startswith(name.split("_")[0]))
+            largest = max(1.0, *(v.abs().max().item() for v in exact.values() if v.numel()))
             if (ours[name].double() - exact[name]).abs().max() <= 4096 * torch.finfo(dtype).eps * largest:
                 continue
         # The largest error of a few numbers that three ops have rounded is luck, eager's too.
-        factor = 2.0 if value.numel() >= 4096 else 4.0 if value.numel() >= 8 else 16.0
+        factor = 2.0 if value.numel() >= 4096 else few_numbers_factor(value) if value.numel() >= 8 else 64.0
         assert_as_exact(ours[name], value, exact[name], name, factor)
         if name == "output":
             assert strides(ours[name]) == strides(value)
@@ -120,11 +121,17 @@ def block_samples(draw: st.DrawFn) -> BlockSample:
 @given(sample=block_samples(), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
 def test_drawn_inputs_equal_the_chain(sample: BlockSample, dtype: torch.dtype) -> None:
     assume(dtype.itemsize > 2 or every_tap_sees_an_input(sample.conv))
-    # Few values to a channel: the variance may be nothing but rounding.
+    # Few values to a channel, or equal ones (kernels on padding alone): the variance may be nothing but rounding.
     raw = getattr(F, sample.conv.op)(**sample.conv.make(torch.float64, requires_grad=False))
-    assume(not sample.norm or raw.numel() >= 16 * raw.shape[1])
+    by_channel = raw.movedim(1, 0).flatten(1)
+    assume(not sample.norm or (by_channel.size(1) >= 16 and by_channel.std(1).min() > 0.05))
     assume(sample.conv.layout != "expanded" or not sample.norm)
     assume(not sample.norm or sample.training or sample.running)
+    if sample.activation in ("relu", "leaky_relu"):
+        # Next to the kink rounding decides which slope a value gets, in eager's favour or in ours.
+        straight = dataclasses.replace(sample, activation="identity")
+        z = chain(straight)(**in_double(straight.make(dtype, requires_grad=False)))
+        assume(not z.numel() or z.abs().min() > 16 * torch.finfo(dtype).eps * z.abs().max())
     check_against_chain(sample, dtype)
 
 
