@@ -24,8 +24,8 @@ NAMES = ("auto", "reference", "cpu", "cuda", "triton")
 # Looked up once: this module stands before every call of an op.
 _functorch_active = torch._C._are_functorch_transforms_active
 
-# Public op -> the native op whose kernel serves it, or None where ours are only the autograd nodes around ATen's
-# kernels; ops/ registers its entries at import.
+# Public op -> the native op whose kernel serves it, or None where ours are autograd nodes that serve without one; ops/
+# registers its entries at import.
 _native_ops: dict[str, str | None] = {}
 
 
@@ -126,12 +126,16 @@ def native(op: str, device_type: str) -> bool:
 SMALL = 8192
 
 
-_SMALL = f"ATen's chain up to {SMALL} values"
-
-
 def small(input: object, *beside: object) -> bool:
     """Whether automatic choice leaves a call to ATen: tensors (or None) on one device, of a few values each."""
-    if _requested != "auto" or not isinstance(input, torch.Tensor) or torch.jit.is_tracing():
+    if (
+        _requested != "auto"
+        or not isinstance(input, torch.Tensor)
+        or not input.dtype.is_floating_point
+        # Sizes that are looked at become part of a trace or a graph.
+        or torch.jit.is_tracing()
+        or torch.compiler.is_compiling()
+    ):
         return False
     for t in beside:
         if t is not None and not (isinstance(t, torch.Tensor) and t.device == input.device and t.numel() <= SMALL):
@@ -143,10 +147,11 @@ def _explain(op: str, device_type: str) -> str:
     if _requested == "reference":
         return "reference: asked for by name"
     reason = _unavailable(op, device_type)
+    small = f"up to {SMALL} values ATen's own op"
     if _requested == "auto" and _native_ops[op] is None:
-        return f"ATen's kernels in our autograd nodes; {_SMALL}"
+        return f"our autograd nodes around the kernel that is quicker, ATen's or ours; {small}"
     if _requested == "auto":
-        return f"reference: {reason}" if reason else f"{device_type} kernel: native kernel registered; {_SMALL}"
+        return f"reference: {reason}" if reason else f"{device_type} kernel: native kernel registered; {small}"
     try:
         native(op, device_type)
     except RuntimeError as error:

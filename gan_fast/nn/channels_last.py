@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from gan_fast.ops import conv_kernels, layout, recompute
@@ -22,8 +25,21 @@ class ChannelsLastSequential(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         if not conv_kernels.gain_by_channels_last(input):
             return super().forward(input)
-        copy = layout.to_channels_last(input)
-        # The caller has the input anyway: the first convolution need not keep the copy beside it.
-        copy.recipe = recompute.Recipe(layout.to_channels_last, input)  # type: ignore[attr-defined]
+        copy = _ToChannelsLast.apply(input) if input.requires_grad else layout.to_channels_last(input)
+        recompute.attach(copy, layout.to_channels_last, input)
         output: Tensor = super().forward(copy)
         return output.contiguous() if output.dim() == 4 else output
+
+
+class _ToChannelsLast(torch.autograd.Function):
+    """A copy in channels-last; its gradient has the caller's layout again."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor) -> Tensor:
+        output = layout.to_channels_last(input)
+        # Not a view: what follows may write over it.
+        return output.clone() if output.data_ptr() == input.data_ptr() else output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        return grad_output.contiguous()

@@ -1,4 +1,4 @@
-"""Convolution and leaky ReLU modules whose double backward is lean."""
+"""Convolution modules whose double backward is lean."""
 
 from __future__ import annotations
 

@@ -17,10 +17,22 @@ Size = int | tuple[int, ...]
 Device = torch.device | str | None
 
 
+def _unseen(child: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a child is as we made it and nobody looks at what goes in or comes out."""
+    hooks = (child._forward_hooks, child._forward_pre_hooks, child._backward_hooks, child._backward_pre_hooks)
+    return (
+        type(child) is kind
+        and "forward" not in child.__dict__
+        and not any(hooks)
+        and not nn.modules.module._has_any_global_hook()
+    )
+
+
 class _ConvAct(nn.Module):
     """A convolution and an activation over its output."""
 
     conv_type: ClassVar[type[nn.Module]]
+    conv: Any
 
     def __init__(
         self,
@@ -58,10 +70,13 @@ class _ConvAct(nn.Module):
         return self._activate(self.conv(input))
 
     def _activate(self, output: Tensor) -> Tensor:
-        if self.memory_format is not None:
+        if self.memory_format is not None and (
+            output.dim() == self.conv.weight.dim() or self.memory_format is torch.contiguous_format
+        ):
             # Before the activation, which keeps its output: there is then one tensor of it, not one in each format.
             output = output.contiguous(memory_format=self.memory_format)
-        return activate(output, self.activation, self.negative_slope)
+        write = activate if _unseen(self.conv, self.conv_type) else activations.apply
+        return write(output, self.activation, self.negative_slope)
 
     def extra_repr(self) -> str:
         return activations.describe(self.activation, self.negative_slope)
@@ -157,13 +172,15 @@ class _ConvBNAct(nn.Module):
         """Whether the norm may go into the weight unseen: both children as we made them, and nobody looks at them."""
         conv, bn = self.conv, self.bn
         return (
-            (type(conv), type(bn)) == (self.conv_type, self.bn_type)
+            _unseen(conv, self.conv_type)
+            and _unseen(bn, self.bn_type)
             and not bn.training
-            and not any(child._forward_hooks or child._forward_pre_hooks for child in (conv, bn))
-            and not nn.modules.module._has_any_global_hook()
             and input.dim() == conv.weight.dim()
-            and folds(input, conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias)
-        )
+            and folds(
+                conv.transposed, conv.groups, input, conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight,
+                bn.bias, bn.eps,
+            )
+        )  # fmt: skip
 
 
 class _ConvTransposeBNAct(_ConvBNAct):

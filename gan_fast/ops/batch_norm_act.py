@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -81,6 +82,8 @@ def check(
     for name, statistic in statistics.items():
         if statistic is not None and statistic.requires_grad:
             raise ValueError(f"{op}: expected {name} not to require grad, got one that does: it has no gradient")
+    for name, number in (("momentum", momentum), ("eps", eps), ("negative_slope", negative_slope)):
+        checks.number(op, name, number)
     if training and not eps > 0:
         raise ValueError(f"{op}: expected eps above 0 when {mode}, got {eps!r}")
     if training and input.size(0) * math.prod(input.shape[2:]) == 1:
@@ -92,9 +95,10 @@ def _recipe(ctx: Any) -> recompute.Recipe:
     """The output of a BatchNormAct node, from what it keeps."""
     input, weight, bias, mean, invstd = ctx.saved_tensors
     _, activation, negative_slope, _ = ctx.options
-    return recompute.Recipe(
-        lambda *kept: _normalize(*kept, activation, negative_slope), input, mean, invstd, weight, bias
-    )
+    # Copies: an optimizer may step before a gradient is taken that does not go through the norm.
+    weight, bias = (None if t is None else t.detach().clone() for t in (weight, bias))
+    compute = functools.partial(_normalize, activation=activation, negative_slope=negative_slope)
+    return recompute.Recipe(compute, input, mean, invstd, weight, bias)
 
 
 class BatchNormAct(torch.autograd.Function):
@@ -349,6 +353,7 @@ def norm(
     # What ATen would take without a word is left to the checks.
     if (
         backends.small(input, *parameters)
+        and isinstance(eps, float)
         and eps > 0
         and activation in activations.NAMES
         and all(t is None or t.dim() == 1 for t in parameters)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 from torch import Tensor
 
@@ -50,8 +52,12 @@ def one_of(op: str, argument: str, value: str, wanted: tuple[str, ...]) -> None:
         raise ValueError(f"{op}: expected {argument} one of {', '.join(wanted)}, got {value!r}")
 
 
-def in_range(op: str, argument: str, value: float, low: float, high: float) -> None:
-    if not isinstance(value, (int, float)):
+def number(op: str, argument: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{op}: expected {argument} type float, got {type(value).__name__}")
+
+
+def in_range(op: str, argument: str, value: float, low: float, high: float) -> None:
+    number(op, argument, value)
     if not low <= value <= high:
         raise ValueError(f"{op}: expected {argument} in [{low:g}, {high:g}], got {value!r}")

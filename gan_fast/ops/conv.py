@@ -1,8 +1,7 @@
 """Convolutions, plain and transposed, in 1 to 3 dims, whose double backward costs no more than it must.
 
-ATen's kernels for forward, backward-data and backward-weight are at the machine's limit and stay. What changes is how
-they are joined. Each is linear in both of its tensors, and they are each other's derivatives: with x the input, W the
-weight, g the output's gradient,
+ops/conv_kernels.py has the kernels; here is how they are joined. Each is linear in both of its tensors, and they are
+each other's derivatives: with x the input, W the weight, g the output's gradient,
 
     y = conv(x, W),    dx = backward_data(g, W),    dW = backward_weight(g, x),
     <dx, v>:  by g conv(v, W),   by W backward_weight(g, v),
@@ -14,6 +13,7 @@ double backward computes a weight gradient as a convolution whose filter is as l
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -110,10 +110,14 @@ class BackwardWeight(torch.autograd.Function):
         return by_grad, by_input, None, None
 
 
-def _per_dim(op: str, argument: str, value: int | Sequence[int], dims: int, least: int) -> tuple[int, ...]:
+def _per_dim(op: str, argument: str, value: Any, dims: int, least: int) -> tuple[int, ...]:
     """``value`` once for each dim of space, as F.conv takes it: a number, or one a dim, or a sequence of one."""
-    values = (value,) if isinstance(value, int) else tuple(value)
-    if len(values) not in (1, dims) or not all(isinstance(v, int) and v >= least for v in values):
+    given = tuple(value) if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else (value,)
+    try:
+        values = tuple(operator.index(v) for v in given if not isinstance(v, bool))
+    except TypeError:
+        values = ()
+    if len(values) not in (1, dims) or len(values) != len(given) or min(values) < least:
         raise ValueError(f"{op}: expected {argument} an int of at least {least} or {dims} of them, got {value!r}")
     return values * dims if len(values) == 1 else values
 
@@ -145,7 +149,7 @@ def _check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, geometry
         )
     if weight.dim() != dims + 2:
         raise ValueError(f"{op}: expected weight dimensions {dims + 2}, got shape {tuple(weight.shape)}")
-    if not isinstance(groups, int) or groups < 1:
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
         raise ValueError(f"{op}: expected groups an int of at least 1, got {groups!r}")
     channels = input.shape[-dims - 1]
     first, second = weight.shape[:2]

@@ -119,6 +119,8 @@ def conv_transposend_act(
 
 
 def folds(
+    transposed: bool,
+    groups: int,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -126,21 +128,31 @@ def folds(
     running_var: Tensor | None,
     bn_weight: Tensor | None,
     bn_bias: Tensor | None,
+    eps: float,
 ) -> bool:
     """Whether an evaluation-mode norm is quicker as part of the convolution's weight.
 
     Only where nobody differentiates; in single and double precision, since a weight in half precision would be rounded
-    once more; where there is less weight to scale than there are values to save a pass over.
+    once more; where there is less weight to scale than there are values to save a pass over. What is wrong with the
+    arguments is left to the usual way to say.
     """
-    if torch.is_grad_enabled() or autograd.captured() or not isinstance(running_var, Tensor):
+    if torch.is_grad_enabled() or autograd.captured() or not isinstance(eps, float) or not isinstance(groups, int):
         return False
-    tensors = (weight, bias, running_mean, running_var, bn_weight, bn_bias)
+    if groups < 1 or weight.dim() < 3 or weight.size(0) % groups:
+        return False
+    channels = (weight.size(1) * groups if transposed else weight.size(0),)
     return (
         backends.native("conv2d", input.device.type)
         and not backends.small(input)
         and input.dtype in (torch.float32, torch.float64)
-        and all(t is None or (t.dtype, t.device) == (input.dtype, input.device) for t in tensors)
-        and all(t is None or t.shape == running_var.shape for t in (running_mean, bn_weight, bn_bias))
+        and (weight.dtype, weight.device) == (input.dtype, input.device)
+        and isinstance(running_mean, Tensor)
+        and isinstance(running_var, Tensor)
+        and all(
+            t is None
+            or (isinstance(t, Tensor) and (t.shape, t.dtype, t.device) == (channels, input.dtype, input.device))
+            for t in (bias, running_mean, running_var, bn_weight, bn_bias)
+        )
         and weight.numel() <= input.numel()
         and not autograd.is_autocast_enabled(input.device.type)
     )
@@ -199,13 +211,11 @@ def _conv_bn_act(
     checks.tensor(op, "weight", weight)
     if input.dim() != dims + 2:
         raise ValueError(f"{op}: expected input dimensions {dims + 2} (N, C_in, ...), got shape {tuple(input.shape)}")
-    channels = weight.size(1) * groups if transposed else weight.size(0)
     if (
         not training
         and running_mean is not None
         and running_var is not None
-        and running_var.shape == (channels,)
-        and folds(input, weight, bias, running_mean, running_var, bn_weight, bn_bias)
+        and folds(transposed, groups, input, weight, bias, running_mean, running_var, bn_weight, bn_bias, eps)
     ):
         weight, bias = fold(
             transposed, groups, weight, bias, running_mean, running_var, bn_weight, bn_bias, eps

@@ -129,8 +129,7 @@ class _Product(NamedTuple):
 
     def to_big(self, small: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the big map: the transposed convolution, and the gradient of the plain one by its input."""
-        memory_format = layout.CHANNELS_LAST[len(self.big)] if self.channels_last else torch.contiguous_format
-        big = torch.empty(self.big, dtype=small.dtype, memory_format=memory_format)
+        big = self._empty(self.big, small.dtype)
         # In single precision: the values under a kernel are rounded once, when their sum is stored.
         dtype = _compute_dtype(small.dtype)
         matrix = weight.reshape(weight.size(0), -1).to(dtype)
@@ -143,32 +142,46 @@ class _Product(NamedTuple):
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the small map, for a weight, and the weight's gradient, for a small map.
 
-        The former is the plain convolution, and the gradient of the transposed one by its input.
+        The former is the plain convolution, and the gradient of the transposed one by its input. Results own their
+        memory: autograd forbids writing over a view that a Function returns.
         """
-        maps, grad_weight = [], None
+        result = grad_weight = total = None
+        if weight is not None:
+            result, matrix = self._empty(self.small, big.dtype), weight.reshape(weight.size(0), -1).t()
+        if small is not None:
+            grad_weight = torch.empty(self.weight.shape, dtype=big.dtype)
         for first in range(0, big.size(0), self.samples):
             part = slice(first, first + self.samples)
             columns = _im2col(big[part], *self.options)
-            if weight is not None:
-                matrix = weight.reshape(weight.size(0), -1).t()
+            if result is not None:
                 rows = columns @ matrix if bias is None else torch.addmm(bias, columns, matrix)
-                maps.append(rows.view(-1, *self.small[2:], self.small[1]).movedim(-1, 1))
-            if small is not None:
+                result[part] = rows.view(-1, *self.small[2:], self.small[1]).movedim(-1, 1)
+            if small is not None and grad_weight is not None:
+                if self.samples >= big.size(0):
+                    torch.mm(_rows(small).t(), columns, out=grad_weight.view(grad_weight.size(0), -1))
+                    continue
                 # Parts of a sum are not rounded to half precision.
-                dtype = big.dtype if self.samples >= big.size(0) else _compute_dtype(big.dtype)
+                dtype = _compute_dtype(big.dtype)
                 own = _rows(small[part]).t().to(dtype) @ columns.to(dtype)
-                grad_weight = own if grad_weight is None else grad_weight + own
+                total = own if total is None else total + own
         if grad_weight is not None:
-            grad_weight = grad_weight.to(big.dtype).view(self.weight.shape)
+            if total is not None:
+                grad_weight.copy_(total.view(grad_weight.shape))
             if layout.is_ordered_channels_last(self.weight.shape, self.weight.stride):
                 grad_weight = grad_weight.contiguous(memory_format=layout.CHANNELS_LAST[len(self.weight.shape)])
-        if not maps:
-            return None, grad_weight
-        result = maps[0] if len(maps) == 1 else torch.cat(maps)
-        if not self.channels_last:
-            # Sizes of one keep odd strides through contiguous().
-            result = result.contiguous().flatten().view(self.small)
         return result, grad_weight
+
+    def _empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        memory_format = layout.CHANNELS_LAST[len(shape)] if self.channels_last else torch.contiguous_format
+        return torch.empty(shape, dtype=dtype, memory_format=memory_format)
+
+
+def _as_aten(*results: Tensor | None) -> bool:
+    """Whether results of columns are what ATen gives: NaN where an infinite value met the columns' padding is not.
+
+    A sum is finite where all values are, and costs a fraction of the product.
+    """
+    return all(t is None or bool(t.sum(dtype=_compute_dtype(t.dtype)).isfinite()) for t in results)
 
 
 def _product(
@@ -180,10 +193,12 @@ def _product(
         or reads.dtype not in _DTYPES
         or reads.device.type != "cpu"
         or not extension.available()
-        or input.shape[0] == 0
+        or torch._C._functorch.is_legacy_batchedtensor(reads)
     ):
         return None
-    return _Product.of(input, output or _output_shape(input.shape, weight.shape, geometry), weight, geometry)
+    output = output or _output_shape(input.shape, weight.shape, geometry)
+    # ATen knows what to say or do where there is nothing.
+    return _Product.of(input, output, weight, geometry) if min(*input.shape, *output) > 0 else None
 
 
 def _output_shape(input: torch.Size, weight: torch.Size, geometry: Geometry) -> torch.Size:
@@ -223,8 +238,8 @@ def forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
             if geometry.transposed:
                 return product.to_big(input, weight, bias)
             output, _ = product.from_big(input, None, weight, bias)
-            assert output is not None
-            return output
+            if output is not None and _as_aten(output):
+                return output
     return torch.convolution(input, weight, bias, *geometry)
 
 
@@ -243,11 +258,14 @@ def backward(
             if geometry.transposed:
                 if known_input is not None or known_weight is not None:
                     by_input, by_weight = product.from_big(grad_output, known_input, known_weight)
+                    if not _as_aten(by_input, by_weight):
+                        by_input = by_weight = None
             else:
                 if known_weight is not None:
                     by_input = product.to_big(grad_output, known_weight, None)
                 if known_input is not None:
                     _, by_weight = product.from_big(known_input, grad_output, None)
+                    by_weight = by_weight if _as_aten(by_weight) else None
     left = (input_wanted and by_input is None, weight_wanted and by_weight is None, bias_wanted)
     if any(left):
         input, weight = (t if isinstance(t, Tensor) else t.unread(grad_output) for t in (input, weight))

@@ -48,7 +48,8 @@ def empty_like(t: Tensor) -> Tensor:
 
 def to_channels_last(t: Tensor) -> Tensor:
     """Return a 4-d tensor in the strides of channels-last, copied where it has others."""
-    if t.shape[2:] == (1, 1):
-        # One pixel counts as channels-last with any strides, yet convolutions go by them: take the right ones.
-        return t.reshape(t.size(0), 1, 1, t.size(1)).movedim(-1, 1)
+    n, c, h, w = t.shape
+    if c == 1 or (h, w) == (1, 1):
+        # One channel or pixel counts as channels-last with any strides, yet convolutions go by them: the right ones.
+        return t.reshape(n, h, w, c).movedim(-1, 1)
     return t.contiguous(memory_format=torch.channels_last)

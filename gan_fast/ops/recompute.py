@@ -41,19 +41,24 @@ def allowed() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
 
 
+def attach(copy: Tensor, compute: Callable[[Tensor], Tensor], source: Tensor) -> None:
+    """Tell what keeps ``copy``, a tensor of ours, that it is ``compute(source)``; somebody has the source anyway."""
+    if torch.is_grad_enabled() and not source.is_inference() and copy.data_ptr() != source.data_ptr():
+        copy._gan_fast_recipe = Recipe(compute, source)  # type: ignore[attr-defined]
+
+
 def keep_recipe(output: Tensor, index: int, input: Tensor) -> None:
     """Let the node of ``output`` keep a recipe of ``input`` in place of the tensor, where its producer knows one.
 
     Args:
         output: just returned by an ``autograd.Function``.
         index: where among the tensors saved by that Function ``input`` stands.
-        input: has a Recipe as its attribute ``recipe``, or was produced by a node that has a function called so, of
-            itself, which returns one.
+        input: was given a recipe by :func:`attach`, or was produced by a node that has a function ``recipe`` of itself.
     """
-    if input._version != 0 or not allowed():
+    if input.is_inference() or input._version != 0 or not allowed():
         return
-    recipe = getattr(input, "recipe", None) or _from_producer(input)
-    if recipe is None:
+    recipe = getattr(input, "_gan_fast_recipe", None) or _from_producer(input)
+    if not isinstance(recipe, Recipe):
         return
     node: Any = output.grad_fn
     node._raw_saved_tensors[index].register_hooks(lambda _: recipe, Recipe.__call__)
@@ -66,11 +71,11 @@ def _from_producer(t: Tensor) -> Recipe | None:
     if recipe_of is None or t.output_nr != 0:
         return None
     try:
-        recipe: Recipe = recipe_of(producer)
+        recipe = recipe_of(producer)
     except RuntimeError:
         # Its graph is freed: nobody can walk through it any more.
         return None
-    return recipe
+    return recipe if isinstance(recipe, Recipe) else None
 
 
 def kept(ctx: Any, wanted: Sequence[bool]) -> Sequence[Tensor | None]:

@@ -16,8 +16,8 @@ def of_dims(function: Callable[Concatenate[int, P], T]) -> tuple[Callable[P, T],
     """Return ``function`` for 1, 2 and 3 dims of space.
 
     Args:
-        function: takes the number of dims first. ``nd`` at the end of a word of its name becomes ``1d``, ``2d``,
-            ``3d``; so does that of names in double or single quotes in its docstring.
+        function: takes the number of dims first. Of its name, and of names in its docstring before an underscore, a
+            quote or a bracket, ``nd`` becomes ``1d``, ``2d``, ``3d``.
     """
     return _of(function, 1), _of(function, 2), _of(function, 3)
 

@@ -94,6 +94,60 @@ def test_hooks_see_what_they_see_in_the_chain() -> None:
     torch.testing.assert_close(seen[0], seen[1])
 
 
+def test_writes_over_nothing_that_others_see() -> None:
+    x, seen = torch.randn(2, 4, 5, 6), []
+    block = fused.ConvAct2d(4, 6, 3, activation="relu")
+    block.conv.register_forward_hook(lambda _, __, output: seen.append(output))
+    block(x)
+    assert seen[0].min() < 0
+    block = fused.ConvAct2d(4, 4, 1, activation="relu")
+    block.conv = nn.Identity()
+    before = x.clone()
+    block(x)
+    assert torch.equal(x, before)
+    block = fused.ConvAct2d(4, 6, 3)
+    block.conv.register_full_backward_hook(lambda *_: None)
+    block(x.requires_grad_()).sum().backward()
+    block = fused.ConvAct2d(4, 6, 3)
+    block.conv = nn.Sequential(block.conv, nn.Tanh())
+    block(x).sum().backward()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_chains_leave_the_callers_tensor_alone(channels: int) -> None:
+    chain = fused.ChannelsLastSequential(fused.Conv2d(channels, 8, 3), inside := Strides())
+    x = torch.randn(8, channels, 16, 16)
+    chain(x)
+    assert not x.__dict__
+    assert inside.seen[1] == 1
+    x = torch.randn(8, channels, 16, 16, requires_grad=True)
+    (grad,) = torch.autograd.grad(chain(x).square().sum(), x, create_graph=True)
+    grad.view(8, -1).norm(dim=1).sum().backward()
+    with torch.inference_mode():
+        frozen = torch.randn(8, channels, 16, 16)
+        chain(frozen)
+    with torch.no_grad():
+        chain(frozen)
+    chain.requires_grad_(False)(frozen)
+    # A first module that writes over its input.
+    writes = fused.ChannelsLastSequential(nn.ReLU(inplace=True), conv := fused.Conv2d(channels, 8, 3))
+    x = torch.randn(8, channels, 16, 16)
+    before = x.clone()
+    ours = torch.autograd.grad(writes(x).square().sum(), conv.weight)[0]
+    assert torch.equal(x, before) or channels == 1
+    want = torch.autograd.grad(conv(before.relu()).square().sum(), conv.weight)[0]
+    torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-3)
+
+
+def test_exports_with_a_batch_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gan_fast.backends, "SMALL", 8192)
+    chain = fused.ChannelsLastSequential(*blocks()).eval()
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(chain, (torch.randn(8, 3, 8, 8),), dynamic_shapes=({0: batch},))
+    x = torch.randn(60, 3, 8, 8)
+    torch.testing.assert_close(exported.module()(x), chain(x))
+
+
 def blocks() -> list[nn.Module]:
     return [
         fused.ConvBNAct2d(3, 8, 4, 2, 1, activation="leaky_relu", negative_slope=0.2),

@@ -198,6 +198,49 @@ def test_products_know_no_autocast() -> None:
         assert torch.equal(conv_kernels.forward(x, weight, None, geometry), plain)
 
 
+def test_what_a_product_returns_may_be_written_over() -> None:
+    """autograd forbids it for views that a Function returns."""
+    x, weight = torch.randn(8, 64, 8, 8, requires_grad=True), torch.randn(300, 64, 4, 4, requires_grad=True)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        output = ops.conv2d(x.contiguous(memory_format=layout), weight, None, 2, 1)
+        grads = torch.autograd.grad(torch.relu_(output).sum(), (x, weight), create_graph=True)
+        for grad in grads:
+            grad.mul_(2)
+    row = torch.randn(16, 300, 1, 1, requires_grad=True)
+    torch.relu_(ops.conv2d(row, torch.randn(900, 300, 1, 1))).sum().backward()
+
+
+@pytest.mark.parametrize("where", ["input", "weight", "grad_output"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_have_infinities_where_aten_has_them(transposed: bool, value: float, where: str) -> None:
+    down = {"stride": 2, "padding": 1}
+    if transposed:
+        x, weight = torch.rand(8, 300, 4, 4), torch.rand(300, 64, 4, 4)
+    else:
+        x, weight = torch.rand(8, 64, 8, 8), torch.rand(300, 64, 4, 4)
+    grad_output = torch.rand(8, *((64, 8, 8) if transposed else (300, 4, 4)))
+    {"input": x, "weight": weight, "grad_output": grad_output}[where].view(-1)[0] = value
+    results = []
+    for namespace in (ops, F):
+        leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        output = getattr(namespace, "conv_transpose2d" if transposed else "conv2d")(*leaves, **down)
+        results.append([output, *torch.autograd.grad(output, leaves, grad_output)])
+    for ours, want in zip(*results):
+        assert torch.equal(ours.isnan(), want.isnan())
+        assert torch.equal(ours.isinf(), want.isinf())
+
+
+def test_batched_gradients_of_a_product() -> None:
+    x, weight = torch.randn(8, 64, 8, 8, requires_grad=True), torch.randn(300, 64, 4, 4, requires_grad=True)
+    output = ops.conv2d(x, weight, None, 2, 1)
+    batch = torch.randn(3, *output.shape)
+    ours = torch.autograd.grad(output, (x, weight), batch, is_grads_batched=True, retain_graph=True)
+    for index in range(3):
+        for batched, want in zip(ours, torch.autograd.grad(output, (x, weight), batch[index], retain_graph=True)):
+            torch.testing.assert_close(batched[index], want, rtol=1e-4, atol=1e-3)
+
+
 class Calls(TorchDispatchMode):
     """Records ATen's convolutions: "forward", or which of the gradients a backward was asked for."""
 
@@ -298,6 +341,12 @@ BAD_INPUTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("conv2d", {"bias": torch.ones(3)}, ValueError, "expected bias shape (4,), got (3,)"),
     ("conv2d", {"stride": 0}, ValueError, "expected stride an int of at least 1 or 2 of them, got 0"),
     ("conv2d", {"padding": (1, 1, 1)}, ValueError, "expected padding an int of at least 0 or 2 of them, got (1, 1, 1)"),
+    ("conv2d", {"stride": 2.0}, ValueError, "expected stride an int of at least 1 or 2 of them, got 2.0"),
+    ("conv2d", {"padding": None}, ValueError, "expected padding an int of at least 0 or 2 of them, got None"),
+    ("conv2d", {"padding": True}, ValueError, "expected padding an int of at least 0 or 2 of them, got True"),
+    ("conv2d", {"groups": True}, ValueError, "expected groups an int of at least 1, got True"),
+    ("conv2d", {"input": torch.ones(1, 3, 5, 5, dtype=torch.complex64)}, TypeError,
+     "expected input dtype float64, float32, bfloat16 or float16, got complex64"),
     ("conv2d", {"padding": "full"}, ValueError, "expected padding one of valid, same, got 'full'"),
     ("conv2d", {"padding": "same", "stride": 2}, ValueError, "expected stride 1 for padding 'same', got (2, 2)"),
     ("conv2d", {"groups": 0}, ValueError, "expected groups an int of at least 1, got 0"),

@@ -187,14 +187,27 @@ def test_a_block_keeps_one_tensor() -> None:
     output.sum().backward()
 
 
-def test_what_a_recipe_needs_must_not_change() -> None:
+def test_a_step_of_the_norm_before_the_next_weight_is_served() -> None:
+    """As in eager: that gradient does not go through the norm, which itself refuses."""
     for changed in ("gamma", "beta"):
         x, weights, gamma, beta = two_blocks_arguments()
+        want = torch.autograd.grad(two_blocks(x, weights, gamma, beta).sum(), weights[1])[0]
         output = two_blocks(x, weights, gamma, beta)
         with torch.no_grad():
             (gamma if changed == "gamma" else beta).add_(1)
+        assert torch.equal(torch.autograd.grad(output.sum(), weights[1], retain_graph=True)[0], want)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             output.sum().backward()
+
+
+def test_what_a_recipe_needs_must_not_change() -> None:
+    x, weights, gamma, beta = two_blocks_arguments()
+    raw = ops.conv2d(x, weights[0], None, 2, 1)
+    hidden = ops.batch_norm_act(raw, None, None, gamma, beta, training=True)
+    output = ops.conv_transpose2d(hidden, weights[1], None, 2, 1)
+    raw.detach().add_(1)
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation.*is input 0 of what computes"):
+        torch.autograd.grad(output.sum(), weights[1])
 
 
 def test_an_activation_changed_in_place_is_kept() -> None:
@@ -340,6 +353,19 @@ def test_blocks_fold_where_nobody_looks() -> None:
         assert not folded()
 
 
+def test_bad_input_is_named_where_the_norm_would_be_folded() -> None:
+    x, weight = torch.randn(16, 4, 32, 32), torch.randn(8, 4, 3, 3)
+    good = {"running_mean": torch.zeros(8), "running_var": torch.ones(8)}
+    for change, message in (
+        ({"bias": torch.ones(1)}, r"expected bias shape \(8,\), got \(1,\)"),
+        ({"bn_weight": [1.0]}, "expected bn_weight type Tensor, got list"),
+        ({"running_var": [1.0]}, "expected running_var type Tensor, got list"),
+        ({"eps": None}, "expected eps type float, got NoneType"),
+    ):
+        with torch.no_grad(), pytest.raises((TypeError, ValueError), match=f"conv2d_bn_act: {message}"):
+            ops.conv2d_bn_act(x, weight, **{**good, **change})
+
+
 BAD_INPUTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("conv2d_act", {"input": 1.0}, TypeError, "expected input type Tensor, got float"),
     ("conv2d_act", {"activation": "gelu"}, ValueError,
@@ -357,6 +383,9 @@ BAD_INPUTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
      "expected running_mean and running_var tensors when training is False, got None"),
     ("conv2d_bn_act", {"input": torch.ones(1, 3, 3, 3)}, ValueError,
      "expected input more than 1 value per channel when training, got (1, 4, 1, 1)"),
+    ("conv2d_bn_act", {"weight": torch.ones(4)}, ValueError, "expected weight dimensions 4, got shape (4,)"),
+    ("conv2d_bn_act", {"momentum": None}, TypeError, "expected momentum type float, got NoneType"),
+    ("conv2d_bn_act", {"eps": "x"}, TypeError, "expected eps type float, got str"),
     ("conv2d_bn_act", {"weight": torch.ones(4, 3, 9, 9)}, ValueError,
      "expected input at least as large as the kernel, got (5, 5) with padding (0, 0) for kernel (9, 9) "
      "with dilation (1, 1)"),
