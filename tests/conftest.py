@@ -21,7 +21,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def _kernels_of_ours_at_any_size() -> Iterator[None]:
     """Tests are small; what is left to ATen at small sizes has tests of its own."""
     usual, backends.SMALL = backends.SMALL, -1
