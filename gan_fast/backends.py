@@ -23,6 +23,7 @@ NAMES = ("auto", "reference", "cpu", "cuda", "triton")
 
 # Looked up once: this module stands before every call of an op.
 _functorch_active = torch._C._are_functorch_transforms_active
+_tracing = torch._C._get_tracing_state
 
 # Public op -> the native op whose kernel serves it, or None where ours are autograd nodes that serve without one; ops/
 # registers its entries at import.
@@ -128,19 +129,13 @@ SMALL = 8192
 
 def small(input: object, *beside: object) -> bool:
     """Whether automatic choice leaves a call to ATen: tensors (or None) on one device, of a few values each."""
-    if (
-        _requested != "auto"
-        or not isinstance(input, torch.Tensor)
-        or not input.dtype.is_floating_point
+    if _requested != "auto" or not isinstance(input, torch.Tensor) or _tracing() or torch.compiler.is_compiling():
         # Sizes that are looked at become part of a trace or a graph.
-        or torch.jit.is_tracing()
-        or torch.compiler.is_compiling()
-    ):
         return False
     for t in beside:
         if t is not None and not (isinstance(t, torch.Tensor) and t.device == input.device and t.numel() <= SMALL):
             return False
-    return input.numel() <= SMALL
+    return input.numel() <= SMALL and input.dtype.is_floating_point
 
 
 def _explain(op: str, device_type: str) -> str:

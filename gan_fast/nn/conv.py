@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan_fast import ops
+from gan_fast.ops.conv import convolve
 
 
 class _Conv(nn.modules.conv._ConvNd):
     """torch.nn's convolution (parameters, state dict, initialisation, padding modes) on our ops."""
 
-    _op: ClassVar[Callable[..., Tensor]]
+    _op: ClassVar[str]
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: str | int | tuple[int, ...] = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        return self._op(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return convolve(
+            self._op, len(self.kernel_size), False, input, weight, bias, self.stride, padding, 0, self.groups,
+            self.dilation,
+        )  # fmt: skip
 
 
 class _ConvTranspose(nn.modules.conv._ConvTransposeNd):
     """torch.nn's transposed convolution on our ops."""
 
-    _op: ClassVar[Callable[..., Tensor]]
+    _op: ClassVar[str]
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         return self._conv_forward(input, self.weight, self.bias, output_size)
@@ -44,40 +46,43 @@ class _ConvTranspose(nn.modules.conv._ConvTransposeNd):
             len(self.kernel_size),
             self.dilation,  # type: ignore[arg-type]
         )
-        return self._op(input, weight, bias, self.stride, self.padding, output_padding, self.groups, self.dilation)
+        return convolve(
+            self._op, len(self.kernel_size), True, input, weight, bias, self.stride, self.padding, output_padding,
+            self.groups, self.dilation,
+        )  # fmt: skip
 
 
 class Conv1d(_Conv, nn.Conv1d):
     """``nn.Conv1d`` with a lean double backward; see :func:`gan_fast.ops.conv2d`."""
 
-    _op = staticmethod(ops.conv1d)
+    _op = "conv1d"
 
 
 class Conv2d(_Conv, nn.Conv2d):
     """``nn.Conv2d`` with a lean double backward; see :func:`gan_fast.ops.conv2d`."""
 
-    _op = staticmethod(ops.conv2d)
+    _op = "conv2d"
 
 
 class Conv3d(_Conv, nn.Conv3d):
     """``nn.Conv3d`` with a lean double backward; see :func:`gan_fast.ops.conv2d`."""
 
-    _op = staticmethod(ops.conv3d)
+    _op = "conv3d"
 
 
 class ConvTranspose1d(_ConvTranspose, nn.ConvTranspose1d):
     """``nn.ConvTranspose1d`` with a lean double backward; see :func:`gan_fast.ops.conv_transpose2d`."""
 
-    _op = staticmethod(ops.conv_transpose1d)
+    _op = "conv_transpose1d"
 
 
 class ConvTranspose2d(_ConvTranspose, nn.ConvTranspose2d):
     """``nn.ConvTranspose2d`` with a lean double backward; see :func:`gan_fast.ops.conv_transpose2d`."""
 
-    _op = staticmethod(ops.conv_transpose2d)
+    _op = "conv_transpose2d"
 
 
 class ConvTranspose3d(_ConvTranspose, nn.ConvTranspose3d):
     """``nn.ConvTranspose3d`` with a lean double backward; see :func:`gan_fast.ops.conv_transpose2d`."""
 
-    _op = staticmethod(ops.conv_transpose3d)
+    _op = "conv_transpose3d"

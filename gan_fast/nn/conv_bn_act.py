@@ -11,7 +11,7 @@ from gan_fast.nn.batch_norm_act import BatchNormAct1d, BatchNormAct2d, BatchNorm
 from gan_fast.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from gan_fast.ops import activation as activations
 from gan_fast.ops import checks
-from gan_fast.ops.conv_bn_act import activate, fold, folds
+from gan_fast.ops.conv_bn_act import activate, fold, folds, may_fold
 
 Size = int | tuple[int, ...]
 Device = torch.device | str | None
@@ -154,7 +154,7 @@ class _ConvBNAct(nn.Module):
         )  # fmt: skip
 
     def forward(self, input: Tensor) -> Tensor:
-        if not (self.training or torch.is_grad_enabled()) and self._folds(input):
+        if may_fold(input) and self._folds(input):
             return self._folded(input)
         output: Tensor = self.bn(self.conv(input))
         return output
@@ -219,7 +219,7 @@ class _ConvTransposeBNAct(_ConvBNAct):
         )  # fmt: skip
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if not (self.training or torch.is_grad_enabled()) and self._folds(input):
+        if may_fold(input) and self._folds(input):
             return self._folded(input, output_size)
         output: Tensor = self.bn(self.conv(input, output_size))
         return output

@@ -356,7 +356,8 @@ def norm(
         and isinstance(eps, float)
         and eps > 0
         and activation in activations.NAMES
-        and all(t is None or t.dim() == 1 for t in parameters)
+        and (weight is None or weight.dim() == 1)
+        and (bias is None or bias.dim() == 1)
     ):
         try:
             output = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)

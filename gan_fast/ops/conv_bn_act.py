@@ -118,6 +118,11 @@ def conv_transposend_act(
     return convolve(op, dims, True, input, weight, bias, stride, padding, output_padding, groups, dilation, then)
 
 
+def may_fold(input: Tensor) -> bool:
+    """The part of :func:`folds` that costs nothing to ask."""
+    return not torch.is_grad_enabled() and isinstance(input, Tensor) and input.numel() > backends.SMALL
+
+
 def folds(
     transposed: bool,
     groups: int,
@@ -136,14 +141,13 @@ def folds(
     once more; where there is less weight to scale than there are values to save a pass over. What is wrong with the
     arguments is left to the usual way to say.
     """
-    if torch.is_grad_enabled() or autograd.captured() or not isinstance(eps, float) or not isinstance(groups, int):
+    if not may_fold(input) or autograd.captured() or not isinstance(eps, float) or not isinstance(groups, int):
         return False
     if groups < 1 or weight.dim() < 3 or weight.size(0) % groups:
         return False
     channels = (weight.size(1) * groups if transposed else weight.size(0),)
     return (
         backends.native("conv2d", input.device.type)
-        and not backends.small(input)
         and input.dtype in (torch.float32, torch.float64)
         and (weight.dtype, weight.device) == (input.dtype, input.device)
         and isinstance(running_mean, Tensor)
