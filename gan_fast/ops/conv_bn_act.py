@@ -120,7 +120,12 @@ def conv_transposend_act(
 
 def may_fold(input: Tensor) -> bool:
     """The part of :func:`folds` that costs nothing to ask."""
-    return not torch.is_grad_enabled() and isinstance(input, Tensor) and input.numel() > backends.SMALL
+    return (
+        not torch.is_grad_enabled()
+        and isinstance(input, Tensor)
+        and not autograd.captured()
+        and input.numel() > backends.SMALL
+    )
 
 
 def folds(
@@ -141,7 +146,7 @@ def folds(
     once more; where there is less weight to scale than there are values to save a pass over. What is wrong with the
     arguments is left to the usual way to say.
     """
-    if not may_fold(input) or autograd.captured() or not isinstance(eps, float) or not isinstance(groups, int):
+    if not may_fold(input) or not isinstance(eps, float) or not isinstance(groups, int):
         return False
     if groups < 1 or weight.dim() < 3 or weight.size(0) % groups:
         return False

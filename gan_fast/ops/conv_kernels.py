@@ -176,12 +176,12 @@ class _Product(NamedTuple):
         return torch.empty(shape, dtype=dtype, memory_format=memory_format)
 
 
-def _as_aten(*results: Tensor | None) -> bool:
-    """Whether results of columns are what ATen gives: NaN where an infinite value met the columns' padding is not.
+def _is_finite(t: Tensor | None) -> bool:
+    """Whether columns may be trusted: an infinite value times the zeros of their padding would be NaN.
 
-    A sum is finite where all values are, and costs a fraction of the product.
+    A sum is finite where all values are (or overflows, and ATen's kernel serves), and costs a fraction of a product.
     """
-    return all(t is None or bool(t.sum(dtype=_compute_dtype(t.dtype)).isfinite()) for t in results)
+    return t is None or bool(t.sum(dtype=_compute_dtype(t.dtype)).isfinite())
 
 
 def _product(
@@ -238,7 +238,7 @@ def forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
             if geometry.transposed:
                 return product.to_big(input, weight, bias)
             output, _ = product.from_big(input, None, weight, bias)
-            if output is not None and _as_aten(output):
+            if output is not None and _is_finite(output):
                 return output
     return torch.convolution(input, weight, bias, *geometry)
 
@@ -258,14 +258,14 @@ def backward(
             if geometry.transposed:
                 if known_input is not None or known_weight is not None:
                     by_input, by_weight = product.from_big(grad_output, known_input, known_weight)
-                    if not _as_aten(by_input, by_weight):
-                        by_input = by_weight = None
+                    by_input = by_input if _is_finite(by_input) else None
+                    by_weight = by_weight if _is_finite(known_input) else None
             else:
                 if known_weight is not None:
                     by_input = product.to_big(grad_output, known_weight, None)
                 if known_input is not None:
                     _, by_weight = product.from_big(known_input, grad_output, None)
-                    by_weight = by_weight if _as_aten(by_weight) else None
+                    by_weight = by_weight if _is_finite(grad_output) else None
     left = (input_wanted and by_input is None, weight_wanted and by_weight is None, bias_wanted)
     if any(left):
         input, weight = (t if isinstance(t, Tensor) else t.unread(grad_output) for t in (input, weight))
