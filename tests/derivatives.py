@@ -52,6 +52,15 @@ def second_order(
     return result
 
 
+def second_order_and_statistics(
+    function: Callable[..., Tensor], arguments: dict[str, Any], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """What :func:`second_order` gives, and the running statistics that ``function`` left in copies of its own."""
+    arguments = with_own_buffers(arguments)
+    named = second_order(function, arguments, dtype)
+    return named | {n: arguments[n] for n in ("running_mean", "running_var") if arguments.get(n) is not None}
+
+
 def strides(t: Tensor) -> list[int]:
     """Of the dims that have one: the stride of a single element says nothing."""
     return [stride for size, stride in zip(t.shape, t.stride()) if size > 1]

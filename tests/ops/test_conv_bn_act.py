@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from derivatives import differentiated, in_double, second_order, strides, with_own_buffers
+from derivatives import differentiated, in_double, second_order_and_statistics, strides, with_own_buffers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from samples import (
@@ -53,17 +53,11 @@ def chain(sample: BlockSample) -> Callable[..., Tensor]:
     return run
 
 
-def results(function: Callable[..., Tensor], arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
-    arguments = with_own_buffers(arguments)
-    named = second_order(function, arguments, dtype)
-    return named | {n: arguments[n] for n in ("running_mean", "running_var") if arguments.get(n) is not None}
-
-
 def check_against_chain(sample: BlockSample, dtype: torch.dtype) -> None:
     arguments = sample.make(dtype)
-    ours = results(getattr(ops, sample.op), arguments, dtype)
-    eager = results(chain(sample), arguments, dtype)
-    exact = results(chain(sample), in_double(arguments), dtype)
+    ours = second_order_and_statistics(getattr(ops, sample.op), arguments, dtype)
+    eager = second_order_and_statistics(chain(sample), arguments, dtype)
+    exact = second_order_and_statistics(chain(sample), in_double(arguments), dtype)
     for name, value in eager.items():
         if name not in ours:
             assert not value.count_nonzero(), f"{name} is missing"

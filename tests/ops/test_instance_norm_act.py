@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from derivatives import differentiated, in_double, second_order, strides, with_own_buffers
+from derivatives import differentiated, in_double, second_order_and_statistics, strides, with_own_buffers
 from samples import DTYPES, NORM_SAMPLES, NormSample
 from tolerances import assert_as_exact
 from torch import Tensor
@@ -28,19 +28,13 @@ def make(sample: NormSample, dtype: torch.dtype, **options: Any) -> dict[str, An
     return arguments
 
 
-def results(function: Any, arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
-    arguments = with_own_buffers(arguments)
-    named = second_order(function, arguments, dtype)
-    return named | {n: arguments[n] for n in ("running_mean", "running_var") if arguments[n] is not None}
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
 def test_equals_eager_to_second_order(sample: NormSample, dtype: torch.dtype) -> None:
     arguments = make(sample, dtype)
-    ours = results(instance_norm_act, arguments, dtype)
-    eager = results(reference, arguments, dtype)
-    exact = results(reference, in_double(arguments), dtype)
+    ours = second_order_and_statistics(instance_norm_act, arguments, dtype)
+    eager = second_order_and_statistics(reference, arguments, dtype)
+    exact = second_order_and_statistics(reference, in_double(arguments), dtype)
     for name, value in eager.items():
         if name not in ours:
             assert not value.count_nonzero(), f"{name} is missing"
