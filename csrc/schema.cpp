@@ -42,6 +42,7 @@ STABLE_TORCH_LIBRARY(gan_fast, m) {
   m.def(
       "col2im(Tensor columns, Tensor(a!) output, Tensor? bias, int[] kernel_size, int[] stride, int[] padding,"
       " int[] dilation, int[] positions) -> ()");
+  m.def("sub_pixel_conv(Tensor input, Tensor weight, Tensor(a!) output, Tensor? bias, int[] padding) -> ()");
 }
 
 namespace {

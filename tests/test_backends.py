@@ -139,6 +139,22 @@ print(extension.build_info()["instruction_set"], digest.hexdigest())
     assert len({r[1] for r in results}) == 1
 
 
+@pytest.mark.skipif(not extension.available(), reason="needs the native module")
+@pytest.mark.parametrize("level", extension.INSTRUCTION_SETS)
+def test_every_instruction_set_convolves(level: str) -> None:
+    code = """
+import torch, torch.nn.functional as F, gan_fast
+torch.manual_seed(0)
+x, weight = torch.randn(2, 64, 20, 33), torch.randn(64, 3, 4, 4)
+for format in (torch.contiguous_format, torch.channels_last):
+    x = x.contiguous(memory_format=format)
+    output = torch.empty(2, 3, 40, 66)
+    torch.ops.gan_fast.sub_pixel_conv(x, weight, output, None, (1, 1))
+    print((output - F.conv_transpose2d(x.double(), weight.double(), None, 2, 1)).abs().max().item())
+"""
+    assert all(float(error) < 1e-4 for error in run(code, GAN_FAST_ISA=level).stdout.split())
+
+
 def test_unknown_instruction_set_is_refused() -> None:
     with pytest.raises(subprocess.CalledProcessError) as caught:
         run("import gan_fast", GAN_FAST_ISA="sse9")

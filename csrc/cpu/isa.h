@@ -20,7 +20,7 @@ inline Level best() {
       __builtin_cpu_supports("avx512vl")) {
     return Level::avx512;
   }
-  if (__builtin_cpu_supports("avx2")) return Level::avx2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Level::avx2;
 #endif
   return Level::baseline;
 }
@@ -49,7 +49,7 @@ void run_baseline(const Kernel& kernel, Args... args) {
 
 #if defined(__x86_64__)
 template <class Kernel, class... Args>
-__attribute__((target("avx2"))) void run_avx2(const Kernel& kernel, Args... args) {
+__attribute__((target("avx2,fma"))) void run_avx2(const Kernel& kernel, Args... args) {
   const Kernel local = kernel;
   local(args...);
 }
@@ -73,6 +73,21 @@ void run(const Kernel& kernel, Args... args) {
 #endif
     default:
       return run_baseline(kernel, args...);
+  }
+}
+
+// The same for a kernel that is written differently for each instruction set: Kernel<level>{args...}().
+template <template <Level> class Kernel, class... Args>
+void run_each(const Args&... args) {
+  switch (level()) {
+#if defined(__x86_64__)
+    case Level::avx512:
+      return run_avx512(Kernel<Level::avx512>{args...});
+    case Level::avx2:
+      return run_avx2(Kernel<Level::avx2>{args...});
+#endif
+    default:
+      return run_baseline(Kernel<Level::baseline>{args...});
   }
 }
 

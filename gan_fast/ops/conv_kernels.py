@@ -8,7 +8,8 @@ the weight as it lies in memory as S by C * taps, and columns the values of the 
 
 oneDNN, which ATen calls, is at the machine's limit where maps are large beside the weight. It copies each weight into
 an order of its own at every call and back, and computes few channels of the big map as if they were sixteen: there a
-product on the weight as it lies is quicker (docs/architecture.md has the figures).
+product on the weight as it lies is quicker, and for the layer that ends most generators (kernel 4, stride 2) a kernel
+of its own (docs/architecture.md has the figures).
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Like(NamedTuple):
 
 _im2col = autograd.kernel("im2col")
 _col2im = autograd.kernel("col2im")
+_sub_pixel_conv = autograd.kernel("sub_pixel_conv")
 
 
 def _rows(t: Tensor) -> Tensor:
@@ -118,6 +120,17 @@ class _Product(NamedTuple):
         )  # fmt: skip
 
     @property
+    def phases(self) -> bool:
+        """Whether csrc/cpu/sub_pixel.cpp gives the big map: its kernel, a vector of positions, few channels."""
+        return (
+            self.weight.shape[2:] == (4, 4)
+            and self.geometry.stride == (2, 2)
+            and self.geometry.dilation == (1, 1)
+            and self.weight.shape[1] <= 4
+            and self.small[3] >= _VECTOR
+        )
+
+    @property
     def samples(self) -> int:
         """How many samples are columns at a time."""
         return max(1, _MOST_COLUMNS // (math.prod(self.small[2:]) * math.prod(self.weight.shape[1:])))
@@ -130,6 +143,9 @@ class _Product(NamedTuple):
     def to_big(self, small: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the big map: the transposed convolution, and the gradient of the plain one by its input."""
         big = self._empty(self.big, small.dtype)
+        if self.phases and _is_finite(weight):
+            _sub_pixel_conv(small, weight, big, bias, self.geometry.padding)
+            return big
         # In single precision: the values under a kernel are rounded once, when their sum is stored.
         dtype = _compute_dtype(small.dtype)
         matrix = weight.reshape(weight.size(0), -1).to(dtype)
@@ -291,5 +307,12 @@ def _col2im_fake(
     return None
 
 
+def _sub_pixel_conv_fake(
+    input: Tensor, weight: Tensor, output: Tensor, bias: Tensor | None, padding: Sequence[int]
+) -> None:
+    return None
+
+
 autograd.register("im2col", autograd.refuse("im2col"), _im2col_fake)
+autograd.register("sub_pixel_conv", autograd.refuse("sub_pixel_conv"), _sub_pixel_conv_fake)
 autograd.register("col2im", autograd.refuse("col2im"), _col2im_fake)

@@ -161,6 +161,73 @@ def test_columns_equal_unfold_and_fold(geometry: Any, dtype: torch.dtype, layout
     assert torch.equal(output.double(), full + bias.double().view(-1, *[1] * len(size)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "gaps", "offset", "transposed"])
+@pytest.mark.parametrize(
+    "case",
+    # channels in and out, size of the input, padding, output padding
+    [
+        (64, 3, (32, 32), (1, 1), (0, 0)),
+        (33, 1, (1, 17), (1, 2), (1, 1)),
+        (5, 2, (9, 40), (0, 3), (0, 1)),
+        (70, 4, (2, 16), (2, 0), (0, 0)),
+        (1, 3, (40, 5), (3, 1), (1, 0)),
+    ],
+    ids=str,
+)
+def test_sub_pixel_conv_is_a_transposed_convolution(case: Any, layout: str, dtype: torch.dtype) -> None:
+    c_in, c_out, size, padding, output_padding = case
+    x = LAYOUTS[layout](torch.randn(3, c_in, *size).to(dtype))
+    weight = LAYOUTS[layout](torch.randn(c_in, c_out, 4, 4).to(dtype))
+    bias = torch.randn(c_out).to(dtype)
+    for shift in (None, bias):
+        exact = F.conv_transpose2d(
+            x.double(), weight.double(), None if shift is None else shift.double(), 2, padding, output_padding
+        )
+        eager = F.conv_transpose2d(x, weight, shift, 2, padding, output_padding)
+        output = LAYOUTS[layout](torch.full(exact.shape, float("nan"), dtype=dtype))
+        torch.ops.gan_fast.sub_pixel_conv(x, weight, output, shift, padding)
+        assert_as_exact(output, eager, exact, "output")
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_the_last_layer_of_a_generator_is_a_sub_pixel_conv(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    kernel = conv_kernels._sub_pixel_conv
+    monkeypatch.setattr(conv_kernels, "_sub_pixel_conv", lambda *args: calls.append(1) or kernel(*args))
+    x = LAYOUTS[layout](torch.randn(2, 64, 32, 32))
+    output = ops.conv_transpose2d(x, torch.randn(64, 3, 4, 4), None, 2, 1)
+    assert calls and output.stride() == LAYOUTS[layout](output).stride()
+
+
+def test_raw_sub_pixel_conv_refuses_what_would_read_past_the_end() -> None:
+    op = torch.ops.gan_fast.sub_pixel_conv
+    x, weight, output = torch.ones(2, 8, 6, 16), torch.ones(8, 3, 4, 4), torch.ones(2, 3, 12, 32)
+    refused = [
+        ((x.double(), weight.double(), output.double(), None, (1, 1)), "input dtype float32, bfloat16 or float16"),
+        ((x, weight.bfloat16(), output, None, (1, 1)), "weight dtype Float"),
+        ((x, weight, output.bfloat16(), None, (1, 1)), "output dtype Float"),
+        ((x[0], weight, output, None, (1, 1)), "input dimensions 4"),
+        ((x, torch.ones(8, 5, 4, 4), output, None, (1, 1)), r"weight shape \(8, 1 to 4, 4, 4\), got \(8, 5, 4, 4\)"),
+        ((x, torch.ones(8, 3, 3, 4), output, None, (1, 1)), r"weight shape \(8, 1 to 4, 4, 4\), got \(8, 3, 3, 4\)"),
+        ((x, weight, output[:1], None, (1, 1)), r"output shape \(2, 3, ...\), got \(1, 3, 12, 32\)"),
+        ((x, weight, output, torch.ones(2), (1, 1)), r"bias shape \(3,\), got \(2,\)"),
+        ((x, weight, output, None, (1,)), "padding two numbers of at least 0"),
+        ((x, weight, output, None, (1, -1)), "padding two numbers of at least 0"),
+    ]
+    for arguments, message in refused:
+        with pytest.raises(RuntimeError, match=f"sub_pixel_conv: expected {message}"):
+            op(*arguments)
+    with pytest.raises(NotImplementedError, match="sub_pixel_conv: expected no argument to require grad"):
+        op(x.clone().requires_grad_(), weight, output, None, (1, 1))
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(op.default, (x, weight, output, None, (1, 1)), test_utils=checks)
+    # Larger than what any kernel touches: the rest is the bias.
+    big = torch.empty(2, 3, 20, 50)
+    op(x, weight, big, torch.arange(3.0), (1, 1))
+    assert all(bool((big[:, c, 14:] == c).all() and (big[:, c, :, 34:] == c).all()) for c in range(3))
+
+
 def test_columns_opcheck() -> None:
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     geometry = ((4, 4), (2, 2), (1, 1), (1, 1), (3, 2))
