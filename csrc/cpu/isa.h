@@ -20,7 +20,7 @@ inline Level best() {
       __builtin_cpu_supports("avx512vl")) {
     return Level::avx512;
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Level::avx2;
+  if (__builtin_cpu_supports("avx2")) return Level::avx2;
 #endif
   return Level::baseline;
 }
@@ -49,7 +49,7 @@ void run_baseline(const Kernel& kernel, Args... args) {
 
 #if defined(__x86_64__)
 template <class Kernel, class... Args>
-__attribute__((target("avx2,fma"))) void run_avx2(const Kernel& kernel, Args... args) {
+__attribute__((target("avx2"))) void run_avx2(const Kernel& kernel, Args... args) {
   const Kernel local = kernel;
   local(args...);
 }

@@ -48,7 +48,7 @@ struct Phases {
     const RowOfPhases& row;
 
     GAN_FAST_INLINE void operator()() const {
-      // Sums and operands of two vectors at a time fill 32 registers; of one, as nearly as can be, 16 of half the width.
+      // Sums and operands of two vectors at a time fill 32 registers.
       constexpr int kVectors = kLevel == isa::Level::avx512 ? 2 : 1;
       int64_t q = 0;
       for (; q + kVectors * kWide <= row.count; q += kVectors * kWide) part<kVectors>(q);
@@ -111,10 +111,10 @@ struct Phases {
         for (int v = 0; v < kVectors; ++v) {
           float* to = row.out + 2 * (c * row.count + q + v * kWide);
           const Wide even = sums[c][0][v], odd = sums[c][1][v];
-          const Wide low = __builtin_shuffle(
-              even, odd, WideOrder{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
-          const Wide high = __builtin_shuffle(
-              even, odd, WideOrder{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
+          const Wide low =
+              __builtin_shuffle(even, odd, WideOrder{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
+          const Wide high =
+              __builtin_shuffle(even, odd, WideOrder{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
           std::memcpy(to, &low, sizeof(Wide));
           std::memcpy(to + kWide, &high, sizeof(Wide));
         }
@@ -134,9 +134,10 @@ struct Phases {
       return value;
     }
 
-    // Written so that the compiler makes one instruction of it where there is one (-ffp-contract=off does not).
+    // Written so that the compiler makes one instruction of it (-ffp-contract=off does not). Elsewhere this is slow
+    // anyhow, for want of registers, and gan_fast/ops/conv_kernels.py takes another way.
     static GAN_FAST_INLINE Wide multiply_add(Wide a, Wide b, Wide c) {
-      if constexpr (kLevel == isa::Level::baseline) return a * b + c;
+      if constexpr (kLevel != isa::Level::avx512) return a * b + c;
       Wide result;
       for (int lane = 0; lane < kWide; ++lane) result[lane] = __builtin_fmaf(a[lane], b[lane], c[lane]);
       return result;
@@ -353,8 +354,13 @@ void sub_pixel_conv(const Tensor& input, const Tensor& weight, const Tensor& out
             const int64_t parity = (r + padding[0]) % 2, y = pair + (r + padding[0]) / 2;
             const float* of_parity = weights.data() + parity * depth * C * 4;
             run(C, padding[1] % 2,
-                {{line_of(y), line_of(y - 1)}, {of_parity, of_parity + 2 * depth * C * 4}, start, depth, line_width,
-                 count, values});
+                {{line_of(y), line_of(y - 1)},
+                 {of_parity, of_parity + 2 * depth * C * 4},
+                 start,
+                 depth,
+                 line_width,
+                 count,
+                 values});
             for (int64_t c = 0; c < C; ++c) {
               write_line(values + c * 2 * count, to + n * out_n + c * out_c + (2 * pair + r) * out_y, out_x, W_out);
             }

@@ -35,6 +35,8 @@ _LONG_PLANE = 256
 # A vector of floats: oneDNN computes fewer channels at the price of as many.
 _VECTOR = 16
 _DTYPES = (torch.float32, torch.bfloat16)
+# With fewer and shorter registers columns are the quicker way.
+_WIDE = extension.build_info().get("instruction_set") == "avx512"
 
 
 class Geometry(NamedTuple):
@@ -123,7 +125,8 @@ class _Product(NamedTuple):
     def phases(self) -> bool:
         """Whether csrc/cpu/sub_pixel.cpp gives the big map: its kernel, a vector of positions, few channels."""
         return (
-            self.weight.shape[2:] == (4, 4)
+            _WIDE
+            and self.weight.shape[2:] == (4, 4)
             and self.geometry.stride == (2, 2)
             and self.geometry.dilation == (1, 1)
             and self.weight.shape[1] <= 4
