@@ -127,15 +127,16 @@ def native(op: str, device_type: str) -> bool:
 SMALL = 8192
 
 
-def small(input: object, *beside: object) -> bool:
-    """Whether automatic choice leaves a call to ATen: tensors (or None) on one device, of a few values each."""
+def small(input: object, beside: object = None) -> bool:
+    """Whether automatic choice leaves a call to ATen: one or two tensors on one device, of a few values each."""
     if _requested != "auto" or not isinstance(input, torch.Tensor) or _tracing() or torch.compiler.is_compiling():
         # Sizes that are looked at become part of a trace or a graph.
         return False
-    for t in beside:
-        if t is not None and not (isinstance(t, torch.Tensor) and t.device == input.device and t.numel() <= SMALL):
-            return False
-    return input.numel() <= SMALL and input.dtype.is_floating_point
+    if input.numel() > SMALL or not input.dtype.is_floating_point:
+        return False
+    return beside is None or (
+        isinstance(beside, torch.Tensor) and beside.numel() <= SMALL and beside.device == input.device
+    )
 
 
 def _explain(op: str, device_type: str) -> str:

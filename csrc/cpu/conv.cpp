@@ -16,6 +16,7 @@
 #include "../common/dtype.h"
 #include "lanes.h"
 #include "macros.h"
+#include "sub_pixel.h"
 
 namespace gan_fast {
 namespace {
@@ -377,4 +378,5 @@ void col2im(const Tensor& columns, const Tensor& output, const MaybeTensor& bias
 STABLE_TORCH_LIBRARY_IMPL(gan_fast, CPU, m) {
   m.impl("im2col", TORCH_BOX(&gan_fast::im2col));
   m.impl("col2im", TORCH_BOX(&gan_fast::col2im));
+  m.impl("sub_pixel_conv", TORCH_BOX(&gan_fast::sub_pixel::conv));
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gan_fast.nn.lookup import weight_and_bias
 from gan_fast.ops import activation as activations
 from gan_fast.ops import checks
 from gan_fast.ops.batch_norm_act import batch_norm_act
@@ -39,26 +40,21 @@ class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
         # torch.nn's own rules: they hold too where a user drops the buffers or the flag after construction.
-        use_batch = self.training or (self.running_mean is None and self.running_var is None)
-        momentum = 0.0 if self.momentum is None else self.momentum
-        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:
+        buffers = self._buffers
+        mean, var, batches = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
+        training, momentum = self.training, self.momentum
+        if training and self.track_running_stats and batches is not None:
+            batches.add_(1)
+            if momentum is None:
                 # Cumulative average; reading the count waits for the device, as in torch.nn.
-                momentum = 1.0 / float(self.num_batches_tracked)
-        keep = not self.training or self.track_running_stats
+                momentum = 1.0 / float(batches)
+        use_batch = training or (mean is None and var is None)
+        if training and not self.track_running_stats:
+            mean = var = None
         return batch_norm_act(
-            input,
-            self.running_mean if keep else None,
-            self.running_var if keep else None,
-            self.weight,
-            self.bias,
-            use_batch,
-            momentum,
-            self.eps,
-            self.activation,
-            self.negative_slope,
-        )
+            input, mean, var, *weight_and_bias(self), use_batch, 0.0 if momentum is None else momentum, self.eps,
+            self.activation, self.negative_slope,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {activations.describe(self.activation, self.negative_slope)}"

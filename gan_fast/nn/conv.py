@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gan_fast.nn.lookup import weight_and_bias
 from gan_fast.ops.conv import convolve
 
 
@@ -14,6 +15,9 @@ class _Conv(nn.modules.conv._ConvNd):
     """torch.nn's convolution (parameters, state dict, initialisation, padding modes) on our ops."""
 
     _op: ClassVar[str]
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, *weight_and_bias(self))
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: str | int | tuple[int, ...] = self.padding
@@ -32,20 +36,22 @@ class _ConvTranspose(nn.modules.conv._ConvTransposeNd):
     _op: ClassVar[str]
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        return self._conv_forward(input, self.weight, self.bias, output_size)
+        return self._conv_forward(input, *weight_and_bias(self), output_size)
 
     def _conv_forward(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None
     ) -> Tensor:
-        output_padding = self._output_padding(
-            input,
-            output_size,
-            self.stride,  # type: ignore[arg-type]
-            self.padding,  # type: ignore[arg-type]
-            self.kernel_size,  # type: ignore[arg-type]
-            len(self.kernel_size),
-            self.dilation,  # type: ignore[arg-type]
-        )
+        output_padding: Any = self.output_padding
+        if output_size is not None:
+            output_padding = self._output_padding(
+                input,
+                output_size,
+                self.stride,  # type: ignore[arg-type]
+                self.padding,  # type: ignore[arg-type]
+                self.kernel_size,  # type: ignore[arg-type]
+                len(self.kernel_size),
+                self.dilation,  # type: ignore[arg-type]
+            )
         return convolve(
             self._op, len(self.kernel_size), True, input, weight, bias, self.stride, self.padding, output_padding,
             self.groups, self.dilation,

@@ -11,20 +11,22 @@ from gan_fast.nn.batch_norm_act import BatchNormAct1d, BatchNormAct2d, BatchNorm
 from gan_fast.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from gan_fast.ops import activation as activations
 from gan_fast.ops import checks
-from gan_fast.ops.conv_bn_act import activate, fold, folds, may_fold
+from gan_fast.ops.conv_bn_act import activate, fold, may_fold
 
 Size = int | tuple[int, ...]
 Device = torch.device | str | None
 
 
 def _unseen(child: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a child is as we made it and nobody looks at what goes in or comes out."""
-    hooks = (child._forward_hooks, child._forward_pre_hooks, child._backward_hooks, child._backward_pre_hooks)
-    return (
-        type(child) is kind
-        and "forward" not in child.__dict__
-        and not any(hooks)
-        and not nn.modules.module._has_any_global_hook()
+    """Whether a child is as we made it and nobody looks at what goes in or comes out: then ``forward`` is all of it."""
+    own = child.__dict__
+    return type(child) is kind and not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+        or nn.modules.module._has_any_global_hook()
     )
 
 
@@ -67,16 +69,18 @@ class _ConvAct(nn.Module):
         self.memory_format = memory_format
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._activate(self.conv(input))
+        return self._run(input)
 
-    def _activate(self, output: Tensor) -> Tensor:
+    def _run(self, input: Tensor, *output_size: list[int] | None) -> Tensor:
+        conv: Any = self._modules["conv"]
+        unseen = _unseen(conv, self.conv_type)
+        output = (conv.forward if unseen else conv)(input, *output_size)
         if self.memory_format is not None and (
-            output.dim() == self.conv.weight.dim() or self.memory_format is torch.contiguous_format
+            output.dim() == conv.weight.dim() or self.memory_format is torch.contiguous_format
         ):
             # Before the activation, which keeps its output: there is then one tensor of it, not one in each format.
             output = output.contiguous(memory_format=self.memory_format)
-        write = activate if _unseen(self.conv, self.conv_type) else activations.apply
-        return write(output, self.activation, self.negative_slope)
+        return (activate if unseen else activations.apply)(output, self.activation, self.negative_slope)
 
     def extra_repr(self) -> str:
         return activations.describe(self.activation, self.negative_slope)
@@ -112,7 +116,7 @@ class _ConvTransposeAct(_ConvAct):
         )  # fmt: skip
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        return self._activate(self.conv(input, output_size))
+        return self._run(input, output_size)
 
 
 class _ConvBNAct(nn.Module):
@@ -154,33 +158,26 @@ class _ConvBNAct(nn.Module):
         )  # fmt: skip
 
     def forward(self, input: Tensor) -> Tensor:
-        if may_fold(input) and self._folds(input):
-            return self._folded(input)
-        output: Tensor = self.bn(self.conv(input))
-        return output
+        return self._run(input)
 
-    def _folded(self, input: Tensor, *output_size: list[int] | None) -> Tensor:
-        """The convolution and the norm as one convolution, and the activation."""
-        conv, bn = self.conv, self.bn
-        weight, bias = fold(
-            conv.transposed, conv.groups, conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias,
-            bn.eps,
-        )  # fmt: skip
-        return activate(conv._conv_forward(input, weight, bias, *output_size), bn.activation, bn.negative_slope)
-
-    def _folds(self, input: Tensor) -> bool:
-        """Whether the norm may go into the weight unseen: both children as we made them, and nobody looks at them."""
-        conv, bn = self.conv, self.bn
-        return (
-            _unseen(conv, self.conv_type)
-            and _unseen(bn, self.bn_type)
-            and not bn.training
-            and input.dim() == conv.weight.dim()
-            and folds(
+    def _run(self, input: Tensor, *output_size: list[int] | None) -> Tensor:
+        # Quicker than attributes, for whom nn.Module searches.
+        conv: Any = self._modules["conv"]
+        bn: Any = self._modules["bn"]
+        output: Tensor
+        if not (_unseen(conv, self.conv_type) and _unseen(bn, self.bn_type)):
+            output = bn(conv(input, *output_size))
+            return output
+        if not bn.training and may_fold(input) and input.dim() == conv.weight.dim():
+            folded = fold(
                 conv.transposed, conv.groups, input, conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight,
                 bn.bias, bn.eps,
-            )
-        )  # fmt: skip
+            )  # fmt: skip
+            if folded is not None:
+                output = conv._conv_forward(input, *folded, *output_size)
+                return activate(output, bn.activation, bn.negative_slope)
+        output = bn.forward(conv.forward(input, *output_size))
+        return output
 
 
 class _ConvTransposeBNAct(_ConvBNAct):
@@ -219,10 +216,7 @@ class _ConvTransposeBNAct(_ConvBNAct):
         )  # fmt: skip
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if may_fold(input) and self._folds(input):
-            return self._folded(input, output_size)
-        output: Tensor = self.bn(self.conv(input, output_size))
-        return output
+        return self._run(input, output_size)
 
 
 class ConvAct1d(_ConvAct):

@@ -349,18 +349,18 @@ def norm(
     negative_slope: float,
 ) -> Tensor:
     """batch_norm_act as part of ``op``, whose names for weight and bias begin with ``prefix``."""
-    parameters = (running_mean, running_var, weight, bias)
-    # What ATen would take without a word is left to the checks.
+    # Vectors beside a small input are small. What ATen would take without a word is left to the checks.
     if (
-        backends.small(input, *parameters)
+        backends.small(input)
         and isinstance(eps, float)
         and eps > 0
         and activation in activations.NAMES
         and (weight is None or weight.dim() == 1)
         and (bias is None or bias.dim() == 1)
+        and not (training and input.dim() > 1 and input.numel() == input.size(1))
     ):
         try:
-            output = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+            output = torch.batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, False)
         except (RuntimeError, TypeError, ValueError, IndexError):
             pass  # the checks below say what is wrong in words of ours, or it is served there
         else:

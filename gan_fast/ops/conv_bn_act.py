@@ -32,15 +32,14 @@ def activate(output: Tensor, activation: str, negative_slope: float) -> Tensor:
         return activations.apply_over(output, activation, negative_slope)
     if autograd.captured() or not backends.native("leaky_relu", output.device.type):
         return activations.apply(output, activation, negative_slope)
-    if activation not in ("relu", "leaky_relu"):
-        return activations.apply_over(output, activation, negative_slope)
-    if activation == "relu":
-        result: Tensor = ReLUInPlace.apply(output, None)
-    elif negative_slope >= 0:
-        result = ReLUInPlace.apply(output, negative_slope)
-    else:
+    result: Tensor
+    if activation == "leaky_relu" and negative_slope < 0:
         # The sign of the output no longer tells that of the input.
         result = LeakyReLU.apply(output, negative_slope)
+    elif activation in ("relu", "leaky_relu"):
+        result = ReLUInPlace.apply(output, None if activation == "relu" else negative_slope)
+    else:
+        result = activations.apply_over(output, activation, negative_slope)
     return result
 
 
@@ -119,16 +118,11 @@ def conv_transposend_act(
 
 
 def may_fold(input: Tensor) -> bool:
-    """The part of :func:`folds` that costs nothing to ask."""
-    return (
-        not torch.is_grad_enabled()
-        and isinstance(input, Tensor)
-        and not autograd.captured()
-        and input.numel() > backends.SMALL
-    )
+    """What :func:`fold` asks first: nobody differentiates, and there is enough to save a pass over."""
+    return not (torch.is_grad_enabled() or autograd.captured() or input.numel() <= backends.SMALL)
 
 
-def folds(
+def fold(
     transposed: bool,
     groups: int,
     input: Tensor,
@@ -139,46 +133,34 @@ def folds(
     bn_weight: Tensor | None,
     bn_bias: Tensor | None,
     eps: float,
-) -> bool:
-    """Whether an evaluation-mode norm is quicker as part of the convolution's weight.
+) -> tuple[Tensor, Tensor] | None:
+    """Return weight and bias of the convolution that is the given one and an evaluation-mode norm after it.
 
-    Only where nobody differentiates; in single and double precision, since a weight in half precision would be rounded
-    once more; where there is less weight to scale than there are values to save a pass over. What is wrong with the
-    arguments is left to the usual way to say.
+    None where that is no quicker or not the same: where somebody differentiates; in half precision, since a weight
+    would be rounded once more; where there is more weight to scale than there are values to save a pass over. What is
+    wrong with the arguments is left to the usual way to say.
     """
-    if not may_fold(input) or not isinstance(eps, float) or not isinstance(groups, int):
-        return False
-    if groups < 1 or weight.dim() < 3 or weight.size(0) % groups:
-        return False
+    if (
+        not may_fold(input)
+        or input.numel() <= weight.numel()
+        or not (isinstance(eps, float) and isinstance(groups, int) and groups >= 1)
+        or weight.dim() < 3
+        or weight.size(0) % groups
+        or running_mean is None
+        or running_var is None
+    ):
+        return None
     channels = (weight.size(1) * groups if transposed else weight.size(0),)
-    return (
-        backends.native("conv2d", input.device.type)
-        and input.dtype in (torch.float32, torch.float64)
-        and (weight.dtype, weight.device) == (input.dtype, input.device)
-        and isinstance(running_mean, Tensor)
-        and isinstance(running_var, Tensor)
-        and all(
-            t is None
-            or (isinstance(t, Tensor) and (t.shape, t.dtype, t.device) == (channels, input.dtype, input.device))
-            for t in (bias, running_mean, running_var, bn_weight, bn_bias)
-        )
-        and weight.numel() <= input.numel()
-        and not autograd.is_autocast_enabled(input.device.type)
-    )
-
-
-def fold(
-    transposed: bool,
-    groups: int,
-    weight: Tensor,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    bn_weight: Tensor | None,
-    bn_bias: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of the convolution that is the given one and an evaluation-mode batch norm after it."""
+    vectors = [t for t in (bias, running_mean, running_var, bn_weight, bn_bias) if t is not None]
+    if (
+        input.dtype not in (torch.float32, torch.float64)
+        or (weight.dtype, weight.device) != (input.dtype, input.device)
+        or not all(isinstance(t, Tensor) and t.shape == channels for t in vectors)
+        or any((t.dtype, t.device) != (input.dtype, input.device) for t in vectors)
+        or autograd.is_autocast_enabled(input.device.type)
+        or not backends.native("conv2d", input.device.type)
+    ):
+        return None
     scale = (running_var + eps).rsqrt()
     if bn_weight is not None:
         scale = scale * bn_weight
@@ -220,15 +202,11 @@ def _conv_bn_act(
     checks.tensor(op, "weight", weight)
     if input.dim() != dims + 2:
         raise ValueError(f"{op}: expected input dimensions {dims + 2} (N, C_in, ...), got shape {tuple(input.shape)}")
-    if (
-        not training
-        and running_mean is not None
-        and running_var is not None
-        and folds(transposed, groups, input, weight, bias, running_mean, running_var, bn_weight, bn_bias, eps)
-    ):
-        weight, bias = fold(
-            transposed, groups, weight, bias, running_mean, running_var, bn_weight, bn_bias, eps
-        )  # fmt: skip
+    folded = None
+    if not training:
+        folded = fold(transposed, groups, input, weight, bias, running_mean, running_var, bn_weight, bn_bias, eps)
+    if folded is not None:
+        weight, bias = folded
     else:
 
         def then(output: Tensor) -> Tensor:

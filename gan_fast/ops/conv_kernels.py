@@ -123,7 +123,7 @@ class _Product(NamedTuple):
 
     @property
     def phases(self) -> bool:
-        """Whether csrc/cpu/sub_pixel.cpp gives the big map: its kernel, a vector of positions, few channels."""
+        """Whether csrc/cpu/sub_pixel.h gives the big map: its kernel, a vector of positions, few channels."""
         return (
             _WIDE
             and self.weight.shape[2:] == (4, 4)

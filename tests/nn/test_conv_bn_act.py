@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 import gan_fast
 from gan_fast import nn as fused
@@ -211,3 +212,26 @@ def test_channels_last_leaves_other_inputs_alone() -> None:
     torch.testing.assert_close(torch.compile(chain, fullgraph=True, backend="aot_eager")(x), expected)
     torch.testing.assert_close(torch.func.vmap(chain)(x[:, None])[:, 0], expected)
     torch.testing.assert_close(torch.jit.trace(chain, x)(x), expected)
+
+
+def test_parameters_that_are_no_longer_parameters() -> None:
+    """Pruning and weight norm put a plain tensor in a parameter's place, parametrisation a property."""
+    for change in (
+        lambda conv: prune.random_unstructured(conv, "weight", amount=0.5),
+        lambda conv: parametrizations.spectral_norm(conv).eval(),
+        lambda conv: parametrizations.weight_norm(conv),
+    ):
+        block, chain = pair(2, "Conv", True, "relu")
+        changed = change(block.conv)
+        chain[0].weight = nn.Parameter(changed.weight.detach().clone())
+        chain[0].bias = changed.bias
+        x = torch.randn(3, 4, 5, 6)
+        torch.testing.assert_close(block(x), chain(x))
+    block, _ = pair(2, "Conv", True, "relu")
+    want = block.eval()(x)
+    replica = block._replicate_for_data_parallel()
+    for child in ("conv", "bn"):
+        part = replica._modules[child] = getattr(block, child)._replicate_for_data_parallel()
+        for name, parameter in getattr(block, child)._parameters.items():
+            setattr(part, name, parameter)
+    torch.testing.assert_close(replica(x), want)

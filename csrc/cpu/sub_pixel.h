@@ -1,9 +1,11 @@
-// A transposed convolution of kernel 4 and stride 2 to few channels: the last layer of a generator.
+// sub_pixel_conv: a transposed convolution of kernel 4 and stride 2 to few channels, the last layer of a generator.
 //
 // Along each dim an output at 2 q + r meets two of the four taps, those of the parity f = (r + padding) % 2, at inputs
 // q + d and q + d - 1 with d = (r + padding) / 2. So each of the four phases of an output is a 2x2 convolution of the
 // input, and no zero is multiplied. A vector holds sixteen outputs of one phase and channel, and stays in a register
 // while all input channels are added up; what is loaded of the input serves every phase and channel.
+
+#pragma once
 
 #include <algorithm>
 #include <array>
@@ -15,8 +17,7 @@
 #include "lanes.h"
 #include "macros.h"
 
-namespace gan_fast {
-namespace {
+namespace gan_fast::sub_pixel {
 
 constexpr int kWide = 16;
 using Wide = float __attribute__((vector_size(kWide * sizeof(float))));
@@ -145,7 +146,7 @@ struct Phases {
   };
 };
 
-void run(int64_t channels, bool odd_padding, const RowOfPhases& row) {
+inline void run(int64_t channels, bool odd_padding, const RowOfPhases& row) {
   const auto of = [&](auto kChannels) {
     if (odd_padding) {
       isa::run_each<Phases<kChannels, true>::template Kernel>(row);
@@ -267,8 +268,8 @@ void write_line(const float* from, T* to, int64_t step, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i * step] = static_cast<T>(from[i]);
 }
 
-void sub_pixel_conv(const Tensor& input, const Tensor& weight, const Tensor& output, const MaybeTensor& bias,
-                    std::vector<int64_t> padding) {
+inline void conv(const Tensor& input, const Tensor& weight, const Tensor& output, const MaybeTensor& bias,
+                 std::vector<int64_t> padding) {
   constexpr const char* kOp = "sub_pixel_conv";
   check::cpu(kOp, "input", input);
   check::cpu(kOp, "weight", weight);
@@ -371,7 +372,4 @@ void sub_pixel_conv(const Tensor& input, const Tensor& weight, const Tensor& out
   });
 }
 
-}  // namespace
-}  // namespace gan_fast
-
-STABLE_TORCH_LIBRARY_IMPL(gan_fast, CPU, m) { m.impl("sub_pixel_conv", TORCH_BOX(&gan_fast::sub_pixel_conv)); }
+}  // namespace gan_fast::sub_pixel
