@@ -284,7 +284,8 @@ def convnd(
         Derivatives: of any order; each is one call of a forward, backward-data or backward-weight kernel, and none is
         taken that the backward pass did not ask for.
         Kernels: ATen's; on the CPU one product of matrices where that is quicker (a weight that is large beside the
-        maps, transposed convolutions to few channels), accumulated in float32 at least.
+        maps, transposed convolutions to few channels) or a kernel for a generator's last layer (csrc/cpu/sub_pixel.h),
+        accumulated in float32 at least.
         A gradient by a weight may have the weight's strides where ATen gives it the input's.
         Under autocast: in its dtype, as ``F.convnd``.
         Under torch.compile, torch.jit.trace and functorch: ATen's own op and its checks.
