@@ -1,16 +1,21 @@
 """Which implementation serves an op here, and why.
 
-Device choice is PyTorch's dispatcher's. What is chosen here is whether an op runs on our kernels at all: they need the
-native module and a kernel for the tensors' device; else the reference (plain ATen) serves, and says so once.
+Device choice is PyTorch's dispatcher's. What is chosen here is whether an op runs on our kernels at all, and on which:
+the native module's for the tensors' device, Triton's where there is no such kernel, else the reference (plain ATen),
+which says so once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch.autograd import forward_ad
@@ -28,10 +33,16 @@ _tracing = torch._C._get_tracing_state
 # Public op -> the native op whose kernel serves it, or None where ours are autograd nodes that serve without one; ops/
 # registers its entries at import.
 _native_ops: dict[str, str | None] = {}
+# Public op -> the file of triton_kernels/ that serves it.
+_triton_files: dict[str, str] = {}
+# Native ops whose kernel for a device is Triton's.
+_by_triton: set[tuple[str, str]] = set()
 
 
-def register(op: str, native_op: str | None) -> None:
+def register(op: str, native_op: str | None, triton_file: str | None = None) -> None:
     _native_ops[op] = native_op
+    if triton_file is not None:
+        _triton_files[op] = triton_file
 
 
 def _check_name(name: str, origin: str) -> str:
@@ -72,35 +83,56 @@ def _use(name: str) -> Iterator[None]:
 
 
 def _unavailable(op: str, device_type: str) -> str | None:
-    """Why our kernels cannot serve ``op`` on a device, or None where they can."""
+    """Why the native module cannot serve ``op`` on a device, or None where it can."""
     native_op = _native_ops[op]
     if native_op is None:
         return None
     if not extension.available():
         return f"the native module is not built (build: {extension.BUILD_COMMAND})"
-    if not extension.has_kernel(native_op, device_type):
+    if not extension.has_kernel(native_op, device_type) or (native_op, device_type) in _by_triton:
         return f"no kernel for device {device_type}"
     return None
 
 
+def _triton_unavailable(op: str, device_type: str, dtype: torch.dtype) -> str | None:
+    """Why Triton cannot serve ``op`` on a device, or None where it can."""
+    if op not in _triton_files:
+        return "no Triton kernel for this op"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (install: pip install triton)"
+    if not extension.available():
+        return f"the native module, which has the ops' schemas, is not built (build: {extension.BUILD_COMMAND})"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"no Triton kernel for {dtype}"
+    if device_type != "cuda" and not (device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+        return f"no Triton for device {device_type} (on a CPU TRITON_INTERPRET=1 interprets it, for tests)"
+    return None
+
+
 # Answers of automatic choice, so that each falling back is logged once.
-_served: dict[tuple[str, str], bool] = {}
+_served: dict[tuple[str, str, torch.dtype], str] = {}
 
 
 @torch.compiler.assume_constant_result
-def _served_natively(op: str, device_type: str) -> bool:
-    key = (op, device_type)
+def _served_by(op: str, device_type: str, dtype: torch.dtype) -> str:
+    """What automatic choice takes: "native", "triton" or "reference"."""
+    key = (op, device_type, dtype)
     if key not in _served:
         reason = _unavailable(op, device_type)
-        # Without a native module extension.py has said so already, for all ops.
-        if reason is not None and extension.available():
-            logger.warning("%s on %s: the reference serves, because %s", op, device_type, reason)
-        _served[key] = reason is None
+        if reason is None:
+            _served[key] = "native"
+        elif device_type == "cuda" and _triton_unavailable(op, device_type, dtype) is None:
+            _served[key] = "triton"
+        else:
+            # Without a native module extension.py has said so already, for all ops.
+            if extension.available():
+                logger.warning("%s on %s: the reference serves, because %s", op, device_type, reason)
+            _served[key] = "reference"
     return _served[key]
 
 
-def native(op: str, device_type: str) -> bool:
-    """Whether our kernel serves this call; False sends it to the reference.
+def native(op: str, device_type: str, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether kernels of ours serve this call; False sends it to the reference.
 
     Raises:
         RuntimeError: the backend asked for by name is not there; the message says how to get it.
@@ -110,49 +142,78 @@ def native(op: str, device_type: str) -> bool:
         # functorch (vmap, grad, jvp) and forward-mode AD cannot look into our autograd nodes; the reference is correct
         # under all of them.
         transformed = _functorch_active() or forward_ad._current_level >= 0
-        return _served_natively(op, device_type) and not transformed
+        return not transformed and _served_by(op, device_type, dtype) != "reference"
     if requested == "reference":
         return False
     if requested == "triton":
-        raise RuntimeError(f"{op}: expected backend triton to be available, got no Triton kernel for this op")
-    if requested != device_type:
+        reason = _triton_unavailable(op, device_type, dtype)
+    elif requested != device_type:
         raise RuntimeError(f"{op}: expected input device {requested} for backend {requested}, got {device_type}")
-    reason = _unavailable(op, device_type)
+    else:
+        reason = _unavailable(op, device_type)
     if reason is not None:
         raise RuntimeError(f"{op}: expected backend {requested} to be available, got: {reason}")
     return True
+
+
+def dispatch_to_triton(native_op: str, file: str, function: str) -> Callable[..., Any] | None:
+    """Return what the dispatcher shall call for ``native_op`` on a GPU: Triton's, where the native module has nothing.
+
+    Called by hand and from compiled graphs ``torch.ops.gan_fast.*`` finds it.
+    """
+    if not extension.available() or extension.has_kernel(native_op, "cuda"):
+        return None
+    _by_triton.add((native_op, "cuda"))
+
+    def call(*args: Any) -> Any:
+        return getattr(importlib.import_module(f"gan_fast.triton_kernels.{file}"), function)(*args)
+
+    return call
+
+
+def triton_kernels(op: str, input: torch.Tensor) -> ModuleType | None:
+    """The Triton functions that serve this call, or None where the dispatcher finds the kernel."""
+    if _requested == "cpu" or (_requested == "auto" and input.is_cpu) or type(input) is not torch.Tensor:
+        return None
+    if _requested == "triton" or _served_by(op, input.device.type, input.dtype) == "triton":
+        return importlib.import_module(f"gan_fast.triton_kernels.{_triton_files[op]}")
+    return None
 
 
 # Up to so many values ATen's own chain of ops is the quicker one: nodes in Python cost more than our kernels save.
 SMALL = 8192
 
 
-def small(input: object, beside: object = None) -> bool:
-    """Whether automatic choice leaves a call to ATen: one or two tensors on one device, of a few values each."""
+def small(input: object, *beside: object) -> bool:
+    """Whether automatic choice leaves a call to ATen: tensors (or None) on one device, of a few values each."""
     if _requested != "auto" or not isinstance(input, torch.Tensor) or _tracing() or torch.compiler.is_compiling():
         # Sizes that are looked at become part of a trace or a graph.
         return False
     if input.numel() > SMALL or not input.dtype.is_floating_point:
         return False
-    return beside is None or (
-        isinstance(beside, torch.Tensor) and beside.numel() <= SMALL and beside.device == input.device
-    )
+    device = input.device
+    for t in beside:
+        if t is not None and not (isinstance(t, torch.Tensor) and t.numel() <= SMALL and t.device == device):
+            return False
+    return True
 
 
 def _explain(op: str, device_type: str) -> str:
     if _requested == "reference":
         return "reference: asked for by name"
-    reason = _unavailable(op, device_type)
     small = f"up to {SMALL} values ATen's own op"
     if _requested == "auto" and _native_ops[op] is None:
         return f"our autograd nodes around the kernel that is quicker, ATen's or ours; {small}"
     if _requested == "auto":
-        return f"reference: {reason}" if reason else f"{device_type} kernel: native kernel registered; {small}"
+        served = _served_by(op, device_type, torch.float32)
+        if served == "native":
+            return f"{device_type} kernel: native kernel registered; {small}"
+        return "Triton kernel" if served == "triton" else f"reference: {_unavailable(op, device_type)}"
     try:
         native(op, device_type)
     except RuntimeError as error:
         return f"error: {error}"
-    return f"{device_type} kernel: asked for by name"
+    return f"{'Triton' if _requested == 'triton' else device_type} kernel: asked for by name"
 
 
 def info() -> str:

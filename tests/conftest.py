@@ -11,6 +11,10 @@ from hypothesis import settings
 
 from gan_fast import backends
 
+# Read when triton is imported: without a GPU its kernels are interpreted.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Deadlines measure the machine, not the code.
 settings.register_profile("gan_fast", deadline=None, derandomize=True)
 settings.load_profile("gan_fast")

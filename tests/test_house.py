@@ -15,9 +15,11 @@ PACKAGE = ROOT / "gan_fast"
 MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
     "extension": set(),
+    "layout": set(),
     "backends": {"extension"},
-    "ops": {"backends", "extension"},
-    "nn": {"ops"},
+    "triton_kernels": {"layout"},
+    "ops": {"backends", "extension", "layout"},
+    "nn": {"ops", "layout"},
     "models": {"nn", "ops"},
     "objectives": {"ops"},
     "data": set(),

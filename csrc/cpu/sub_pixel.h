@@ -1,6 +1,6 @@
 // sub_pixel_conv: a transposed convolution of kernel 4 and stride 2 to few channels, the last layer of a generator.
 //
-// Along each dim an output at 2 q + r meets two of the four taps, those of the parity f = (r + padding) % 2, at inputs
+// Along each dim an output at 2 q + r meets two of the four taps, those of the parity (r + padding) % 2, at inputs
 // q + d and q + d - 1 with d = (r + padding) / 2. So each of the four phases of an output is a 2x2 convolution of the
 // input, and no zero is multiplied. A vector holds sixteen outputs of one phase and channel, and stays in a register
 // while all input channels are added up; what is loaded of the input serves every phase and channel.
@@ -27,7 +27,7 @@ using Four = float __attribute__((vector_size(16)));
 using FourOrder = int32_t __attribute__((vector_size(16)));
 
 constexpr int64_t kMostChannels = 4;
-// Inputs left of q + d - 1 that a vector may need beyond its own sixteen.
+// Values behind the last vector of a line that shifted loads reach, in whole vectors.
 constexpr int64_t kMargin = kWide;
 // Rows of the input that are at hand: those that meet a pair of output rows.
 constexpr int64_t kRing = 3;
@@ -52,14 +52,14 @@ struct Phases {
       // Sums and operands of two vectors at a time fill 32 registers.
       constexpr int kVectors = kLevel == isa::Level::avx512 ? 2 : 1;
       int64_t q = 0;
-      for (; q + kVectors * kWide <= row.count; q += kVectors * kWide) part<kVectors>(q);
-      for (; q < row.count; q += kWide) part<1>(q);
+      for (; q + kVectors * kWide <= row.count; q += kVectors * kWide) vectors<kVectors>(q);
+      for (; q < row.count; q += kWide) vectors<1>(q);
     }
 
     template <int kVectors>
-    GAN_FAST_INLINE void part(int64_t q) const {
+    GAN_FAST_INLINE void vectors(int64_t q) const {
       constexpr int kShifts = kOddPadding ? 3 : 2;
-      constexpr int64_t kDepth = 32;
+      constexpr int64_t kChain = 32;
       Wide sums[kChannels][2][kVectors];
       GAN_FAST_UNROLL
       for (int c = 0; c < kChannels; ++c) {
@@ -70,10 +70,10 @@ struct Phases {
         if (!row.lines[line]) continue;
         const float* x = row.lines[line] + q;
         const float* w = row.weights[line];
-        for (int64_t first = 0; first < row.depth; first += kDepth) {
+        for (int64_t first = 0; first < row.depth; first += kChain) {
           // A part of the sum for itself: short chains of additions round less.
           Wide part[kChannels][2][kVectors] = {};
-          const int64_t last = std::min(row.depth, first + kDepth);
+          const int64_t last = std::min(row.depth, first + kChain);
           for (int64_t k = first; k < last; ++k, x += row.line_width, w += kChannels * 4) {
             Wide values[kShifts][kVectors];
             GAN_FAST_UNROLL
@@ -146,7 +146,7 @@ struct Phases {
   };
 };
 
-inline void run(int64_t channels, bool odd_padding, const RowOfPhases& row) {
+inline void run_row(int64_t channels, bool odd_padding, const RowOfPhases& row) {
   const auto of = [&](auto kChannels) {
     if (odd_padding) {
       isa::run_each<Phases<kChannels, true>::template Kernel>(row);
@@ -287,8 +287,12 @@ inline void conv(const Tensor& input, const Tensor& weight, const Tensor& output
   STD_TORCH_CHECK(output.dim() == 4 && output.size(0) == input.size(0) && output.size(1) == weight.size(1), kOp,
                   ": expected output shape (", input.size(0), ", ", weight.size(1), ", ...), got ",
                   check::shape_of(output));
-  STD_TORCH_CHECK(padding.size() == 2 && padding[0] >= 0 && padding[1] >= 0, kOp,
-                  ": expected padding two numbers of at least 0, got ", padding.size(), " of them");
+  STD_TORCH_CHECK(padding.size() == 2, kOp, ": expected padding two numbers, got ", padding.size(), " of them");
+  for (int64_t d = 0; d < 2; ++d) {
+    // More would leave no output.
+    STD_TORCH_CHECK(padding[d] >= 0 && padding[d] <= input.size(2 + d) + 2, kOp, ": expected padding in [0, ",
+                    input.size(2 + d) + 2, "], got ", padding[d]);
+  }
   const int64_t N = input.size(0), depth = input.size(1), H = input.size(2), W = input.size(3);
   const int64_t C = output.size(1), H_out = output.size(2), W_out = output.size(3);
   if (bias) {
@@ -301,7 +305,8 @@ inline void conv(const Tensor& input, const Tensor& weight, const Tensor& output
   // Along the width, q and the line's index of the input q + padding / 2 - 1 are the same number.
   const int64_t count = ((W_out + 1) / 2 + kWide - 1) / kWide * kWide, line_width = count + kMargin;
   const int64_t left = padding[1] / 2 - 1;
-  const int64_t first_x = std::max<int64_t>(0, left), last_x = std::min(W, left + line_width);
+  const int64_t first_x = std::max<int64_t>(0, left),
+                last_x = std::clamp(left + line_width, first_x, std::max(first_x, W));
 
   const int64_t in_n = input.stride(0), in_c = input.stride(1), in_y = input.stride(2), in_x = input.stride(3);
   const int64_t out_n = output.stride(0), out_c = output.stride(1), out_y = output.stride(2), out_x = output.stride(3);
@@ -354,14 +359,14 @@ inline void conv(const Tensor& input, const Tensor& weight, const Tensor& output
           for (int64_t r = 0; r < 2 && 2 * pair + r < H_out; ++r) {
             const int64_t parity = (r + padding[0]) % 2, y = pair + (r + padding[0]) / 2;
             const float* of_parity = weights.data() + parity * depth * C * 4;
-            run(C, padding[1] % 2,
-                {{line_of(y), line_of(y - 1)},
-                 {of_parity, of_parity + 2 * depth * C * 4},
-                 start,
-                 depth,
-                 line_width,
-                 count,
-                 values});
+            run_row(C, padding[1] % 2,
+                    {{line_of(y), line_of(y - 1)},
+                     {of_parity, of_parity + 2 * depth * C * 4},
+                     start,
+                     depth,
+                     line_width,
+                     count,
+                     values});
             for (int64_t c = 0; c < C; ++c) {
               write_line(values + c * 2 * count, to + n * out_n + c * out_c + (2 * pair + r) * out_y, out_x, W_out);
             }

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gan_fast.nn.lookup import weight_and_bias
+from gan_fast.nn.lookup import running_statistics, weight_and_bias
 from gan_fast.ops import activation as activations
-from gan_fast.ops import checks
 from gan_fast.ops.batch_norm_act import batch_norm_act
 
 
@@ -28,7 +27,7 @@ class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
         activation: str = "leaky_relu",
         negative_slope: float = 0.01,
     ) -> None:
-        checks.one_of(type(self).__name__, "activation", activation, activations.NAMES)
+        activations.check(type(self).__name__, activation, negative_slope)
         # Passed on only when it says something: torch 2.11 does not know the argument.
         options = {} if bias else {"bias": False}
         super().__init__(
@@ -40,8 +39,7 @@ class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
         # torch.nn's own rules: they hold too where a user drops the buffers or the flag after construction.
-        buffers = self._buffers
-        mean, var, batches = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
+        mean, var, batches = running_statistics(self)
         training, momentum = self.training, self.momentum
         if training and self.track_running_stats and batches is not None:
             batches.add_(1)

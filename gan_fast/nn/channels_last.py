@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gan_fast.ops import conv_kernels, layout, recompute
+from gan_fast import layout
+from gan_fast.ops import conv_kernels, recompute
 
 
 class ChannelsLastSequential(nn.Sequential):

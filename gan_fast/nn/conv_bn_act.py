@@ -18,7 +18,10 @@ Device = torch.device | str | None
 
 
 def _unseen(child: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a child is as we made it and nobody looks at what goes in or comes out: then ``forward`` is all of it."""
+    """Whether a child is as we made it and nobody looks at what goes in or comes out: then ``forward`` is all of it.
+
+    Tracers that do look (torch.fx) give it something else than a tensor, which callers ask for themselves.
+    """
     own = child.__dict__
     return type(child) is kind and not (
         own["_forward_hooks"]
@@ -26,6 +29,7 @@ def _unseen(child: nn.Module, kind: type[nn.Module]) -> bool:
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
         or "forward" in own
+        or own.get("_compiled_call_impl") is not None
         or nn.modules.module._has_any_global_hook()
     )
 
@@ -63,7 +67,7 @@ class _ConvAct(nn.Module):
     def _set_activation(
         self, activation: str, negative_slope: float, memory_format: torch.memory_format | None
     ) -> None:
-        checks.one_of(type(self).__name__, "activation", activation, activations.NAMES)
+        activations.check(type(self).__name__, activation, negative_slope)
         self.activation = activation
         self.negative_slope = negative_slope
         self.memory_format = memory_format
@@ -73,7 +77,7 @@ class _ConvAct(nn.Module):
 
     def _run(self, input: Tensor, *output_size: list[int] | None) -> Tensor:
         conv: Any = self._modules["conv"]
-        unseen = _unseen(conv, self.conv_type)
+        unseen = type(input) is Tensor and _unseen(conv, self.conv_type)
         output = (conv.forward if unseen else conv)(input, *output_size)
         if self.memory_format is not None and (
             output.dim() == conv.weight.dim() or self.memory_format is torch.contiguous_format
@@ -149,6 +153,7 @@ class _ConvBNAct(nn.Module):
         negative_slope: float = 0.01,
     ) -> None:
         super().__init__()
+        activations.check(type(self).__name__, activation, negative_slope)
         self.conv = self.conv_type(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
@@ -165,7 +170,7 @@ class _ConvBNAct(nn.Module):
         conv: Any = self._modules["conv"]
         bn: Any = self._modules["bn"]
         output: Tensor
-        if not (_unseen(conv, self.conv_type) and _unseen(bn, self.bn_type)):
+        if type(input) is not Tensor or not (_unseen(conv, self.conv_type) and _unseen(bn, self.bn_type)):
             output = bn(conv(input, *output_size))
             return output
         if not bn.training and may_fold(input) and input.dim() == conv.weight.dim():
@@ -174,6 +179,7 @@ class _ConvBNAct(nn.Module):
                 bn.bias, bn.eps,
             )  # fmt: skip
             if folded is not None:
+                checks.one_of(type(bn).__name__, "activation", bn.activation, activations.NAMES)
                 output = conv._conv_forward(input, *folded, *output_size)
                 return activate(output, bn.activation, bn.negative_slope)
         output = bn.forward(conv.forward(input, *output_size))
@@ -202,10 +208,11 @@ class _ConvTransposeBNAct(_ConvBNAct):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
-        activation: str = "relu",
+        activation: str = "leaky_relu",
         negative_slope: float = 0.01,
     ) -> None:
         nn.Module.__init__(self)
+        activations.check(type(self).__name__, activation, negative_slope)
         self.conv = self.conv_type(
             in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation,
             padding_mode, device, dtype,

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from gan_fast.ops import activation as activations
-from gan_fast.ops import checks
 from gan_fast.ops.instance_norm_act import instance_norm_act
 
 
@@ -26,7 +25,7 @@ class _InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
         activation: str = "relu",
         negative_slope: float = 0.01,
     ) -> None:
-        checks.one_of(type(self).__name__, "activation", activation, activations.NAMES)
+        activations.check(type(self).__name__, activation, negative_slope)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self.activation = activation
         self.negative_slope = negative_slope

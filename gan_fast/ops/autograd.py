@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gan_fast import extension
+from gan_fast import backends, extension
 
 # The kernels under autograd; a private name of torch, but the one torch.library's own autograd support stands on.
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -98,6 +98,13 @@ def register(op: str, function: Callable[..., Any], fake: Callable[..., Any]) ->
         return
     _library.impl(op, function, "Autograd")
     torch.library.register_fake(f"gan_fast::{op}", fake, lib=_library)
+
+
+def register_triton(native_op: str, file: str, function: str) -> None:
+    """Let the dispatcher find ``function`` of triton_kernels/``file`` for a native op on a GPU."""
+    call = backends.dispatch_to_triton(native_op, file, function)
+    if _library is not None and call is not None:
+        _library.impl(native_op, call, "CUDA")
 
 
 def is_autocast_enabled(device_type: str) -> bool:

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import functools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gan_fast import backends
+from gan_fast import backends, layout
 from gan_fast.ops import activation as activations
-from gan_fast.ops import autograd, checks, layout, recompute
+from gan_fast.ops import autograd, checks, recompute
 
 OP = "batch_norm_act"
-backends.register(OP, "batch_norm_act_forward")
+backends.register(OP, "batch_norm_act_forward", triton_file=OP)
 
-_forward = autograd.kernel("batch_norm_act_forward")
-_backward = autograd.kernel("batch_norm_act_backward")
-_double_backward = autograd.kernel("batch_norm_act_double_backward")
-_normalize = autograd.kernel("batch_norm_act_normalize")
+_native = SimpleNamespace(
+    forward=autograd.kernel("batch_norm_act_forward"),
+    normalize=autograd.kernel("batch_norm_act_normalize"),
+    backward=autograd.kernel("batch_norm_act_backward"),
+    double_backward=autograd.kernel("batch_norm_act_double_backward"),
+)
+
+
+def _kernels(input: Tensor) -> Any:
+    """What serves: functions of the native ops' names and signatures."""
+    return backends.triton_kernels(OP, input) or _native
 
 
 def reference(
@@ -97,7 +105,7 @@ def _recipe(ctx: Any) -> recompute.Recipe:
     _, activation, negative_slope, _ = ctx.options
     # Copies: an optimizer may step before a gradient is taken that does not go through the norm.
     weight, bias = (None if t is None else t.detach().clone() for t in (weight, bias))
-    compute = functools.partial(_normalize, activation=activation, negative_slope=negative_slope)
+    compute = functools.partial(ctx.kernels.normalize, activation=activation, negative_slope=negative_slope)
     return recompute.Recipe(compute, input, mean, invstd, weight, bias)
 
 
@@ -120,7 +128,8 @@ class BatchNormAct(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             raise NotImplementedError(f"{OP}: expected running statistics not to require grad, got one that does")
-        output, mean, invstd = _forward(
+        ctx.kernels = _kernels(input)
+        output, mean, invstd = ctx.kernels.forward(
             input, running_mean, running_var, weight, bias, training, momentum, eps, activation, negative_slope
         )
         if training and running_mean is not None and running_var is not None:
@@ -146,7 +155,10 @@ class BatchNormAct(torch.autograd.Function):
         )  # fmt: skip
         # A node of its own only where somebody will differentiate again.
         recording = autograd.recording("batch_norm_act_backward", grad_output)
-        grads = BatchNormActBackward.apply(*arguments, eps) if recording else _backward(*arguments)
+        if recording:
+            grads = BatchNormActBackward.apply(*arguments, eps, ctx.kernels)
+        else:
+            grads = ctx.kernels.backward(*arguments)
         grad_input, grad_weight, grad_bias = grads
         return grad_input, None, None, grad_weight, grad_bias, None, None, None, None, None
 
@@ -172,12 +184,14 @@ class BatchNormActBackward(torch.autograd.Function):
         input_wanted: bool,
         affine_wanted: bool,
         eps: float | None = None,
+        kernels: Any = None,
     ) -> tuple[Tensor | None, ...]:
         if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
             raise NotImplementedError(
                 "batch_norm_act_backward: expected mean and invstd not to require grad, got one that does"
             )
-        grads = _backward(
+        ctx.kernels = kernels or _kernels(input)
+        grads = ctx.kernels.backward(
             grad_output, input, mean, invstd, weight, bias, training, activation, negative_slope,
             input_wanted, affine_wanted,
         )  # fmt: skip
@@ -191,17 +205,17 @@ class BatchNormActBackward(torch.autograd.Function):
         grad_output, input, mean, invstd, weight, bias = ctx.saved_tensors
         training, activation, negative_slope, _ = ctx.options
         if all(c is None for c in cotangents):
-            return (None,) * 12
-        if torch.is_grad_enabled():
+            return (None,) * 13
+        if torch.is_grad_enabled() or not hasattr(ctx.kernels, "double_backward"):
             return BatchNormActBackward._higher_order(ctx, cotangents)
-        by_grad, by_input, by_weight, by_bias = _double_backward(
+        by_grad, by_input, by_weight, by_bias = ctx.kernels.double_backward(
             *cotangents, grad_output, input, mean, invstd, weight, bias, training, activation, negative_slope,
             ctx.needs_input_grad[0], ctx.needs_input_grad[1],
         )  # fmt: skip
         # The bias moves only where the slope is; without curvature its second derivative is zero: none, not zeros.
         if activation not in activations.CURVED:
             by_bias = None
-        return by_grad, by_input, None, None, by_weight, by_bias, None, None, None, None, None, None
+        return by_grad, by_input, None, None, by_weight, by_bias, *(None,) * 7
 
     @staticmethod
     def _higher_order(ctx: Any, cotangents: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
@@ -224,7 +238,7 @@ class BatchNormActBackward(torch.autograd.Function):
         by_grad, by_input, by_weight, by_bias = autograd.differentiate_reference(
             forward, (input, weight, bias), grad_output, cotangents
         )
-        return by_grad, by_input, None, None, by_weight, by_bias, None, None, None, None, None, None
+        return by_grad, by_input, None, None, by_weight, by_bias, *(None,) * 7
 
 
 def _forward_fake(
@@ -274,6 +288,8 @@ def _double_backward_fake(
     )
 
 
+for _name in ("forward", "normalize", "backward"):
+    autograd.register_triton(f"batch_norm_act_{_name}", OP, _name)
 autograd.register("batch_norm_act_forward", BatchNormAct.apply, _forward_fake)
 autograd.register("batch_norm_act_normalize", autograd.refuse("batch_norm_act_normalize"), _normalize_fake)
 autograd.register("batch_norm_act_backward", BatchNormActBackward.apply, _backward_fake)
@@ -325,7 +341,8 @@ def batch_norm_act(
         Accumulation: sums in float64; statistics and arithmetic in float32 for the half types.
         Deterministic, and the same to the last bit for any number of threads and any CPU instruction set.
         No elements: an empty result, zero gradients, running statistics left alone.
-        Backends: native CPU kernel; the reference elsewhere and under functorch transforms.
+        Backends: native CPU kernel; Triton on a GPU (float64 there by the reference, and second derivatives); the
+            reference elsewhere and under functorch transforms.
 
     Source: Ioffe and Szegedy, Batch Normalization, 2015 (arXiv 1502.03167).
     """
@@ -349,10 +366,10 @@ def norm(
     negative_slope: float,
 ) -> Tensor:
     """batch_norm_act as part of ``op``, whose names for weight and bias begin with ``prefix``."""
-    # Vectors beside a small input are small. What ATen would take without a word is left to the checks.
+    # What ATen would take without a word, or refuse when it has moved the statistics, is left to the checks.
     if (
-        backends.small(input)
-        and isinstance(eps, float)
+        backends.small(input, running_mean, running_var, weight, bias)
+        and type(momentum) is type(eps) is type(negative_slope) is float
         and eps > 0
         and activation in activations.NAMES
         and (weight is None or weight.dim() == 1)
@@ -370,7 +387,7 @@ def norm(
         # A trace holds ATen's ops, and no shapes that were looked at.
         return reference(*arguments)
     check(op, prefix, *arguments)
-    return apply(*arguments) if backends.native(op, input.device.type) else reference(*arguments)
+    return apply(*arguments) if backends.native(op, input.device.type, input.dtype) else reference(*arguments)
 
 
 def apply(*arguments: Any) -> Tensor:

@@ -206,7 +206,7 @@ def convolve(
     Args:
         then: applied to the batched output, which is its own to change.
     """
-    if backends.small(input, weight):
+    if backends.small(input, weight, bias):
         aten: Callable[..., Tensor] = _ATEN[transposed][dims - 1]
         try:
             if transposed:

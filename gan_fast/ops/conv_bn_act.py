@@ -23,7 +23,7 @@ from gan_fast.ops.twins import of_dims
 for _kind in ("", "_transpose"):
     for _dims in (1, 2, 3):
         backends.register(f"conv{_kind}{_dims}d_act", None)
-        backends.register(f"conv{_kind}{_dims}d_bn_act", "batch_norm_act_forward")
+        backends.register(f"conv{_kind}{_dims}d_bn_act", "batch_norm_act_forward", triton_file="batch_norm_act")
 
 
 def activate(output: Tensor, activation: str, negative_slope: float) -> Tensor:
@@ -44,7 +44,7 @@ def activate(output: Tensor, activation: str, negative_slope: float) -> Tensor:
 
 
 def _then_act(op: str, activation: str, negative_slope: float) -> Callable[[Tensor], Tensor]:
-    checks.one_of(op, "activation", activation, activations.NAMES)
+    activations.check(op, activation, negative_slope)
     return lambda output: activate(output, activation, negative_slope)
 
 
@@ -197,7 +197,7 @@ def _conv_bn_act(
     activation: str,
     negative_slope: float,
 ) -> Tensor:
-    then = _then_act(op, activation, negative_slope)
+    activations.check(op, activation, negative_slope)
     checks.floating(op, "input", input)
     checks.tensor(op, "weight", weight)
     if input.dim() != dims + 2:
@@ -205,16 +205,16 @@ def _conv_bn_act(
     folded = None
     if not training:
         folded = fold(transposed, groups, input, weight, bias, running_mean, running_var, bn_weight, bn_bias, eps)
-    if folded is not None:
-        weight, bias = folded
-    else:
 
-        def then(output: Tensor) -> Tensor:
-            return norm(
-                op, "bn_", output, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps, activation,
-                negative_slope,
-            )  # fmt: skip
+    def then(output: Tensor) -> Tensor:
+        if folded is not None:
+            return activate(output, activation, negative_slope)
+        return norm(
+            op, "bn_", output, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps, activation,
+            negative_slope,
+        )  # fmt: skip
 
+    weight, bias = folded or (weight, bias)
     return convolve(
         op, dims, transposed, input, weight, bias, stride, padding, output_padding, groups, dilation, then
     )  # fmt: skip
@@ -259,7 +259,8 @@ def convnd_bn_act(
     Notes:
         Derivatives: of any order, as :func:`convnd` and :func:`batch_norm_act`.
         Memory: backward keeps the raw output of the convolution and two vectors; the activation is computed again, also
-        where it is the input of another convolution of ours. It is kept all the same under saved-tensor hooks
+        where it is the input of another convolution of ours (which then does not see what was written to it through
+        ``.data``). It is kept all the same under saved-tensor hooks
         (checkpointing, offloading) and for consumers that are not ours.
         Evaluation: one pass for norm and activation; under ``torch.no_grad`` the norm is folded into the weight where
         there is less of that than of the input, in float32 and float64.

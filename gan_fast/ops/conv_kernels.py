@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gan_fast import backends, extension
-from gan_fast.ops import autograd, layout
+from gan_fast import backends, extension, layout
+from gan_fast.ops import autograd
 
 # Below this many multiplications what Python spends on more calls counts.
 _LEAST_WORK = 4_000_000
@@ -35,8 +35,9 @@ _LONG_PLANE = 256
 # A vector of floats: oneDNN computes fewer channels at the price of as many.
 _VECTOR = 16
 _DTYPES = (torch.float32, torch.bfloat16)
-# With fewer and shorter registers columns are the quicker way.
-_WIDE = extension.build_info().get("instruction_set") == "avx512"
+# csrc/cpu/sub_pixel.h: channels that it takes; with fewer and shorter registers columns are the quicker way.
+_SUB_PIXEL_CHANNELS = 4
+_WIDE_REGISTERS = extension.build_info().get("instruction_set") == "avx512"
 
 
 class Geometry(NamedTuple):
@@ -122,14 +123,14 @@ class _Product(NamedTuple):
         )  # fmt: skip
 
     @property
-    def phases(self) -> bool:
+    def sub_pixel(self) -> bool:
         """Whether csrc/cpu/sub_pixel.h gives the big map: its kernel, a vector of positions, few channels."""
         return (
-            _WIDE
+            _WIDE_REGISTERS
             and self.weight.shape[2:] == (4, 4)
             and self.geometry.stride == (2, 2)
             and self.geometry.dilation == (1, 1)
-            and self.weight.shape[1] <= 4
+            and self.weight.shape[1] <= _SUB_PIXEL_CHANNELS
             and self.small[3] >= _VECTOR
         )
 
@@ -146,7 +147,7 @@ class _Product(NamedTuple):
     def to_big(self, small: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the big map: the transposed convolution, and the gradient of the plain one by its input."""
         big = self._empty(self.big, small.dtype)
-        if self.phases and _is_finite(weight):
+        if self.sub_pixel and _is_finite(weight):
             _sub_pixel_conv(small, weight, big, bias, self.geometry.padding)
             return big
         # In single precision: the values under a kernel are rounded once, when their sum is stored.
@@ -196,9 +197,9 @@ class _Product(NamedTuple):
 
 
 def _is_finite(t: Tensor | None) -> bool:
-    """Whether columns may be trusted: an infinite value times the zeros of their padding would be NaN.
+    """Whether what meets the zeros of a padding may be trusted: an infinite value times one of them would be NaN.
 
-    A sum is finite where all values are (or overflows, and ATen's kernel serves), and costs a fraction of a product.
+    A sum is finite where all values are (or overflows, and another kernel serves), and costs a fraction of a product.
     """
     return t is None or bool(t.sum(dtype=_compute_dtype(t.dtype)).isfinite())
 
@@ -213,6 +214,8 @@ def _product(
         or reads.device.type != "cpu"
         or not extension.available()
         or torch._C._functorch.is_legacy_batchedtensor(reads)
+        # Fake tensors and their like have no values to look at.
+        or type(reads) not in (Tensor, torch.nn.Parameter)
     ):
         return None
     output = output or _output_shape(input.shape, weight.shape, geometry)

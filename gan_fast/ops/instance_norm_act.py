@@ -13,7 +13,7 @@ from gan_fast.ops import activation as activations
 from gan_fast.ops.batch_norm_act import apply, check
 
 OP = "instance_norm_act"
-backends.register(OP, "batch_norm_act_forward")
+backends.register(OP, "batch_norm_act_forward", triton_file="batch_norm_act")
 
 
 def reference(
@@ -83,7 +83,7 @@ def instance_norm_act(
         raise ValueError(f"{OP}: expected input dimensions at least 3 (N, C, ...), got shape {tuple(input.shape)}")
     if use_input_stats and math.prod(input.shape[2:]) == 1:
         raise ValueError(f"{OP}: expected input more than 1 value per channel and sample, got {tuple(input.shape)}")
-    native = backends.native(OP, input.device.type)
+    native = backends.native(OP, input.device.type, input.dtype)
     if native and input.numel() == 0:
         # Nothing to take statistics of: batch norm knows that they stay as they are.
         if use_input_stats:

@@ -235,3 +235,48 @@ def test_parameters_that_are_no_longer_parameters() -> None:
         for name, parameter in getattr(block, child)._parameters.items():
             setattr(part, name, parameter)
     torch.testing.assert_close(replica(x), want)
+
+
+def test_buffers_that_are_no_longer_buffers() -> None:
+    x = torch.randn(3, 6, 5, 5)
+    for change in (
+        lambda bn: delattr(bn, "num_batches_tracked"),
+        lambda bn: setattr(bn, "running_mean", nn.Parameter(bn.__dict__["_buffers"].pop("running_mean"), False)),
+    ):
+        bn = fused.BatchNormAct2d(6, activation="relu").eval()
+        want = bn(x)
+        change(bn)
+        torch.testing.assert_close(bn(x), want)
+
+
+def test_tracers_and_compilers_of_children_are_heard() -> None:
+    class Leaves(torch.fx.Tracer):
+        def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+            return isinstance(module, (fused.Conv2d, fused.BatchNormAct2d))
+
+    graph = Leaves().trace(fused.ConvBNAct2d(4, 6, 3))
+    assert [node.op for node in graph.nodes] == ["placeholder", "call_module", "call_module", "output"]
+    compiled = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    block = fused.ConvBNAct2d(4, 6, 3)
+    torch._dynamo.reset()
+    block.conv.compile(backend=backend)
+    block(torch.randn(2, 4, 5, 5))
+    assert compiled
+
+
+def test_an_activation_that_becomes_wrong_is_named() -> None:
+    block = fused.ConvBNAct2d(8, 8, 3).eval()
+    block.bn.activation = "gelu"
+    with torch.no_grad():
+        for x in (torch.randn(1, 8, 4, 4), torch.randn(8, 8, 32, 32)):
+            with pytest.raises(ValueError, match=r"expected activation one of identity, .*, got 'gelu'"):
+                block(x)
+    with pytest.raises(ValueError, match="ConvBNAct2d: expected activation one of"):
+        fused.ConvBNAct2d(8, 8, 3, activation="gelu")
+    with pytest.raises(TypeError, match="ConvAct2d: expected negative_slope"):
+        fused.ConvAct2d(8, 8, 3, negative_slope="0.2")

@@ -411,3 +411,22 @@ def test_raw_backward_refuses_gradients_by_the_statistics() -> None:
     x, c = torch.ones(2, 3, 4), torch.ones(3, requires_grad=True)
     with pytest.raises(NotImplementedError, match="expected mean and invstd not to require grad"):
         torch.ops.gan_fast.batch_norm_act_backward(x, x, c, c, None, None, True, "relu", 0.0, True, True)
+
+
+@pytest.mark.parametrize("size", [-1, 8192])
+def test_a_refused_call_leaves_the_statistics_alone(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gan_fast.backends, "SMALL", size)
+    x, mean, var = torch.randn(2, 3, 4, 4) + 5, torch.zeros(3), torch.ones(3)
+    meta = torch.ones(3, device="meta")
+    for error, options in (
+        (ValueError, {"weight": meta}),
+        (ValueError, {"bias": meta}),
+        (TypeError, {"weight": [1.0, 1.0, 1.0]}),
+        (TypeError, {"negative_slope": "0.2"}),
+        (TypeError, {"momentum": torch.tensor(0.1)}),
+        (ValueError, {"activation": "gelu"}),
+    ):
+        with pytest.raises(error, match="batch_norm_act: expected"):
+            batch_norm_act(x, mean, var, training=True, **options)
+    assert not mean.any()
+    assert bool((var == 1).all())

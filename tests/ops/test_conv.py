@@ -213,8 +213,10 @@ def test_raw_sub_pixel_conv_refuses_what_would_read_past_the_end() -> None:
         ((x, torch.ones(8, 3, 3, 4), output, None, (1, 1)), r"weight shape \(8, 1 to 4, 4, 4\), got \(8, 3, 3, 4\)"),
         ((x, weight, output[:1], None, (1, 1)), r"output shape \(2, 3, ...\), got \(1, 3, 12, 32\)"),
         ((x, weight, output, torch.ones(2), (1, 1)), r"bias shape \(3,\), got \(2,\)"),
-        ((x, weight, output, None, (1,)), "padding two numbers of at least 0"),
-        ((x, weight, output, None, (1, -1)), "padding two numbers of at least 0"),
+        ((x, weight, output, None, (1,)), "padding two numbers, got 1 of them"),
+        ((x, weight, output, None, (1, -1)), r"padding in \[0, 18\], got -1"),
+        ((x, weight, output, None, (1, 100)), r"padding in \[0, 18\], got 100"),
+        ((x, weight, output, None, (2**63 - 1, 1)), r"padding in \[0, 8\]"),
     ]
     for arguments, message in refused:
         with pytest.raises(RuntimeError, match=f"sub_pixel_conv: expected {message}"):
@@ -402,6 +404,7 @@ BAD_INPUTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
      "expected weight dtype float32, got float64"),
     ("conv2d", {"weight": torch.ones(4, 3, 3, 3, device="meta")}, ValueError,
      "expected weight device cpu as input, got meta"),
+    ("conv2d", {"bias": torch.ones(4, device="meta")}, ValueError, "expected bias device cpu as input, got meta"),
     ("conv2d", {"input": torch.ones(5, 5)}, ValueError,
      "expected input dimensions 3 (C_in, ...) or 4 (N, C_in, ...), got shape (5, 5)"),
     ("conv2d", {"input": torch.ones(1, 2, 5, 5)}, ValueError,
@@ -443,3 +446,12 @@ def test_bad_input(
     with gan_fast.use_backend(backend), pytest.raises(error) as caught:
         getattr(ops, op)(**{**arguments, **change})
     assert str(caught.value) == f"{op}: {message}"
+
+
+def test_fake_tensors_pass_where_values_are_looked_at() -> None:
+    with torch._subclasses.FakeTensorMode():
+        x, weight = torch.randn(32, 64, 32, 32, requires_grad=True), torch.randn(64, 3, 4, 4)
+        output = ops.conv_transpose2d(x, weight, None, 2, 1)
+        output.sum().backward()
+    assert output.shape == (32, 3, 64, 64)
+    assert x.grad.shape == x.shape

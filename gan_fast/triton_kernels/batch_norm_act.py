@@ -1,0 +1,467 @@
+"""Batch norm and the activation behind it in Triton: the four ops of csrc/cpu/batch_norm_act.cpp, whose notation this
+has (xc = x - mean, r = 1 / sqrt(var + eps), z = gamma r xc + beta, u = dL/dy f'(z)).
+
+A tensor is seen as (outer, C, inner): contiguous (N, C, S), channels-last (N * S, C, 1). Sums over a channel are formed
+in two steps whose order depends on the shape alone: each of some chunks of a channel gives a mean and a sum of squares
+about it (or plain sums), and one program merges a channel's chunks in float64 (Chan, Golub and LeVeque, 1979). Two runs
+give the same bits.
+
+Reads and writes per pass: statistics 1 read, normalise 1 + 1, backward sums 2 reads, backward map 2 + 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gan_fast import layout
+from gan_fast.triton_kernels import activation as act
+from gan_fast.triton_kernels import launch
+
+OP = "batch_norm_act"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Values of a tile: sixteen for each thread of eight warps.
+_TILE = 4096
+_WARPS = 8
+# Neighbouring channels of a channels-last tile: 128 bytes of bfloat16.
+_MOST_CHANNELS = 64
+# Programs that fill the largest GPU that we know a few times over.
+_PROGRAMS = 528
+# What one program merges.
+_MOST_CHUNKS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """How a dense tensor is cut: sizes and strides of (outer, C, inner), and the tile's share of each."""
+
+    outer: int
+    channels: int
+    inner: int
+    outer_stride: int
+    channel_stride: int
+    inner_stride: int
+    block_outer: int
+    block_channels: int
+    block_inner: int
+
+    @classmethod
+    def of(cls, x: Tensor, channels_last: bool) -> Tiles:
+        samples, channels = x.shape[:2]
+        space = x.numel() // (samples * channels)
+        if channels_last or space == 1:
+            block = min(triton.next_power_of_2(channels), _MOST_CHANNELS)
+            outer = samples * space
+            rows = min(_TILE // block, triton.next_power_of_2(outer))
+            return cls(outer, channels, 1, channels, 1, 1, rows, block, 1)
+        block = min(triton.next_power_of_2(space), _TILE // 4)
+        rows = min(_TILE // block, triton.next_power_of_2(samples))
+        return cls(samples, channels, space, channels * space, space, 1, rows, 1, block)
+
+    @property
+    def outer_tiles(self) -> int:
+        return triton.cdiv(self.outer, self.block_outer)
+
+    @property
+    def inner_tiles(self) -> int:
+        return triton.cdiv(self.inner, self.block_inner)
+
+    @property
+    def channel_tiles(self) -> int:
+        return triton.cdiv(self.channels, self.block_channels)
+
+    @property
+    def chunks(self) -> int:
+        """Parts of a channel that are reduced by programs of their own."""
+        return min(self.outer_tiles * self.inner_tiles, max(1, _PROGRAMS // self.channel_tiles), _MOST_CHUNKS)
+
+    @property
+    def arguments(self) -> tuple[int, ...]:
+        """What every kernel begins with, behind its pointers."""
+        return (self.outer, self.channels, self.inner, self.outer_stride, self.channel_stride, self.inner_stride)
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        return {
+            "BLOCK_OUTER": self.block_outer,
+            "BLOCK_CHANNELS": self.block_channels,
+            "BLOCK_INNER": self.block_inner,
+            "num_warps": _WARPS,
+        }
+
+
+@triton.jit
+def _tile(
+    tile, first_channel, outer, channels, inner, outer_stride, channel_stride, inner_stride,
+    BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr,
+):  # fmt: skip
+    """Offsets and mask of a tile: the inner dim moves first."""
+    if BLOCK_INNER == 1:
+        # The one inner index, said so that the compiler sees that rows begin at 16 bytes.
+        o = tile * BLOCK_OUTER + tl.arange(0, BLOCK_OUTER)
+        s = tl.arange(0, BLOCK_INNER)
+    else:
+        inner_tiles = tl.cdiv(inner, BLOCK_INNER)
+        o = (tile // inner_tiles) * BLOCK_OUTER + tl.arange(0, BLOCK_OUTER)
+        s = (tile % inner_tiles) * BLOCK_INNER + tl.arange(0, BLOCK_INNER)
+    c = first_channel + tl.arange(0, BLOCK_CHANNELS)
+    offsets = (
+        o.to(tl.int64)[:, None, None] * outer_stride
+        + c.to(tl.int64)[None, :, None] * channel_stride
+        + s[None, None, :] * inner_stride
+    )
+    mask = (o < outer)[:, None, None] & (c < channels)[None, :, None] & (s < inner)[None, None, :]
+    return offsets, mask
+
+
+@triton.jit
+def _count(tile, outer, inner, BLOCK_OUTER: tl.constexpr, BLOCK_INNER: tl.constexpr):
+    """How many values of each channel a tile has."""
+    inner_tiles = tl.cdiv(inner, BLOCK_INNER)
+    return tl.minimum(outer - (tile // inner_tiles) * BLOCK_OUTER, BLOCK_OUTER) * tl.minimum(
+        inner - (tile % inner_tiles) * BLOCK_INNER, BLOCK_INNER
+    )
+
+
+@triton.jit
+def _over_channel(x):
+    """Sum of a tile for each of its channels."""
+    return tl.sum(tl.sum(x, axis=2), axis=0)
+
+
+@triton.jit
+def _vector(pointer, c, channels, otherwise: tl.constexpr):
+    """A value for each channel of a tile, shaped to meet it; `otherwise` where there is no vector."""
+    if pointer is None:
+        return tl.full(c.shape, otherwise, tl.float32)[None, :, None]
+    else:
+        return tl.load(pointer + c, mask=c < channels, other=otherwise).to(tl.float32)[None, :, None]
+
+
+@triton.jit
+def statistics_kernel(
+    x_pointer, counts_pointer, means_pointer, squares_pointer,
+    outer, channels, inner, outer_stride, channel_stride, inner_stride, tiles, tiles_per_chunk,
+    BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr,
+):  # fmt: skip
+    """Count (chunk,), mean and sum of squares about it (chunk, C) of one chunk of a channel."""
+    chunk = tl.program_id(0)
+    first_channel = tl.program_id(1) * BLOCK_CHANNELS
+    first = chunk * tiles_per_chunk
+    last = tl.minimum(first + tiles_per_chunk, tiles)
+    # Squares are taken of distances to the first tile's mean, so that nothing cancels that was not far apart.
+    offsets, mask = _tile(
+        first, first_channel, outer, channels, inner, outer_stride, channel_stride, inner_stride,
+        BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER,
+    )  # fmt: skip
+    x = tl.load(x_pointer + offsets, mask=mask, other=0.0).to(tl.float32)
+    pivot = _over_channel(x) / _count(first, outer, inner, BLOCK_OUTER, BLOCK_INNER)
+    # An infinite pivot would make the mean NaN instead of infinite.
+    pivot = tl.where(tl.abs(pivot) < float("inf"), pivot, 0.0)
+    sums = tl.zeros((BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER), tl.float32)
+    squares = tl.zeros((BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER), tl.float32)
+    count = tl.zeros((), tl.int32)
+    for tile in range(first, last):
+        offsets, mask = _tile(
+            tile, first_channel, outer, channels, inner, outer_stride, channel_stride, inner_stride,
+            BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER,
+        )  # fmt: skip
+        x = tl.load(x_pointer + offsets, mask=mask, other=0.0).to(tl.float32)
+        distance = tl.where(mask, x - pivot[None, :, None], 0.0)
+        sums += distance
+        squares += distance * distance
+        count += _count(tile, outer, inner, BLOCK_OUTER, BLOCK_INNER)
+    shift = _over_channel(sums) / count
+    c = first_channel + tl.arange(0, BLOCK_CHANNELS)
+    at = chunk * channels + c
+    tl.store(counts_pointer + chunk, count.to(tl.float32))
+    tl.store(means_pointer + at, pivot + shift, mask=c < channels)
+    tl.store(squares_pointer + at, _over_channel(squares) - shift * shift * count, mask=c < channels)
+
+
+@triton.jit
+def finish_statistics_kernel(
+    counts_pointer, means_pointer, squares_pointer, mean_pointer, invstd_pointer, running_mean_pointer,
+    running_var_pointer, chunks, channels, momentum, eps, BLOCK_CHUNKS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Merge a channel's chunks, and move the running statistics."""
+    k = tl.arange(0, BLOCK_CHUNKS)
+    c = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    at = k[:, None] * channels + c[None, :]
+    mask = (k < chunks)[:, None] & (c < channels)[None, :]
+    count = tl.load(counts_pointer + k, mask=k < chunks, other=0.0).to(tl.float64)[:, None]
+    means = tl.load(means_pointer + at, mask=mask, other=0.0).to(tl.float64)
+    squares = tl.load(squares_pointer + at, mask=mask, other=0.0).to(tl.float64)
+    total = tl.sum(count)
+    mean = tl.sum(tl.where(mask, count * means, 0.0), axis=0) / total
+    distance = means - mean[None, :]
+    square = tl.sum(tl.where(mask, squares + count * distance * distance, 0.0), axis=0)
+    # A comparison, not tl.maximum, which drops NaN.
+    square = tl.where(square < 0, 0.0, square)
+    var = square / total  # biased; the running one is not
+    tl.store(mean_pointer + c, mean.to(tl.float32), mask=c < channels)
+    tl.store(invstd_pointer + c, (1 / tl.sqrt(var + eps)).to(tl.float32), mask=c < channels)
+    if running_mean_pointer is not None:
+        old_mean = tl.load(running_mean_pointer + c, mask=c < channels).to(tl.float64)
+        old_var = tl.load(running_var_pointer + c, mask=c < channels).to(tl.float64)
+        new_mean = momentum * mean + (1 - momentum) * old_mean
+        new_var = momentum * square / (total - 1) + (1 - momentum) * old_var
+        kind = running_mean_pointer.dtype.element_ty
+        tl.store(running_mean_pointer + c, new_mean.to(tl.float32).to(kind), mask=c < channels)
+        tl.store(running_var_pointer + c, new_var.to(tl.float32).to(kind), mask=c < channels)
+
+
+@triton.jit
+def normalize_kernel(
+    x_pointer, y_pointer, mean_pointer, invstd_pointer, weight_pointer, bias_pointer,
+    outer, channels, inner, outer_stride, channel_stride, inner_stride, slope, ACTIVATION: tl.constexpr,
+    BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr,
+):  # fmt: skip
+    """y = f(z)."""
+    first_channel = tl.program_id(1) * BLOCK_CHANNELS
+    offsets, mask = _tile(
+        tl.program_id(0), first_channel, outer, channels, inner, outer_stride, channel_stride, inner_stride,
+        BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER,
+    )  # fmt: skip
+    c = first_channel + tl.arange(0, BLOCK_CHANNELS)
+    mean = _vector(mean_pointer, c, channels, 0.0)
+    scale = _vector(invstd_pointer, c, channels, 0.0) * _vector(weight_pointer, c, channels, 1.0)
+    shift = _vector(bias_pointer, c, channels, 0.0)
+    x = tl.load(x_pointer + offsets, mask=mask).to(tl.float32)
+    y = act.value((x - mean) * scale + shift, slope, ACTIVATION)
+    tl.store(y_pointer + offsets, y.to(y_pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def backward_sums_kernel(
+    x_pointer, grad_pointer, mean_pointer, invstd_pointer, weight_pointer, bias_pointer, sums_pointer,
+    outer, channels, inner, outer_stride, channel_stride, inner_stride, tiles, tiles_per_chunk, slope,
+    ACTIVATION: tl.constexpr, BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr,
+):  # fmt: skip
+    """Sums of u and of u xc over one chunk of a channel: (2, chunk, C)."""
+    chunk = tl.program_id(0)
+    first_channel = tl.program_id(1) * BLOCK_CHANNELS
+    c = first_channel + tl.arange(0, BLOCK_CHANNELS)
+    mean = _vector(mean_pointer, c, channels, 0.0)
+    scale = _vector(invstd_pointer, c, channels, 0.0) * _vector(weight_pointer, c, channels, 1.0)
+    shift = _vector(bias_pointer, c, channels, 0.0)
+    sum_u = tl.zeros((BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER), tl.float32)
+    sum_u_xc = tl.zeros((BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER), tl.float32)
+    first = chunk * tiles_per_chunk
+    for tile in range(first, tl.minimum(first + tiles_per_chunk, tiles)):
+        offsets, mask = _tile(
+            tile, first_channel, outer, channels, inner, outer_stride, channel_stride, inner_stride,
+            BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER,
+        )  # fmt: skip
+        xc = tl.load(x_pointer + offsets, mask=mask, other=0.0).to(tl.float32) - mean
+        grad = tl.load(grad_pointer + offsets, mask=mask, other=0.0).to(tl.float32)
+        u = tl.where(mask, act.backward(grad, xc * scale + shift, slope, ACTIVATION), 0.0)
+        sum_u += u
+        sum_u_xc += tl.where(mask, u * xc, 0.0)
+    at = chunk * channels + c
+    tl.store(sums_pointer + at, _over_channel(sum_u), mask=c < channels)
+    tl.store(sums_pointer + tl.num_programs(0) * channels + at, _over_channel(sum_u_xc), mask=c < channels)
+
+
+@triton.jit
+def finish_backward_kernel(
+    sums_pointer, invstd_pointer, means_pointer, grad_weight_pointer, grad_bias_pointer, chunks, channels, count,
+    BLOCK_CHUNKS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Merge a channel's chunks: means of u and u xc (2, C), and the gradients of the affine parameters."""
+    k = tl.arange(0, BLOCK_CHUNKS)
+    c = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    at = k[:, None] * channels + c[None, :]
+    mask = (k < chunks)[:, None] & (c < channels)[None, :]
+    sum_u = tl.sum(tl.load(sums_pointer + at, mask=mask, other=0.0).to(tl.float64), axis=0)
+    sum_u_xc = tl.sum(tl.load(sums_pointer + chunks * channels + at, mask=mask, other=0.0).to(tl.float64), axis=0)
+    invstd = tl.load(invstd_pointer + c, mask=c < channels, other=0.0).to(tl.float64)
+    tl.store(means_pointer + c, (sum_u / count).to(tl.float32), mask=c < channels)
+    tl.store(means_pointer + channels + c, (sum_u_xc / count).to(tl.float32), mask=c < channels)
+    if grad_weight_pointer is not None:
+        grad_weight = (invstd * sum_u_xc).to(tl.float32).to(grad_weight_pointer.dtype.element_ty)
+        tl.store(grad_weight_pointer + c, grad_weight, mask=c < channels)
+    if grad_bias_pointer is not None:
+        grad_bias = sum_u.to(tl.float32).to(grad_bias_pointer.dtype.element_ty)
+        tl.store(grad_bias_pointer + c, grad_bias, mask=c < channels)
+
+
+@triton.jit
+def backward_map_kernel(
+    x_pointer, grad_pointer, mean_pointer, invstd_pointer, weight_pointer, bias_pointer, means_pointer,
+    grad_input_pointer, outer, channels, inner, outer_stride, channel_stride, inner_stride, slope,
+    THROUGH_STATISTICS: tl.constexpr, ACTIVATION: tl.constexpr,
+    BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr,
+):  # fmt: skip
+    """grad_input = gamma r (u - mean(u) - r^2 xc mean(u xc)); without the means where statistics are given."""
+    first_channel = tl.program_id(1) * BLOCK_CHANNELS
+    offsets, mask = _tile(
+        tl.program_id(0), first_channel, outer, channels, inner, outer_stride, channel_stride, inner_stride,
+        BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER,
+    )  # fmt: skip
+    c = first_channel + tl.arange(0, BLOCK_CHANNELS)
+    mean = _vector(mean_pointer, c, channels, 0.0)
+    invstd = _vector(invstd_pointer, c, channels, 0.0)
+    scale = invstd * _vector(weight_pointer, c, channels, 1.0)
+    shift = _vector(bias_pointer, c, channels, 0.0)
+    xc = tl.load(x_pointer + offsets, mask=mask, other=0.0).to(tl.float32) - mean
+    grad = tl.load(grad_pointer + offsets, mask=mask, other=0.0).to(tl.float32)
+    result = scale * act.backward(grad, xc * scale + shift, slope, ACTIVATION)
+    if THROUGH_STATISTICS:
+        mean_u = _vector(means_pointer, c, channels, 0.0)
+        mean_u_xc = _vector(means_pointer + channels, c, channels, 0.0)
+        result -= scale * (invstd * invstd * mean_u_xc * xc + mean_u)
+    tl.store(grad_input_pointer + offsets, result.to(grad_input_pointer.dtype.element_ty), mask=mask)
+
+
+def _check(input: Tensor) -> None:
+    if input.dtype not in DTYPES:
+        raise RuntimeError(f"{OP}: expected input dtype float32, bfloat16 or float16 in Triton, got {input.dtype}")
+
+
+def _layout(x: Tensor) -> tuple[Tensor, Tiles]:
+    """x dense in the format that its result has, and how it is cut."""
+    memory_format = layout.suggest_memory_format(x)
+    return x.contiguous(memory_format=memory_format), Tiles.of(x, memory_format != torch.contiguous_format)
+
+
+def _finish(tiles: Tiles) -> tuple[tuple[int], dict[str, int]]:
+    """Grid and blocks of the programs that merge chunks."""
+    block = min(triton.next_power_of_2(tiles.channels), 16)
+    blocks = {"BLOCK_CHUNKS": triton.next_power_of_2(tiles.chunks), "BLOCK_CHANNELS": block, "num_warps": 4}
+    return (triton.cdiv(tiles.channels, block),), blocks
+
+
+def _vectors(*vectors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if t is None else t.contiguous() for t in vectors)
+
+
+def _normalize(
+    x: Tensor, tiles: Tiles, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None, activation: str,
+    negative_slope: float,
+) -> Tensor:  # fmt: skip
+    y = torch.empty_like(x)
+    grid = (tiles.outer_tiles * tiles.inner_tiles, tiles.channel_tiles)
+    normalize_kernel[grid](
+        x, y, mean, invstd, *_vectors(weight, bias), *tiles.arguments, negative_slope, act.CODES[activation],
+        **tiles.blocks,
+    )  # fmt: skip
+    return y
+
+
+def forward(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str,
+    negative_slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """torch.ops.gan_fast.batch_norm_act_forward."""
+    _check(input)
+    channels = input.size(1)
+    if not training:
+        if running_mean is None or running_var is None:
+            raise RuntimeError(f"{OP}: expected running_mean and running_var tensors when training is False, got None")
+        mean = running_mean.to(torch.float32)
+        invstd = torch.rsqrt(running_var.to(torch.float32) + eps)
+    if not input.numel():
+        if training:
+            mean = torch.zeros(channels, dtype=torch.float32, device=input.device)
+            invstd = mean.clone()
+        return layout.empty_like(input), mean, invstd
+    with launch.on(input):
+        x, tiles = _layout(input)
+        if training:
+            new = functools.partial(torch.empty, dtype=torch.float32, device=x.device)
+            chunk_tiles = triton.cdiv(tiles.outer_tiles * tiles.inner_tiles, tiles.chunks)
+            counts, means, squares = new(tiles.chunks), new(tiles.chunks, channels), new(tiles.chunks, channels)
+            mean, invstd = new(channels), new(channels)
+            total = tiles.outer_tiles * tiles.inner_tiles
+            statistics_kernel[(tiles.chunks, tiles.channel_tiles)](
+                x, counts, means, squares, *tiles.arguments, total, chunk_tiles, **tiles.blocks
+            )
+            running = _vectors(running_mean, running_var)
+            grid, blocks = _finish(tiles)
+            finish_statistics_kernel[grid](
+                counts, means, squares, mean, invstd, *running, tiles.chunks, channels, momentum, eps, **blocks
+            )
+            for own, moved in ((running_mean, running[0]), (running_var, running[1])):
+                if own is not None and moved is not None and own is not moved:
+                    own.copy_(moved)
+        return _normalize(x, tiles, mean, invstd, weight, bias, activation, negative_slope), mean, invstd
+
+
+def normalize(
+    input: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None, activation: str,
+    negative_slope: float,
+) -> Tensor:  # fmt: skip
+    """torch.ops.gan_fast.batch_norm_act_normalize."""
+    _check(input)
+    if not input.numel():
+        return layout.empty_like(input)
+    with launch.on(input):
+        x, tiles = _layout(input)
+        return _normalize(x, tiles, mean, invstd, weight, bias, activation, negative_slope)
+
+
+def backward(
+    grad_output: Tensor,
+    input: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    activation: str,
+    negative_slope: float,
+    input_wanted: bool,
+    affine_wanted: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """torch.ops.gan_fast.batch_norm_act_backward."""
+    _check(input)
+
+    def parameter_grad(parameter: Tensor | None) -> Tensor | None:
+        if parameter is None or not affine_wanted:
+            return None
+        return torch.zeros(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+
+    grad_weight, grad_bias = parameter_grad(weight), parameter_grad(bias)
+    if not input.numel():
+        return layout.empty_like(input) if input_wanted else None, grad_weight, grad_bias
+    with launch.on(input):
+        x, tiles = _layout(input)
+        grad = grad_output.contiguous(memory_format=layout.suggest_memory_format(input))
+        vectors = (mean, invstd, *_vectors(weight, bias))
+        options = (negative_slope, act.CODES[activation])
+        means = None
+        total = tiles.outer_tiles * tiles.inner_tiles
+        if training or affine_wanted:
+            sums = torch.empty(2, tiles.chunks, tiles.channels, dtype=torch.float32, device=x.device)
+            means = torch.empty(2, tiles.channels, dtype=torch.float32, device=x.device)
+            backward_sums_kernel[(tiles.chunks, tiles.channel_tiles)](
+                x, grad, *vectors, sums, *tiles.arguments, total, triton.cdiv(total, tiles.chunks), *options,
+                **tiles.blocks,
+            )  # fmt: skip
+            grid, blocks = _finish(tiles)
+            finish_backward_kernel[grid](
+                sums, invstd, means, grad_weight, grad_bias, tiles.chunks, tiles.channels,
+                tiles.outer * tiles.inner, **blocks,
+            )  # fmt: skip
+        grad_input = None
+        if input_wanted:
+            grad_input = torch.empty_like(x)
+            backward_map_kernel[(total, tiles.channel_tiles)](
+                x, grad, *vectors, means, grad_input, *tiles.arguments, negative_slope, training,
+                act.CODES[activation], **tiles.blocks,
+            )  # fmt: skip
+        return grad_input, grad_weight, grad_bias

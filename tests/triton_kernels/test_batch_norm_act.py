@@ -1,0 +1,137 @@
+"""The Triton kernels, interpreted on a CPU: the same samples and the same bounds as the native ones."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+from samples import LAYOUTS, NormSample
+from tolerances import assert_as_exact, few_numbers_factor
+from torch import Tensor
+
+import gan_fast
+from gan_fast.ops import batch_norm_act, instance_norm_act
+from gan_fast.ops.batch_norm_act import reference
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton"),
+    # The interpreter computes with NumPy, which warns of NaN and infinities that a kernel only passes on.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+
+# Every path of a kernel: each activation in both modes, each layout, tiles that are ragged in rows, in channels, along
+# space, several of them, several chunks; nothing optional.
+SAMPLES = [
+    *(
+        NormSample((3, 5, 4, 3), training, activation, layout=layout)
+        for activation in ("identity", "relu", "leaky_relu", "tanh", "sigmoid")
+        for training, layout in ((True, "contiguous"), (False, "channels_last"))
+    ),
+    *(NormSample((2, 6, 3, 5), layout=layout) for layout in LAYOUTS),
+    NormSample((37, 70), layout="transposed"),
+    NormSample((3, 3, 7), training=False),
+    NormSample((2, 3, 2, 3, 2), layout="channels_last"),
+    NormSample((2, 1, 50, 50)),
+    NormSample((5, 66, 9, 7), layout="channels_last"),
+    NormSample((1, 3, 3, 3)),
+    NormSample((3, 4, 3, 3), affine=False),
+    NormSample((3, 4, 3, 3), affine=False, training=False, activation="tanh"),
+    NormSample((3, 4, 3, 3), running=False, negative_slope=-0.5),
+    NormSample((3, 4, 3, 3), momentum=1.0, eps=1e-3),
+    NormSample((6, 4, 30, 31), mean=100.0, std=1.0),
+]
+
+
+def results(function: Any, arguments: dict[str, Any], order: int) -> dict[str, Tensor]:
+    arguments = {k: v.detach().clone().requires_grad_(v.requires_grad) if isinstance(v, Tensor) else v
+                 for k, v in arguments.items()}  # fmt: skip
+    strides = arguments["input"].stride()
+    output = function(**arguments)
+    named = {n: arguments[n] for n in ("input", "weight", "bias") if arguments[n] is not None}
+    grad = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape).to(output.dtype)
+    grads = torch.autograd.grad(output, list(named.values()), grad, create_graph=order > 1)
+    found = {"output": output, **{f"grad_{n}": g for n, g in zip(named, grads)}}
+    if order > 1:
+        second = torch.autograd.grad(grads[0].square().sum(), list(named.values()), allow_unused=True)
+        found |= {f"second_{n}": g for n, g in zip(named, second) if g is not None}
+    for name in ("running_mean", "running_var"):
+        if arguments[name] is not None:
+            found[name] = arguments[name]
+    assert arguments["input"].stride() == strides
+    return found
+
+
+def compare(sample: NormSample, dtype: torch.dtype, order: int) -> None:
+    arguments = sample.make(dtype)
+    for name, value in arguments.items():
+        # A clone of an expanded tensor is dense.
+        if isinstance(value, Tensor) and name != "input":
+            arguments[name] = value.detach().requires_grad_(value.requires_grad)
+    with gan_fast.use_backend("triton"):
+        ours = results(batch_norm_act, arguments, order)
+    eager = results(reference, arguments, order)
+    exact_arguments = {k: v.detach().double().contiguous().requires_grad_(v.requires_grad)
+                       if isinstance(v, Tensor) else v for k, v in arguments.items()}  # fmt: skip
+    exact = results(reference, exact_arguments, order)
+    for name, value in eager.items():
+        if name not in ours:
+            assert not value.count_nonzero(), f"{name} is missing"
+            continue
+        # The interpreter cuts bfloat16 off where a GPU rounds.
+        factor = 4.0 if dtype == torch.bfloat16 else few_numbers_factor(value)
+        assert_as_exact(ours[name], value, exact[name], name, factor)
+        assert ours[name].stride() == value.stride(), name
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=str)
+def test_equals_aten_to_second_order(sample: NormSample) -> None:
+    compare(sample, torch.float32, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("activation", ["leaky_relu", "sigmoid"])
+def test_half_types(activation: str, layout: str, dtype: torch.dtype) -> None:
+    compare(NormSample((3, 5, 4, 6), activation=activation, layout=layout), dtype, 1)
+
+
+def test_nothing_comes_of_nothing() -> None:
+    x = torch.zeros(0, 3, 4, 4, requires_grad=True)
+    mean, var, weight = torch.zeros(3), torch.ones(3), torch.ones(3, requires_grad=True)
+    with gan_fast.use_backend("triton"):
+        output = batch_norm_act(x, mean, var, weight, training=True)
+        output.sum().backward()
+    assert output.shape == x.shape
+    assert not mean.any()
+    assert bool((var == 1).all())
+    assert not weight.grad.any()
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("activation", ["identity", "relu", "leaky_relu", "tanh", "sigmoid"])
+def test_infinities_and_nan_as_in_aten(activation: str, value: float) -> None:
+    for training in (True, False):
+        arguments = NormSample((3, 4, 3, 3), training, activation).make(torch.float32)
+        arguments["input"].data[1, 2, 0, 1] = value
+        with gan_fast.use_backend("triton"):
+            ours = results(batch_norm_act, arguments, 1)
+        for name, want in results(reference, arguments, 1).items():
+            torch.testing.assert_close(ours[name], want, rtol=1e-4, atol=1e-4, equal_nan=True, msg=name)
+
+
+def test_instance_norm_is_batch_norm_s_kernel() -> None:
+    x = torch.randn(2, 3, 5, 4)
+    with gan_fast.use_backend("triton"):
+        ours = instance_norm_act(x)
+    torch.testing.assert_close(ours, torch.relu(torch.nn.functional.instance_norm(x)))
+
+
+def test_what_triton_cannot_take_is_named() -> None:
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    with gan_fast.use_backend("triton"):
+        with pytest.raises(RuntimeError, match=r"batch_norm_act: .*: no Triton kernel for torch\.float64"):
+            batch_norm_act(x, None, None, training=True)
+        with pytest.raises(RuntimeError, match=r"conv2d: .* no Triton kernel for this op"):
+            gan_fast.ops.conv2d(torch.randn(1, 2, 4, 4), torch.randn(2, 2, 3, 3))
