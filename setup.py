@@ -39,15 +39,20 @@ def extension_options() -> dict:
     """ext_modules and cmdclass for setup(), empty where there is nothing to build with."""
     if os.environ.get("GAN_FAST_NATIVE", "1") == "0":
         return without("GAN_FAST_NATIVE=0")
+    compiler = os.environ.get("CXX") or next((c for c in ("c++", "g++", "clang++") if shutil.which(c)), None)
+    if compiler is None:
+        return without("no C++ compiler found; the reference (plain ATen) serves")
     try:
         import pybind11
         import torch
         from torch.utils import cpp_extension
     except ImportError as error:
-        return without(f"{error}; install torch and pybind11 first and use --no-build-isolation")
-    compiler = os.environ.get("CXX") or next((c for c in ("c++", "g++", "clang++") if shutil.which(c)), None)
-    if compiler is None:
-        return without("no C++ compiler found; the reference (plain ATen) serves")
+        # pip shows nothing of what is logged here: an install without kernels must be wished for.
+        raise SystemExit(
+            f"gan_fast setup: expected torch, pybind11 and ninja to build with, got: {error}. "
+            "pip install torch pybind11 ninja setuptools wheel, then use --no-build-isolation; "
+            "or set GAN_FAST_NATIVE=0 to install without kernels"
+        ) from error
 
     cuda_sources = sources("cuda", ".cu")
     have_nvcc = cpp_extension.CUDA_HOME is not None

@@ -201,9 +201,10 @@ def small(input: object, *beside: object) -> bool:
 def _explain(op: str, device_type: str) -> str:
     if _requested == "reference":
         return "reference: asked for by name"
-    small = f"up to {SMALL} values ATen's own op"
+    small = f"ATen's own op for tensors of up to {SMALL} values"
     if _requested == "auto" and _native_ops[op] is None:
-        return f"our autograd nodes around the kernel that is quicker, ATen's or ours; {small}"
+        kernels = "the quicker kernel, ATen's or ours" if extension.available() else "ATen's kernels"
+        return f"our autograd nodes around {kernels}; {small}"
     if _requested == "auto":
         served = _served_by(op, device_type, torch.float32)
         if served == "native":

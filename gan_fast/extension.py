@@ -11,7 +11,7 @@ import torch
 
 logger = logging.getLogger("gan_fast")
 
-BUILD_COMMAND = "pip install --no-build-isolation -e ."
+BUILD_COMMAND = "pip install torch pybind11 ninja setuptools wheel; in the clone: pip install --no-build-isolation ."
 
 # csrc/cpu/isa.h lowers its choice to what GAN_FAST_ISA names.
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")

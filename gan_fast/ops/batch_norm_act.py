@@ -337,6 +337,7 @@ def batch_norm_act(
 
     Notes:
         Derivatives: first and second by native kernels, higher ones through ATen; gradients reach input, weight, bias.
+            Where a second derivative by the bias is zero everywhere (all but tanh and sigmoid) it is none, not zeros.
         Memory: backward keeps input and two vectors of C; the activation is recomputed.
         Accumulation: sums in float64; statistics and arithmetic in float32 for the half types.
         Deterministic, and the same to the last bit for any number of threads and any CPU instruction set.
