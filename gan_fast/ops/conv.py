@@ -28,7 +28,7 @@ from gan_fast.ops.twins import of_dims
 
 OPS = tuple(f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3))
 for _op in OPS:
-    backends.register(_op, None)
+    backends.register(_op, None, triton_file="conv" if _op.endswith("2d") else None)
 
 
 class Convolution(torch.autograd.Function):
@@ -241,7 +241,7 @@ def convolve(
     unbatched = input.dim() == dims + 1
     if unbatched:
         input = input.unsqueeze(0)
-    if backends.native(op, device) and not captured:
+    if backends.native(op, device, input.dtype) and not captured:
         output = Convolution.apply(input, weight, bias, geometry)
         if output.requires_grad and weight.requires_grad:
             recompute.keep_recipe(output, 0, input)
@@ -286,6 +286,7 @@ def convnd(
         Kernels: ATen's; on the CPU one product of matrices where that is quicker (a weight that is large beside the
         maps, transposed convolutions to few channels) or a kernel for a generator's last layer (csrc/cpu/sub_pixel.h),
         accumulated in float32 at least.
+        On a GPU ATen's (cuDNN); 2-d ones in Triton where that is asked for by name, but for gradients by a weight.
         A gradient by a weight may have the weight's strides where ATen gives it the input's.
         Under autocast: in its dtype, as ``F.convnd``.
         Under torch.compile, torch.jit.trace and functorch: ATen's own op and its checks.

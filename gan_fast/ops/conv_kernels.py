@@ -252,8 +252,24 @@ def gain_by_channels_last(input: Tensor) -> bool:
     )
 
 
+def _in_triton(
+    kernels: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, output: torch.Size
+) -> Tensor:
+    options = (geometry.stride, geometry.padding, geometry.dilation, geometry.transposed, tuple(output[2:]))
+    result: Tensor = kernels.convolve(input, weight, bias, *options)[0]
+    return result if _Product.of(input, output, weight, geometry).channels_last else result.contiguous()
+
+
 def forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """aten::convolution."""
+    kernels = backends.triton_kernels("conv2d", input)
+    if kernels is not None:
+        refusal = kernels.refuses(input, geometry.dilation, geometry.transposed, geometry.groups)
+        if refusal is not None:
+            raise RuntimeError(f"convolution: expected for backend triton {refusal}")
+        return _in_triton(
+            kernels, input, weight, bias, geometry, _output_shape(input.shape, weight.shape, geometry)
+        )  # fmt: skip
     product = _product(input, None, weight, geometry, input)
     if product is not None and (product.scatter if geometry.transposed else product.gather):
         with _without_autocast():
@@ -271,7 +287,16 @@ def backward(
     """aten::convolution_backward; ``input`` and ``weight`` are read where the gradient by the other one is wanted."""
     by_input = by_weight = by_bias = None
     input_wanted, weight_wanted, bias_wanted = wanted
-    product = _product(input, grad_output.shape, weight, geometry, grad_output)
+    kernels = backends.triton_kernels("conv2d", grad_output)
+    if kernels is not None and input_wanted and isinstance(weight, Tensor):
+        # The gradient by the input is the convolution of the other kind, on the weight as it is.
+        other = geometry._replace(transposed=not geometry.transposed)
+        if kernels.refuses(grad_output, other.dilation, other.transposed, other.groups) is None:
+            by_input = _in_triton(kernels, grad_output, weight, None, other, input.shape)
+            input_wanted = False
+    product = None
+    if kernels is None:
+        product = _product(input, grad_output.shape, weight, geometry, grad_output)
     if product is not None:
         known_input = input if isinstance(input, Tensor) and weight_wanted and product.weigh else None
         by_product = product.gather if geometry.transposed else product.scatter

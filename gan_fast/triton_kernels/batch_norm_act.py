@@ -25,8 +25,8 @@ from gan_fast.triton_kernels import launch
 
 OP = "batch_norm_act"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Values of a tile: sixteen for each thread of eight warps.
-_TILE = 4096
+# Values of a tile: eight for each thread of eight warps, 16 bytes of bfloat16.
+_TILE = 2048
 _WARPS = 8
 # Neighbouring channels of a channels-last tile: 128 bytes of bfloat16.
 _MOST_CHANNELS = 64
@@ -59,7 +59,7 @@ class Tiles:
             outer = samples * space
             rows = min(_TILE // block, triton.next_power_of_2(outer))
             return cls(outer, channels, 1, channels, 1, 1, rows, block, 1)
-        block = min(triton.next_power_of_2(space), _TILE // 4)
+        block = min(triton.next_power_of_2(space), _TILE // 2)
         rows = min(_TILE // block, triton.next_power_of_2(samples))
         return cls(samples, channels, space, channels * space, space, 1, rows, 1, block)
 
@@ -333,7 +333,7 @@ def _layout(x: Tensor) -> tuple[Tensor, Tiles]:
 def _finish(tiles: Tiles) -> tuple[tuple[int], dict[str, int]]:
     """Grid and blocks of the programs that merge chunks."""
     block = min(triton.next_power_of_2(tiles.channels), 16)
-    blocks = {"BLOCK_CHUNKS": triton.next_power_of_2(tiles.chunks), "BLOCK_CHANNELS": block, "num_warps": 4}
+    blocks = {"BLOCK_CHUNKS": triton.next_power_of_2(tiles.chunks), "BLOCK_CHANNELS": block, "num_warps": _WARPS}
     return (triton.cdiv(tiles.channels, block),), blocks
 
 

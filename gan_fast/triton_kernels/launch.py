@@ -7,7 +7,11 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
+
+# Whether kernels are interpreted on the CPU, decided when triton is imported.
+INTERPRETED: bool = triton.knobs.runtime.interpret
 
 
 def on(tensor: Tensor) -> AbstractContextManager[Any]:

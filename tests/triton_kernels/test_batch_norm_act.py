@@ -133,5 +133,5 @@ def test_what_triton_cannot_take_is_named() -> None:
     with gan_fast.use_backend("triton"):
         with pytest.raises(RuntimeError, match=r"batch_norm_act: .*: no Triton kernel for torch\.float64"):
             batch_norm_act(x, None, None, training=True)
-        with pytest.raises(RuntimeError, match=r"conv2d: .* no Triton kernel for this op"):
-            gan_fast.ops.conv2d(torch.randn(1, 2, 4, 4), torch.randn(2, 2, 3, 3))
+        with pytest.raises(RuntimeError, match=r"conv1d: .* no Triton kernel for this op"):
+            gan_fast.ops.conv1d(torch.randn(1, 2, 4), torch.randn(2, 2, 3))

@@ -1,0 +1,187 @@
+"""Triton kernels compiled ahead of time, as a GPU's owner would compile them, on a machine without one.
+
+    python -m benchmarks.compiled [--arch 90 ...] [--json FILE]
+
+The launchers run as they are, with tensors of the shapes that models have; only the last step, handing the binary to a
+driver, is left out. What is read from the binary: registers, bytes spilled, shared memory, and how wide loads are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "0"
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+ARCHITECTURES = (80, 90, 100, 120)
+
+
+@dataclasses.dataclass(frozen=True)
+class Binary:
+    case: str
+    kernel: str
+    architecture: int
+    registers: int
+    spills: int  # instructions that store registers to memory or load them from there
+    shared_bytes: int
+    warps: int
+    load_bits: int  # of the widest load from global memory
+
+
+class NoDriver:
+    """A driver that tells which GPU to compile for and launches nothing."""
+
+    def __init__(self, architecture: int) -> None:
+        self.target = GPUTarget("cuda", architecture, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        # Triton keeps what it compiled by device.
+        return int(self.target.arch)
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def compiling(architecture: int) -> Iterator[list[Any]]:
+    """Inside, launches compile for ``architecture`` and do nothing else; yields what was compiled."""
+    compiled: list[Any] = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        compiled.append(kernel)
+        return kernel
+
+    previous = driver._active  # not .active, which would look for a GPU
+    driver.set_active(NoDriver(architecture))
+    JITFunction.run = compile_only
+    try:
+        yield compiled
+    finally:
+        JITFunction.run = run
+        driver.set_active(previous)
+
+
+def tool(name: str) -> str:
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def binary(case: str, architecture: int, kernel: Any) -> Binary:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage, code = (
+            subprocess.run([tool("cuobjdump"), what, file.name], capture_output=True, text=True, check=True).stdout
+            for what in ("-res-usage", "-sass")
+        )
+    registers = int(re.findall(r"REG:(\d+)", usage)[-1])
+    spills = len(re.findall(r"\b(?:STL|LDL)\b", code))
+    ptx = kernel.asm["ptx"]
+    widths = [int(v or 1) * int(b) for v, b in re.findall(r"ld\.global(?:\.\w+)*?(?:\.v(\d))?\.b(\d+)", ptx)]
+    # The asynchronous copies that pipelined loops load with.
+    copies = re.findall(r"cp\.async\.\w+\.shared\.global \[[^]]+\], \[[^]]+\], 0x(\w+)", ptx)
+    widths += [8 * int(size, 16) for size in copies]
+    return Binary(
+        case, kernel.metadata.name, architecture, registers, spills, kernel.metadata.shared,
+        kernel.metadata.num_warps, max(widths, default=0),
+    )  # fmt: skip
+
+
+def cases() -> dict[str, Callable[[], Any]]:
+    """Launches of every kernel, at the shapes of DCGAN-64's layers and at ragged ones."""
+    from gan_fast.triton_kernels import batch_norm_act, conv
+
+    def norm(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, activation: str) -> None:
+        x = torch.empty(shape, dtype=dtype).contiguous(memory_format=layout)
+        vector = torch.zeros(shape[1])
+        arguments = (x, vector, vector, vector, vector, True, 0.1, 1e-5, activation, 0.2)
+        batch_norm_act.forward(*arguments)
+        batch_norm_act.backward(x, x, vector, vector, vector, vector, True, activation, 0.2, True, True)
+
+    def convolution(
+        c_in: int, c_out: int, size: int, transposed: bool, dtype: torch.dtype, activation: str, statistics: bool
+    ) -> None:
+        x = torch.empty(16, c_in, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        channels = (c_in, c_out) if transposed else (c_out, c_in)
+        weight = torch.empty(*channels, 4, 4, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        out = size * 2 if transposed else size // 2
+        bias = torch.empty(c_out, dtype=dtype)
+        conv.convolve(x, weight, bias, (2, 2), (1, 1), (1, 1), transposed, (out, out), activation, 0.2, statistics)
+
+    found: dict[str, Callable[[], Any]] = {}
+    channels_last, contiguous = torch.channels_last, torch.contiguous_format
+    for shape, dtype, layout, activation in (
+        ((128, 64, 32, 32), torch.bfloat16, channels_last, "leaky_relu"),
+        ((128, 64, 32, 32), torch.bfloat16, contiguous, "leaky_relu"),
+        ((128, 64, 32, 32), torch.float32, channels_last, "tanh"),
+        ((128, 512, 4, 4), torch.float16, channels_last, "relu"),
+        ((5, 67, 7, 9), torch.float32, contiguous, "sigmoid"),
+    ):
+        name = f"batch_norm_act {'x'.join(map(str, shape))} {dtype} {layout} {activation}".replace("torch.", "")
+        found[name] = lambda a=(shape, dtype, layout, activation): norm(*a)
+    layers = ((512, 256, 4, True), (128, 64, 16, True), (64, 3, 32, True), (3, 64, 64, False), (256, 512, 8, False),
+              (17, 5, 6, False))  # fmt: skip
+    for c_in, c_out, size, transposed in layers:
+        for dtype in (torch.bfloat16, torch.float32) if c_out < 128 else (torch.bfloat16,):
+            last = c_out == 3
+            op = "conv_transpose2d" if transposed else "conv2d"
+            name = f"{op} {c_in} -> {c_out}, {size}x{size} {dtype}".replace("torch.", "")
+            arguments = (c_in, c_out, size, transposed, dtype, "tanh" if last else "leaky_relu", not last)
+            found[name] = lambda a=arguments: convolution(*a)
+    return found
+
+
+def compile_all(architectures: tuple[int, ...] = ARCHITECTURES, matching: str = "") -> list[Binary]:
+    binaries = []
+    for architecture in architectures:
+        for case, launch in cases().items():
+            if matching not in case:
+                continue
+            with compiling(architecture) as compiled:
+                launch()
+            binaries += [binary(case, architecture, kernel) for kernel in compiled]
+    return binaries
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", type=int, nargs="*", default=list(ARCHITECTURES))
+    parser.add_argument("--match", default="", help="cases whose name has this in it")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    binaries = compile_all(tuple(arguments.arch), arguments.match)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps([dataclasses.asdict(b) for b in binaries], indent=1) + "\n")
+    for b in binaries:
+        print(
+            f"sm_{b.architecture:<4} {b.kernel:<26} {b.registers:>4} registers {b.spills:>3} spills "
+            f"{b.shared_bytes:>7} B shared {b.load_bits:>4}-bit loads  {b.case}"
+        )
+    sys.exit(any(b.spills for b in binaries))
+
+
+if __name__ == "__main__":
+    main()

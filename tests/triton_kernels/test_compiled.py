@@ -1,0 +1,35 @@
+"""Every Triton kernel compiles for every architecture, in registers and shared memory that it has."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Bytes of shared memory that one block may have.
+SHARED = {80: 166912, 90: 232448, 100: 232448, 120: 101376}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+@pytest.mark.parametrize("architecture", SHARED)
+def test_compiles_without_spills(architecture: int, tmp_path: Path) -> None:
+    found = tmp_path / "found.json"
+    subprocess.run(
+        [sys.executable, "-m", "benchmarks.compiled", "--arch", str(architecture), "--json", str(found)],
+        cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "0"}, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    binaries = json.loads(found.read_text())
+    assert len({b["kernel"] for b in binaries}) == 7
+    for b in binaries:
+        assert b["spills"] == 0, b
+        assert b["shared_bytes"] <= SHARED[architecture], b
+        # Sixteen bytes at a time where rows begin at sixteen bytes.
+        ragged = any(size in b["case"] for size in ("67", "17 ->", "3 -> 64", "100 ->"))
+        if not ragged and not b["kernel"].startswith("finish"):
+            assert b["load_bits"] == 128, b

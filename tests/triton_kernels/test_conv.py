@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from samples import LAYOUTS
+from tolerances import assert_as_exact, few_numbers_factor
+from torch import Tensor
+
+import gan_fast
+from gan_fast import ops
+from gan_fast.ops import activation as activations
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+
+# transposed, input, weight, stride, padding, dilation, output padding: several tiles of rows, columns and depth; phases
+# of unequal shares; kernels smaller than the stride; taps in the padding; output that no tap meets; one value.
+CASES: list[Any] = [
+    (True, (2, 70, 9, 8), (70, 19, 4, 4), (2, 2), (1, 1), (1, 1), (0, 0)),
+    (True, (2, 5, 3, 4), (5, 3, 3, 5), (2, 1), (0, 2), (1, 1), (1, 0)),
+    (True, (1, 3, 2, 2), (3, 40, 5, 4), (3, 2), (1, 0), (1, 1), (0, 1)),
+    (True, (2, 3, 3, 3), (3, 2, 1, 2), (2, 3), (0, 0), (1, 1), (1, 2)),
+    (True, (3, 20, 1, 1), (20, 130, 4, 4), (1, 1), (0, 0), (1, 1), (0, 0)),
+    (False, (2, 70, 8, 8), (19, 70, 4, 4), (2, 2), (1, 1), (1, 1), (0, 0)),
+    (False, (2, 5, 9, 7), (18, 5, 3, 2), (1, 2), (0, 2), (2, 1), (0, 0)),
+    (False, (3, 3, 1, 1), (4, 3, 1, 1), (1, 1), (0, 0), (1, 1), (0, 0)),
+]
+
+
+def aten(case: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    transposed, _, _, stride, padding, dilation, output_padding = case
+    if transposed:
+        return F.conv_transpose2d(x, weight, bias, stride, padding, output_padding, 1, dilation)
+    return F.conv2d(x, weight, bias, stride, padding, dilation)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_convolves_and_knows_its_statistics(case: Any, dtype: torch.dtype) -> None:
+    from gan_fast.triton_kernels import conv
+
+    transposed, shape, weight_shape, stride, padding, dilation, _ = case
+    for layout in ("contiguous", "channels_last", "offset"):
+        x, weight = (LAYOUTS[layout](torch.randn(s).to(dtype)) for s in (shape, weight_shape))
+        bias = torch.randn(weight_shape[1] if transposed else weight_shape[0]).to(dtype)
+        eager = aten(case, x, weight, bias)
+        exact = aten(case, x.double(), weight.double(), bias.double())
+        ours, statistics = conv.convolve(
+            x, weight, bias, stride, padding, dilation, transposed, tuple(eager.shape[2:]), statistics=True
+        )
+        # The interpreter cuts bfloat16 off where a GPU rounds.
+        assert_as_exact(ours, eager, exact, "output", 4.0 if dtype == torch.bfloat16 else few_numbers_factor(ours))
+        counts, means, squares = (t.double() for t in (statistics.counts, statistics.means, statistics.squares))
+        assert counts.sum() == ours.numel() // ours.size(1)
+        mean = (counts[:, None] * means).sum(0) / counts.sum()
+        square = (squares + counts[:, None] * (means - mean).square()).sum(0)
+        torch.testing.assert_close(mean, ours.double().mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+        want = ours.double().var((0, 2, 3), correction=0) * counts.sum()
+        torch.testing.assert_close(square, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("activation", activations.NAMES)
+def test_activation_before_the_store(activation: str) -> None:
+    from gan_fast.triton_kernels import conv
+
+    case = CASES[0]
+    transposed, shape, weight_shape, stride, padding, dilation, _ = case
+    x, weight = torch.randn(shape), 0.1 * torch.randn(weight_shape)
+    want = activations.apply(aten(case, x, weight, None), activation, 0.2)
+    ours, statistics = conv.convolve(
+        x, weight, None, stride, padding, dilation, transposed, tuple(want.shape[2:]), activation, 0.2
+    )
+    assert statistics is None
+    torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_serves_the_ops_to_second_order(transposed: bool, layout: str) -> None:
+    op = "conv_transpose2d" if transposed else "conv2d"
+    shapes = ((2, 5, 6, 4), (5, 3, 4, 4) if transposed else (3, 5, 4, 4))
+    x, weight = (LAYOUTS[layout](torch.randn(s)).requires_grad_() for s in shapes)
+    results = []
+    for namespace, backend in ((ops, "triton"), (F, "auto")):
+        with gan_fast.use_backend(backend):
+            output = getattr(namespace, op)(x, weight, None, 2, 1)
+            grads = torch.autograd.grad(output.sin().sum(), (x, weight), create_graph=True)
+            second = torch.autograd.grad(grads[0].square().sum(), (x, weight))
+        results.append([output, *grads, *second])
+    for index, (ours, want) in enumerate(zip(*results)):
+        torch.testing.assert_close(ours, want, rtol=1e-3, atol=1e-3)
+        if index < 2:
+            assert ours.stride() == want.stride()
+
+
+def test_serves_the_blocks() -> None:
+    x = torch.randn(2, 5, 4, 4)
+    for kind in ("Conv", "ConvTranspose"):
+        block = getattr(gan_fast.nn, f"{kind}BNAct2d")(5, 7, 4, 2, 1, activation="relu")
+        want = block(x)
+        with gan_fast.use_backend("triton"):
+            torch.testing.assert_close(block(x), want, rtol=1e-4, atol=1e-4)
+            with pytest.raises(RuntimeError, match="convolution: expected for backend triton groups 1, got 5"):
+                getattr(gan_fast.nn, f"{kind}2d")(5, 5, 3, groups=5)(x)
+
+
+def test_what_the_kernels_cannot_take_is_told() -> None:
+    from gan_fast.triton_kernels import conv
+
+    x, weight = torch.ones(1, 2, 4, 4), torch.ones(2, 2, 3, 3)
+    assert conv.refuses(x, (1, 1), True, 1) is None
+    assert "groups 1, got 2" in conv.refuses(x, (1, 1), False, 2)
+    assert "dilation 1 of a transposed convolution" in conv.refuses(x, (2, 1), True, 1)
+    assert "float64" in conv.refuses(x.double(), (1, 1), False, 1)
+    assert "input dimensions 4" in conv.refuses(x[0], (1, 1), False, 1)
+    huge = torch.empty(1, device="meta").expand(1, 2, 40000, 40000)
+    with pytest.raises(RuntimeError, match=r"conv: expected in Triton fewer than 2\^31 elements"):
+        conv.convolve(huge, weight, None, (1, 1), (1, 1), (1, 1), False, (40000, 40000))
