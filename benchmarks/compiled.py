@@ -112,7 +112,7 @@ def binary(case: str, architecture: int, kernel: Any) -> Binary:
 
 def cases() -> dict[str, Callable[[], Any]]:
     """Launches of every kernel, at the shapes of DCGAN-64's layers and at ragged ones."""
-    from gan_fast.triton_kernels import batch_norm_act, conv
+    from gan_fast.triton_kernels import batch_norm_act, conv, minimax_loss
 
     def norm(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, activation: str) -> None:
         x = torch.empty(shape, dtype=dtype).contiguous(memory_format=layout)
@@ -151,6 +151,14 @@ def cases() -> dict[str, Callable[[], Any]]:
             name = f"{op} {c_in} -> {c_out}, {size}x{size} {dtype}".replace("torch.", "")
             arguments = (c_in, c_out, size, transposed, dtype, "tanh" if last else "leaky_relu", not last)
             found[name] = lambda a=arguments: convolution(*a)
+
+    def loss(dtype: torch.dtype) -> None:
+        logits = torch.empty(128, dtype=dtype)
+        minimax_loss.forward(logits, 1.0, logits, 0.0, 1.0, True, True, True)
+        minimax_loss.backward(torch.ones(()), logits, 1.0, logits, 0.0, 1.0)
+
+    for dtype in (torch.bfloat16, torch.float32):
+        found[f"minimax_loss 128 {dtype}".replace("torch.", "")] = lambda a=dtype: loss(a)
     return found
 
 

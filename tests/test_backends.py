@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -112,6 +115,25 @@ def test_unserved_device_is_logged_once(caplog: pytest.LogCaptureFixture) -> Non
     assert [r.getMessage() for r in caplog.records] == [
         "batch_norm_act on meta: the reference serves, because no kernel for device meta"
     ]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+@pytest.mark.parametrize(
+    ("file", "function", "call"),
+    [
+        ("batch_norm_act", "forward", lambda: batch_norm_act(torch.ones(2, 3), None, None, training=True)),
+        ("minimax_loss", "forward", lambda: gan_fast.ops.minimax_g_loss(torch.ones(3))),
+        ("conv", "convolve", lambda: gan_fast.ops.conv2d(torch.ones(1, 2, 4, 4), torch.ones(2, 2, 3, 3))),
+    ],
+)
+def test_triton_really_serves(file: str, function: str, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve(*_: Any, **__: Any) -> None:
+        raise InterruptedError("served by Triton")
+
+    monkeypatch.setattr(importlib.import_module(f"gan_fast.triton_kernels.{file}"), function, serve)
+    call()
+    with gan_fast.use_backend("triton"), pytest.raises(InterruptedError, match="served by Triton"):
+        call()
 
 
 @pytest.mark.skipif(not extension.available(), reason="needs the native module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,12 +13,18 @@ from gan_fast import backends
 from gan_fast.ops import autograd, checks
 
 D_LOSS, G_LOSS = "minimax_d_loss", "minimax_g_loss"
-backends.register(D_LOSS, "minimax_loss_forward")
-backends.register(G_LOSS, "minimax_loss_forward")
+backends.register(D_LOSS, "minimax_loss_forward", triton_file="minimax_loss")
+backends.register(G_LOSS, "minimax_loss_forward", triton_file="minimax_loss")
 
-_forward = autograd.kernel("minimax_loss_forward")
+_native = SimpleNamespace(
+    forward=autograd.kernel("minimax_loss_forward"), backward=autograd.kernel("minimax_loss_backward")
+)
 _forward_on_cpu = autograd.on_cpu("minimax_loss_forward")
-_backward = autograd.kernel("minimax_loss_backward")
+
+
+def _kernels(logits: Tensor) -> Any:
+    """What serves: functions of the native ops' names and signatures."""
+    return backends.triton_kernels(D_LOSS, logits) or _native
 
 
 def reference(
@@ -62,7 +69,7 @@ class _LossNode(torch.autograd.Function):
             target, other_target, scale = ctx.options
             # A node of its own only where somebody will differentiate again.
             recording = autograd.recording("minimax_loss_backward", grad_loss)
-            backward = MinimaxLossBackward.apply if recording else _backward
+            backward = MinimaxLossBackward.apply if recording else ctx.kernels.backward
             if logits is None:
                 other_grad, grad = backward(grad_loss, other_logits, other_target, None, 0.0, scale)
             else:
@@ -84,7 +91,8 @@ class DispatchedMinimaxLoss(_LossNode):
         *wanted: bool,
     ) -> tuple[Tensor | None, ...]:
         _LossNode.save(ctx, logits, target, other_logits, other_target, scale)
-        loss, *others = _forward(logits, target, other_logits, other_target, scale, *wanted)
+        ctx.kernels = _kernels(logits)
+        loss, *others = ctx.kernels.forward(logits, target, other_logits, other_target, scale, *wanted)
         ctx.mark_non_differentiable(*(t for t in others if t is not None))
         return loss, *others
 
@@ -108,6 +116,7 @@ class MinimaxLoss(_LossNode):
         means_wanted: bool,
     ) -> tuple[Tensor, Tensor | None]:
         _LossNode.save(ctx, logits, target, other_logits, other_target, scale)
+        ctx.kernels = _native
         wanted, _, other_wanted, *_ = ctx.needs_input_grad
         loss, means, *grads = _forward_on_cpu(
             logits, target, other_logits, other_target, scale, means_wanted, wanted, other_wanted
@@ -138,7 +147,8 @@ class MinimaxLossBackward(torch.autograd.Function):
         other_target: float,
         scale: float,
     ) -> tuple[Tensor, Tensor | None]:
-        grads: tuple[Tensor, Tensor | None] = _backward(grad_loss, logits, target, other_logits, other_target, scale)
+        arguments = (grad_loss, logits, target, other_logits, other_target, scale)
+        grads: tuple[Tensor, Tensor | None] = _kernels(logits).backward(*arguments)
         ctx.save_for_backward(grad_loss, logits, other_logits)
         ctx.options = (target, other_target, scale)
         ctx.set_materialize_grads(False)
@@ -186,6 +196,8 @@ def _backward_fake(
     return torch.empty_like(logits), None if other_logits is None else torch.empty_like(other_logits)
 
 
+for _name in ("forward", "backward"):
+    autograd.register_triton(f"minimax_loss_{_name}", "minimax_loss", _name)
 autograd.register("minimax_loss_forward", DispatchedMinimaxLoss.apply, _forward_fake)
 autograd.register("minimax_loss_backward", MinimaxLossBackward.apply, _backward_fake)
 
@@ -209,7 +221,8 @@ def _loss(
         and isinstance(target, (int, float))
         and isinstance(other_target, (int, float))
         and not torch.is_autocast_enabled("cpu")
-        and backends.native(op, "cpu")
+        and backends.native(op, "cpu", logits.dtype)
+        and backends.triton_kernels(op, logits) is None
     ):
         try:
             return _apply(logits, target, other_logits, other_target, scale, means_wanted)
@@ -224,7 +237,7 @@ def _loss(
         logits = logits.float() if logits.dtype != torch.float64 else logits
         if other_logits is not None and other_logits.dtype != torch.float64:
             other_logits = other_logits.float()
-    if not backends.native(op, device):
+    if not backends.native(op, device, logits.dtype):
         return reference(logits, target, other_logits, other_target, scale)
     forward = torch.ops.gan_fast.minimax_loss_forward
     return forward(logits, target, other_logits, other_target, scale, means_wanted, False, False)[:2]
@@ -270,7 +283,8 @@ def minimax_d_loss(
         Derivatives: first by a native kernel, higher ones of any order through ATen.
         Accumulation: float64; deterministic for any number of threads and any CPU instruction set.
         No logits: NaN, a mean over nothing, as in torch.
-        Backends: native CPU kernel; the reference elsewhere and under functorch transforms.
+        Backends: native CPU kernel; Triton on a GPU (float64 there by the reference); the reference elsewhere and under
+            functorch transforms.
 
     Source: Goodfellow et al., Generative Adversarial Nets, 2014 (arXiv 1406.2661), equation 1.
     """
