@@ -47,6 +47,14 @@ def held(figures: Mapping[str, Any]) -> str:
     return f"{figures['case']}, held before backward: {'; '.join(parts)}."
 
 
+def markdown(rows: list[tuple[str, ...]]) -> list[str]:
+    """Return the lines of a table whose first row is its header."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return lines
+
+
 def render(cases: Iterable[Mapping[str, Any]]) -> str:
     """Render the table, below it what was skipped and why, and the balance of cases."""
     cases = list(cases)
@@ -69,9 +77,7 @@ def render(cases: Iterable[Mapping[str, Any]]) -> str:
             label = ""
         notes += [held(figures)] if "held" in figures else []
         notes += [f"{figures['case']}: no {name}: {reason}" for name, reason in figures["skipped"].items()]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    lines = markdown(rows)
     ours = [figures for figures in cases if OURS in figures["providers"]]
     lost = sum(bool(rivals(figures, "loses")) for figures in ours)
     level = sum(bool(rivals(figures, "level")) and not rivals(figures, "loses") for figures in ours)

@@ -1,0 +1,114 @@
+"""Bytes, operations and the least time of every kernel of a DCGAN-64 step on a GPU.
+
+    python -m benchmarks.roofline [--batch 128] [--tflops 989] [--bandwidth 4800]
+
+Nothing is measured here: a kernel takes at least its operations over the chip's rate and its bytes over its bandwidth,
+each tensor read and written once, in bfloat16. The defaults are an H200's data sheet; a measurement of what the chip
+really does belongs into both (a copy there reaches about 4300 GB/s, a product 770 to 798 TFLOP/s).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from benchmarks import table
+
+HALF = 2  # bytes of a bfloat16
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A 4x4 convolution, plain or transposed, between a small map of s x s and a big one of S x S."""
+
+    name: str
+    c_in: int
+    c_out: int
+    in_size: int
+    out_size: int
+    norm: bool
+
+    def values(self, batch: int) -> tuple[int, int, int]:
+        """Numbers in the input, the output and the weight."""
+        return (
+            batch * self.c_in * self.in_size**2,
+            batch * self.c_out * self.out_size**2,
+            self.c_in * self.c_out * 16,
+        )
+
+    def flop(self, batch: int) -> int:
+        # Every position of the smaller map meets all sixteen taps.
+        return 2 * batch * min(self.in_size, self.out_size) ** 2 * self.c_in * self.c_out * 16
+
+
+LAYERS = (
+    Layer("G1", 100, 512, 1, 4, True),
+    Layer("G2", 512, 256, 4, 8, True),
+    Layer("G3", 256, 128, 8, 16, True),
+    Layer("G4", 128, 64, 16, 32, True),
+    Layer("G5", 64, 3, 32, 64, False),
+    Layer("D1", 3, 64, 64, 32, False),
+    Layer("D2", 64, 128, 32, 16, True),
+    Layer("D3", 128, 256, 16, 8, True),
+    Layer("D4", 256, 512, 8, 4, True),
+    Layer("D5", 512, 1, 4, 1, False),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    layer: str
+    name: str
+    flop: int
+    bytes: int
+
+    def compute_us(self, tflops: float) -> float:
+        return self.flop / tflops / 1e6
+
+    def memory_us(self, bandwidth_gbs: float) -> float:
+        return self.bytes / bandwidth_gbs / 1e3
+
+
+def kernels(batch: int) -> list[Kernel]:
+    """What a forward and a backward pass of each layer needs; element-wise arithmetic is not counted as operations."""
+    found = []
+    for layer in LAYERS:
+        x, y, weight = layer.values(batch)
+        flop = layer.flop(batch)
+        convolution = HALF * (x + y + weight)
+        found += [
+            Kernel(layer.name, "convolution", flop, convolution),
+            Kernel(layer.name, "gradient by input", flop, convolution),
+            Kernel(layer.name, "gradient by weight", flop, convolution),
+        ]
+        if layer.norm:
+            found += [
+                Kernel(layer.name, "statistics (none in an epilogue)", 0, HALF * y),
+                Kernel(layer.name, "normalise and activate", 0, HALF * 2 * y),
+                Kernel(layer.name, "norm's backward sums", 0, HALF * 2 * y),
+                Kernel(layer.name, "norm's backward", 0, HALF * 3 * y),
+            ]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--tflops", type=float, default=989.0, help="products of bfloat16 matrices, 1e12 operations/s")
+    parser.add_argument("--bandwidth", type=float, default=4800.0, help="of the GPU's memory, GB/s")
+    arguments = parser.parse_args()
+    rows = [("layer", "kernel", "GFLOP", "MB", "us compute", "us memory", "bound by")]
+    total = 0.0
+    for k in kernels(arguments.batch):
+        compute, memory = k.compute_us(arguments.tflops), k.memory_us(arguments.bandwidth)
+        total += max(compute, memory)
+        rows.append(
+            (k.layer, k.name, f"{k.flop / 1e9:.2f}", f"{k.bytes / 1e6:.1f}", f"{compute:.1f}", f"{memory:.1f}",
+             "compute" if compute > memory else "memory")
+        )  # fmt: skip
+    print("\n".join(table.markdown(rows)))
+    print(f"\nEach once, one after the other: {total:.0f} us at batch {arguments.batch}.")
+
+
+if __name__ == "__main__":
+    main()
