@@ -10,6 +10,7 @@ import torch
 from samples import LAYOUTS, NormSample
 from tolerances import assert_as_exact, few_numbers_factor
 from torch import Tensor
+from triton_device import DEVICE
 
 import gan_fast
 from gan_fast.ops import batch_norm_act, instance_norm_act
@@ -45,12 +46,12 @@ SAMPLES = [
 
 
 def results(function: Any, arguments: dict[str, Any], order: int) -> dict[str, Tensor]:
-    arguments = {k: v.detach().clone().requires_grad_(v.requires_grad) if isinstance(v, Tensor) else v
+    arguments = {k: v.detach().to(DEVICE, copy=True).requires_grad_(v.requires_grad) if isinstance(v, Tensor) else v
                  for k, v in arguments.items()}  # fmt: skip
     strides = arguments["input"].stride()
     output = function(**arguments)
     named = {n: arguments[n] for n in ("input", "weight", "bias") if arguments[n] is not None}
-    grad = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape).to(output.dtype)
+    grad = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape).to(output)
     grads = torch.autograd.grad(output, list(named.values()), grad, create_graph=order > 1)
     found = {"output": output, **{f"grad_{n}": g for n, g in zip(named, grads)}}
     if order > 1:
@@ -98,8 +99,9 @@ def test_half_types(activation: str, layout: str, dtype: torch.dtype) -> None:
 
 
 def test_nothing_comes_of_nothing() -> None:
-    x = torch.zeros(0, 3, 4, 4, requires_grad=True)
-    mean, var, weight = torch.zeros(3), torch.ones(3), torch.ones(3, requires_grad=True)
+    x = torch.zeros(0, 3, 4, 4, device=DEVICE, requires_grad=True)
+    mean, var = torch.zeros(3, device=DEVICE), torch.ones(3, device=DEVICE)
+    weight = torch.ones(3, device=DEVICE, requires_grad=True)
     with gan_fast.use_backend("triton"):
         output = batch_norm_act(x, mean, var, weight, training=True)
         output.sum().backward()
@@ -122,14 +124,14 @@ def test_infinities_and_nan_as_in_aten(activation: str, value: float) -> None:
 
 
 def test_instance_norm_is_batch_norm_s_kernel() -> None:
-    x = torch.randn(2, 3, 5, 4)
+    x = torch.randn(2, 3, 5, 4, device=DEVICE)
     with gan_fast.use_backend("triton"):
         ours = instance_norm_act(x)
     torch.testing.assert_close(ours, torch.relu(torch.nn.functional.instance_norm(x)))
 
 
 def test_what_triton_cannot_take_is_named() -> None:
-    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    x = torch.randn(2, 3, 4, dtype=torch.float64, device=DEVICE)
     with gan_fast.use_backend("triton"):
         with pytest.raises(RuntimeError, match=r"batch_norm_act: .*: no Triton kernel for torch\.float64"):
             batch_norm_act(x, None, None, training=True)

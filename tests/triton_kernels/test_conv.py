@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from samples import LAYOUTS
 from tolerances import assert_as_exact, few_numbers_factor
 from torch import Tensor
+from triton_device import DEVICE
 
 import gan_fast
 from gan_fast import ops
@@ -47,8 +48,8 @@ def test_convolves_and_knows_its_statistics(case: Any, dtype: torch.dtype) -> No
 
     transposed, shape, weight_shape, stride, padding, dilation, _ = case
     for layout in ("contiguous", "channels_last", "offset"):
-        x, weight = (LAYOUTS[layout](torch.randn(s).to(dtype)) for s in (shape, weight_shape))
-        bias = torch.randn(weight_shape[1] if transposed else weight_shape[0]).to(dtype)
+        x, weight = (LAYOUTS[layout](torch.randn(s).to(DEVICE, dtype)) for s in (shape, weight_shape))
+        bias = torch.randn(weight_shape[1] if transposed else weight_shape[0]).to(DEVICE, dtype)
         eager = aten(case, x, weight, bias)
         exact = aten(case, x.double(), weight.double(), bias.double())
         ours, statistics = conv.convolve(
@@ -71,7 +72,7 @@ def test_activation_before_the_store(activation: str) -> None:
 
     case = CASES[0]
     transposed, shape, weight_shape, stride, padding, dilation, _ = case
-    x, weight = torch.randn(shape), 0.1 * torch.randn(weight_shape)
+    x, weight = torch.randn(shape, device=DEVICE), 0.1 * torch.randn(weight_shape, device=DEVICE)
     want = activations.apply(aten(case, x, weight, None), activation, 0.2)
     ours, statistics = conv.convolve(
         x, weight, None, stride, padding, dilation, transposed, tuple(want.shape[2:]), activation, 0.2
@@ -85,7 +86,7 @@ def test_activation_before_the_store(activation: str) -> None:
 def test_serves_the_ops_to_second_order(transposed: bool, layout: str) -> None:
     op = "conv_transpose2d" if transposed else "conv2d"
     shapes = ((2, 5, 6, 4), (5, 3, 4, 4) if transposed else (3, 5, 4, 4))
-    x, weight = (LAYOUTS[layout](torch.randn(s)).requires_grad_() for s in shapes)
+    x, weight = (LAYOUTS[layout](torch.randn(s, device=DEVICE)).requires_grad_() for s in shapes)
     results = []
     for namespace, backend in ((ops, "triton"), (F, "auto")):
         with gan_fast.use_backend(backend):
@@ -100,14 +101,14 @@ def test_serves_the_ops_to_second_order(transposed: bool, layout: str) -> None:
 
 
 def test_serves_the_blocks() -> None:
-    x = torch.randn(2, 5, 4, 4)
+    x = torch.randn(2, 5, 4, 4, device=DEVICE)
     for kind in ("Conv", "ConvTranspose"):
-        block = getattr(gan_fast.nn, f"{kind}BNAct2d")(5, 7, 4, 2, 1, activation="relu")
+        block = getattr(gan_fast.nn, f"{kind}BNAct2d")(5, 7, 4, 2, 1, activation="relu").to(DEVICE)
         want = block(x)
         with gan_fast.use_backend("triton"):
             torch.testing.assert_close(block(x), want, rtol=1e-4, atol=1e-4)
             with pytest.raises(RuntimeError, match="convolution: expected for backend triton groups 1, got 5"):
-                getattr(gan_fast.nn, f"{kind}2d")(5, 5, 3, groups=5)(x)
+                getattr(gan_fast.nn, f"{kind}2d")(5, 5, 3, groups=5).to(DEVICE)(x)
 
 
 def test_what_the_kernels_cannot_take_is_told() -> None:

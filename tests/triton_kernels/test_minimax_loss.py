@@ -8,6 +8,7 @@ import torch
 from samples import LOSS_SAMPLES, LossSample
 from tolerances import assert_as_exact
 from torch import Tensor
+from triton_device import DEVICE
 
 import gan_fast
 from gan_fast import ops
@@ -20,7 +21,7 @@ pytestmark = [
 
 
 def results(function: Any, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-    real, fake = (t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in (real, fake))
+    real, fake = (t.detach().to(DEVICE, copy=True).requires_grad_() for t in (real, fake))
     loss, means = function(real, fake)
     first = torch.autograd.grad(3 * loss, (real, fake), create_graph=True)
     second = torch.autograd.grad(first[0].square().sum() + first[1].sum(), (real, fake))
@@ -47,7 +48,7 @@ def test_equals_aten_to_second_order(sample: LossSample, dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("saturating", [False, True])
 def test_the_generator_s_loss(saturating: bool) -> None:
-    logits = torch.randn(7, 3, requires_grad=True)
+    logits = torch.randn(7, 3, device=DEVICE, requires_grad=True)
     want = ops.minimax_g_loss(logits, saturating=saturating)
     (want_grad,) = torch.autograd.grad(want, logits)
     with gan_fast.use_backend("triton"):
@@ -61,7 +62,7 @@ def test_the_generator_s_loss(saturating: bool) -> None:
 def test_infinities_and_nan_as_in_aten(value: float, target: float) -> None:
     from gan_fast.triton_kernels import minimax_loss
 
-    x = torch.tensor([0.5, value, -1.0])
+    x = torch.tensor([0.5, value, -1.0], device=DEVICE)
     loss, means, grad, _ = minimax_loss.forward(x, target, None, 0.0, 1.0, True, True, False)
     leaf = x.clone().requires_grad_()
     want, want_means = reference(leaf, target, None, 0.0, 1.0)
@@ -71,4 +72,4 @@ def test_infinities_and_nan_as_in_aten(value: float, target: float) -> None:
 
 def test_no_logits_are_nan() -> None:
     with gan_fast.use_backend("triton"):
-        assert ops.minimax_g_loss(torch.zeros(0)).isnan()
+        assert ops.minimax_g_loss(torch.zeros(0, device=DEVICE)).isnan()

@@ -1,0 +1,7 @@
+"""Where the tests of Triton kernels run: on a GPU, or interpreted on the CPU."""
+
+from __future__ import annotations
+
+import torch
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
