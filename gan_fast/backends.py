@@ -171,9 +171,13 @@ def dispatch_to_triton(native_op: str, file: str, function: str) -> Callable[...
     return call
 
 
+# Others stand for tensors that Triton could not read.
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
 def triton_kernels(op: str, input: torch.Tensor) -> ModuleType | None:
     """The Triton functions that serve this call, or None where the dispatcher finds the kernel."""
-    if _requested == "cpu" or (_requested == "auto" and input.is_cpu) or type(input) is not torch.Tensor:
+    if _requested == "cpu" or (_requested == "auto" and input.is_cpu) or type(input) not in _PLAIN:
         return None
     if _requested == "triton" or _served_by(op, input.device.type, input.dtype) == "triton":
         return importlib.import_module(f"gan_fast.triton_kernels.{_triton_files[op]}")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gan_fast import backends, layout
+from gan_fast import backends, extension, layout
 from gan_fast.ops import activation as activations
 from gan_fast.ops import autograd, checks, recompute
 
@@ -206,7 +206,8 @@ class BatchNormActBackward(torch.autograd.Function):
         training, activation, negative_slope, _ = ctx.options
         if all(c is None for c in cotangents):
             return (None,) * 13
-        if torch.is_grad_enabled() or not hasattr(ctx.kernels, "double_backward"):
+        native = input.is_cpu or extension.has_kernel("batch_norm_act_double_backward", input.device.type)
+        if torch.is_grad_enabled() or ctx.kernels is not _native or not native:
             return BatchNormActBackward._higher_order(ctx, cotangents)
         by_grad, by_input, by_weight, by_bias = ctx.kernels.double_backward(
             *cotangents, grad_output, input, mean, invstd, weight, bias, training, activation, negative_slope,

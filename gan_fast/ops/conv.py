@@ -35,79 +35,91 @@ class Convolution(torch.autograd.Function):
     """aten::convolution."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kernels: Any = None
+    ) -> Tensor:
         # Each gradient needs the other tensor; what no gradient needs is not kept.
         ctx.save_for_backward(input if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None)
         ctx.options = (Like.of(input), Like.of(weight), geometry)
+        ctx.kernels = conv_kernels.triton(input) if kernels is None else kernels
         ctx.set_materialize_grads(False)
-        return conv_kernels.forward(input, weight, bias, geometry)
+        return conv_kernels.forward(input, weight, bias, geometry, ctx.kernels)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_output is None:
-            return (None,) * 4
+            return (None,) * 5
         input_like, weight_like, geometry = ctx.options
         wanted = autograd.wanted(ctx, 3)
         input, weight = recompute.kept(ctx, (wanted[1], wanted[0]))
         if autograd.recording("convolution_backward", grad_output):
-            by_input = BackwardData.apply(grad_output, weight, input_like, geometry) if wanted[0] else None
-            by_weight = BackwardWeight.apply(grad_output, input, weight_like, geometry) if wanted[1] else None
+            by_input = by_weight = None
+            if wanted[0]:
+                by_input = BackwardData.apply(grad_output, weight, input_like, geometry, ctx.kernels)
+            if wanted[1]:
+                by_weight = BackwardWeight.apply(grad_output, input, weight_like, geometry, ctx.kernels)
             by_bias = grad_output.sum([0, *range(2, grad_output.dim())]) if wanted[2] else None
         else:
             input = input_like if input is None else input
             weight = weight_like if weight is None else weight
-            by_input, by_weight, by_bias = conv_kernels.backward(grad_output, input, weight, geometry, wanted)
-        return by_input, by_weight, by_bias, None
+            by_input, by_weight, by_bias = conv_kernels.backward(
+                grad_output, input, weight, geometry, wanted, ctx.kernels
+            )
+        return by_input, by_weight, by_bias, None, None
 
 
 class BackwardData(torch.autograd.Function):
     """The gradient of a convolution by its input."""
 
     @staticmethod
-    def forward(ctx: Any, grad_output: Tensor, weight: Tensor, input_like: Like, geometry: Geometry) -> Tensor | None:
+    def forward(
+        ctx: Any, grad_output: Tensor, weight: Tensor, input_like: Like, geometry: Geometry, kernels: Any
+    ) -> Tensor | None:
         ctx.save_for_backward(
             grad_output if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None
         )
-        ctx.options = (Like.of(weight), geometry)
+        ctx.options = (Like.of(weight), geometry, kernels)
         ctx.set_materialize_grads(False)
-        return conv_kernels.backward(grad_output, input_like, weight, geometry, (True, False, False))[0]
+        return conv_kernels.backward(grad_output, input_like, weight, geometry, (True, False, False), kernels)[0]
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
         if cotangent is None:
-            return (None,) * 4
+            return (None,) * 5
         autograd.recording("convolution_backward", cotangent)
         grad_output, weight = ctx.saved_tensors
-        weight_like, geometry = ctx.options
+        weight_like, geometry, kernels = ctx.options
         wanted = autograd.wanted(ctx, 2)
-        by_grad = Convolution.apply(cotangent, weight, None, geometry) if wanted[0] else None
-        by_weight = BackwardWeight.apply(grad_output, cotangent, weight_like, geometry) if wanted[1] else None
-        return by_grad, by_weight, None, None
+        by_grad = Convolution.apply(cotangent, weight, None, geometry, kernels) if wanted[0] else None
+        by_weight = BackwardWeight.apply(grad_output, cotangent, weight_like, geometry, kernels) if wanted[1] else None
+        return by_grad, by_weight, None, None, None
 
 
 class BackwardWeight(torch.autograd.Function):
     """The gradient of a convolution by its weight."""
 
     @staticmethod
-    def forward(ctx: Any, grad_output: Tensor, input: Tensor, weight_like: Like, geometry: Geometry) -> Tensor | None:
+    def forward(
+        ctx: Any, grad_output: Tensor, input: Tensor, weight_like: Like, geometry: Geometry, kernels: Any
+    ) -> Tensor | None:
         ctx.save_for_backward(
             grad_output if ctx.needs_input_grad[1] else None, input if ctx.needs_input_grad[0] else None
         )
-        ctx.options = (Like.of(input), geometry)
+        ctx.options = (Like.of(input), geometry, kernels)
         ctx.set_materialize_grads(False)
-        return conv_kernels.backward(grad_output, input, weight_like, geometry, (False, True, False))[1]
+        return conv_kernels.backward(grad_output, input, weight_like, geometry, (False, True, False), kernels)[1]
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
         if cotangent is None:
-            return (None,) * 4
+            return (None,) * 5
         autograd.recording("convolution_backward", cotangent)
         grad_output, input = ctx.saved_tensors
-        input_like, geometry = ctx.options
+        input_like, geometry, kernels = ctx.options
         wanted = autograd.wanted(ctx, 2)
-        by_grad = Convolution.apply(input, cotangent, None, geometry) if wanted[0] else None
-        by_input = BackwardData.apply(grad_output, cotangent, input_like, geometry) if wanted[1] else None
-        return by_grad, by_input, None, None
+        by_grad = Convolution.apply(input, cotangent, None, geometry, kernels) if wanted[0] else None
+        by_input = BackwardData.apply(grad_output, cotangent, input_like, geometry, kernels) if wanted[1] else None
+        return by_grad, by_input, None, None, None
 
 
 def _per_dim(op: str, argument: str, value: Any, dims: int, least: int) -> tuple[int, ...]:

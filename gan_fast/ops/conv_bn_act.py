@@ -30,7 +30,7 @@ def activate(output: Tensor, activation: str, negative_slope: float) -> Tensor:
     """Apply an activation over ``output`` itself, which only a convolution of ours has seen."""
     if backends.small(output):
         return activations.apply_over(output, activation, negative_slope)
-    if autograd.captured() or not backends.native("leaky_relu", output.device.type):
+    if autograd.captured() or not backends.native("conv2d", output.device.type, output.dtype):
         return activations.apply(output, activation, negative_slope)
     result: Tensor
     if activation == "leaky_relu" and negative_slope < 0:
@@ -158,7 +158,7 @@ def fold(
         or not all(isinstance(t, Tensor) and t.shape == channels for t in vectors)
         or any((t.dtype, t.device) != (input.dtype, input.device) for t in vectors)
         or autograd.is_autocast_enabled(input.device.type)
-        or not backends.native("conv2d", input.device.type)
+        or not backends.native("conv2d", input.device.type, input.dtype)
     ):
         return None
     scale = (running_var + eps).rsqrt()

@@ -260,10 +260,14 @@ def _in_triton(
     return result if _Product.of(input, output, weight, geometry).channels_last else result.contiguous()
 
 
-def forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """aten::convolution."""
-    kernels = backends.triton_kernels("conv2d", input)
-    if kernels is not None:
+def triton(input: Tensor) -> Any:
+    """Triton's functions where they serve, or False: a node keeps the answer for its backward."""
+    return backends.triton_kernels("conv2d", input) or False
+
+
+def forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kernels: Any = False) -> Tensor:
+    """aten::convolution; in Triton where ``kernels`` are its functions."""
+    if kernels:
         refusal = kernels.refuses(input, geometry.dilation, geometry.transposed, geometry.groups)
         if refusal is not None:
             raise RuntimeError(f"convolution: expected for backend triton {refusal}")
@@ -282,20 +286,20 @@ def forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
 
 
 def backward(
-    grad_output: Tensor, input: Tensor | Like, weight: Tensor | Like, geometry: Geometry, wanted: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    grad_output: Tensor, input: Tensor | Like, weight: Tensor | Like, geometry: Geometry, wanted: Sequence[bool],
+    kernels: Any = False,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """aten::convolution_backward; ``input`` and ``weight`` are read where the gradient by the other one is wanted."""
     by_input = by_weight = by_bias = None
     input_wanted, weight_wanted, bias_wanted = wanted
-    kernels = backends.triton_kernels("conv2d", grad_output)
-    if kernels is not None and input_wanted and isinstance(weight, Tensor):
+    if kernels and input_wanted and isinstance(weight, Tensor):
         # The gradient by the input is the convolution of the other kind, on the weight as it is.
         other = geometry._replace(transposed=not geometry.transposed)
         if kernels.refuses(grad_output, other.dilation, other.transposed, other.groups) is None:
             by_input = _in_triton(kernels, grad_output, weight, None, other, input.shape)
             input_wanted = False
     product = None
-    if kernels is None:
+    if not kernels:
         product = _product(input, grad_output.shape, weight, geometry, grad_output)
     if product is not None:
         known_input = input if isinstance(input, Tensor) and weight_wanted and product.weigh else None

@@ -76,9 +76,19 @@ class Tiles:
         return triton.cdiv(self.channels, self.block_channels)
 
     @property
+    def tiles(self) -> int:
+        """Of one channel, or of the neighbouring ones that share a tile."""
+        return self.outer_tiles * self.inner_tiles
+
+    @property
+    def tiles_per_chunk(self) -> int:
+        """What one program reduces."""
+        return triton.cdiv(self.tiles, min(max(1, _PROGRAMS // self.channel_tiles), _MOST_CHUNKS))
+
+    @property
     def chunks(self) -> int:
-        """Parts of a channel that are reduced by programs of their own."""
-        return min(self.outer_tiles * self.inner_tiles, max(1, _PROGRAMS // self.channel_tiles), _MOST_CHUNKS)
+        """Parts of a channel that are reduced by programs of their own, none of them empty."""
+        return triton.cdiv(self.tiles, self.tiles_per_chunk)
 
     @property
     def arguments(self) -> tuple[int, ...]:
@@ -150,8 +160,9 @@ def statistics_kernel(
     BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr,
 ):  # fmt: skip
     """Count (chunk,), mean and sum of squares about it (chunk, C) of one chunk of a channel."""
-    chunk = tl.program_id(0)
-    first_channel = tl.program_id(1) * BLOCK_CHANNELS
+    channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
+    chunk = tl.program_id(0) // channel_tiles
+    first_channel = (tl.program_id(0) % channel_tiles) * BLOCK_CHANNELS
     first = chunk * tiles_per_chunk
     last = tl.minimum(first + tiles_per_chunk, tiles)
     # Squares are taken of distances to the first tile's mean, so that nothing cancels that was not far apart.
@@ -223,10 +234,11 @@ def normalize_kernel(
     BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr,
 ):  # fmt: skip
     """y = f(z)."""
-    first_channel = tl.program_id(1) * BLOCK_CHANNELS
+    channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
+    first_channel = (tl.program_id(0) % channel_tiles) * BLOCK_CHANNELS
     offsets, mask = _tile(
-        tl.program_id(0), first_channel, outer, channels, inner, outer_stride, channel_stride, inner_stride,
-        BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER,
+        tl.program_id(0) // channel_tiles, first_channel,
+        outer, channels, inner, outer_stride, channel_stride, inner_stride, BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER,
     )  # fmt: skip
     c = first_channel + tl.arange(0, BLOCK_CHANNELS)
     mean = _vector(mean_pointer, c, channels, 0.0)
@@ -244,8 +256,9 @@ def backward_sums_kernel(
     ACTIVATION: tl.constexpr, BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr,
 ):  # fmt: skip
     """Sums of u and of u xc over one chunk of a channel: (2, chunk, C)."""
-    chunk = tl.program_id(0)
-    first_channel = tl.program_id(1) * BLOCK_CHANNELS
+    channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
+    chunk = tl.program_id(0) // channel_tiles
+    first_channel = (tl.program_id(0) % channel_tiles) * BLOCK_CHANNELS
     c = first_channel + tl.arange(0, BLOCK_CHANNELS)
     mean = _vector(mean_pointer, c, channels, 0.0)
     scale = _vector(invstd_pointer, c, channels, 0.0) * _vector(weight_pointer, c, channels, 1.0)
@@ -265,7 +278,8 @@ def backward_sums_kernel(
         sum_u_xc += tl.where(mask, u * xc, 0.0)
     at = chunk * channels + c
     tl.store(sums_pointer + at, _over_channel(sum_u), mask=c < channels)
-    tl.store(sums_pointer + tl.num_programs(0) * channels + at, _over_channel(sum_u_xc), mask=c < channels)
+    second = (tl.num_programs(0) // channel_tiles) * channels
+    tl.store(sums_pointer + second + at, _over_channel(sum_u_xc), mask=c < channels)
 
 
 @triton.jit
@@ -299,10 +313,11 @@ def backward_map_kernel(
     BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr,
 ):  # fmt: skip
     """grad_input = gamma r (u - mean(u) - r^2 xc mean(u xc)); without the means where statistics are given."""
-    first_channel = tl.program_id(1) * BLOCK_CHANNELS
+    channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
+    first_channel = (tl.program_id(0) % channel_tiles) * BLOCK_CHANNELS
     offsets, mask = _tile(
-        tl.program_id(0), first_channel, outer, channels, inner, outer_stride, channel_stride, inner_stride,
-        BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER,
+        tl.program_id(0) // channel_tiles, first_channel,
+        outer, channels, inner, outer_stride, channel_stride, inner_stride, BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER,
     )  # fmt: skip
     c = first_channel + tl.arange(0, BLOCK_CHANNELS)
     mean = _vector(mean_pointer, c, channels, 0.0)
@@ -346,9 +361,8 @@ def _normalize(
     negative_slope: float,
 ) -> Tensor:  # fmt: skip
     y = torch.empty_like(x)
-    grid = (tiles.outer_tiles * tiles.inner_tiles, tiles.channel_tiles)
-    normalize_kernel[grid](
-        x, y, mean, invstd, *_vectors(weight, bias), *tiles.arguments, negative_slope, act.CODES[activation],
+    normalize_kernel[(tiles.tiles * tiles.channel_tiles,)](
+        x, y, *_vectors(mean, invstd, weight, bias), *tiles.arguments, negative_slope, act.CODES[activation],
         **tiles.blocks,
     )  # fmt: skip
     return y
@@ -372,8 +386,9 @@ def forward(
     if not training:
         if running_mean is None or running_var is None:
             raise RuntimeError(f"{OP}: expected running_mean and running_var tensors when training is False, got None")
-        mean = running_mean.to(torch.float32)
-        invstd = torch.rsqrt(running_var.to(torch.float32) + eps)
+        # Dense, and not the buffer itself: results are nobody else's.
+        mean = running_mean.to(torch.float32, copy=True).contiguous()
+        invstd = torch.rsqrt(running_var.to(torch.float32) + eps).contiguous()
     if not input.numel():
         if training:
             mean = torch.zeros(channels, dtype=torch.float32, device=input.device)
@@ -383,12 +398,10 @@ def forward(
         x, tiles = _layout(input)
         if training:
             new = functools.partial(torch.empty, dtype=torch.float32, device=x.device)
-            chunk_tiles = triton.cdiv(tiles.outer_tiles * tiles.inner_tiles, tiles.chunks)
             counts, means, squares = new(tiles.chunks), new(tiles.chunks, channels), new(tiles.chunks, channels)
             mean, invstd = new(channels), new(channels)
-            total = tiles.outer_tiles * tiles.inner_tiles
-            statistics_kernel[(tiles.chunks, tiles.channel_tiles)](
-                x, counts, means, squares, *tiles.arguments, total, chunk_tiles, **tiles.blocks
+            statistics_kernel[(tiles.chunks * tiles.channel_tiles,)](
+                x, counts, means, squares, *tiles.arguments, tiles.tiles, tiles.tiles_per_chunk, **tiles.blocks
             )
             running = _vectors(running_mean, running_var)
             grid, blocks = _finish(tiles)
@@ -433,7 +446,8 @@ def backward(
     def parameter_grad(parameter: Tensor | None) -> Tensor | None:
         if parameter is None or not affine_wanted:
             return None
-        return torch.zeros(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+        new = torch.empty if input.numel() else torch.zeros
+        return new(parameter.shape, dtype=parameter.dtype, device=parameter.device)
 
     grad_weight, grad_bias = parameter_grad(weight), parameter_grad(bias)
     if not input.numel():
@@ -441,26 +455,25 @@ def backward(
     with launch.on(input):
         x, tiles = _layout(input)
         grad = grad_output.contiguous(memory_format=layout.suggest_memory_format(input))
-        vectors = (mean, invstd, *_vectors(weight, bias))
+        vectors = _vectors(mean, invstd, weight, bias)
         options = (negative_slope, act.CODES[activation])
         means = None
-        total = tiles.outer_tiles * tiles.inner_tiles
         if training or affine_wanted:
             sums = torch.empty(2, tiles.chunks, tiles.channels, dtype=torch.float32, device=x.device)
             means = torch.empty(2, tiles.channels, dtype=torch.float32, device=x.device)
-            backward_sums_kernel[(tiles.chunks, tiles.channel_tiles)](
-                x, grad, *vectors, sums, *tiles.arguments, total, triton.cdiv(total, tiles.chunks), *options,
+            backward_sums_kernel[(tiles.chunks * tiles.channel_tiles,)](
+                x, grad, *vectors, sums, *tiles.arguments, tiles.tiles, tiles.tiles_per_chunk, *options,
                 **tiles.blocks,
             )  # fmt: skip
             grid, blocks = _finish(tiles)
             finish_backward_kernel[grid](
-                sums, invstd, means, grad_weight, grad_bias, tiles.chunks, tiles.channels,
+                sums, vectors[1], means, grad_weight, grad_bias, tiles.chunks, tiles.channels,
                 tiles.outer * tiles.inner, **blocks,
             )  # fmt: skip
         grad_input = None
         if input_wanted:
             grad_input = torch.empty_like(x)
-            backward_map_kernel[(total, tiles.channel_tiles)](
+            backward_map_kernel[(tiles.tiles * tiles.channel_tiles,)](
                 x, grad, *vectors, means, grad_input, *tiles.arguments, negative_slope, training,
                 act.CODES[activation], **tiles.blocks,
             )  # fmt: skip

@@ -209,8 +209,9 @@ def convolve(
         output_size: of the two dims of space.
     """
     samples, c_in, in_height, in_width = input.shape
-    rows_of_output = samples * output_size[0] * output_size[1]
-    if max(c_in * in_height * in_width, weight.numel(), rows_of_output) >= 2**31:
+    positions = output_size[0] * output_size[1]
+    channels = weight.size(1) if transposed else weight.size(0)
+    if max(c_in * in_height * in_width, weight.numel(), samples * positions, channels * positions) >= 2**31:
         raise RuntimeError(
             f"{OP}: expected in Triton fewer than 2^31 elements in a sample, in the weight and rows in the output, got "
             f"input {tuple(input.shape)}, weight {tuple(weight.shape)}, output size {output_size}"
@@ -240,15 +241,16 @@ def convolve(
         chunks = row_tiles * phases[0] * phases[1]
         shapes = ((chunks,), (chunks, c_out), (chunks, c_out))
         found = Statistics(*(torch.empty(shape, dtype=torch.float32, device=x.device) for shape in shapes))
-    # TF32 where torch's own convolutions would take it.
-    precision = "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
     with launch.on(x):
         conv_kernel[grid](
-            x, w, bias, y, *((found.counts, found.means, found.squares) if found else (None,) * 3),
+            x, w, None if bias is None else bias.contiguous(), y,
+            *((found.counts, found.means, found.squares) if found else (None,) * 3),
             rows, q_height, q_width, in_height, in_width, *output_size, c_in, c_out,
             *x.stride()[:3], output.stride(0), output_size[1] * c_out, c_out,
             w.stride(2), w.stride(3), w.stride(0), w.stride(1), *padding, negative_slope,
-            *kernel, *stride, *dilation, transposed, act.CODES[activation], precision,
+            *kernel, *stride, *dilation, transposed, act.CODES[activation],
+            # Not TF32: tl.dot cuts operands off for it where cuDNN rounds them.
+            "ieee",
             # The interpreter would multiply the bits of bfloat16 values as if they were numbers.
             launch.INTERPRETED and x.dtype == torch.bfloat16, **chosen.options,
         )  # fmt: skip

@@ -31,7 +31,7 @@ def _one_side(pointer, grad_pointer, count, target, scale, BLOCK: tl.constexpr):
         losses += tl.where(i < count, (1 - target) * x + softplus, 0.0)
         probabilities += tl.where(i < count, probability, 0.0)
         if grad_pointer is not None:
-            grad = scale / count * (probability - target)
+            grad = (probability - target) * scale / count
             tl.store(grad_pointer + i, grad.to(tl.float32).to(grad_pointer.dtype.element_ty), mask=i < count)
     return tl.sum(losses) / count, tl.sum(probabilities) / count
 

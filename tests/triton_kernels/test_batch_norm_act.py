@@ -42,6 +42,7 @@ SAMPLES = [
     NormSample((3, 4, 3, 3), running=False, negative_slope=-0.5),
     NormSample((3, 4, 3, 3), momentum=1.0, eps=1e-3),
     NormSample((6, 4, 30, 31), mean=100.0, std=1.0),
+    NormSample((1, 300, 1, 2)),
 ]
 
 
@@ -137,3 +138,44 @@ def test_what_triton_cannot_take_is_named() -> None:
             batch_norm_act(x, None, None, training=True)
         with pytest.raises(RuntimeError, match=r"conv1d: .* no Triton kernel for this op"):
             gan_fast.ops.conv1d(torch.randn(1, 2, 4), torch.randn(2, 2, 3))
+
+
+def test_no_chunk_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles that do not share out evenly: here ten of them among programs for eight chunks."""
+    from gan_fast.triton_kernels import batch_norm_act as kernels
+
+    monkeypatch.setattr(kernels, "_TILE", 64)
+    monkeypatch.setattr(kernels, "_PROGRAMS", 16)
+    for layout in ("contiguous", "channels_last"):
+        compare(NormSample((20, 2, 4, 8), layout=layout), torch.float32, 1)
+
+
+def test_channels_beyond_a_grid_s_second_dim() -> None:
+    from gan_fast.triton_kernels.batch_norm_act import Tiles
+
+    tiles = Tiles.of(torch.empty(1, 70000, 4, 4, device="meta"), channels_last=False)
+    assert tiles.channel_tiles > 65535  # so they go along the first, which takes 2^31 - 1
+    x = torch.randn(1, 3, 2, 2, device=DEVICE)
+    with gan_fast.use_backend("triton"):
+        torch.testing.assert_close(instance_norm_act(x), torch.relu(torch.nn.functional.instance_norm(x)))
+
+
+def test_strided_statistics_and_parameters() -> None:
+    x = torch.randn(2, 6, 3, 4, device=DEVICE)
+    mean, var, weight, bias = (torch.rand(12, device=DEVICE)[::2] + 0.5 for _ in range(4))
+    for training in (False, True):
+        own = [mean.clone(), var.clone()]
+        want = reference(x, *own, weight, bias, training)
+        strided = [torch.empty(12, device=DEVICE)[::2].copy_(t) for t in (mean, var)]
+        with gan_fast.use_backend("triton"):
+            torch.testing.assert_close(batch_norm_act(x, *strided, weight, bias, training), want)
+        torch.testing.assert_close(strided, own)
+
+
+def test_second_order_by_a_parameter() -> None:
+    x = torch.nn.Parameter(torch.randn(3, 2, 4, device=DEVICE))
+    with gan_fast.use_backend("triton"):
+        (grad,) = torch.autograd.grad(batch_norm_act(x, None, None, training=True).exp().sum(), x, create_graph=True)
+        (ours,) = torch.autograd.grad(grad.square().sum(), x)
+    (grad,) = torch.autograd.grad(reference(x, None, None, training=True).exp().sum(), x, create_graph=True)
+    torch.testing.assert_close(ours, torch.autograd.grad(grad.square().sum(), x)[0], rtol=1e-3, atol=1e-4)

@@ -123,3 +123,30 @@ def test_what_the_kernels_cannot_take_is_told() -> None:
     huge = torch.empty(1, device="meta").expand(1, 2, 40000, 40000)
     with pytest.raises(RuntimeError, match=r"conv: expected in Triton fewer than 2\^31 elements"):
         conv.convolve(huge, weight, None, (1, 1), (1, 1), (1, 1), False, (40000, 40000))
+
+
+def test_strided_bias_and_blocks_with_activation() -> None:
+    x, weight = torch.randn(2, 5, 6, 4, device=DEVICE), torch.randn(3, 5, 4, 4, device=DEVICE, requires_grad=True)
+    bias = torch.randn(6, device=DEVICE)[::2]
+    for activation in activations.NAMES:
+        want = activations.apply(F.conv2d(x, weight, bias, 2, 1), activation, 0.2)
+        with gan_fast.use_backend("triton"):
+            ours = ops.conv2d_act(x, weight, bias, 2, 1, activation=activation, negative_slope=0.2)
+        torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-4)
+
+
+def test_backward_runs_on_what_its_forward_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gan_fast.triton_kernels import conv
+
+    x, weight = torch.randn(2, 5, 6, 4, device=DEVICE, requires_grad=True), torch.randn(3, 5, 4, 4, device=DEVICE)
+    calls = []
+    convolve = conv.convolve
+    monkeypatch.setattr(conv, "convolve", lambda *args, **options: calls.append(1) or convolve(*args, **options))
+    with gan_fast.use_backend("triton"):
+        ours = ops.conv2d(x, weight, None, 2, 1)
+    ours.sum().backward()
+    assert len(calls) == 2
+    plain = ops.conv2d(x, weight, None, 2, 1)
+    with gan_fast.use_backend("triton"):
+        plain.sum().backward()
+    assert len(calls) == 2
