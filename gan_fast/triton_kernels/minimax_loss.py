@@ -14,6 +14,8 @@ from torch import Tensor
 from gan_fast.triton_kernels import launch
 
 _BLOCK = 1024
+# Four logits in float64 for each thread: more would not fit into its registers.
+_WARPS = 8
 
 
 @triton.jit
@@ -92,7 +94,7 @@ def forward(
     with launch.on(logits):
         forward_kernel[(1,)](
             x, other, loss, means, grad, other_grad, x.numel(), 0 if other is None else other.numel(),
-            target, other_target, scale, _BLOCK,
+            target, other_target, scale, _BLOCK, num_warps=_WARPS,
         )  # fmt: skip
     return loss, means, _like(logits, grad), _like(other_logits, other_grad)
 
