@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import settings
 
-from gan_fast import backends
-
-# Read when triton is imported: without a GPU its kernels are interpreted.
+# Read when triton is imported, which torch.compile does too: without a GPU its kernels are interpreted.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from gan_fast import backends
 
 # Deadlines measure the machine, not the code.
 settings.register_profile("gan_fast", deadline=None, derandomize=True)
