@@ -50,6 +50,8 @@ def time_ms(work: Callable[[int], Any], rounds: int = 30, inside: int = 10) -> d
 
 def facts() -> dict[str, Any]:
     """What this machine is."""
+    import triton
+
     import gan_fast
 
     device = torch.device("cuda")
@@ -58,7 +60,7 @@ def facts() -> dict[str, Any]:
     return {
         **environment.describe(device),
         "cuda": torch.version.cuda,
-        "triton": __import__("triton").__version__,
+        "triton": triton.__version__,
         "memory_mib": properties.total_memory // 2**20,
         "processors": properties.multi_processor_count,
         "commit": commit or "not a git checkout",

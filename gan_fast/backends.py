@@ -8,6 +8,7 @@ which says so once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import logging
@@ -21,6 +22,7 @@ import torch
 from torch.autograd import forward_ad
 
 from gan_fast import extension
+from gan_fast.triton_kernels import DTYPES
 
 logger = logging.getLogger("gan_fast")
 
@@ -94,15 +96,20 @@ def _unavailable(op: str, device_type: str) -> str | None:
     return None
 
 
+@functools.cache
+def _triton_is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def _triton_unavailable(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     """Why Triton cannot serve ``op`` on a device, or None where it can."""
     if op not in _triton_files:
         return "no Triton kernel for this op"
-    if importlib.util.find_spec("triton") is None:
+    if not _triton_is_installed():
         return "Triton is not installed (install: pip install triton)"
     if not extension.available():
         return f"the native module, which has the ops' schemas, is not built (build: {extension.BUILD_COMMAND})"
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if dtype not in DTYPES:
         return f"no Triton kernel for {dtype}"
     if device_type != "cuda" and not (device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
         return f"no Triton for device {device_type} (on a CPU TRITON_INTERPRET=1 interprets it, for tests)"

@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def cotangent(like: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
-    """Drawn in float64, rounded to ``dtype``, and of ``like``'s own dtype."""
+    """Drawn in float64, rounded to ``dtype``, and of ``like``'s own dtype and device."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(dtype).to(like.dtype)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(dtype).to(like)
 
 
 def differentiated(arguments: dict[str, Any]) -> dict[str, Tensor]:

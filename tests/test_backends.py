@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 import os
 import subprocess
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from triton_device import needs_triton
 
 import gan_fast
 from gan_fast import backends, extension
@@ -117,7 +117,7 @@ def test_unserved_device_is_logged_once(caplog: pytest.LogCaptureFixture) -> Non
     ]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+@needs_triton
 @pytest.mark.parametrize(
     ("file", "function", "call"),
     [

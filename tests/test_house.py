@@ -16,7 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
     "extension": set(),
     "layout": set(),
-    "backends": {"extension"},
+    "backends": {"extension", "triton_kernels"},
     "triton_kernels": {"layout"},
     "ops": {"backends", "extension", "layout"},
     "nn": {"ops", "layout"},

@@ -9,10 +9,8 @@ namespace gan_fast {
 
 // Calls f with a value of the storage type, for its type alone.
 template <class F>
-auto for_dtype(ScalarType dtype, const F& f) {
+auto for_dtype_below_double(ScalarType dtype, const F& f) {
   switch (dtype) {
-    case ScalarType::Double:
-      return f(double{});
     case ScalarType::BFloat16:
       return f(c10::BFloat16{});
     case ScalarType::Half:
@@ -20,6 +18,11 @@ auto for_dtype(ScalarType dtype, const F& f) {
     default:
       return f(float{});
   }
+}
+
+template <class F>
+auto for_dtype(ScalarType dtype, const F& f) {
+  return dtype == ScalarType::Double ? f(double{}) : for_dtype_below_double(dtype, f);
 }
 
 }  // namespace gan_fast

@@ -14,6 +14,7 @@
 
 #include "../common/checks.h"
 #include "../common/dtype.h"
+#include "copy.h"
 #include "lanes.h"
 #include "macros.h"
 #include "sub_pixel.h"
@@ -142,18 +143,6 @@ void for_tiles(const Geometry& g, int64_t tile, const F& f) {
       f(task / tiles, first, std::min(tile, g.C - first));
     }
   });
-}
-
-// Values `count` from one `from_stride` apart to one `to_stride` apart, converted.
-template <class From, class To>
-GAN_FAST_INLINE void copy_run(const From* from, int64_t from_stride, To* to, int64_t to_stride, int64_t count) {
-  if constexpr (std::is_same_v<From, To>) {
-    if (from_stride == 1 && to_stride == 1) {
-      std::memcpy(to, from, count * sizeof(To));
-      return;
-    }
-  }
-  for (int64_t i = 0; i < count; ++i) to[i * to_stride] = static_cast<To>(from[i * from_stride]);
 }
 
 // Calls f(offset in the tile, its step, offset in the map, its step, count) for runs that cover what tile and map

@@ -13,6 +13,7 @@
 
 #include "../common/checks.h"
 #include "../common/dtype.h"
+#include "copy.h"
 #include "isa.h"
 #include "lanes.h"
 #include "macros.h"
@@ -244,28 +245,9 @@ template <class T>
 void read_line(const T* from, int64_t step, int64_t channel_step, int64_t count, int64_t depth, float* to,
                int64_t line_width) {
   if constexpr (std::is_same_v<T, float>) {
-    if (step == 1) {
-      for (int64_t k = 0; k < depth; ++k) std::memcpy(to + k * line_width, from + k * channel_step, count * sizeof(T));
-      return;
-    }
-    if (channel_step == 1) return isa::run_each<Transpose>(from, step, to, line_width, count, depth);
+    if (channel_step == 1 && step != 1) return isa::run_each<Transpose>(from, step, to, line_width, count, depth);
   }
-  for (int64_t k = 0; k < depth; ++k) {
-    for (int64_t i = 0; i < count; ++i) {
-      to[k * line_width + i] = static_cast<float>(from[i * step + k * channel_step]);
-    }
-  }
-}
-
-template <class T>
-void write_line(const float* from, T* to, int64_t step, int64_t count) {
-  if constexpr (std::is_same_v<T, float>) {
-    if (step == 1) {
-      std::memcpy(to, from, count * sizeof(T));
-      return;
-    }
-  }
-  for (int64_t i = 0; i < count; ++i) to[i * step] = static_cast<T>(from[i]);
+  for (int64_t k = 0; k < depth; ++k) copy_run(from + k * channel_step, step, to + k * line_width, 1, count);
 }
 
 inline void conv(const Tensor& input, const Tensor& weight, const Tensor& output, const MaybeTensor& bias,
@@ -311,8 +293,8 @@ inline void conv(const Tensor& input, const Tensor& weight, const Tensor& output
   const int64_t in_n = input.stride(0), in_c = input.stride(1), in_y = input.stride(2), in_x = input.stride(3);
   const int64_t out_n = output.stride(0), out_c = output.stride(1), out_y = output.stride(2), out_x = output.stride(3);
 
-  for_dtype(input.scalar_type(), [&](auto tag) {
-    using T = std::conditional_t<std::is_same_v<decltype(tag), double>, float, decltype(tag)>;
+  for_dtype_below_double(input.scalar_type(), [&](auto tag) {
+    using T = decltype(tag);
     const T* from = static_cast<const T*>(input.const_data_ptr());
     T* to = static_cast<T*>(output.mutable_data_ptr());
     float start[kMostChannels] = {};
@@ -368,7 +350,8 @@ inline void conv(const Tensor& input, const Tensor& weight, const Tensor& output
                      count,
                      values});
             for (int64_t c = 0; c < C; ++c) {
-              write_line(values + c * 2 * count, to + n * out_n + c * out_c + (2 * pair + r) * out_y, out_x, W_out);
+              T* row_of_output = to + n * out_n + c * out_c + (2 * pair + r) * out_y;
+              copy_run(values + c * 2 * count, 1, row_of_output, out_x, W_out);
             }
           }
         }

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from gan_fast.nn.batch_norm_act import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from gan_fast.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from gan_fast.ops import activation as activations
-from gan_fast.ops import checks
 from gan_fast.ops.conv_bn_act import activate, fold, may_fold
 
 Size = int | tuple[int, ...]
@@ -179,7 +178,7 @@ class _ConvBNAct(nn.Module):
                 bn.bias, bn.eps,
             )  # fmt: skip
             if folded is not None:
-                checks.one_of(type(bn).__name__, "activation", bn.activation, activations.NAMES)
+                activations.check(type(bn).__name__, bn.activation, bn.negative_slope)
                 output = conv._conv_forward(input, *folded, *output_size)
                 return activate(output, bn.activation, bn.negative_slope)
         output = bn.forward(conv.forward(input, *output_size))

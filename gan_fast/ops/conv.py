@@ -32,18 +32,18 @@ for _op in OPS:
 
 
 class Convolution(torch.autograd.Function):
-    """aten::convolution."""
+    """aten::convolution; ``kernels`` are Triton's functions where they serve, here and in all nodes that follow."""
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kernels: Any = None
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kernels: Any
     ) -> Tensor:
         # Each gradient needs the other tensor; what no gradient needs is not kept.
         ctx.save_for_backward(input if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None)
         ctx.options = (Like.of(input), Like.of(weight), geometry)
-        ctx.kernels = conv_kernels.triton(input) if kernels is None else kernels
+        ctx.kernels = kernels
         ctx.set_materialize_grads(False)
-        return conv_kernels.forward(input, weight, bias, geometry, ctx.kernels)
+        return conv_kernels.forward(input, weight, bias, geometry, kernels)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -254,7 +254,7 @@ def convolve(
     if unbatched:
         input = input.unsqueeze(0)
     if backends.native(op, device, input.dtype) and not captured:
-        output = Convolution.apply(input, weight, bias, geometry)
+        output = Convolution.apply(input, weight, bias, geometry, backends.triton_kernels("conv2d", input))
         if output.requires_grad and weight.requires_grad:
             recompute.keep_recipe(output, 0, input)
     else:

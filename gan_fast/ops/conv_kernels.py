@@ -88,6 +88,11 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype.itemsize == 2 else dtype
 
 
+def _channels_last(input: Like, weight: Like) -> bool:
+    """Whether ATen's result is."""
+    return any(layout.is_ordered_channels_last(t.shape, t.stride) for t in (input, weight))
+
+
 class _Product(NamedTuple):
     """A convolution as a product of matrices: its shapes, its memory format, and which of its kernels gain by it."""
 
@@ -103,11 +108,7 @@ class _Product(NamedTuple):
     @classmethod
     def of(cls, input: Tensor | Like, output: torch.Size, weight: Tensor | Like, geometry: Geometry) -> _Product:
         small, big = (input.shape, output) if geometry.transposed else (output, input.shape)
-        weight = Like.of(weight) if isinstance(weight, Tensor) else weight
-        input_strides = input.stride() if isinstance(input, Tensor) else input.stride
-        channels_last = layout.is_ordered_channels_last(input.shape, input_strides) or (
-            layout.is_ordered_channels_last(weight.shape, weight.stride)
-        )
+        input, weight = (Like.of(t) if isinstance(t, Tensor) else t for t in (input, weight))
         channels, columns = weight.shape[0], math.prod(weight.shape[1:])
         positions = math.prod(small[2:])
         rows = small[0] * positions
@@ -115,7 +116,7 @@ class _Product(NamedTuple):
         # A kernel as large as the map meets it once: its columns are the map.
         once = positions == 1
         return cls(
-            small, big, weight, geometry, channels_last,
+            small, big, weight, geometry, _channels_last(input, weight),
             gather=worth and (once or 2 * channels >= rows),
             # Of one position ATen sums up more exactly.
             scatter=worth and not once and (4 * channels >= rows or weight.shape[1] < _VECTOR),
@@ -257,23 +258,17 @@ def _in_triton(
 ) -> Tensor:
     options = (geometry.stride, geometry.padding, geometry.dilation, geometry.transposed, tuple(output[2:]))
     result: Tensor = kernels.convolve(input, weight, bias, *options)[0]
-    return result if _Product.of(input, output, weight, geometry).channels_last else result.contiguous()
+    return result if _channels_last(Like.of(input), Like.of(weight)) else result.contiguous()
 
 
-def triton(input: Tensor) -> Any:
-    """Triton's functions where they serve, or False: a node keeps the answer for its backward."""
-    return backends.triton_kernels("conv2d", input) or False
-
-
-def forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kernels: Any = False) -> Tensor:
+def forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kernels: Any = None) -> Tensor:
     """aten::convolution; in Triton where ``kernels`` are its functions."""
-    if kernels:
+    if kernels is not None:
         refusal = kernels.refuses(input, geometry.dilation, geometry.transposed, geometry.groups)
         if refusal is not None:
             raise RuntimeError(f"convolution: expected for backend triton {refusal}")
-        return _in_triton(
-            kernels, input, weight, bias, geometry, _output_shape(input.shape, weight.shape, geometry)
-        )  # fmt: skip
+        shape = _output_shape(input.shape, weight.shape, geometry)
+        return _in_triton(kernels, input, weight, bias, geometry, shape)
     product = _product(input, None, weight, geometry, input)
     if product is not None and (product.scatter if geometry.transposed else product.gather):
         with _without_autocast():
@@ -287,20 +282,19 @@ def forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
 
 def backward(
     grad_output: Tensor, input: Tensor | Like, weight: Tensor | Like, geometry: Geometry, wanted: Sequence[bool],
-    kernels: Any = False,
+    kernels: Any = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """aten::convolution_backward; ``input`` and ``weight`` are read where the gradient by the other one is wanted."""
     by_input = by_weight = by_bias = None
     input_wanted, weight_wanted, bias_wanted = wanted
-    if kernels and input_wanted and isinstance(weight, Tensor):
+    if kernels is not None and input_wanted and isinstance(weight, Tensor):
         # The gradient by the input is the convolution of the other kind, on the weight as it is.
         other = geometry._replace(transposed=not geometry.transposed)
         if kernels.refuses(grad_output, other.dilation, other.transposed, other.groups) is None:
             by_input = _in_triton(kernels, grad_output, weight, None, other, input.shape)
             input_wanted = False
-    product = None
-    if not kernels:
-        product = _product(input, grad_output.shape, weight, geometry, grad_output)
+    shape = grad_output.shape
+    product = None if kernels is not None else _product(input, shape, weight, geometry, grad_output)
     if product is not None:
         known_input = input if isinstance(input, Tensor) and weight_wanted and product.weigh else None
         by_product = product.gather if geometry.transposed else product.scatter

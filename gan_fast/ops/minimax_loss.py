@@ -69,11 +69,14 @@ class _LossNode(torch.autograd.Function):
             target, other_target, scale = ctx.options
             # A node of its own only where somebody will differentiate again.
             recording = autograd.recording("minimax_loss_backward", grad_loss)
-            backward = MinimaxLossBackward.apply if recording else ctx.kernels.backward
-            if logits is None:
-                other_grad, grad = backward(grad_loss, other_logits, other_target, None, 0.0, scale)
+            first = (logits, target, other_logits, other_target)
+            arguments = (grad_loss, *(first if logits is not None else (other_logits, other_target, None, 0.0)), scale)
+            if recording:
+                grad, other_grad = MinimaxLossBackward.apply(*arguments, ctx.kernels)
             else:
-                grad, other_grad = backward(grad_loss, logits, target, other_logits, other_target, scale)
+                grad, other_grad = ctx.kernels.backward(*arguments)
+            if logits is None:
+                grad, other_grad = other_grad, grad
         return grad, None, other_grad, *(None,) * (count - 3)
 
 
@@ -146,9 +149,10 @@ class MinimaxLossBackward(torch.autograd.Function):
         other_logits: Tensor | None,
         other_target: float,
         scale: float,
+        kernels: Any = None,
     ) -> tuple[Tensor, Tensor | None]:
         arguments = (grad_loss, logits, target, other_logits, other_target, scale)
-        grads: tuple[Tensor, Tensor | None] = _kernels(logits).backward(*arguments)
+        grads: tuple[Tensor, Tensor | None] = (kernels or _kernels(logits)).backward(*arguments)
         ctx.save_for_backward(grad_loss, logits, other_logits)
         ctx.options = (target, other_target, scale)
         ctx.set_materialize_grads(False)
@@ -175,7 +179,7 @@ class MinimaxLossBackward(torch.autograd.Function):
                 by_logits[index] = (grad_loss.double() * weighted * probability * (1 - probability)).to(x.dtype)
         if by_grad_loss is not None:
             by_grad_loss = by_grad_loss.to(grad_loss.dtype).reshape(grad_loss.shape)
-        return by_grad_loss, by_logits[0], None, by_logits[1], None, None
+        return by_grad_loss, by_logits[0], None, by_logits[1], *(None,) * 3
 
 
 def _forward_fake(

@@ -1,5 +1,5 @@
-"""Batch norm and the activation behind it in Triton: the four ops of csrc/cpu/batch_norm_act.cpp, whose notation this
-has (xc = x - mean, r = 1 / sqrt(var + eps), z = gamma r xc + beta, u = dL/dy f'(z)).
+"""Batch norm and the activation behind it in Triton: forward, normalise and backward of csrc/cpu/batch_norm_act.cpp,
+whose notation this has (xc = x - mean, r = 1 / sqrt(var + eps), z = gamma r xc + beta, u = dL/dy f'(z)).
 
 A tensor is seen as (outer, C, inner): contiguous (N, C, S), channels-last (N * S, C, 1). Sums over a channel are formed
 in two steps whose order depends on the shape alone: each of some chunks of a channel gives a mean and a sum of squares
@@ -20,11 +20,10 @@ import triton.language as tl
 from torch import Tensor
 
 from gan_fast import layout
+from gan_fast.triton_kernels import DTYPE_NAMES, DTYPES, launch
 from gan_fast.triton_kernels import activation as act
-from gan_fast.triton_kernels import launch
 
 OP = "batch_norm_act"
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Values of a tile: eight for each thread of eight warps, 16 bytes of bfloat16.
 _TILE = 2048
 _WARPS = 8
@@ -154,15 +153,28 @@ def _vector(pointer, c, channels, otherwise: tl.constexpr):
 
 
 @triton.jit
+def _place(channels, BLOCK_CHANNELS: tl.constexpr):
+    """Which tile or chunk this program works on, and its first channel: those move first along the grid's one dim."""
+    channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
+    return tl.program_id(0) // channel_tiles, (tl.program_id(0) % channel_tiles) * BLOCK_CHANNELS
+
+
+@triton.jit
+def _affine(mean_pointer, invstd_pointer, weight_pointer, bias_pointer, c, channels):
+    """mean, r, gamma r and beta of a tile's channels."""
+    invstd = _vector(invstd_pointer, c, channels, 0.0)
+    scale = invstd * _vector(weight_pointer, c, channels, 1.0)
+    return _vector(mean_pointer, c, channels, 0.0), invstd, scale, _vector(bias_pointer, c, channels, 0.0)
+
+
+@triton.jit
 def statistics_kernel(
     x_pointer, counts_pointer, means_pointer, squares_pointer,
     outer, channels, inner, outer_stride, channel_stride, inner_stride, tiles, tiles_per_chunk,
     BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr,
 ):  # fmt: skip
     """Count (chunk,), mean and sum of squares about it (chunk, C) of one chunk of a channel."""
-    channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
-    chunk = tl.program_id(0) // channel_tiles
-    first_channel = (tl.program_id(0) % channel_tiles) * BLOCK_CHANNELS
+    chunk, first_channel = _place(channels, BLOCK_CHANNELS)
     first = chunk * tiles_per_chunk
     last = tl.minimum(first + tiles_per_chunk, tiles)
     # Squares are taken of distances to the first tile's mean, so that nothing cancels that was not far apart.
@@ -234,16 +246,13 @@ def normalize_kernel(
     BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr,
 ):  # fmt: skip
     """y = f(z)."""
-    channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
-    first_channel = (tl.program_id(0) % channel_tiles) * BLOCK_CHANNELS
+    tile, first_channel = _place(channels, BLOCK_CHANNELS)
     offsets, mask = _tile(
-        tl.program_id(0) // channel_tiles, first_channel,
+        tile, first_channel,
         outer, channels, inner, outer_stride, channel_stride, inner_stride, BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER,
     )  # fmt: skip
     c = first_channel + tl.arange(0, BLOCK_CHANNELS)
-    mean = _vector(mean_pointer, c, channels, 0.0)
-    scale = _vector(invstd_pointer, c, channels, 0.0) * _vector(weight_pointer, c, channels, 1.0)
-    shift = _vector(bias_pointer, c, channels, 0.0)
+    mean, _, scale, shift = _affine(mean_pointer, invstd_pointer, weight_pointer, bias_pointer, c, channels)
     x = tl.load(x_pointer + offsets, mask=mask).to(tl.float32)
     y = act.value((x - mean) * scale + shift, slope, ACTIVATION)
     tl.store(y_pointer + offsets, y.to(y_pointer.dtype.element_ty), mask=mask)
@@ -256,13 +265,9 @@ def backward_sums_kernel(
     ACTIVATION: tl.constexpr, BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr,
 ):  # fmt: skip
     """Sums of u and of u xc over one chunk of a channel: (2, chunk, C)."""
-    channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
-    chunk = tl.program_id(0) // channel_tiles
-    first_channel = (tl.program_id(0) % channel_tiles) * BLOCK_CHANNELS
+    chunk, first_channel = _place(channels, BLOCK_CHANNELS)
     c = first_channel + tl.arange(0, BLOCK_CHANNELS)
-    mean = _vector(mean_pointer, c, channels, 0.0)
-    scale = _vector(invstd_pointer, c, channels, 0.0) * _vector(weight_pointer, c, channels, 1.0)
-    shift = _vector(bias_pointer, c, channels, 0.0)
+    mean, _, scale, shift = _affine(mean_pointer, invstd_pointer, weight_pointer, bias_pointer, c, channels)
     sum_u = tl.zeros((BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER), tl.float32)
     sum_u_xc = tl.zeros((BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER), tl.float32)
     first = chunk * tiles_per_chunk
@@ -278,7 +283,7 @@ def backward_sums_kernel(
         sum_u_xc += tl.where(mask, u * xc, 0.0)
     at = chunk * channels + c
     tl.store(sums_pointer + at, _over_channel(sum_u), mask=c < channels)
-    second = (tl.num_programs(0) // channel_tiles) * channels
+    second = (tl.num_programs(0) // tl.cdiv(channels, BLOCK_CHANNELS)) * channels
     tl.store(sums_pointer + second + at, _over_channel(sum_u_xc), mask=c < channels)
 
 
@@ -313,17 +318,13 @@ def backward_map_kernel(
     BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr,
 ):  # fmt: skip
     """grad_input = gamma r (u - mean(u) - r^2 xc mean(u xc)); without the means where statistics are given."""
-    channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
-    first_channel = (tl.program_id(0) % channel_tiles) * BLOCK_CHANNELS
+    tile, first_channel = _place(channels, BLOCK_CHANNELS)
     offsets, mask = _tile(
-        tl.program_id(0) // channel_tiles, first_channel,
+        tile, first_channel,
         outer, channels, inner, outer_stride, channel_stride, inner_stride, BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER,
     )  # fmt: skip
     c = first_channel + tl.arange(0, BLOCK_CHANNELS)
-    mean = _vector(mean_pointer, c, channels, 0.0)
-    invstd = _vector(invstd_pointer, c, channels, 0.0)
-    scale = invstd * _vector(weight_pointer, c, channels, 1.0)
-    shift = _vector(bias_pointer, c, channels, 0.0)
+    mean, invstd, scale, shift = _affine(mean_pointer, invstd_pointer, weight_pointer, bias_pointer, c, channels)
     xc = tl.load(x_pointer + offsets, mask=mask, other=0.0).to(tl.float32) - mean
     grad = tl.load(grad_pointer + offsets, mask=mask, other=0.0).to(tl.float32)
     result = scale * act.backward(grad, xc * scale + shift, slope, ACTIVATION)
@@ -336,7 +337,7 @@ def backward_map_kernel(
 
 def _check(input: Tensor) -> None:
     if input.dtype not in DTYPES:
-        raise RuntimeError(f"{OP}: expected input dtype float32, bfloat16 or float16 in Triton, got {input.dtype}")
+        raise RuntimeError(f"{OP}: expected input dtype {DTYPE_NAMES} in Triton, got {input.dtype}")
 
 
 def _layout(x: Tensor) -> tuple[Tensor, Tiles]:

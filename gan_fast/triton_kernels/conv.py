@@ -20,11 +20,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gan_fast.triton_kernels import DTYPE_NAMES, DTYPES, launch
 from gan_fast.triton_kernels import activation as act
-from gan_fast.triton_kernels import launch
 
 OP = "conv"
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +179,7 @@ def refuses(input: Tensor, dilation: tuple[int, ...], transposed: bool, groups: 
     if input.dim() != 4:
         return f"input dimensions 4 (N, C_in, H_in, W_in), got shape {tuple(input.shape)}"
     if input.dtype not in DTYPES:
-        return f"input dtype float32, bfloat16 or float16, got {input.dtype}"
+        return f"input dtype {DTYPE_NAMES}, got {input.dtype}"
     if groups != 1:
         return f"groups 1, got {groups}"
     if transposed and any(d != 1 for d in dilation):
@@ -210,13 +209,12 @@ def convolve(
     """
     samples, c_in, in_height, in_width = input.shape
     positions = output_size[0] * output_size[1]
-    channels = weight.size(1) if transposed else weight.size(0)
-    if max(c_in * in_height * in_width, weight.numel(), samples * positions, channels * positions) >= 2**31:
+    c_out = weight.size(1) if transposed else weight.size(0)
+    if max(c_in * in_height * in_width, weight.numel(), samples * positions, c_out * positions) >= 2**31:
         raise RuntimeError(
             f"{OP}: expected in Triton fewer than 2^31 elements in a sample, in the weight and rows in the output, got "
             f"input {tuple(input.shape)}, weight {tuple(weight.shape)}, output size {output_size}"
         )
-    c_out = weight.size(1) if transposed else weight.size(0)
     kernel = (weight.size(2), weight.size(3))
     output = torch.empty(
         (samples, c_out, *output_size), dtype=input.dtype, device=input.device, memory_format=torch.channels_last

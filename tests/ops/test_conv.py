@@ -19,7 +19,7 @@ from gan_fast.ops import conv_kernels
 
 
 def check_against_aten(
-    sample: ConvSample, dtype: torch.dtype, drawn: bool = False, weight_strides: bool = True
+    sample: ConvSample, dtype: torch.dtype, drawn: bool = False, weight_strides: bool = True, factor: float = 2.0
 ) -> None:
     arguments = sample.make(dtype)
     ours = second_order(getattr(ops, sample.op), arguments)
@@ -29,7 +29,7 @@ def check_against_aten(
         if name not in ours:
             assert not value.count_nonzero(), f"{name} is missing"
             continue
-        assert_as_exact(ours[name], value, exact[name], name, few_numbers_factor(value) if drawn else 2.0)
+        assert_as_exact(ours[name], value, exact[name], name, few_numbers_factor(value) if drawn else factor)
         if not name.startswith("second") and (weight_strides or name != "grad_weight"):
             assert ours[name].stride() == value.stride(), f"{name}: strides"
     # Of an empty batch ATen gives none.
@@ -114,7 +114,9 @@ def test_products_equal_aten_to_second_order(
         )
     # Few columns at a time: several parts, the last of them smaller.
     monkeypatch.setattr(conv_kernels, "_MOST_COLUMNS", 200_000)
-    check_against_aten(sample, dtype, weight_strides=False)
+    # On average MKL's sums of 2,000 terms are 1.65 times as far off as oneDNN's (both grow as the root of the number of
+    # terms), and how far the worst of 30,000 is depends on the number of threads: 2.1 times was seen.
+    check_against_aten(sample, dtype, weight_strides=False, factor=2.5)
     assert products, "no product was taken"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,13 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from triton_device import needs_triton
 
 ROOT = Path(__file__).parents[2]
 # Bytes of shared memory that one block may have.
 SHARED = {80: 166912, 90: 232448, 100: 232448, 120: 101376}
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+@needs_triton
 @pytest.mark.parametrize("architecture", SHARED)
 def test_compiles_without_spills(architecture: int, tmp_path: Path) -> None:
     found = tmp_path / "found.json"

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import pytest
@@ -9,16 +8,13 @@ import torch.nn.functional as F
 from samples import LAYOUTS
 from tolerances import assert_as_exact, few_numbers_factor
 from torch import Tensor
-from triton_device import DEVICE
+from triton_device import DEVICE, interpreted
 
 import gan_fast
 from gan_fast import ops
 from gan_fast.ops import activation as activations
 
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton"),
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
-]
+pytestmark = interpreted
 
 # transposed, input, weight, stride, padding, dilation, output padding: several tiles of rows, columns and depth; phases
 # of unequal shares; kernels smaller than the stride; taps in the padding; output that no tap meets; one value.

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import pytest
@@ -8,16 +7,13 @@ import torch
 from samples import LOSS_SAMPLES, LossSample
 from tolerances import assert_as_exact
 from torch import Tensor
-from triton_device import DEVICE
+from triton_device import DEVICE, interpreted
 
 import gan_fast
 from gan_fast import ops
 from gan_fast.ops.minimax_loss import reference
 
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton"),
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
-]
+pytestmark = interpreted
 
 
 def results(function: Any, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
@@ -73,3 +69,17 @@ def test_infinities_and_nan_as_in_aten(value: float, target: float) -> None:
 def test_no_logits_are_nan() -> None:
     with gan_fast.use_backend("triton"):
         assert ops.minimax_g_loss(torch.zeros(0, device=DEVICE)).isnan()
+
+
+def test_backward_runs_on_what_its_forward_chose() -> None:
+    """Of both orders: within a block for Triton, a loss from before it goes on natively."""
+    from gan_fast.triton_kernels import minimax_loss
+
+    logits = torch.randn(5, requires_grad=True)
+    loss = ops.minimax_g_loss(logits)
+    calls = []
+    with pytest.MonkeyPatch.context() as patch, gan_fast.use_backend("triton"):
+        patch.setattr(minimax_loss, "backward", lambda *_: calls.append(1))
+        (grad,) = torch.autograd.grad(2 * loss, logits, create_graph=True)
+    assert not calls
+    torch.testing.assert_close(grad, 2 * (torch.sigmoid(logits) - 1) / 5)
