@@ -119,6 +119,7 @@ def cases() -> dict[str, Callable[[], Any]]:
         vector = torch.zeros(shape[1])
         arguments = (x, vector, vector, vector, vector, True, 0.1, 1e-5, activation, 0.2)
         batch_norm_act.forward(*arguments)
+        batch_norm_act.forward(*arguments, *(torch.zeros(size) for size in (8192, (8192, shape[1]), (8192, shape[1]))))
         batch_norm_act.backward(x, x, vector, vector, vector, vector, True, activation, 0.2, True, True)
 
     def convolution(
@@ -129,7 +130,10 @@ def cases() -> dict[str, Callable[[], Any]]:
         weight = torch.empty(*channels, 4, 4, dtype=dtype).contiguous(memory_format=torch.channels_last)
         out = size * 2 if transposed else size // 2
         bias = torch.empty(c_out, dtype=dtype)
-        conv.convolve(x, weight, bias, (2, 2), (1, 1), (1, 1), transposed, (out, out), activation, 0.2, statistics)
+        memory_format = torch.channels_last if statistics else torch.contiguous_format
+        conv.convolve(
+            x, weight, bias, (2, 2), (1, 1), (1, 1), transposed, (out, out), activation, 0.2, memory_format, statistics
+        )
 
     found: dict[str, Callable[[], Any]] = {}
     channels_last, contiguous = torch.channels_last, torch.contiguous_format

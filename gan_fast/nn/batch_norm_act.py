@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gan_fast.nn.lookup import running_statistics, weight_and_bias
 from gan_fast.ops import activation as activations
-from gan_fast.ops.batch_norm_act import batch_norm_act
+from gan_fast.ops.batch_norm_act import OP, norm
 
 
 class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
@@ -38,6 +38,10 @@ class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
+        return self.normalize(input)
+
+    def normalize(self, input: Tensor, *statistics: Tensor) -> Tensor:
+        """What forward does with an input of the right number of dims, whose statistics a convolution may know."""
         # torch.nn's own rules: they hold too where a user drops the buffers or the flag after construction.
         mean, var, batches = running_statistics(self)
         training, momentum = self.training, self.momentum
@@ -46,13 +50,17 @@ class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
             if momentum is None:
                 # Cumulative average; reading the count waits for the device, as in torch.nn.
                 momentum = 1.0 / float(batches)
-        use_batch = training or (mean is None and var is None)
         if training and not self.track_running_stats:
             mean = var = None
-        return batch_norm_act(
-            input, mean, var, *weight_and_bias(self), use_batch, 0.0 if momentum is None else momentum, self.eps,
-            self.activation, self.negative_slope,
+        return norm(
+            OP, "", input, mean, var, *weight_and_bias(self), self.by_batch, 0.0 if momentum is None else momentum,
+            self.eps, self.activation, self.negative_slope, statistics,
         )  # fmt: skip
+
+    @property
+    def by_batch(self) -> bool:
+        """Whether it normalises by the batch's own statistics."""
+        return self.training or (self.running_mean is None and self.running_var is None)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {activations.describe(self.activation, self.negative_slope)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 
 from gan_fast.nn.lookup import weight_and_bias
 from gan_fast.ops.conv import convolve
+from gan_fast.ops.conv_kernels import NOTHING, Epilogue
+
+Norm = Callable[..., Tensor] | None
 
 
 class _Conv(nn.modules.conv._ConvNd):
@@ -19,14 +23,16 @@ class _Conv(nn.modules.conv._ConvNd):
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(input, *weight_and_bias(self))
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _conv_forward(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue = NOTHING, norm: Norm = None
+    ) -> Tensor:
         padding: str | int | tuple[int, ...] = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         return convolve(
             self._op, len(self.kernel_size), False, input, weight, bias, self.stride, padding, 0, self.groups,
-            self.dilation,
+            self.dilation, epilogue, norm,
         )  # fmt: skip
 
 
@@ -36,11 +42,12 @@ class _ConvTranspose(nn.modules.conv._ConvTransposeNd):
     _op: ClassVar[str]
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        return self._conv_forward(input, *weight_and_bias(self), output_size)
+        return self._conv_forward(input, *weight_and_bias(self), output_size=output_size)
 
     def _conv_forward(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None
-    ) -> Tensor:
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue = NOTHING, norm: Norm = None,
+        output_size: list[int] | None = None,
+    ) -> Tensor:  # fmt: skip
         output_padding: Any = self.output_padding
         if output_size is not None:
             output_padding = self._output_padding(
@@ -54,7 +61,7 @@ class _ConvTranspose(nn.modules.conv._ConvTransposeNd):
             )
         return convolve(
             self._op, len(self.kernel_size), True, input, weight, bias, self.stride, self.padding, output_padding,
-            self.groups, self.dilation,
+            self.groups, self.dilation, epilogue, norm,
         )  # fmt: skip
 
 

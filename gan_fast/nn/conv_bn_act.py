@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from gan_fast.nn.batch_norm_act import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from gan_fast.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from gan_fast.nn.lookup import weight_and_bias
 from gan_fast.ops import activation as activations
-from gan_fast.ops.conv_bn_act import activate, fold, may_fold
+from gan_fast.ops.conv_bn_act import fold, may_fold
+from gan_fast.ops.conv_kernels import Epilogue
 
 Size = int | tuple[int, ...]
 Device = torch.device | str | None
@@ -76,14 +78,17 @@ class _ConvAct(nn.Module):
 
     def _run(self, input: Tensor, *output_size: list[int] | None) -> Tensor:
         conv: Any = self._modules["conv"]
-        unseen = type(input) is Tensor and _unseen(conv, self.conv_type)
-        output = (conv.forward if unseen else conv)(input, *output_size)
-        if self.memory_format is not None and (
-            output.dim() == conv.weight.dim() or self.memory_format is torch.contiguous_format
-        ):
-            # Before the activation, which keeps its output: there is then one tensor of it, not one in each format.
-            output = output.contiguous(memory_format=self.memory_format)
-        return (activate if unseen else activations.apply)(output, self.activation, self.negative_slope)
+        memory_format = self.memory_format
+        if memory_format is not torch.contiguous_format and input.dim() != conv.weight.dim():
+            memory_format = None
+        if type(input) is Tensor and _unseen(conv, self.conv_type):
+            epilogue = Epilogue(self.activation, self.negative_slope, memory_format)
+            output: Tensor = conv._conv_forward(input, *weight_and_bias(conv), epilogue, None, *output_size)
+            return output
+        output = conv(input, *output_size)
+        if memory_format is not None:
+            output = output.contiguous(memory_format=memory_format)
+        return activations.apply(output, self.activation, self.negative_slope)
 
     def extra_repr(self) -> str:
         return activations.describe(self.activation, self.negative_slope)
@@ -172,17 +177,19 @@ class _ConvBNAct(nn.Module):
         if type(input) is not Tensor or not (_unseen(conv, self.conv_type) and _unseen(bn, self.bn_type)):
             output = bn(conv(input, *output_size))
             return output
-        if not bn.training and may_fold(input) and input.dim() == conv.weight.dim():
+        if input.dim() != conv.weight.dim():
+            return bn.forward(conv.forward(input, *output_size))
+        if not bn.training and may_fold(input):
             folded = fold(
                 conv.transposed, conv.groups, input, conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight,
                 bn.bias, bn.eps,
             )  # fmt: skip
             if folded is not None:
                 activations.check(type(bn).__name__, bn.activation, bn.negative_slope)
-                output = conv._conv_forward(input, *folded, *output_size)
-                return activate(output, bn.activation, bn.negative_slope)
-        output = bn.forward(conv.forward(input, *output_size))
-        return output
+                epilogue = Epilogue(bn.activation, bn.negative_slope)
+                return conv._conv_forward(input, *folded, epilogue, None, *output_size)
+        epilogue = Epilogue(statistics=bn.by_batch)
+        return conv._conv_forward(input, *weight_and_bias(conv), epilogue, bn.normalize, *output_size)
 
 
 class _ConvTransposeBNAct(_ConvBNAct):

@@ -125,13 +125,15 @@ class BatchNormAct(torch.autograd.Function):
         eps: float,
         activation: str,
         negative_slope: float,
+        statistics: tuple[Tensor, ...] = (),
     ) -> tuple[Tensor, Tensor, Tensor]:
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             raise NotImplementedError(f"{OP}: expected running statistics not to require grad, got one that does")
         ctx.kernels = _kernels(input)
         output, mean, invstd = ctx.kernels.forward(
-            input, running_mean, running_var, weight, bias, training, momentum, eps, activation, negative_slope
-        )
+            input, running_mean, running_var, weight, bias, training, momentum, eps, activation, negative_slope,
+            *statistics,
+        )  # fmt: skip
         if training and running_mean is not None and running_var is not None:
             torch.autograd.graph.increment_version((running_mean, running_var))
         ctx.save_for_backward(input, weight, bias, mean, invstd)
@@ -144,7 +146,7 @@ class BatchNormAct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_output is None:
-            return (None,) * 10
+            return (None,) * 11
         input, weight, bias, mean, invstd = ctx.saved_tensors
         training, activation, negative_slope, eps = ctx.options
         input_wanted = ctx.needs_input_grad[0]
@@ -160,7 +162,7 @@ class BatchNormAct(torch.autograd.Function):
         else:
             grads = ctx.kernels.backward(*arguments)
         grad_input, grad_weight, grad_bias = grads
-        return grad_input, None, None, grad_weight, grad_bias, None, None, None, None, None
+        return grad_input, None, None, grad_weight, grad_bias, *(None,) * 6
 
 
 class BatchNormActBackward(torch.autograd.Function):
@@ -366,8 +368,13 @@ def norm(
     eps: float,
     activation: str,
     negative_slope: float,
+    statistics: tuple[Tensor, ...] = (),
 ) -> Tensor:
-    """batch_norm_act as part of ``op``, whose names for weight and bias begin with ``prefix``."""
+    """batch_norm_act as part of ``op``, whose names for weight and bias begin with ``prefix``.
+
+    Args:
+        statistics: of the input, where the kernel that wrote it has them: of Triton, as its norm then is.
+    """
     # What ATen would take without a word, or refuse when it has moved the statistics, is left to the checks.
     if (
         backends.small(input, running_mean, running_var, weight, bias)
@@ -389,6 +396,9 @@ def norm(
         # A trace holds ATen's ops, and no shapes that were looked at.
         return reference(*arguments)
     check(op, prefix, *arguments)
+    if statistics and training:
+        output = BatchNormAct.apply(*arguments, statistics)[0]
+        return output
     return apply(*arguments) if backends.native(op, input.device.type, input.dtype) else reference(*arguments)
 
 

@@ -22,8 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gan_fast import backends
+from gan_fast.ops import activation as activations
 from gan_fast.ops import autograd, checks, conv_kernels, recompute
-from gan_fast.ops.conv_kernels import Geometry, Like
+from gan_fast.ops.conv_kernels import NOTHING, Epilogue, Geometry, Like
+from gan_fast.ops.leaky_relu import LeakyReLU
 from gan_fast.ops.twins import of_dims
 
 OPS = tuple(f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3))
@@ -32,27 +34,43 @@ for _op in OPS:
 
 
 class Convolution(torch.autograd.Function):
-    """aten::convolution; ``kernels`` are Triton's functions where they serve, here and in all nodes that follow."""
+    """aten::convolution and an activation that can be differentiated by its own value.
+
+    ``kernels`` are Triton's functions where they serve, here and in all nodes that follow. Where the statistics of the
+    output are wanted (by a batch norm behind it, in Triton alone) its parts follow it.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kernels: Any
-    ) -> Tensor:
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kernels: Any,
+        epilogue: Epilogue = NOTHING,
+    ) -> Tensor | tuple[Tensor, ...]:  # fmt: skip
+        output, found = conv_kernels.forward(input, weight, bias, geometry, kernels, epilogue)
         # Each gradient needs the other tensor; what no gradient needs is not kept.
-        ctx.save_for_backward(input if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None)
-        ctx.options = (Like.of(input), Like.of(weight), geometry)
+        ctx.save_for_backward(
+            input if ctx.needs_input_grad[1] else None,
+            weight if ctx.needs_input_grad[0] else None,
+            None if epilogue.activation == "identity" else output,
+        )
+        ctx.options = (Like.of(input), Like.of(weight), geometry, epilogue)
         ctx.kernels = kernels
         ctx.set_materialize_grads(False)
-        return conv_kernels.forward(input, weight, bias, geometry, kernels)
+        if found is None:
+            return output
+        ctx.mark_non_differentiable(*found)
+        return output, *found
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad_output is None:
-            return (None,) * 5
-        input_like, weight_like, geometry = ctx.options
+            return (None,) * 6
+        input_like, weight_like, geometry, epilogue = ctx.options
         wanted = autograd.wanted(ctx, 3)
-        input, weight = recompute.kept(ctx, (wanted[1], wanted[0]))
-        if autograd.recording("convolution_backward", grad_output):
+        input, weight, output = recompute.kept(ctx, (wanted[1], wanted[0], True))
+        recording = autograd.recording("convolution_backward", grad_output)
+        if output is not None:
+            grad_output = epilogue.backward(grad_output, output)
+        if recording:
             by_input = by_weight = None
             if wanted[0]:
                 by_input = BackwardData.apply(grad_output, weight, input_like, geometry, ctx.kernels)
@@ -65,7 +83,7 @@ class Convolution(torch.autograd.Function):
             by_input, by_weight, by_bias = conv_kernels.backward(
                 grad_output, input, weight, geometry, wanted, ctx.kernels
             )
-        return by_input, by_weight, by_bias, None, None
+        return by_input, by_weight, by_bias, *(None,) * 3
 
 
 class BackwardData(torch.autograd.Function):
@@ -211,12 +229,14 @@ def convolve(
     output_padding: int | Sequence[int],
     groups: int,
     dilation: int | Sequence[int],
-    then: Callable[[Tensor], Tensor] | None = None,
+    epilogue: Epilogue = NOTHING,
+    norm: Callable[..., Tensor] | None = None,
 ) -> Tensor:
-    """Check the arguments of any convolution of any name, and convolve.
+    """Check the arguments of any convolution of any name, convolve, and do what follows.
 
     Args:
-        then: applied to the batched output, which is its own to change.
+        epilogue: what is done to the output; its statistics go to ``norm``, where the convolution's kernel has them.
+        norm: of the batched output, and of its statistics where there are some; instead of an activation.
     """
     if backends.small(input, weight, bias):
         aten: Callable[..., Tensor] = _ATEN[transposed][dims - 1]
@@ -228,7 +248,7 @@ def convolve(
         except (RuntimeError, TypeError, ValueError, IndexError):
             pass  # the checks below say what is wrong in words of ours, or it is served there
         else:
-            return output if then is None else then(output)
+            return epilogue.over(output) if norm is None else norm(output)
     checks.floating(op, "input", input)
     checks.tensor(op, "weight", weight)
     strides, dilations = _per_dim(op, "stride", stride, dims, 1), _per_dim(op, "dilation", dilation, dims, 1)
@@ -254,13 +274,23 @@ def convolve(
     if unbatched:
         input = input.unsqueeze(0)
     if backends.native(op, device, input.dtype) and not captured:
-        output = Convolution.apply(input, weight, bias, geometry, backends.triton_kernels("conv2d", input))
+        kernels = backends.triton_kernels("conv2d", input)
+        output = Convolution.apply(input, weight, bias, geometry, kernels, epilogue.of_node(kernels))
+        output, *statistics = output if isinstance(output, tuple) else (output,)
         if output.requires_grad and weight.requires_grad:
             recompute.keep_recipe(output, 0, input)
+        if norm is not None:
+            output = norm(output, *statistics)
+        elif not epilogue.by_value:
+            output = LeakyReLU.apply(output, epilogue.negative_slope)
     else:
         output = torch.convolution(input, weight, bias, *geometry)
-    if then is not None:
-        output = then(output)
+        if epilogue.memory_format is not None:
+            output = output.contiguous(memory_format=epilogue.memory_format)
+        if norm is not None:
+            output = norm(output)
+        else:
+            output = activations.apply(output, epilogue.activation, epilogue.negative_slope)
     return output.squeeze(0) if unbatched else output
 
 

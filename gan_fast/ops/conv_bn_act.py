@@ -7,7 +7,7 @@ Without one it is the activation, which is written over the raw output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from gan_fast.ops import activation as activations
 from gan_fast.ops import autograd, checks
 from gan_fast.ops.batch_norm_act import norm
 from gan_fast.ops.conv import convolve
-from gan_fast.ops.leaky_relu import LeakyReLU, ReLUInPlace
+from gan_fast.ops.conv_kernels import Epilogue
 from gan_fast.ops.twins import of_dims
 
 for _kind in ("", "_transpose"):
@@ -26,26 +26,9 @@ for _kind in ("", "_transpose"):
         backends.register(f"conv{_kind}{_dims}d_bn_act", "batch_norm_act_forward", triton_file="batch_norm_act")
 
 
-def activate(output: Tensor, activation: str, negative_slope: float) -> Tensor:
-    """Apply an activation over ``output`` itself, which only a convolution of ours has seen."""
-    if backends.small(output):
-        return activations.apply_over(output, activation, negative_slope)
-    if autograd.captured() or not backends.native("conv2d", output.device.type, output.dtype):
-        return activations.apply(output, activation, negative_slope)
-    result: Tensor
-    if activation == "leaky_relu" and negative_slope < 0:
-        # The sign of the output no longer tells that of the input.
-        result = LeakyReLU.apply(output, negative_slope)
-    elif activation in ("relu", "leaky_relu"):
-        result = ReLUInPlace.apply(output, None if activation == "relu" else negative_slope)
-    else:
-        result = activations.apply_over(output, activation, negative_slope)
-    return result
-
-
-def _then_act(op: str, activation: str, negative_slope: float) -> Callable[[Tensor], Tensor]:
+def _activation(op: str, activation: str, negative_slope: float) -> Epilogue:
     activations.check(op, activation, negative_slope)
-    return lambda output: activate(output, activation, negative_slope)
+    return Epilogue(activation, negative_slope)
 
 
 def convnd_act(
@@ -80,8 +63,8 @@ def convnd_act(
         Under autocast: in its dtype. Under torch.compile, torch.jit.trace and functorch: ATen's ops and their checks.
     """
     op = f"conv{dims}d_act"
-    then = _then_act(op, activation, negative_slope)
-    return convolve(op, dims, False, input, weight, bias, stride, padding, 0, groups, dilation, then)
+    epilogue = _activation(op, activation, negative_slope)
+    return convolve(op, dims, False, input, weight, bias, stride, padding, 0, groups, dilation, epilogue)
 
 
 def conv_transposend_act(
@@ -113,8 +96,8 @@ def conv_transposend_act(
         As :func:`convnd_act`.
     """
     op = f"conv_transpose{dims}d_act"
-    then = _then_act(op, activation, negative_slope)
-    return convolve(op, dims, True, input, weight, bias, stride, padding, output_padding, groups, dilation, then)
+    epilogue = _activation(op, activation, negative_slope)
+    return convolve(op, dims, True, input, weight, bias, stride, padding, output_padding, groups, dilation, epilogue)
 
 
 def may_fold(input: Tensor) -> bool:
@@ -206,17 +189,17 @@ def _conv_bn_act(
     if not training:
         folded = fold(transposed, groups, input, weight, bias, running_mean, running_var, bn_weight, bn_bias, eps)
 
-    def then(output: Tensor) -> Tensor:
-        if folded is not None:
-            return activate(output, activation, negative_slope)
+    def bn(output: Tensor, *statistics: Tensor) -> Tensor:
         return norm(
             op, "bn_", output, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps, activation,
-            negative_slope,
+            negative_slope, statistics,
         )  # fmt: skip
 
     weight, bias = folded or (weight, bias)
+    epilogue = Epilogue(activation, negative_slope) if folded else Epilogue(statistics=training)
     return convolve(
-        op, dims, transposed, input, weight, bias, stride, padding, output_padding, groups, dilation, then
+        op, dims, transposed, input, weight, bias, stride, padding, output_padding, groups, dilation, epilogue,
+        None if folded else bn,
     )  # fmt: skip
 
 

@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 
 from gan_fast import backends, extension, layout
+from gan_fast.ops import activation as activations
 from gan_fast.ops import autograd
+from gan_fast.ops.leaky_relu import ReLUBackward
 
 # Below this many multiplications what Python spends on more calls counts.
 _LEAST_WORK = 4_000_000
@@ -49,6 +51,48 @@ class Geometry(NamedTuple):
     transposed: bool
     output_padding: tuple[int, ...]
     groups: int
+
+
+class Epilogue(NamedTuple):
+    """What is done to a convolution's output before anybody sees it."""
+
+    activation: str = "identity"
+    negative_slope: float = 0.0
+    # None: the one that ATen gives.
+    memory_format: torch.memory_format | None = None
+    # Also return count, mean and sum of squares about it of parts of each channel; Triton's kernels alone do.
+    statistics: bool = False
+
+    @property
+    def by_value(self) -> bool:
+        """Whether the activation's value tells its slope: the sign of a leaky ReLU's does not where the slope is below
+        zero."""
+        return not (self.activation == "leaky_relu" and self.negative_slope < 0)
+
+    def of_node(self, kernels: Any) -> Epilogue:
+        """What a node can take on itself; an activation that is not by value is left to one of its own."""
+        if not self.by_value:
+            return self._replace(activation="identity")
+        return self._replace(statistics=False) if self.statistics and kernels is None else self
+
+    def over(self, output: Tensor) -> Tensor:
+        """Return the output with the activation written over it where that can be."""
+        if self.memory_format is not None:
+            output = output.contiguous(memory_format=self.memory_format)
+        return activations.apply_over(output, self.activation, self.negative_slope)
+
+    def backward(self, grad_output: Tensor, output: Tensor) -> Tensor:
+        """The activation's gradient, from its value, in a form that can be differentiated again."""
+        if self.activation == "tanh":
+            return torch.ops.aten.tanh_backward(grad_output, output)
+        if self.activation == "sigmoid":
+            return torch.ops.aten.sigmoid_backward(grad_output, output)
+        slope = None if self.activation == "relu" else self.negative_slope
+        grad: Tensor = ReLUBackward.apply(grad_output, output.detach(), slope)
+        return grad
+
+
+NOTHING = Epilogue()
 
 
 class Like(NamedTuple):
@@ -254,21 +298,33 @@ def gain_by_channels_last(input: Tensor) -> bool:
 
 
 def _in_triton(
-    kernels: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, output: torch.Size
-) -> Tensor:
+    kernels: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, output: torch.Size,
+    epilogue: Epilogue = NOTHING,
+) -> tuple[Tensor, tuple[Tensor, ...] | None]:  # fmt: skip
+    if epilogue.memory_format is None:
+        as_aten = torch.channels_last if _channels_last(Like.of(input), Like.of(weight)) else torch.contiguous_format
+        epilogue = epilogue._replace(memory_format=as_aten)
     options = (geometry.stride, geometry.padding, geometry.dilation, geometry.transposed, tuple(output[2:]))
-    result: Tensor = kernels.convolve(input, weight, bias, *options)[0]
-    return result if _channels_last(Like.of(input), Like.of(weight)) else result.contiguous()
+    result: tuple[Tensor, tuple[Tensor, ...] | None] = kernels.convolve(input, weight, bias, *options, *epilogue)
+    return result
 
 
-def forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kernels: Any = None) -> Tensor:
-    """aten::convolution; in Triton where ``kernels`` are its functions."""
-    if kernels is not None:
-        refusal = kernels.refuses(input, geometry.dilation, geometry.transposed, geometry.groups)
-        if refusal is not None:
-            raise RuntimeError(f"convolution: expected for backend triton {refusal}")
-        shape = _output_shape(input.shape, weight.shape, geometry)
-        return _in_triton(kernels, input, weight, bias, geometry, shape)
+def forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kernels: Any = None,
+    epilogue: Epilogue = NOTHING,
+) -> tuple[Tensor, tuple[Tensor, ...] | None]:  # fmt: skip
+    """aten::convolution and its epilogue, with the statistics where it has any; in Triton where ``kernels`` are its
+    functions."""
+    if kernels is None:
+        return epilogue.over(_convolution(input, weight, bias, geometry)), None
+    refusal = kernels.refuses(input, geometry.dilation, geometry.transposed, geometry.groups)
+    if refusal is not None:
+        raise RuntimeError(f"convolution: expected for backend triton {refusal}")
+    shape = _output_shape(input.shape, weight.shape, geometry)
+    return _in_triton(kernels, input, weight, bias, geometry, shape, epilogue)
+
+
+def _convolution(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     product = _product(input, None, weight, geometry, input)
     if product is not None and (product.scatter if geometry.transposed else product.gather):
         with _without_autocast():
@@ -291,7 +347,7 @@ def backward(
         # The gradient by the input is the convolution of the other kind, on the weight as it is.
         other = geometry._replace(transposed=not geometry.transposed)
         if kernels.refuses(grad_output, other.dilation, other.transposed, other.groups) is None:
-            by_input = _in_triton(kernels, grad_output, weight, None, other, input.shape)
+            by_input, _ = _in_triton(kernels, grad_output, weight, None, other, input.shape)
             input_wanted = False
     shape = grad_output.shape
     product = None if kernels is not None else _product(input, shape, weight, geometry, grad_output)

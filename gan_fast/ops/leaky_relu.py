@@ -30,23 +30,6 @@ class LeakyReLU(torch.autograd.Function):
         return _backward(ctx, grad_output), None
 
 
-class ReLUInPlace(torch.autograd.Function):
-    """aten::relu_, or aten::leaky_relu_ of a slope of at least 0: the output tells where the input was above zero."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, negative_slope: float | None) -> Tensor:
-        output = torch.relu_(input) if negative_slope is None else F.leaky_relu_(input, negative_slope)
-        ctx.mark_dirty(input)
-        ctx.save_for_backward(output)
-        ctx.negative_slope = negative_slope
-        ctx.set_materialize_grads(False)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, None]:
-        return _backward(ctx, grad_output), None
-
-
 def _backward(ctx: Any, grad_output: Tensor | None) -> Tensor | None:
     if grad_output is None:
         return None

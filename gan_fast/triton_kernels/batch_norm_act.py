@@ -31,8 +31,9 @@ _WARPS = 8
 _MOST_CHANNELS = 64
 # Programs that fill the largest GPU that we know a few times over.
 _PROGRAMS = 528
-# What one program merges.
+# What one program merges at the end, and before that where a convolution's tiles are many.
 _MOST_CHUNKS = 256
+_MERGED = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +209,38 @@ def statistics_kernel(
 
 
 @triton.jit
+def _merge(counts_pointer, means_pointer, squares_pointer, k, last, c, channels):
+    """Count, mean and sum of squares about it of some chunks of each channel."""
+    mask = (k < last)[:, None] & (c < channels)[None, :]
+    at = k.to(tl.int64)[:, None] * channels + c[None, :]
+    count = tl.load(counts_pointer + k, mask=k < last, other=0.0).to(tl.float64)[:, None]
+    means = tl.load(means_pointer + at, mask=mask, other=0.0).to(tl.float64)
+    squares = tl.load(squares_pointer + at, mask=mask, other=0.0).to(tl.float64)
+    total = tl.sum(count)
+    mean = tl.sum(tl.where(mask, count * means, 0.0), axis=0) / total
+    distance = means - mean[None, :]
+    # A chunk of nothing has no mean.
+    square = tl.sum(tl.where(mask & (count > 0), squares + count * distance * distance, 0.0), axis=0)
+    return total, mean, square
+
+
+@triton.jit
+def merge_statistics_kernel(
+    counts_pointer, means_pointer, squares_pointer, merged_counts_pointer, merged_means_pointer, merged_squares_pointer,
+    chunks, channels, BLOCK_CHUNKS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_CHUNKS chunks of a channel become one."""
+    merged, first_channel = _place(channels, BLOCK_CHANNELS)
+    k = merged * BLOCK_CHUNKS + tl.arange(0, BLOCK_CHUNKS)
+    c = first_channel + tl.arange(0, BLOCK_CHANNELS)
+    total, mean, square = _merge(counts_pointer, means_pointer, squares_pointer, k, chunks, c, channels)
+    at = merged.to(tl.int64) * channels + c
+    tl.store(merged_counts_pointer + merged, total.to(tl.float32))
+    tl.store(merged_means_pointer + at, mean.to(tl.float32), mask=c < channels)
+    tl.store(merged_squares_pointer + at, square.to(tl.float32), mask=c < channels)
+
+
+@triton.jit
 def finish_statistics_kernel(
     counts_pointer, means_pointer, squares_pointer, mean_pointer, invstd_pointer, running_mean_pointer,
     running_var_pointer, chunks, channels, momentum, eps, BLOCK_CHUNKS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
@@ -215,15 +248,7 @@ def finish_statistics_kernel(
     """Merge a channel's chunks, and move the running statistics."""
     k = tl.arange(0, BLOCK_CHUNKS)
     c = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    at = k[:, None] * channels + c[None, :]
-    mask = (k < chunks)[:, None] & (c < channels)[None, :]
-    count = tl.load(counts_pointer + k, mask=k < chunks, other=0.0).to(tl.float64)[:, None]
-    means = tl.load(means_pointer + at, mask=mask, other=0.0).to(tl.float64)
-    squares = tl.load(squares_pointer + at, mask=mask, other=0.0).to(tl.float64)
-    total = tl.sum(count)
-    mean = tl.sum(tl.where(mask, count * means, 0.0), axis=0) / total
-    distance = means - mean[None, :]
-    square = tl.sum(tl.where(mask, squares + count * distance * distance, 0.0), axis=0)
+    total, mean, square = _merge(counts_pointer, means_pointer, squares_pointer, k, chunks, c, channels)
     # A comparison, not tl.maximum, which drops NaN.
     square = tl.where(square < 0, 0.0, square)
     var = square / total  # biased; the running one is not
@@ -346,11 +371,38 @@ def _layout(x: Tensor) -> tuple[Tensor, Tiles]:
     return x.contiguous(memory_format=memory_format), Tiles.of(x, memory_format != torch.contiguous_format)
 
 
-def _finish(tiles: Tiles) -> tuple[tuple[int], dict[str, int]]:
-    """Grid and blocks of the programs that merge chunks."""
-    block = min(triton.next_power_of_2(tiles.channels), 16)
-    blocks = {"BLOCK_CHUNKS": triton.next_power_of_2(tiles.chunks), "BLOCK_CHANNELS": block, "num_warps": _WARPS}
-    return (triton.cdiv(tiles.channels, block),), blocks
+def _chunks(x: Tensor, chunks: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for count, mean and sum of squares of each chunk."""
+    new = functools.partial(torch.empty, dtype=torch.float32, device=x.device)
+    return new(chunks), new(chunks, channels), new(chunks, channels)
+
+
+def _statistics(x: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor, Tensor]:
+    found = _chunks(x, tiles.chunks, tiles.channels)
+    statistics_kernel[(tiles.chunks * tiles.channel_tiles,)](
+        x, *found, *tiles.arguments, tiles.tiles, tiles.tiles_per_chunk, **tiles.blocks
+    )
+    return found
+
+
+def _merged(statistics: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """As few chunks as one program merges; the order depends on their number alone."""
+    chunks, channels = statistics[1].shape
+    while chunks > _MOST_CHUNKS:
+        fewer = _chunks(statistics[0], triton.cdiv(chunks, _MERGED), channels)
+        block = min(triton.next_power_of_2(channels), 32)
+        merge_statistics_kernel[(len(fewer[0]) * triton.cdiv(channels, block),)](
+            *statistics, *fewer, chunks, channels, _MERGED, block, num_warps=4
+        )
+        statistics, chunks = fewer, len(fewer[0])
+    return statistics
+
+
+def _finish(channels: int, chunks: int) -> tuple[tuple[int], dict[str, int]]:
+    """Grid and blocks of the programs that merge the last chunks."""
+    block = min(triton.next_power_of_2(channels), 16)
+    blocks = {"BLOCK_CHUNKS": triton.next_power_of_2(chunks), "BLOCK_CHANNELS": block, "num_warps": _WARPS}
+    return (triton.cdiv(channels, block),), blocks
 
 
 def _vectors(*vectors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -380,8 +432,9 @@ def forward(
     eps: float,
     activation: str,
     negative_slope: float,
+    *statistics: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """torch.ops.gan_fast.batch_norm_act_forward."""
+    """torch.ops.gan_fast.batch_norm_act_forward; a convolution's kernel may have taken the statistics."""
     _check(input)
     channels = input.size(1)
     if not training:
@@ -398,16 +451,12 @@ def forward(
     with launch.on(input):
         x, tiles = _layout(input)
         if training:
-            new = functools.partial(torch.empty, dtype=torch.float32, device=x.device)
-            counts, means, squares = new(tiles.chunks), new(tiles.chunks, channels), new(tiles.chunks, channels)
-            mean, invstd = new(channels), new(channels)
-            statistics_kernel[(tiles.chunks * tiles.channel_tiles,)](
-                x, counts, means, squares, *tiles.arguments, tiles.tiles, tiles.tiles_per_chunk, **tiles.blocks
-            )
+            chunks = _merged(statistics or _statistics(x, tiles))
+            mean, invstd = (torch.empty(channels, dtype=torch.float32, device=x.device) for _ in range(2))
             running = _vectors(running_mean, running_var)
-            grid, blocks = _finish(tiles)
+            grid, blocks = _finish(channels, len(chunks[0]))
             finish_statistics_kernel[grid](
-                counts, means, squares, mean, invstd, *running, tiles.chunks, channels, momentum, eps, **blocks
+                *chunks, mean, invstd, *running, len(chunks[0]), channels, momentum, eps, **blocks
             )
             for own, moved in ((running_mean, running[0]), (running_var, running[1])):
                 if own is not None and moved is not None and own is not moved:
@@ -466,7 +515,7 @@ def backward(
                 x, grad, *vectors, sums, *tiles.arguments, tiles.tiles, tiles.tiles_per_chunk, *options,
                 **tiles.blocks,
             )  # fmt: skip
-            grid, blocks = _finish(tiles)
+            grid, blocks = _finish(tiles.channels, tiles.chunks)
             finish_backward_kernel[grid](
                 sums, vectors[1], means, grad_weight, grad_bias, tiles.chunks, tiles.channels,
                 tiles.outer * tiles.inner, **blocks,

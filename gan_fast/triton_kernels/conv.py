@@ -8,7 +8,7 @@ multiplied. Both are one kernel; the gradient of either by its input is the othe
 
 What is done to a tile of the output before it is stored (the epilogue): bias and activation, and the statistics of a
 batch norm behind it (count, mean and sum of squares about it for each tile), so that no pass over the output is spent
-on them. Two spatial dims, channels-last.
+on them. Two spatial dims, read channels-last and written in either format.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def config(c_in: int, c_out: int, dtype: torch.dtype) -> Config:
 def conv_kernel(
     x_pointer, weight_pointer, bias_pointer, y_pointer, counts_pointer, means_pointer, squares_pointer,
     rows, q_height, q_width, in_height, in_width, out_height, out_width, c_in, c_out,
-    x_sample, x_row, x_column, y_sample, y_row, y_column, weight_tap_row, weight_tap_column, weight_in, weight_out,
+    x_sample, x_row, x_column, y_sample, y_row, y_column, y_channel,
+    weight_tap_row, weight_tap_column, weight_in, weight_out,
     padding_y, padding_x, slope,
     KERNEL_Y: tl.constexpr, KERNEL_X: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr,
     DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr, TRANSPOSED: tl.constexpr, ACTIVATION: tl.constexpr,
@@ -149,8 +150,8 @@ def conv_kernel(
         out_x = q_x
     stored = (row < rows) & (out_y < out_height) & (out_x < out_width)
     tl.store(
-        y_pointer + (sample * y_sample + out_y * y_row + out_x * y_column)[:, None] + column[None, :], result,
-        mask=stored[:, None] & (column < c_out)[None, :],
+        y_pointer + (sample * y_sample + out_y * y_row + out_x * y_column)[:, None] + column[None, :] * y_channel,
+        result, mask=stored[:, None] & (column < c_out)[None, :],
     )  # fmt: skip
     if counts_pointer is not None:
         # Of what is stored, rounded as it is: what a pass over the output would find.
@@ -163,15 +164,6 @@ def conv_kernel(
         tl.store(counts_pointer + chunk, count)
         tl.store(means_pointer + at, mean, mask=column < c_out)
         tl.store(squares_pointer + at, tl.sum(distance * distance, axis=0), mask=column < c_out)
-
-
-@dataclasses.dataclass(frozen=True)
-class Statistics:
-    """Count (chunks,), mean and sum of squares about it (chunks, C) of parts of each channel."""
-
-    counts: Tensor
-    means: Tensor
-    squares: Tensor
 
 
 def refuses(input: Tensor, dilation: tuple[int, ...], transposed: bool, groups: int) -> str | None:
@@ -198,14 +190,19 @@ def convolve(
     output_size: tuple[int, ...],
     activation: str = "identity",
     negative_slope: float = 0.0,
+    memory_format: torch.memory_format = torch.channels_last,
     statistics: bool = False,
-) -> tuple[Tensor, Statistics | None]:
-    """Return activation(convolution(input, weight, bias)), channels-last, and its statistics where wanted.
+) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    """Return activation(convolution(input, weight, bias)) and its statistics where wanted.
 
     Args:
         input: (N, C_in, H_in, W_in).
         weight: (C_out, C_in, ...), transposed (C_in, C_out, ...).
         output_size: of the two dims of space.
+        memory_format: of the output.
+
+    Returns:
+        The output; count (chunks,), mean and sum of squares about it (chunks, C) of parts of each of its channels.
     """
     samples, c_in, in_height, in_width = input.shape
     positions = output_size[0] * output_size[1]
@@ -217,13 +214,14 @@ def convolve(
         )
     kernel = (weight.size(2), weight.size(3))
     output = torch.empty(
-        (samples, c_out, *output_size), dtype=input.dtype, device=input.device, memory_format=torch.channels_last
+        (samples, c_out, *output_size), dtype=input.dtype, device=input.device, memory_format=memory_format
     )
     if not output.numel():
         return output, None
     # Strides of a dim of one say nothing, and the kernel goes by them.
+    pixel, plane = (c_out, 1) if memory_format == torch.channels_last else (1, positions)
+    y_strides = (c_out * positions, output_size[1] * pixel, pixel, plane)
     x = input.permute(0, 2, 3, 1).contiguous()
-    y = output.permute(0, 2, 3, 1)
     # (C_in, C_out, tap, tap); its last two places in memory are the kernel's to read sixteen bytes of.
     w = weight if transposed else weight.transpose(0, 1)
     if w.stride(0) != 1 and w.stride(1) != 1:
@@ -238,14 +236,12 @@ def convolve(
     if statistics:
         chunks = row_tiles * phases[0] * phases[1]
         shapes = ((chunks,), (chunks, c_out), (chunks, c_out))
-        found = Statistics(*(torch.empty(shape, dtype=torch.float32, device=x.device) for shape in shapes))
+        found = tuple(torch.empty(shape, dtype=torch.float32, device=x.device) for shape in shapes)
     with launch.on(x):
         conv_kernel[grid](
-            x, w, None if bias is None else bias.contiguous(), y,
-            *((found.counts, found.means, found.squares) if found else (None,) * 3),
+            x, w, None if bias is None else bias.contiguous(), output, *(found or (None,) * 3),
             rows, q_height, q_width, in_height, in_width, *output_size, c_in, c_out,
-            *x.stride()[:3], output.stride(0), output_size[1] * c_out, c_out,
-            w.stride(2), w.stride(3), w.stride(0), w.stride(1), *padding, negative_slope,
+            *x.stride()[:3], *y_strides, w.stride(2), w.stride(3), w.stride(0), w.stride(1), *padding, negative_slope,
             *kernel, *stride, *dilation, transposed, act.CODES[activation],
             # Not TF32: tl.dot cuts operands off for it where cuDNN rounds them.
             "ieee",

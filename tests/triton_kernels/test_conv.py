@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -43,17 +44,21 @@ def test_convolves_and_knows_its_statistics(case: Any, dtype: torch.dtype) -> No
     from gan_fast.triton_kernels import conv
 
     transposed, shape, weight_shape, stride, padding, dilation, _ = case
-    for layout in ("contiguous", "channels_last", "offset"):
+    for layout, memory_format in (
+        ("contiguous", torch.contiguous_format), ("channels_last", torch.channels_last), ("offset", torch.channels_last)
+    ):  # fmt: skip
         x, weight = (LAYOUTS[layout](torch.randn(s).to(DEVICE, dtype)) for s in (shape, weight_shape))
         bias = torch.randn(weight_shape[1] if transposed else weight_shape[0]).to(DEVICE, dtype)
         eager = aten(case, x, weight, bias)
         exact = aten(case, x.double(), weight.double(), bias.double())
         ours, statistics = conv.convolve(
-            x, weight, bias, stride, padding, dilation, transposed, tuple(eager.shape[2:]), statistics=True
-        )
+            x, weight, bias, stride, padding, dilation, transposed, tuple(eager.shape[2:]),
+            memory_format=memory_format, statistics=True,
+        )  # fmt: skip
+        assert ours.is_contiguous(memory_format=memory_format)
         # The interpreter cuts bfloat16 off where a GPU rounds.
         assert_as_exact(ours, eager, exact, "output", 4.0 if dtype == torch.bfloat16 else few_numbers_factor(ours))
-        counts, means, squares = (t.double() for t in (statistics.counts, statistics.means, statistics.squares))
+        counts, means, squares = (t.double() for t in statistics)
         assert counts.sum() == ours.numel() // ours.size(1)
         mean = (counts[:, None] * means).sum(0) / counts.sum()
         square = (squares + counts[:, None] * (means - mean).square()).sum(0)
@@ -96,15 +101,56 @@ def test_serves_the_ops_to_second_order(transposed: bool, layout: str) -> None:
             assert ours.stride() == want.stride()
 
 
-def test_serves_the_blocks() -> None:
+def block_results(block: torch.nn.Module, x: Tensor) -> dict[str, Tensor]:
+    block = copy.deepcopy(block)
+    x = x.detach().requires_grad_()
+    output = block(x)
+    grads = torch.autograd.grad(output.sin().sum(), [x, *block.parameters()])
+    found = {"output": output, "grad_input": grads[0]}
+    found |= {f"grad_{name}": grad for (name, _), grad in zip(block.named_parameters(), grads[1:])}
+    return found | {name: buffer.float() for name, buffer in block.named_buffers()}
+
+
+@pytest.mark.parametrize("chunks", [256, 2], ids=["merged_at_once", "merged_in_steps"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("kind", ["Conv", "ConvTranspose"])
+def test_blocks_take_their_statistics_from_the_convolution(
+    kind: str, layout: str, chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gan_fast.triton_kernels import batch_norm_act, conv
+
+    monkeypatch.setattr(batch_norm_act, "_MOST_CHUNKS", chunks)
+    monkeypatch.setattr(batch_norm_act, "_MERGED", 2)
+    tile = conv.Config(16, 16, 16, 4, 2)
+    monkeypatch.setattr(conv, "config", lambda *_: tile)
+    monkeypatch.setattr(batch_norm_act, "_statistics", lambda *_: pytest.fail("a pass over the convolution's output"))
+    x = LAYOUTS[layout](torch.randn(5, 5, 6, 4, device=DEVICE) + 3)
+    block = getattr(gan_fast.nn, f"{kind}BNAct2d")(5, 7, 4, 2, 1, bias=True, activation="leaky_relu").to(DEVICE)
+    torch.nn.init.normal_(block.bn.weight)
+    with gan_fast.use_backend("reference"):
+        want = block_results(block, x)
+        double = block_results(copy.deepcopy(block).double(), x.double())
+    with gan_fast.use_backend("triton"):
+        ours = block_results(block, x)
+    for name, value in want.items():
+        assert_as_exact(ours[name], value, double[name], name, few_numbers_factor(value))
+
+
+def test_statistics_are_taken_where_the_convolution_s_are_not_the_norm_s() -> None:
+    """By the running ones, of another convolution, without a batch."""
     x = torch.randn(2, 5, 4, 4, device=DEVICE)
-    for kind in ("Conv", "ConvTranspose"):
-        block = getattr(gan_fast.nn, f"{kind}BNAct2d")(5, 7, 4, 2, 1, activation="relu").to(DEVICE)
-        want = block(x)
-        with gan_fast.use_backend("triton"):
-            torch.testing.assert_close(block(x), want, rtol=1e-4, atol=1e-4)
-            with pytest.raises(RuntimeError, match="convolution: expected for backend triton groups 1, got 5"):
-                getattr(gan_fast.nn, f"{kind}2d")(5, 5, 3, groups=5).to(DEVICE)(x)
+    block = gan_fast.nn.ConvBNAct2d(5, 7, 3).to(DEVICE)
+    with gan_fast.use_backend("triton"):
+        block(x)
+    evaluated = block.eval()(x)
+    with gan_fast.use_backend("triton"):
+        torch.testing.assert_close(block(x), evaluated, rtol=1e-4, atol=1e-4)
+        with torch.no_grad():
+            torch.testing.assert_close(block(x), evaluated, rtol=1e-4, atol=1e-4)
+        with pytest.raises(RuntimeError, match="convolution: expected for backend triton groups 1, got 5"):
+            gan_fast.nn.ConvBNAct2d(5, 5, 3, groups=5).to(DEVICE)(x)
+        with pytest.raises(ValueError, match="expected 4D input"):
+            block(x[0])
 
 
 def test_what_the_kernels_cannot_take_is_told() -> None:
@@ -121,14 +167,33 @@ def test_what_the_kernels_cannot_take_is_told() -> None:
         conv.convolve(huge, weight, None, (1, 1), (1, 1), (1, 1), False, (40000, 40000))
 
 
-def test_strided_bias_and_blocks_with_activation() -> None:
+@pytest.mark.parametrize("memory_format", [None, torch.contiguous_format], ids=str)
+@pytest.mark.parametrize("activation", activations.NAMES)
+def test_activation_of_a_block_is_stored_at_once(
+    activation: str, memory_format: torch.memory_format | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the format asked for, to second order."""
+    monkeypatch.setattr(activations, "apply_over", lambda *_: pytest.fail("a pass over the convolution's output"))
+    x = LAYOUTS["channels_last"](torch.randn(2, 5, 6, 4, device=DEVICE)).requires_grad_()
+    options = {"activation": activation, "negative_slope": 0.2, "memory_format": memory_format}
+    block = gan_fast.nn.ConvTransposeAct2d(5, 3, 4, 2, 1, **options).to(DEVICE)
+    results = []
+    for backend in ("reference", "triton"):
+        with gan_fast.use_backend(backend):
+            output = block(x)
+        (grad,) = torch.autograd.grad(output.sin().sum(), x, create_graph=True)
+        results.append([output, grad, *torch.autograd.grad(grad.square().sum(), (x, block.conv.weight))])
+    for want, ours in zip(*results):
+        torch.testing.assert_close(ours, want, rtol=1e-3, atol=1e-3)
+    assert ours.shape == want.shape and results[1][0].stride() == results[0][0].stride()
+
+
+def test_strided_bias() -> None:
     x, weight = torch.randn(2, 5, 6, 4, device=DEVICE), torch.randn(3, 5, 4, 4, device=DEVICE, requires_grad=True)
     bias = torch.randn(6, device=DEVICE)[::2]
-    for activation in activations.NAMES:
-        want = activations.apply(F.conv2d(x, weight, bias, 2, 1), activation, 0.2)
-        with gan_fast.use_backend("triton"):
-            ours = ops.conv2d_act(x, weight, bias, 2, 1, activation=activation, negative_slope=0.2)
-        torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-4)
+    with gan_fast.use_backend("triton"):
+        ours = ops.conv2d(x, weight, bias, 2, 1)
+    torch.testing.assert_close(ours, F.conv2d(x, weight, bias, 2, 1), rtol=1e-4, atol=1e-4)
 
 
 def test_backward_runs_on_what_its_forward_chose(monkeypatch: pytest.MonkeyPatch) -> None:
