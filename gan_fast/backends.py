@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from gan_fast import extension
+from gan_fast import extension, tuning
 from gan_fast.triton_kernels import DTYPES
 
 logger = logging.getLogger("gan_fast")
@@ -182,12 +182,17 @@ def dispatch_to_triton(native_op: str, file: str, function: str) -> Callable[...
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
+def triton_module(op: str) -> ModuleType:
+    """The Triton functions of an op that has some."""
+    return importlib.import_module(f"gan_fast.triton_kernels.{_triton_files[op]}")
+
+
 def triton_kernels(op: str, input: torch.Tensor) -> ModuleType | None:
     """The Triton functions that serve this call, or None where the dispatcher finds the kernel."""
     if _requested == "cpu" or (_requested == "auto" and input.is_cpu) or type(input) not in _PLAIN:
         return None
     if _requested == "triton" or _served_by(op, input.device.type, input.dtype) == "triton":
-        return importlib.import_module(f"gan_fast.triton_kernels.{_triton_files[op]}")
+        return triton_module(op)
     return None
 
 
@@ -209,6 +214,80 @@ def small(input: object, *beside: object) -> bool:
     return True
 
 
+# Devices on which automatic choice measures: where kernels of several kinds serve one op.
+_MEASURED_ON = ("cuda",)
+# What each class of calls was found to be served best by.
+_quickest: dict[tuple[Any, ...], str] = {}
+
+
+def measured(input: torch.Tensor) -> bool:
+    """Whether calls with such an input go to :func:`on_quickest`."""
+    return _requested == "auto" and input.device.type in _MEASURED_ON and not torch.compiler.is_compiling()
+
+
+def candidates(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
+    """What can serve an op, as names for :func:`use_backend`; the first is what automatic choice takes unmeasured."""
+    found = [device_type] if _unavailable(op, device_type) is None else []
+    found += ["triton"] if _triton_unavailable(op, device_type, dtype) is None else []
+    return [*found, "reference"]
+
+
+def on_quickest(
+    op: str,
+    names: list[str],
+    shape_class: tuple[Any, ...],
+    call: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    trial: tuple[Any, ...] | None = None,
+) -> Any:
+    """Return ``call(*arguments)`` under the backend that is quickest at it.
+
+    Args:
+        names: candidates, for :func:`use_backend`; the first serves where nothing may be measured.
+        shape_class: calls that are alike in it are served alike.
+        call: obeys :func:`use_backend`; the first of its arguments is a tensor on the device, what it returns a tensor
+            to differentiate or several, of which that is the first.
+        trial: what to call it with to measure, where ``arguments`` would have effects; stand-ins are made of both.
+
+    Notes:
+        A class is measured at its first call, forward and, where gradients are wanted, backward; never while a CUDA
+        graph is captured. GAN_FAST_TUNE=0 turns it off.
+    """
+    device = arguments[0].device
+    wanted = torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in arguments)
+    at = (op, device, *names, *shape_class, wanted)
+    name = _quickest.get(at)
+    if name is None:
+        key = f"{' '.join(map(str, shape_class))} {'with gradient' if wanted else 'alone'} of {' '.join(names)}"
+        times = tuning.known(device, op, key) if tuning.enabled() else {}
+        if times is None and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+            times = tuning.measure(device, op, key, names, _work(call, trial or arguments, wanted))
+        name = min(times, key=times.__getitem__) if times else names[0]
+        if times is not None:
+            _quickest[at] = name
+    if name == "auto":
+        return call(*arguments)
+    with _use(name):
+        return call(*arguments)
+
+
+def _work(call: Callable[..., Any], arguments: tuple[Any, ...], gradient: bool) -> Callable[[str], Callable[[], Any]]:
+    def work(name: str) -> Callable[[], Any]:
+        copies = tuple(map(tuning.stand_in, arguments))
+        wanted = [t for t in copies if isinstance(t, torch.Tensor) and t.requires_grad]
+
+        def run() -> None:
+            with _use(name), torch.set_grad_enabled(gradient):
+                output = call(*copies)
+            output = output[0] if isinstance(output, tuple) else output
+            if gradient:
+                torch.autograd.grad(output, wanted, torch.ones_like(output), allow_unused=True)
+
+        return run
+
+    return work
+
+
 def _explain(op: str, device_type: str) -> str:
     if _requested == "reference":
         return "reference: asked for by name"
@@ -217,6 +296,9 @@ def _explain(op: str, device_type: str) -> str:
         kernels = "the quicker kernel, ATen's or ours" if extension.available() else "ATen's kernels"
         return f"our autograd nodes around {kernels}; {small}"
     if _requested == "auto":
+        names = candidates(op, device_type, torch.float32)
+        if device_type in _MEASURED_ON and len(names) > 2:
+            return f"the quickest of {', '.join(names)}, measured for each class of shapes; {small}"
         served = _served_by(op, device_type, torch.float32)
         if served == "native":
             return f"{device_type} kernel: native kernel registered; {small}"
@@ -226,6 +308,14 @@ def _explain(op: str, device_type: str) -> str:
     except RuntimeError as error:
         return f"error: {error}"
     return f"{'Triton' if _requested == 'triton' else device_type} kernel: asked for by name"
+
+
+def _measurements(device: torch.device) -> list[str]:
+    lines = [f"measured on {device}:"] if (found := tuning.described(device)) else []
+    for call, times in found:
+        shown = ", ".join(f"{name} {ms:.4f} ms" for name, ms in sorted(times.items(), key=lambda item: item[1]))
+        lines.append(f"  {call}: {shown or 'all candidates failed'}")
+    return lines
 
 
 def info() -> str:
@@ -248,4 +338,6 @@ def info() -> str:
     for op in sorted(_native_ops):
         for device in devices:
             lines.append(f"  {op:<{width}}  {device:<4}  {_explain(op, device)}")
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        lines += _measurements(torch.device("cuda", index))
     return "\n".join(lines)

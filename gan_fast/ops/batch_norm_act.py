@@ -399,6 +399,24 @@ def norm(
     if statistics and training:
         output = BatchNormAct.apply(*arguments, statistics)[0]
         return output
+    if backends.measured(input):
+        names = backends.candidates(OP, input.device.type, input.dtype)
+        return backends.on_quickest(OP, names, shape_class(input, training, activation), _serve, arguments)
+    return _serve(*arguments, op=op)
+
+
+def shape_class(input: Tensor, by_batch: bool, activation: str) -> tuple[Any, ...]:
+    """What a norm's time depends on, sizes to a power of two."""
+    channels = input.size(1).bit_length()
+    memory_format = "contiguous" if layout.suggest_memory_format(input) is torch.contiguous_format else "channels-last"
+    return (
+        checks.name_of(input.dtype), memory_format, f"2^{input.numel().bit_length()} values", f"2^{channels} channels",
+        "own statistics" if by_batch else "given statistics", activation,
+    )  # fmt: skip
+
+
+def _serve(*arguments: Any, op: str = OP) -> Tensor:
+    input = arguments[0]
     return apply(*arguments) if backends.native(op, input.device.type, input.dtype) else reference(*arguments)
 
 

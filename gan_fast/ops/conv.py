@@ -24,6 +24,7 @@ from torch import Tensor
 from gan_fast import backends
 from gan_fast.ops import activation as activations
 from gan_fast.ops import autograd, checks, conv_kernels, recompute
+from gan_fast.ops.batch_norm_act import norm as batch_norm
 from gan_fast.ops.conv_kernels import NOTHING, Epilogue, Geometry, Like
 from gan_fast.ops.leaky_relu import LeakyReLU
 from gan_fast.ops.twins import of_dims
@@ -274,15 +275,8 @@ def convolve(
     if unbatched:
         input = input.unsqueeze(0)
     if backends.native(op, device, input.dtype) and not captured:
-        kernels = backends.triton_kernels("conv2d", input)
-        output = Convolution.apply(input, weight, bias, geometry, kernels, epilogue.of_node(kernels))
-        output, *statistics = output if isinstance(output, tuple) else (output,)
-        if output.requires_grad and weight.requires_grad:
-            recompute.keep_recipe(output, 0, input)
-        if norm is not None:
-            output = norm(output, *statistics)
-        elif not epilogue.by_value:
-            output = LeakyReLU.apply(output, epilogue.negative_slope)
+        arguments = (input, weight, bias, geometry, epilogue, norm)
+        output = _on_quickest(*arguments) if backends.measured(input) and dims == 2 else _serve(*arguments)
     else:
         output = torch.convolution(input, weight, bias, *geometry)
         if epilogue.memory_format is not None:
@@ -292,6 +286,48 @@ def convolve(
         else:
             output = activations.apply(output, epilogue.activation, epilogue.negative_slope)
     return output.squeeze(0) if unbatched else output
+
+
+def _serve(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, epilogue: Epilogue,
+    norm: Callable[..., Tensor] | None,
+) -> Tensor:  # fmt: skip
+    kernels = backends.triton_kernels("conv2d", input)
+    output = Convolution.apply(input, weight, bias, geometry, kernels, epilogue.of_node(kernels))
+    output, *statistics = output if isinstance(output, tuple) else (output,)
+    if output.requires_grad and weight.requires_grad:
+        recompute.keep_recipe(output, 0, input)
+    if norm is not None:
+        return norm(output, *statistics)
+    return output if epilogue.by_value else LeakyReLU.apply(output, epilogue.negative_slope)
+
+
+def _on_quickest(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, epilogue: Epilogue,
+    norm: Callable[..., Tensor] | None,
+) -> Tensor:  # fmt: skip
+    """As :func:`_serve`, on ATen's kernels or on Triton's, the norm behind them included."""
+    names = ["auto"]
+    if "triton" in backends.candidates("conv2d", input.device.type, input.dtype):
+        refusal = backends.triton_module("conv2d").refuses(
+            input, geometry.dilation, geometry.transposed, geometry.groups
+        )
+        names += ["triton"] if refusal is None else []
+    shape_class = (
+        checks.name_of(input.dtype), tuple(input.shape), tuple(weight.shape), input.stride(), weight.stride(),
+        *geometry, *epilogue, "" if bias is None else "bias", "" if norm is None else "norm",
+    )  # fmt: skip
+    arguments = (input, weight, bias, geometry, epilogue)
+    result: Tensor = backends.on_quickest(
+        "conv2d", names, shape_class, _serve, (*arguments, norm),
+        trial=(*arguments, _any_norm if epilogue.statistics else None),
+    )  # fmt: skip
+    return result
+
+
+def _any_norm(output: Tensor, *statistics: Tensor) -> Tensor:
+    """What a convolution and the norm behind it are measured with: one that nobody's statistics move by."""
+    return batch_norm("conv2d_bn_act", "bn_", output, None, None, None, None, True, 0.1, 1e-5, "relu", 0.0, statistics)
 
 
 def convnd(

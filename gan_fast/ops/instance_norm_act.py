@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from gan_fast import backends
 from gan_fast.ops import activation as activations
-from gan_fast.ops.batch_norm_act import apply, check
+from gan_fast.ops.batch_norm_act import apply, check, shape_class
 
 OP = "instance_norm_act"
 backends.register(OP, "batch_norm_act_forward", triton_file="batch_norm_act")
@@ -83,6 +84,17 @@ def instance_norm_act(
         raise ValueError(f"{OP}: expected input dimensions at least 3 (N, C, ...), got shape {tuple(input.shape)}")
     if use_input_stats and math.prod(input.shape[2:]) == 1:
         raise ValueError(f"{OP}: expected input more than 1 value per channel and sample, got {tuple(input.shape)}")
+    if backends.measured(input):
+        names = backends.candidates(OP, input.device.type, input.dtype)
+        return backends.on_quickest(
+            OP, names, shape_class(input, use_input_stats, activation), _serve, (input, *arguments)
+        )
+    return _serve(input, *arguments)
+
+
+def _serve(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, *options: Any) -> Tensor:
+    arguments = (running_mean, running_var, *options)
+    use_input_stats = options[2]
     native = backends.native(OP, input.device.type, input.dtype)
     if native and input.numel() == 0:
         # Nothing to take statistics of: batch norm knows that they stay as they are.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -241,7 +242,20 @@ def _loss(
         logits = logits.float() if logits.dtype != torch.float64 else logits
         if other_logits is not None and other_logits.dtype != torch.float64:
             other_logits = other_logits.float()
-    if not backends.native(op, device, logits.dtype):
+    arguments = (logits, other_logits, target, other_target, scale, means_wanted)
+    if not backends.measured(logits):
+        return _serve(op, *arguments)
+    sizes = [f"2^{t.numel().bit_length()}" for t in (logits, other_logits) if t is not None]
+    names = backends.candidates(op, device, logits.dtype)
+    shape_class = (checks.name_of(logits.dtype), *sizes, "logits", "and means" if means_wanted else "")
+    return backends.on_quickest(op, names, shape_class, functools.partial(_serve, op), arguments)
+
+
+def _serve(
+    op: str, logits: Tensor, other_logits: Tensor | None, target: float, other_target: float, scale: float,
+    means_wanted: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if not backends.native(op, logits.device.type, logits.dtype):
         return reference(logits, target, other_logits, other_target, scale)
     forward = torch.ops.gan_fast.minimax_loss_forward
     return forward(logits, target, other_logits, other_target, scale, means_wanted, False, False)[:2]

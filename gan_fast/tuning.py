@@ -1,0 +1,221 @@
+"""Which of some candidates is the quickest at a piece of work on this device: measured once, remembered on disk.
+
+A file for each device and set of versions lies in $GAN_FAST_CACHE, else in gan_fast's folder of the user's caches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gan_fast.version import __version__
+
+logger = logging.getLogger("gan_fast")
+
+_WARMUPS = 3
+_ROUNDS = 7
+# Calls between two readings of the clock: about so long, so that the clock's own steps do not count.
+_ROUND_MS = 1.0
+_MOST_CALLS = 100
+
+# Key -> milliseconds of each candidate, for each device.
+_measured: dict[str, dict[str, dict[str, float]]] = {}
+# What was said to have failed: once for each op and candidate.
+_told: set[tuple[str, str]] = set()
+_lock = threading.RLock()
+
+
+def enabled() -> bool:
+    return os.environ.get("GAN_FAST_TUNE", "1") != "0"
+
+
+def _folder() -> Path:
+    if given := os.environ.get("GAN_FAST_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gan_fast"
+
+
+def _kernels() -> str:
+    """Tells one build from another: a kernel that was changed is measured again."""
+    package, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted([*package.glob("triton_kernels/*.py"), *package.glob("_C*")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type != "cuda":
+        return f"{device.type} {platform.machine()}"
+    properties = torch.cuda.get_device_properties(device)
+    return f"{properties.name} sm_{properties.major}{properties.minor} {properties.multi_processor_count} processors"
+
+
+def _triton_version() -> str:
+    try:
+        import triton
+    except ImportError:
+        return "none"
+    return str(triton.__version__)
+
+
+_names: dict[torch.device, str] = {}
+
+
+def _name(device: torch.device) -> str:
+    """Of the device, the versions and the kernels: choices hold for them alone."""
+    if device not in _names:
+        versions = f"torch {torch.__version__} cuda {torch.version.cuda} triton {_triton_version()}"
+        _names[device] = f"{_device_name(device)}, {versions}, gan_fast {__version__} {_kernels()}"
+    return _names[device]
+
+
+def _file(name: str) -> Path:
+    return _folder() / (re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-") + ".json")
+
+
+def _read(name: str) -> dict[str, dict[str, float]]:
+    path = _file(name)
+    try:
+        content = json.loads(path.read_text())
+        return {
+            str(key): {str(candidate): float(ms) for candidate, ms in times.items()} for key, times in content.items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        logger.warning("choices in %s cannot be read and are measured again: %s", path, error)
+        return {}
+
+
+def _write(name: str, key: str, times: dict[str, float]) -> None:
+    path, unfinished = _file(name), None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Beside what another process has found meanwhile; a reader finds the old file or the new one.
+        content = {**_read(name), key: times}
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+            unfinished = file.name
+            json.dump(content, file, indent=1, sort_keys=True)
+        os.replace(unfinished, path)
+    except OSError as error:
+        if unfinished is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(unfinished)
+        logger.warning("choices are not remembered beyond this process: %s", error)
+
+
+def known(device: torch.device, op: str, key: str) -> dict[str, float] | None:
+    """Milliseconds of each candidate, where they were measured; the quickest is the choice."""
+    return _all(device).get(f"{op} {key}")
+
+
+def _all(device: torch.device) -> dict[str, dict[str, float]]:
+    name = _name(device)
+    with _lock:
+        if name not in _measured:
+            _measured[name] = _read(name)
+        return _measured[name]
+
+
+def described(device: torch.device) -> Iterable[tuple[str, dict[str, float]]]:
+    """What was measured on a device, for people."""
+    return sorted(_all(device).items())
+
+
+def measure(
+    device: torch.device, op: str, key: str, candidates: Iterable[str], work: Callable[[str], Callable[[], Any]]
+) -> dict[str, float]:
+    """Time each candidate and return milliseconds; one that fails is left out, which is said once.
+
+    Args:
+        work: gives what a candidate has to do, a function of no arguments that can run any number of times.
+
+    Notes:
+        Kept for the process, and on disk where all candidates ran: the next process gives a failed one another chance.
+    """
+    with _lock:
+        times = known(device, op, key)
+        if times is not None:
+            return times
+        times, complete = {}, True
+        for candidate in candidates:
+            try:
+                times[candidate] = _time_ms(device, work(candidate))
+            except Exception as error:
+                # Of any kind, a compiler's or a driver's: training goes on with the others.
+                complete = False
+                if (op, candidate) not in _told:
+                    _told.add((op, candidate))
+                    logger.warning("%s: %s is left out, because it failed (%s): %s", op, candidate, key, error)
+        _all(device)[f"{op} {key}"] = times
+        if complete:
+            _write(_name(device), f"{op} {key}", times)
+        return times
+
+
+def stand_in(value: Any) -> Any:
+    """A tensor of the same shape, strides and kind with values of its own, in [0, 1); anything else as it is."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    # A generator of its own: what a program draws is not to depend on what was measured.
+    generator = torch.Generator(value.device).manual_seed(0)
+    copy = torch.empty_like(value, requires_grad=False)
+    if copy.is_floating_point():
+        copy.uniform_(generator=generator)
+    return copy.requires_grad_(value.requires_grad)
+
+
+def _time_ms(device: torch.device, work: Callable[[], Any]) -> float:
+    if device.type != "cuda":
+        return _median_ms(work, time.perf_counter, lambda: None)
+    with torch.cuda.device(device):
+        synchronize = torch.cuda.synchronize
+        work = _recorded(work)
+        return _median_ms(work, time.perf_counter, synchronize)
+
+
+def _recorded(work: Callable[[], Any]) -> Callable[[], Any]:
+    """The work as a CUDA graph, in which what Python takes to launch it does not count; else as it is."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARMUPS):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            work()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return work
+    return graph.replay
+
+
+def _median_ms(work: Callable[[], Any], clock: Callable[[], float], synchronize: Callable[[], None]) -> float:
+    def round_ms(calls: int) -> float:
+        synchronize()
+        started = clock()
+        for _ in range(calls):
+            work()
+        synchronize()
+        return (clock() - started) * 1e3 / calls
+
+    for _ in range(_WARMUPS):
+        round_ms(1)
+    calls = int(min(_MOST_CALLS, max(1, _ROUND_MS / max(round_ms(1), 1e-3))))
+    return statistics.median(round_ms(calls) for _ in range(_ROUNDS))

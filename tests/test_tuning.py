@@ -1,0 +1,259 @@
+"""The measured choice, tried on the CPU: its own kernels, the reference and Triton interpreted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from triton_device import needs_triton
+
+import gan_fast
+from gan_fast import backends, ops, tuning
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Nothing known, nothing chosen, choices measured on the CPU too and remembered in a folder of the test."""
+    monkeypatch.setenv("GAN_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("GAN_FAST_TUNE", "1")
+    monkeypatch.setattr(backends, "_MEASURED_ON", ("cpu",))
+    for name in ("_quickest", "_measured", "_names"):
+        monkeypatch.setattr(backends if name == "_quickest" else tuning, name, {})
+    monkeypatch.setattr(tuning, "_told", set())
+    return tmp_path / "cache"
+
+
+def cost(ms: dict[str, float], calls: list[str]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """An op that takes so long under each backend."""
+
+    def call(input: torch.Tensor) -> torch.Tensor:
+        calls.append(backends._requested)
+        time.sleep(ms[backends._requested] / 1e3)
+        return input * 2
+
+    return call
+
+
+def choose(call: Callable[..., Any], names: list[str], input: torch.Tensor | None = None) -> torch.Tensor:
+    result: torch.Tensor = backends.on_quickest(
+        "an_op", names, ("of", 3), call, (torch.ones(3) if input is None else input,)
+    )
+    return result
+
+
+def test_the_quickest_serves_and_is_measured_once(measuring: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    call = cost({"cpu": 3, "reference": 0}, calls)
+    assert choose(call, ["cpu", "reference"]).tolist() == [2, 2, 2]
+    assert set(calls) == {"cpu", "reference"}
+    calls.clear()
+    choose(call, ["cpu", "reference"])
+    assert calls == ["reference"]
+    # With gradient it is another class, of which backward is a part.
+    calls.clear()
+    assert choose(call, ["cpu", "reference"], torch.ones(3, requires_grad=True)).requires_grad
+    assert calls.count("cpu") > 3
+    (file,) = measuring.glob("*.json")
+    known = json.loads(file.read_text())
+    assert len(known) == 2
+    assert all(times["cpu"] > times["reference"] > 0 for times in known.values())
+    assert "cpu" in file.name
+    assert torch.__version__.split("+")[0] in file.name
+
+    # The next process reads it.
+    for name in ("_quickest", "_measured"):
+        monkeypatch.setattr(backends if name == "_quickest" else tuning, name, {})
+    calls.clear()
+    choose(call, ["cpu", "reference"])
+    assert calls == ["reference"]
+    assert "measured on cpu:\n  an_op of 3 alone" in "\n".join(backends._measurements(CPU))
+
+
+def test_off_and_asked_for_by_name(measuring: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    call = cost({"cpu": 3, "reference": 0, "auto": 0}, calls)
+    monkeypatch.setenv("GAN_FAST_TUNE", "0")
+    choose(call, ["cpu", "reference"])
+    choose(call, ["auto", "reference"])
+    assert calls == ["cpu", "auto"]
+    assert not measuring.exists()
+    assert backends.measured(torch.ones(1))
+    for name in ("cpu", "reference"):
+        with gan_fast.use_backend(name):
+            assert not backends.measured(torch.ones(1))
+
+
+def test_a_candidate_that_fails_is_left_out_and_said_once(
+    measuring: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(input: torch.Tensor) -> torch.Tensor:
+        if backends._requested == "triton":
+            raise ValueError("it does not compile")
+        return input + 1
+
+    caplog.set_level(logging.WARNING, logger="gan_fast")
+    assert choose(call, ["triton", "reference"]).tolist() == [2, 2, 2]
+    assert choose(call, ["triton", "reference"], torch.ones(3, requires_grad=True)).tolist() == [2, 2, 2]
+    assert [r.getMessage() for r in caplog.records] == [
+        "an_op: triton is left out, because it failed (of 3 alone of triton reference): it does not compile"
+    ]
+    # Not written: the next process may have more luck.
+    assert not measuring.exists()
+    # Where all fail, the error is that of the call itself.
+    monkeypatch.setattr(backends, "_quickest", {})
+    monkeypatch.setattr(tuning, "_measured", {})
+    with pytest.raises(ValueError, match="it does not compile"):
+        choose(call, ["triton"])
+
+
+def test_what_is_measured_draws_nothing_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "SMALL", 0)
+    monkeypatch.setattr(backends, "candidates", lambda *_: ["cpu", "reference"])
+    x, mean, var = torch.randn(8, 6, 8, 8, requires_grad=True), torch.zeros(6), torch.ones(6)
+    state = torch.get_rng_state()
+    output = ops.batch_norm_act(x, mean, var, training=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert x.grad is None
+    with gan_fast.use_backend("reference"):
+        other_mean, other_var = torch.zeros(6), torch.ones(6)
+        want = ops.batch_norm_act(x, other_mean, other_var, training=True)
+    torch.testing.assert_close(output, want)
+    torch.testing.assert_close((mean, var), (other_mean, other_var))
+    assert backends._quickest
+
+
+def test_a_file_that_cannot_be_read_or_written(
+    measuring: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.WARNING, logger="gan_fast")
+    call = cost({"cpu": 0, "reference": 1}, [])
+    measuring.mkdir()
+    path = tuning._file(tuning._name(CPU))
+    for content in ("{", "[]", '{"an_op": 3}', '{"an_op": {"cpu": "fast"}}', "\xff"):
+        monkeypatch.setattr(tuning, "_measured", {})
+        monkeypatch.setattr(backends, "_quickest", {})
+        path.write_text(content, encoding="latin-1")
+        caplog.clear()
+        choose(call, ["cpu", "reference"])
+        assert "cannot be read and are measured again" in caplog.text
+        assert json.loads(path.read_text())
+    caplog.clear()
+    for name in ("_quickest", "_measured"):
+        monkeypatch.setattr(backends if name == "_quickest" else tuning, name, {})
+    monkeypatch.setenv("GAN_FAST_CACHE", str(path))
+    choose(call, ["cpu", "reference"])
+    assert "not remembered beyond this process" in caplog.text
+    assert [p.name for p in measuring.iterdir()] == [path.name]
+
+
+@needs_triton
+@pytest.mark.parametrize("quickest", ["cpu", "reference", "triton"])
+@pytest.mark.parametrize("op", ["batch_norm_act", "instance_norm_act", "minimax_g_loss", "minimax_d_loss"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_every_op_runs_on_what_was_quickest(op: str, quickest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "SMALL", 0)
+    asked: list[str] = []
+
+    def time_ms(device: torch.device, work: Callable[[], Any]) -> float:
+        work()  # every candidate can do it, backward included
+        asked.append(op)
+        return 0.0 if candidate[0] == quickest else 1.0
+
+    candidate = [""]
+    inner = backends._work
+
+    def work(*args: Any) -> Callable[[str], Callable[[], Any]]:
+        of = inner(*args)
+
+        def named(name: str) -> Callable[[], Any]:
+            candidate[0] = name
+            return of(name)
+
+        return named
+
+    monkeypatch.setattr(backends, "_work", work)
+    monkeypatch.setattr(tuning, "_time_ms", time_ms)
+    x = torch.randn(3, 4, 5, 5, requires_grad=True)
+    call = {
+        "batch_norm_act": lambda: ops.batch_norm_act(x, None, None, training=True),
+        "instance_norm_act": lambda: ops.instance_norm_act(x),
+        "minimax_g_loss": lambda: ops.minimax_g_loss(x.to(torch.bfloat16)),
+        "minimax_d_loss": lambda: ops.minimax_d_loss(x.to(torch.bfloat16), x.to(torch.bfloat16)),
+    }[op]
+    if "loss" in op:
+        # The short way of plain CPU tensors is no GPU's.
+        monkeypatch.setattr("gan_fast.ops.autograd.plain", lambda *_: False)
+    output = call()
+    assert len(asked) == 3
+    assert set(backends._quickest.values()) == {quickest}
+    with gan_fast.use_backend(quickest):
+        assert torch.equal(output, call())
+    output.sum().backward()
+    assert x.grad is not None
+
+
+def conv_names(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Which candidates convolutions were given."""
+    seen: list[list[str]] = []
+    inner = backends.on_quickest
+
+    def spy(op: str, names: list[str], *rest: Any, **options: Any) -> Any:
+        if op == "conv2d":
+            seen.append(names)
+        return inner(op, names, *rest, **options)
+
+    monkeypatch.setattr(backends, "on_quickest", spy)
+    return seen
+
+
+@needs_triton
+@pytest.mark.parametrize("triton_ms", [0.0, 1.0])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_blocks_choose_the_convolution_and_the_norm_together(triton_ms: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gan_fast.triton_kernels import conv
+
+    monkeypatch.setattr(backends, "SMALL", 0)
+    seen = conv_names(monkeypatch)
+    times = {"triton": triton_ms, "auto": 0.5, "cpu": 0.5, "reference": 1.0}
+    real = backends._work
+    order: list[str] = []
+
+    def work(*args: Any) -> Callable[[str], Callable[[], Any]]:
+        return lambda name: order.append(name) or real(*args)(name)
+
+    def time_ms(device: torch.device, run: Callable[[], Any]) -> float:
+        name = order[-1]
+        run()
+        return times[name]
+
+    monkeypatch.setattr(backends, "_work", work)
+    monkeypatch.setattr(tuning, "_time_ms", time_ms)
+    calls: list[int] = []
+    convolve = conv.convolve
+    monkeypatch.setattr(conv, "convolve", lambda *a, **k: calls.append(1) or convolve(*a, **k))
+    block = gan_fast.nn.ConvBNAct2d(5, 7, 4, 2, 1)
+    x = torch.randn(2, 5, 6, 4, requires_grad=True)
+    block(x).sum().backward()
+    assert seen == [["auto", "triton"]]
+    assert int(block.bn.num_batches_tracked) == 1
+    with gan_fast.use_backend("reference"):
+        twin = gan_fast.nn.ConvBNAct2d(5, 7, 4, 2, 1)
+        twin.conv.load_state_dict(block.conv.state_dict())
+        twin(x)
+    # Measuring moved no statistics.
+    torch.testing.assert_close(block.bn.running_mean, twin.bn.running_mean)
+    measured = len(calls)
+    block(x)
+    assert (len(calls) > measured) == (triton_ms == 0.0)
+    # What Triton's convolutions refuse is no candidate.
+    gan_fast.nn.Conv2d(5, 5, 3, groups=5)(x)
+    gan_fast.nn.Conv2d(5, 5, 3, dtype=torch.float64)(x.double())
+    assert seen[-2:] == [["auto"], ["auto"]]
