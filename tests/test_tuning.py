@@ -115,7 +115,6 @@ def test_a_candidate_that_fails_is_left_out_and_said_once(
 
 
 def test_what_is_measured_draws_nothing_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "SMALL", 0)
     monkeypatch.setattr(backends, "candidates", lambda *_: ["cpu", "reference"])
     x, mean, var = torch.randn(8, 6, 8, 8, requires_grad=True), torch.zeros(6), torch.ones(6)
     state = torch.get_rng_state()
@@ -159,7 +158,6 @@ def test_a_file_that_cannot_be_read_or_written(
 @pytest.mark.parametrize("op", ["batch_norm_act", "instance_norm_act", "minimax_g_loss", "minimax_d_loss"])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_every_op_runs_on_what_was_quickest(op: str, quickest: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "SMALL", 0)
     asked: list[str] = []
 
     def time_ms(device: torch.device, work: Callable[[], Any]) -> float:
@@ -220,7 +218,6 @@ def conv_names(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_blocks_choose_the_convolution_and_the_norm_together(triton_ms: float, monkeypatch: pytest.MonkeyPatch) -> None:
     from gan_fast.triton_kernels import conv
 
-    monkeypatch.setattr(backends, "SMALL", 0)
     seen = conv_names(monkeypatch)
     times = {"triton": triton_ms, "auto": 0.5, "cpu": 0.5, "reference": 1.0}
     real = backends._work
