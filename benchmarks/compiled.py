@@ -123,7 +123,9 @@ def cases() -> dict[str, Callable[[], Any]]:
         vector = torch.zeros(shape[1])
         arguments = (x, vector, vector, vector, vector, True, 0.1, 1e-5, activation, 0.2)
         batch_norm_act.forward(*arguments)
-        batch_norm_act.backward(x, x, vector, vector, vector, vector, True, activation, 0.2, True, True)
+        saved = (x, x, vector, vector, vector, vector, True, activation, 0.2)
+        batch_norm_act.backward(*saved, True, True)
+        batch_norm_act.double_backward(x, vector, vector, *saved, True, True)
 
     def convolution(
         c_in: int, c_out: int, size: int, transposed: bool, dtype: torch.dtype, activation: str, statistics: bool

@@ -88,6 +88,8 @@ def kernels(batch: int) -> list[Kernel]:
                 Kernel(layer.name, "normalise and activate", 0, HALF * 2 * y),
                 Kernel(layer.name, "norm's backward sums", 0, HALF * 2 * y),
                 Kernel(layer.name, "norm's backward", 0, HALF * 3 * y),
+                Kernel(layer.name, "norm's double sums (penalty)", 0, HALF * 3 * y),
+                Kernel(layer.name, "norm's double backward (penalty)", 0, HALF * 5 * y),
             ]
         if layer.leaky_relu:
             found += [

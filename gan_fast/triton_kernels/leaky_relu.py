@@ -124,6 +124,7 @@ def backward(grad_output: Tensor, signs: Tensor, strides: Sequence[int], negativ
 
 def positive(signs: Tensor, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return the bits as booleans of a tensor's shape and strides, in plain ATen."""
+    columns = _columns(dtype)
     rows = torch.arange(_ROWS.value, device=signs.device)[:, None]
-    bits = (signs.view(-1, 1, _columns(dtype)) >> rows) & 1
-    return bits.bool().view(-1).as_strided(shape, strides)
+    bits = (signs.view(signs.numel() // columns, 1, columns) >> rows) & 1
+    return bits.bool().flatten().as_strided(shape, strides)

@@ -197,6 +197,10 @@ def test_batched_gradients() -> None:
             for function in (on_triton, F.leaky_relu)
         )
         assert torch.equal(*ours, *want)
+    nothing = torch.empty(0, 3, device=DEVICE, requires_grad=True)
+    grads_of_nothing = torch.empty(2, 0, 3, device=DEVICE)
+    (grad,) = torch.autograd.grad(on_triton(nothing), nothing, grads_of_nothing, is_grads_batched=True)
+    assert grad.shape == (2, 0, 3)
     with pytest.raises(NotImplementedError, match="leaky_relu_backward: expected create_graph False"):
         torch.autograd.grad(on_triton(x, 0.2), x, grads, is_grads_batched=True, create_graph=True)
 
