@@ -42,6 +42,7 @@ class Binary:
     shared_bytes: int
     warps: int
     load_bits: int  # of the widest load from global memory
+    store_bits: int  # of the widest store there
 
 
 class NoDriver:
@@ -100,19 +101,22 @@ def binary(case: str, architecture: int, kernel: Any) -> Binary:
     registers = int(re.findall(r"REG:(\d+)", usage)[-1])
     spills = len(re.findall(r"\b(?:STL|LDL)\b", code))
     ptx = kernel.asm["ptx"]
-    widths = [int(v or 1) * int(b) for v, b in re.findall(r"ld\.global(?:\.\w+)*?(?:\.v(\d))?\.b(\d+)", ptx)]
+    loads, stores = (
+        [int(v or 1) * int(b) for v, b in re.findall(rf"{access}\.global(?:\.\w+)*?(?:\.v(\d))?\.b(\d+)", ptx)]
+        for access in ("ld", "st")
+    )
     # The asynchronous copies that pipelined loops load with.
     copies = re.findall(r"cp\.async\.\w+\.shared\.global \[[^]]+\], \[[^]]+\], 0x(\w+)", ptx)
-    widths += [8 * int(size, 16) for size in copies]
+    loads += [8 * int(size, 16) for size in copies]
     return Binary(
         case, kernel.metadata.name, architecture, registers, spills, kernel.metadata.shared,
-        kernel.metadata.num_warps, max(widths, default=0),
+        kernel.metadata.num_warps, max(loads, default=0), max(stores, default=0),
     )  # fmt: skip
 
 
 def cases() -> dict[str, Callable[[], Any]]:
     """Launches of every kernel, at the shapes of DCGAN-64's layers and at ragged ones."""
-    from gan_fast.triton_kernels import batch_norm_act, conv, minimax_loss
+    from gan_fast.triton_kernels import batch_norm_act, conv, leaky_relu, minimax_loss
 
     def norm(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, activation: str) -> None:
         x = torch.empty(shape, dtype=dtype).contiguous(memory_format=layout)
@@ -120,7 +124,9 @@ def cases() -> dict[str, Callable[[], Any]]:
         arguments = (x, vector, vector, vector, vector, True, 0.1, 1e-5, activation, 0.2)
         batch_norm_act.forward(*arguments)
         batch_norm_act.forward(*arguments, *(torch.zeros(size) for size in (8192, (8192, shape[1]), (8192, shape[1]))))
-        batch_norm_act.backward(x, x, vector, vector, vector, vector, True, activation, 0.2, True, True)
+        saved = (x, x, vector, vector, vector, vector, True, activation, 0.2)
+        batch_norm_act.backward(*saved, True, True)
+        batch_norm_act.double_backward(x, vector, vector, *saved, True, True)
 
     def convolution(
         c_in: int, c_out: int, size: int, transposed: bool, dtype: torch.dtype, activation: str, statistics: bool
@@ -163,6 +169,24 @@ def cases() -> dict[str, Callable[[], Any]]:
 
     for dtype in (torch.bfloat16, torch.float32):
         found[f"minimax_loss 128 {dtype}".replace("torch.", "")] = lambda a=dtype: loss(a)
+
+    def leaky(count: int, dtype: torch.dtype, signs_wanted: bool) -> None:
+        x = torch.empty(count, dtype=dtype)
+        output, signs = leaky_relu.forward(x, 0.2, signs_wanted)
+        if signs is not None:
+            leaky_relu.backward(output, signs, output.stride(), 0.2)
+
+    # 128 maps of 64 channels, 32x32; a count that ends within sixteen bytes; more than 32 bits can tell, whose memory
+    # nobody touches.
+    for count, dtype, signs_wanted in (
+        (128 * 64 * 32 * 32, torch.bfloat16, True),
+        (128 * 64 * 32 * 32, torch.bfloat16, False),
+        (128 * 64 * 32 * 32, torch.float32, True),
+        (9001, torch.float16, True),
+        (2**31 + 16, torch.bfloat16, True),
+    ):
+        name = f"leaky_relu {count} {dtype}{'' if signs_wanted else ' without signs'}".replace("torch.", "")
+        found[name] = lambda a=(count, dtype, signs_wanted): leaky(*a)
     return found
 
 
@@ -190,7 +214,7 @@ def main() -> None:
     for b in binaries:
         print(
             f"sm_{b.architecture:<4} {b.kernel:<26} {b.registers:>4} registers {b.spills:>3} spills "
-            f"{b.shared_bytes:>7} B shared {b.load_bits:>4}-bit loads  {b.case}"
+            f"{b.shared_bytes:>7} B shared {b.load_bits:>4}-bit loads {b.store_bits:>4}-bit stores  {b.case}"
         )
     sys.exit(any(b.spills for b in binaries))
 

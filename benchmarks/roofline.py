@@ -27,6 +27,7 @@ class Layer:
     in_size: int
     out_size: int
     norm: bool
+    leaky_relu: bool = False  # without a norm that it is fused with
 
     def values(self, batch: int) -> tuple[int, int, int]:
         """Numbers in the input, the output and the weight."""
@@ -47,7 +48,7 @@ LAYERS = (
     Layer("G3", 256, 128, 8, 16, True),
     Layer("G4", 128, 64, 16, 32, True),
     Layer("G5", 64, 3, 32, 64, False),
-    Layer("D1", 3, 64, 64, 32, False),
+    Layer("D1", 3, 64, 64, 32, False, leaky_relu=True),
     Layer("D2", 64, 128, 32, 16, True),
     Layer("D3", 128, 256, 16, 8, True),
     Layer("D4", 256, 512, 8, 4, True),
@@ -87,6 +88,13 @@ def kernels(batch: int) -> list[Kernel]:
                 Kernel(layer.name, "normalise and activate", 0, HALF * 2 * y),
                 Kernel(layer.name, "norm's backward sums", 0, HALF * 2 * y),
                 Kernel(layer.name, "norm's backward", 0, HALF * 3 * y),
+                Kernel(layer.name, "norm's double sums (penalty)", 0, HALF * 3 * y),
+                Kernel(layer.name, "norm's double backward (penalty)", 0, HALF * 5 * y),
+            ]
+        if layer.leaky_relu:
+            found += [
+                Kernel(layer.name, "leaky_relu and its signs", 0, HALF * 2 * y + y // 8),
+                Kernel(layer.name, "leaky_relu's backward", 0, HALF * 2 * y + y // 8),
             ]
     return found
 

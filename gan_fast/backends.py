@@ -37,14 +37,18 @@ _tracing = torch._C._get_tracing_state
 _native_ops: dict[str, str | None] = {}
 # Public op -> the file of triton_kernels/ that serves it.
 _triton_files: dict[str, str] = {}
+# Public ops of nodes without a native kernel that go to Triton on a GPU by themselves; others stay with ATen's there.
+_triton_first: set[str] = set()
 # Native ops whose kernel for a device is Triton's.
 _by_triton: set[tuple[str, str]] = set()
 
 
-def register(op: str, native_op: str | None, triton_file: str | None = None) -> None:
+def register(op: str, native_op: str | None, triton_file: str | None = None, triton_first: bool = False) -> None:
     _native_ops[op] = native_op
     if triton_file is not None:
         _triton_files[op] = triton_file
+    if triton_first:
+        _triton_first.add(op)
 
 
 def _check_name(name: str, origin: str) -> str:
@@ -126,9 +130,10 @@ def _served_by(op: str, device_type: str, dtype: torch.dtype) -> str:
     key = (op, device_type, dtype)
     if key not in _served:
         reason = _unavailable(op, device_type)
-        if reason is None:
+        triton = device_type == "cuda" and _triton_unavailable(op, device_type, dtype) is None
+        if reason is None and not (triton and op in _triton_first):
             _served[key] = "native"
-        elif device_type == "cuda" and _triton_unavailable(op, device_type, dtype) is None:
+        elif triton:
             _served[key] = "triton"
         else:
             # Without a native module extension.py has said so already, for all ops.
@@ -292,14 +297,14 @@ def _explain(op: str, device_type: str) -> str:
     if _requested == "reference":
         return "reference: asked for by name"
     small = f"ATen's own op for tensors of up to {SMALL} values"
-    if _requested == "auto" and _native_ops[op] is None:
-        kernels = "the quicker kernel, ATen's or ours" if extension.available() else "ATen's kernels"
-        return f"our autograd nodes around {kernels}; {small}"
     if _requested == "auto":
         names = candidates(op, device_type, torch.float32)
         if device_type in _MEASURED_ON and len(names) > 2:
             return f"the quickest of {', '.join(names)}, measured for each class of shapes; {small}"
         served = _served_by(op, device_type, torch.float32)
+        if served == "native" and _native_ops[op] is None:
+            kernels = "the quicker kernel, ATen's or ours" if extension.available() else "ATen's kernels"
+            return f"our autograd nodes around {kernels}; {small}"
         if served == "native":
             return f"{device_type} kernel: native kernel registered; {small}"
         return "Triton kernel" if served == "triton" else f"reference: {_unavailable(op, device_type)}"

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gan_fast import backends, extension, layout
+from gan_fast import backends, layout
 from gan_fast.ops import activation as activations
 from gan_fast.ops import autograd, checks, recompute
 
@@ -208,8 +208,7 @@ class BatchNormActBackward(torch.autograd.Function):
         training, activation, negative_slope, _ = ctx.options
         if all(c is None for c in cotangents):
             return (None,) * 13
-        native = input.is_cpu or extension.has_kernel("batch_norm_act_double_backward", input.device.type)
-        if torch.is_grad_enabled() or ctx.kernels is not _native or not native:
+        if torch.is_grad_enabled():
             return BatchNormActBackward._higher_order(ctx, cotangents)
         by_grad, by_input, by_weight, by_bias = ctx.kernels.double_backward(
             *cotangents, grad_output, input, mean, invstd, weight, bias, training, activation, negative_slope,
@@ -291,7 +290,7 @@ def _double_backward_fake(
     )
 
 
-for _name in ("forward", "normalize", "backward"):
+for _name in ("forward", "normalize", "backward", "double_backward"):
     autograd.register_triton(f"batch_norm_act_{_name}", OP, _name)
 autograd.register("batch_norm_act_forward", BatchNormAct.apply, _forward_fake)
 autograd.register("batch_norm_act_normalize", autograd.refuse("batch_norm_act_normalize"), _normalize_fake)
@@ -339,14 +338,14 @@ def batch_norm_act(
         ValueError: wrong shape, device, activation, missing statistics, one value per channel in training.
 
     Notes:
-        Derivatives: first and second by native kernels, higher ones through ATen; gradients reach input, weight, bias.
+        Derivatives: first and second by kernels, higher ones through ATen; gradients reach input, weight, bias.
             Where a second derivative by the bias is zero everywhere (all but tanh and sigmoid) it is none, not zeros.
         Memory: backward keeps input and two vectors of C; the activation is recomputed.
         Accumulation: sums in float64; statistics and arithmetic in float32 for the half types.
         Deterministic, and the same to the last bit for any number of threads and any CPU instruction set.
         No elements: an empty result, zero gradients, running statistics left alone.
-        Backends: native CPU kernel; Triton on a GPU (float64 there by the reference, and second derivatives); the
-            reference elsewhere and under functorch transforms.
+        Backends: native CPU kernel; Triton on a GPU (float64 there by the reference); the reference elsewhere and under
+            functorch transforms.
 
     Source: Ioffe and Szegedy, Batch Normalization, 2015 (arXiv 1502.03167).
     """

@@ -12,22 +12,60 @@ from gan_fast import backends
 from gan_fast.ops import autograd, checks
 
 OP = "leaky_relu"
-backends.register(OP, None)
+backends.register(OP, None, triton_file=OP, triton_first=True)
 
 
 class LeakyReLU(torch.autograd.Function):
-    """aten::leaky_relu."""
+    """aten::leaky_relu, which keeps its input, or Triton's, which keeps the signs of it."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, negative_slope: float) -> Tensor:
-        ctx.save_for_backward(input)
+        ctx.kernels = backends.triton_kernels(OP, input)
         ctx.negative_slope = negative_slope
         ctx.set_materialize_grads(False)
-        return F.leaky_relu(input, negative_slope)
+        if ctx.kernels is None:
+            ctx.save_for_backward(input)
+            return F.leaky_relu(input, negative_slope)
+        output: Tensor
+        output, signs = ctx.kernels.forward(input, negative_slope, ctx.needs_input_grad[0])
+        ctx.save_for_backward(signs)
+        ctx.strides = output.stride()
+        return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, None]:
-        return _backward(ctx, grad_output), None
+        return _backward(ctx, grad_output) if ctx.kernels is None else _backward_by_signs(ctx, grad_output), None
+
+
+def _backward_by_signs(ctx: Any, grad_output: Tensor | None) -> Tensor | None:
+    if grad_output is None:
+        return None
+    autograd.recording("leaky_relu_backward", grad_output)
+    (signs,) = ctx.saved_tensors
+    grad_input: Tensor = BackwardBySigns.apply(grad_output, signs, ctx.strides, ctx.negative_slope, ctx.kernels)
+    return grad_input
+
+
+class BackwardBySigns(torch.autograd.Function):
+    """grad_output where a sign is set, elsewhere negative_slope times that: linear, so its own derivative."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, grad_output: Tensor, signs: Tensor, strides: tuple[int, ...], negative_slope: float, kernels: Any
+    ) -> Tensor:
+        ctx.save_for_backward(signs)
+        ctx.strides, ctx.negative_slope, ctx.kernels = strides, negative_slope, kernels
+        ctx.set_materialize_grads(False)
+        if torch._C._functorch.is_legacy_batchedtensor(grad_output):
+            # is_grads_batched: what it hands over has no storage that a kernel could read, but ATen's ops know it.
+            positive = kernels.positive(signs, grad_output.shape, strides, grad_output.dtype)
+            return torch.where(positive, grad_output, grad_output * negative_slope)
+        grad_input: Tensor = kernels.backward(grad_output, signs, strides, negative_slope)
+        return grad_input
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _backward_by_signs(ctx, cotangent), None, None, None, None
 
 
 def _backward(ctx: Any, grad_output: Tensor | None) -> Tensor | None:
@@ -77,11 +115,13 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
         Derivatives: of any order. From the second on there is no gradient by ``input``, where ATen has zeros that all
         layers before it are then walked with.
         Values, NaN and infinities are ATen's.
+        Memory: backward keeps the input; where Triton serves one bit a value, so that the input may change in place.
+        Backends: ATen's kernels; Triton on a GPU, but for float64.
     """
     checks.floating(OP, "input", input)
     if not isinstance(negative_slope, (int, float)):
         raise TypeError(f"{OP}: expected negative_slope type float, got {type(negative_slope).__name__}")
-    if not backends.small(input) and backends.native(OP, input.device.type) and not autograd.captured():
+    if not backends.small(input) and backends.native(OP, input.device.type, input.dtype) and not autograd.captured():
         output: Tensor = LeakyReLU.apply(input, negative_slope)
         return output
     return F.leaky_relu(input, negative_slope)

@@ -7,6 +7,8 @@ import triton.language as tl
 
 # What kernels get for an activation's name.
 CODES = {"identity": 0, "relu": 1, "leaky_relu": 2, "tanh": 3, "sigmoid": 4}
+# Those with a second derivative.
+CURVED = ("tanh", "sigmoid")
 
 _IDENTITY: tl.constexpr = tl.constexpr(CODES["identity"])
 _RELU: tl.constexpr = tl.constexpr(CODES["relu"])

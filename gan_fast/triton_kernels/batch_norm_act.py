@@ -1,12 +1,14 @@
-"""Batch norm and the activation behind it in Triton: forward, normalise and backward of csrc/cpu/batch_norm_act.cpp,
-whose notation this has (xc = x - mean, r = 1 / sqrt(var + eps), z = gamma r xc + beta, u = dL/dy f'(z)).
+"""Batch norm and the activation behind it in Triton: the functions of csrc/cpu/batch_norm_act.cpp, whose
+notation this has (xc = x - mean, r = 1 / sqrt(var + eps), z = gamma r xc + beta, u = dL/dy f'(z)); the second
+derivatives are derived in docs/batch_norm_act.md, with a the cotangent of grad_input.
 
 A tensor is seen as (outer, C, inner): contiguous (N, C, S), channels-last (N * S, C, 1). Sums over a channel are formed
 in two steps whose order depends on the shape alone: each of some chunks of a channel gives a mean and a sum of squares
 about it (or plain sums), and one program merges a channel's chunks in float64 (Chan, Golub and LeVeque, 1979). Two runs
 give the same bits.
 
-Reads and writes per pass: statistics 1 read, normalise 1 + 1, backward sums 2 reads, backward map 2 + 1.
+Reads and writes per pass: statistics 1 read, normalise 1 + 1, backward sums 2 reads, backward map 2 + 1; double sums 3
+reads, curvature sums (tanh and sigmoid alone) 3, double map 3 + 2.
 """
 
 from __future__ import annotations
@@ -360,6 +362,206 @@ def backward_map_kernel(
     tl.store(grad_input_pointer + offsets, result.to(grad_input_pointer.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _sum_of_chunks(pointer, at, mask):
+    """The sum over a channel, in float64, of what its chunks have."""
+    return tl.sum(tl.load(pointer + at, mask=mask, other=0.0).to(tl.float64), axis=0)
+
+
+@triton.jit
+def _parameter(pointer, c, channels, otherwise: tl.constexpr):
+    """A value for each channel in float64; `otherwise` where there is no vector."""
+    if pointer is None:
+        return tl.full(c.shape, otherwise, tl.float64)
+    else:
+        return tl.load(pointer + c, mask=c < channels, other=otherwise).to(tl.float64)
+
+
+@triton.jit
+def _double_terms(
+    x_pointer, grad_pointer, cotangent_pointer, offsets, mask, mean, scale, shift, slope, ACTIVATION: tl.constexpr
+):  # fmt: skip
+    """xc, z, dL/dy, u and a of a tile."""
+    xc = tl.load(x_pointer + offsets, mask=mask, other=0.0).to(tl.float32) - mean
+    grad = tl.load(grad_pointer + offsets, mask=mask, other=0.0).to(tl.float32)
+    z = xc * scale + shift
+    if cotangent_pointer is None:
+        a = tl.zeros_like(grad)
+    else:
+        a = tl.load(cotangent_pointer + offsets, mask=mask, other=0.0).to(tl.float32)
+    return xc, z, grad, act.backward(grad, z, slope, ACTIVATION), a
+
+
+@triton.jit
+def double_sums_kernel(
+    x_pointer, grad_pointer, cotangent_pointer, mean_pointer, invstd_pointer, weight_pointer, bias_pointer,
+    sums_pointer, outer, channels, inner, outer_stride, channel_stride, inner_stride, tiles, tiles_per_chunk, slope,
+    ACTIVATION: tl.constexpr, BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr,
+):  # fmt: skip
+    """Sums of u, a, u xc, a xc and u a over one chunk of a channel: (5, chunk, C)."""
+    chunk, first_channel = _place(channels, BLOCK_CHANNELS)
+    c = first_channel + tl.arange(0, BLOCK_CHANNELS)
+    mean, _, scale, shift = _affine(mean_pointer, invstd_pointer, weight_pointer, bias_pointer, c, channels)
+    sum_u = tl.zeros((BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER), tl.float32)
+    sum_a = tl.zeros((BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER), tl.float32)
+    sum_u_xc = tl.zeros((BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER), tl.float32)
+    sum_a_xc = tl.zeros((BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER), tl.float32)
+    sum_u_a = tl.zeros((BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER), tl.float32)
+    first = chunk * tiles_per_chunk
+    for tile in range(first, tl.minimum(first + tiles_per_chunk, tiles)):
+        offsets, mask = _tile(
+            tile, first_channel, outer, channels, inner, outer_stride, channel_stride, inner_stride,
+            BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER,
+        )  # fmt: skip
+        xc, _z, _grad, u, a = _double_terms(
+            x_pointer, grad_pointer, cotangent_pointer, offsets, mask, mean, scale, shift, slope, ACTIVATION
+        )
+        u, xc = tl.where(mask, u, 0.0), tl.where(mask, xc, 0.0)
+        sum_u += u
+        sum_a += a
+        sum_u_xc += u * xc
+        sum_a_xc += a * xc
+        sum_u_a += u * a
+    at = chunk * channels + c
+    each = (tl.num_programs(0) // tl.cdiv(channels, BLOCK_CHANNELS)) * channels
+    tl.store(sums_pointer + at, _over_channel(sum_u), mask=c < channels)
+    tl.store(sums_pointer + each + at, _over_channel(sum_a), mask=c < channels)
+    tl.store(sums_pointer + 2 * each + at, _over_channel(sum_u_xc), mask=c < channels)
+    tl.store(sums_pointer + 3 * each + at, _over_channel(sum_a_xc), mask=c < channels)
+    tl.store(sums_pointer + 4 * each + at, _over_channel(sum_u_a), mask=c < channels)
+
+
+@triton.jit
+def finish_double_kernel(
+    sums_pointer, curvature_pointer, invstd_pointer, weight_pointer, cotangent_weight_pointer, cotangent_bias_pointer,
+    coefficients_pointer, grad_weight_pointer, grad_bias_pointer, chunks, channels, count,
+    THROUGH_STATISTICS: tl.constexpr, BLOCK_CHUNKS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Merge a channel's chunks: the gradients by the affine parameters, and coefficients k (5, C) of
+
+    w = gamma r a + k0 xc + k1, the cotangent of u, and by input k0 u + k2 a + gamma r q + k3 xc + k4.
+    """
+    k = tl.arange(0, BLOCK_CHUNKS)
+    c = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    at = k[:, None] * channels + c[None, :]
+    mask = (k < chunks)[:, None] & (c < channels)[None, :]
+    each = chunks * channels
+    r = _parameter(invstd_pointer, c, channels, 0.0)
+    gamma = _parameter(weight_pointer, c, channels, 1.0)
+    scale = gamma * r
+    covariance = _sum_of_chunks(sums_pointer + 4 * each, at, mask)
+    # In evaluation statistics do not depend on the input, and the means that come of it vanish.
+    mean_u = tl.zeros_like(r)
+    mean_a = tl.zeros_like(r)
+    mean_u_xhat = tl.zeros_like(r)
+    mean_a_xhat = tl.zeros_like(r)
+    if THROUGH_STATISTICS:
+        mean_u = _sum_of_chunks(sums_pointer, at, mask) / count
+        mean_a = _sum_of_chunks(sums_pointer + each, at, mask) / count
+        mean_u_xhat = r * _sum_of_chunks(sums_pointer + 2 * each, at, mask) / count
+        mean_a_xhat = r * _sum_of_chunks(sums_pointer + 3 * each, at, mask) / count
+        covariance -= count * (mean_u * mean_a + mean_u_xhat * mean_a_xhat)
+    sum_q = tl.zeros_like(r)
+    sum_q_xc = tl.zeros_like(r)
+    if curvature_pointer is not None:
+        sum_q = _sum_of_chunks(curvature_pointer, at, mask)
+        sum_q_xc = _sum_of_chunks(curvature_pointer + each, at, mask)
+    b = _parameter(cotangent_weight_pointer, c, channels, 0.0) - scale * mean_a_xhat
+    by_xc = tl.zeros_like(r)
+    by_one = tl.zeros_like(r)
+    if THROUGH_STATISTICS:
+        mean_h = mean_u * b - mean_a * scale * mean_u_xhat + gamma * sum_q / count
+        mean_h_xhat = mean_u_xhat * b - mean_a_xhat * scale * mean_u_xhat + scale * sum_q_xc / count
+        by_xc = -r * r * (mean_h_xhat + scale * covariance / count)
+        by_one = -r * mean_h
+    own = c < channels
+    b_beta = _parameter(cotangent_bias_pointer, c, channels, 0.0)
+    tl.store(coefficients_pointer + c, (r * b).to(tl.float32), mask=own)
+    tl.store(coefficients_pointer + channels + c, (b_beta - scale * mean_a).to(tl.float32), mask=own)
+    tl.store(coefficients_pointer + 2 * channels + c, (-scale * r * mean_u_xhat).to(tl.float32), mask=own)
+    tl.store(coefficients_pointer + 3 * channels + c, by_xc.to(tl.float32), mask=own)
+    tl.store(coefficients_pointer + 4 * channels + c, by_one.to(tl.float32), mask=own)
+    if grad_weight_pointer is not None:
+        grad_weight = (r * (covariance + sum_q_xc)).to(tl.float32).to(grad_weight_pointer.dtype.element_ty)
+        tl.store(grad_weight_pointer + c, grad_weight, mask=own)
+    if grad_bias_pointer is not None:
+        tl.store(grad_bias_pointer + c, sum_q.to(tl.float32).to(grad_bias_pointer.dtype.element_ty), mask=own)
+
+
+@triton.jit
+def _cotangent_of_u(a, xc, scale, coefficients_pointer, c, channels):
+    """w of a tile."""
+    by_xc = _vector(coefficients_pointer, c, channels, 0.0)
+    return scale * a + (by_xc * xc + _vector(coefficients_pointer + channels, c, channels, 0.0))
+
+
+@triton.jit
+def curvature_sums_kernel(
+    x_pointer, grad_pointer, cotangent_pointer, mean_pointer, invstd_pointer, weight_pointer, bias_pointer,
+    coefficients_pointer, sums_pointer, outer, channels, inner, outer_stride, channel_stride, inner_stride,
+    tiles, tiles_per_chunk, slope, ACTIVATION: tl.constexpr,
+    BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr,
+):  # fmt: skip
+    """Sums of q = dL/dy f''(z) w and of q xc over one chunk of a channel: (2, chunk, C)."""
+    chunk, first_channel = _place(channels, BLOCK_CHANNELS)
+    c = first_channel + tl.arange(0, BLOCK_CHANNELS)
+    mean, _, scale, shift = _affine(mean_pointer, invstd_pointer, weight_pointer, bias_pointer, c, channels)
+    sum_q = tl.zeros((BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER), tl.float32)
+    sum_q_xc = tl.zeros((BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER), tl.float32)
+    first = chunk * tiles_per_chunk
+    for tile in range(first, tl.minimum(first + tiles_per_chunk, tiles)):
+        offsets, mask = _tile(
+            tile, first_channel, outer, channels, inner, outer_stride, channel_stride, inner_stride,
+            BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER,
+        )  # fmt: skip
+        xc, z, grad, _u, a = _double_terms(
+            x_pointer, grad_pointer, cotangent_pointer, offsets, mask, mean, scale, shift, slope, ACTIVATION
+        )
+        w = _cotangent_of_u(a, xc, scale, coefficients_pointer, c, channels)
+        q = tl.where(mask, grad * act.curvature(z, ACTIVATION) * w, 0.0)
+        sum_q += q
+        sum_q_xc += tl.where(mask, q * xc, 0.0)
+    at = chunk * channels + c
+    each = (tl.num_programs(0) // tl.cdiv(channels, BLOCK_CHANNELS)) * channels
+    tl.store(sums_pointer + at, _over_channel(sum_q), mask=c < channels)
+    tl.store(sums_pointer + each + at, _over_channel(sum_q_xc), mask=c < channels)
+
+
+@triton.jit
+def double_map_kernel(
+    x_pointer, grad_pointer, cotangent_pointer, mean_pointer, invstd_pointer, weight_pointer, bias_pointer,
+    coefficients_pointer, grad_grad_pointer, grad_input_pointer,
+    outer, channels, inner, outer_stride, channel_stride, inner_stride, slope,
+    THROUGH_STATISTICS: tl.constexpr, CURVED: tl.constexpr, ACTIVATION: tl.constexpr,
+    BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr,
+):  # fmt: skip
+    """The gradients by dL/dy and by input, each where it is wanted."""
+    tile, first_channel = _place(channels, BLOCK_CHANNELS)
+    offsets, mask = _tile(
+        tile, first_channel,
+        outer, channels, inner, outer_stride, channel_stride, inner_stride, BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER,
+    )  # fmt: skip
+    c = first_channel + tl.arange(0, BLOCK_CHANNELS)
+    mean, _, scale, shift = _affine(mean_pointer, invstd_pointer, weight_pointer, bias_pointer, c, channels)
+    xc, z, grad, u, a = _double_terms(
+        x_pointer, grad_pointer, cotangent_pointer, offsets, mask, mean, scale, shift, slope, ACTIVATION
+    )
+    w = _cotangent_of_u(a, xc, scale, coefficients_pointer, c, channels)
+    if grad_grad_pointer is not None:
+        grad_grad = act.backward(w, z, slope, ACTIVATION)
+        tl.store(grad_grad_pointer + offsets, grad_grad.to(grad_grad_pointer.dtype.element_ty), mask=mask)
+    if grad_input_pointer is not None:
+        result = _vector(coefficients_pointer, c, channels, 0.0) * u
+        if CURVED:
+            result += scale * (grad * act.curvature(z, ACTIVATION) * w)
+        # A branch, not zero coefficients: zero times an infinite xc is NaN.
+        if THROUGH_STATISTICS:
+            by_a = _vector(coefficients_pointer + 2 * channels, c, channels, 0.0)
+            by_xc = _vector(coefficients_pointer + 3 * channels, c, channels, 0.0)
+            result += by_a * a + (by_xc * xc + _vector(coefficients_pointer + 4 * channels, c, channels, 0.0))
+        tl.store(grad_input_pointer + offsets, result.to(grad_input_pointer.dtype.element_ty), mask=mask)
+
+
 def _check(input: Tensor) -> None:
     if input.dtype not in DTYPES:
         raise RuntimeError(f"{OP}: expected input dtype {DTYPE_NAMES} in Triton, got {input.dtype}")
@@ -529,3 +731,69 @@ def backward(
                 act.CODES[activation], **tiles.blocks,
             )  # fmt: skip
         return grad_input, grad_weight, grad_bias
+
+
+def double_backward(
+    cotangent_input: Tensor | None,
+    cotangent_weight: Tensor | None,
+    cotangent_bias: Tensor | None,
+    grad_output: Tensor,
+    input: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    activation: str,
+    negative_slope: float,
+    grad_output_wanted: bool,
+    input_wanted: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """torch.ops.gan_fast.batch_norm_act_double_backward."""
+    _check(input)
+    new = torch.empty if input.numel() else torch.zeros
+    grad_weight, grad_bias = (
+        None if p is None else new(p.shape, dtype=p.dtype, device=p.device) for p in (weight, bias)
+    )
+    if not input.numel():
+        grad_grad, grad_input = (layout.empty_like(input) if w else None for w in (grad_output_wanted, input_wanted))
+        return grad_grad, grad_input, grad_weight, grad_bias
+    with launch.on(input):
+        x, tiles = _layout(input)
+        memory_format = layout.suggest_memory_format(input)
+        grad, cotangent = (
+            None if t is None else t.contiguous(memory_format=memory_format) for t in (grad_output, cotangent_input)
+        )
+        values = (x, grad, cotangent, *_vectors(mean, invstd, weight, bias))
+        options = (negative_slope, act.CODES[activation])
+        curved = activation in act.CURVED
+        vectors = functools.partial(torch.empty, dtype=torch.float32, device=x.device)
+        coefficients = vectors(5, tiles.channels)
+
+        def finish(curvature: Tensor | None) -> None:
+            grid, blocks = _finish(tiles)
+            finish_double_kernel[grid](
+                sums, curvature, *_vectors(invstd, weight, cotangent_weight, cotangent_bias), coefficients,
+                grad_weight, grad_bias, tiles.chunks, tiles.channels, tiles.outer * tiles.inner, training, **blocks,
+            )  # fmt: skip
+
+        sums = vectors(5, tiles.chunks, tiles.channels)
+        each_chunk = (tiles.chunks * tiles.channel_tiles,)
+        double_sums_kernel[each_chunk](
+            *values, sums, *tiles.arguments, tiles.tiles, tiles.tiles_per_chunk, *options, **tiles.blocks
+        )
+        finish(None)
+        if curved:
+            curvature = vectors(2, tiles.chunks, tiles.channels)
+            curvature_sums_kernel[each_chunk](
+                *values, coefficients, curvature, *tiles.arguments, tiles.tiles, tiles.tiles_per_chunk, *options,
+                **tiles.blocks,
+            )  # fmt: skip
+            finish(curvature)
+        grad_grad, grad_input = (torch.empty_like(x) if w else None for w in (grad_output_wanted, input_wanted))
+        if grad_output_wanted or input_wanted:
+            double_map_kernel[(tiles.tiles * tiles.channel_tiles,)](
+                *values, coefficients, grad_grad, grad_input, *tiles.arguments, negative_slope, training, curved,
+                act.CODES[activation], **tiles.blocks,
+            )  # fmt: skip
+        return grad_grad, grad_input, grad_weight, grad_bias

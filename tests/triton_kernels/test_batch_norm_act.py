@@ -49,10 +49,17 @@ def on_device(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare(sample: NormSample, dtype: torch.dtype) -> None:
+    from gan_fast.triton_kernels import batch_norm_act as kernels
+
     arguments = on_device(sample.make(dtype))
     strides = arguments["input"].stride()
-    with gan_fast.use_backend("triton"):
+    served: list[str] = []
+    with gan_fast.use_backend("triton"), pytest.MonkeyPatch.context() as patch:
+        for name in ("forward", "backward", "double_backward"):
+            function = getattr(kernels, name)
+            patch.setattr(kernels, name, lambda *a, f=function, n=name: served.append(n) or f(*a))
         ours = second_order_and_statistics(batch_norm_act, arguments, dtype)
+    assert served == ["forward", "backward", "double_backward"]
     assert arguments["input"].stride() == strides
     eager = second_order_and_statistics(reference, arguments, dtype)
     exact = second_order_and_statistics(reference, in_double(arguments), dtype)
@@ -161,3 +168,59 @@ def test_second_order_by_a_parameter() -> None:
         (ours,) = torch.autograd.grad(grad.square().sum(), x)
     (grad,) = torch.autograd.grad(reference(x, None, None, training=True).exp().sum(), x, create_graph=True)
     torch.testing.assert_close(ours, torch.autograd.grad(grad.square().sum(), x)[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", ["leaky_relu", "tanh"])
+def test_double_backward_gives_what_is_wanted_of_what_there_is(activation: str, training: bool) -> None:
+    """As the native kernel: any of the cotangents missing, any gradient not asked for, no affine parameters."""
+    from gan_fast.triton_kernels import batch_norm_act as kernels
+
+    sample = NormSample((4, 3, 5, 6), layout="channels_last").make(torch.float32)
+    x = sample["input"].detach()
+    grad, cotangent_input = (torch.randn_like(x) for _ in range(2))
+    invstd = (x.var((0, 2, 3), correction=0) + 1e-5).rsqrt()
+    parameters = [torch.randn(3) for _ in range(2)]
+    cotangents = [torch.randn(3) for _ in range(2)]
+    for given in ((1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        for affine in (True, False) if given[0] else (True,):
+            for wanted in ((True, True), (True, False), (False, True), (False, False)):
+                arguments = (
+                    *(c if there and (affine or c is cotangent_input) else None
+                      for c, there in zip((cotangent_input, *cotangents), given)),
+                    grad, x, x.mean((0, 2, 3)), invstd, *(parameters if affine else (None, None)),
+                    training, activation, 0.2, *wanted,
+                )  # fmt: skip
+                want = torch.ops.gan_fast.batch_norm_act_double_backward(*arguments)
+                found = kernels.double_backward(*(a.to(DEVICE) if isinstance(a, Tensor) else a for a in arguments))
+                assert [t is None for t in found] == [t is None for t in want] == [
+                    not wanted[0], not wanted[1], not affine, not affine
+                ]  # fmt: skip
+                for ours, exact in zip(found, want):
+                    if exact is not None:
+                        torch.testing.assert_close(ours.to(exact.device), exact, rtol=1e-4, atol=1e-4)
+                        assert ours.stride() == exact.stride()
+
+
+def test_double_backward_of_nothing() -> None:
+    from gan_fast.triton_kernels import batch_norm_act as kernels
+
+    x, vector = torch.zeros(0, 3, 4, 4, device=DEVICE), torch.ones(3, device=DEVICE)
+    grads = kernels.double_backward(
+        x, vector, vector, x, x, vector, vector, vector, vector, True, "tanh", 0.2, True, True
+    )
+    assert [t.shape for t in grads] == [x.shape, x.shape, vector.shape, vector.shape]
+    assert not any(t.any() for t in grads)
+
+
+def test_third_order_goes_through_the_reference() -> None:
+    x = torch.randn(3, 2, 4, dtype=torch.float32, device=DEVICE, requires_grad=True)
+
+    def third(function: Any) -> Tensor:
+        (first,) = torch.autograd.grad(function(x, None, None, training=True).exp().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(second.square().sum(), x)[0]
+
+    with gan_fast.use_backend("triton"):
+        ours = third(batch_norm_act)
+    torch.testing.assert_close(ours, third(reference), rtol=1e-3, atol=1e-3)

@@ -25,7 +25,7 @@ def test_compiles_without_spills(architecture: int, tmp_path: Path) -> None:
         cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "0"}, check=True, capture_output=True, text=True,
     )  # fmt: skip
     binaries = json.loads(found.read_text())
-    assert len({b["kernel"] for b in binaries}) == 9
+    assert len({b["kernel"] for b in binaries}) == 15
     for b in binaries:
         assert b["spills"] == 0, b
         assert b["shared_bytes"] <= SHARED[architecture], b
@@ -35,3 +35,8 @@ def test_compiles_without_spills(architecture: int, tmp_path: Path) -> None:
         ragged = ragged or "minimax" in b["case"]
         if not ragged and not b["kernel"].startswith("finish"):
             assert b["load_bits"] == 128, b
+        if b["kernel"].startswith("leaky_relu"):
+            assert b["store_bits"] == 128, b
+            # 1024 threads on a multiprocessor, each with eight loads under way, of its 65536 registers.
+            assert b["registers"] <= 64, b
+            assert b["shared_bytes"] == 0, b

@@ -1,0 +1,130 @@
+"""Leaky ReLU in Triton, its backward by sign bits: one bit a value is kept, a sixteenth of a bfloat16 input.
+
+A tensor is seen as its values in the order of memory, whatever its shape. A program takes eight rows of them; bit k of
+a byte is the sign of a value of row k, so that a thread packs what it has read itself and writes as many bytes as it
+reads values of a row. Backward is linear in the gradient and cut the same way: on a cotangent it is its own derivative.
+
+Reads and writes: 1 + 1 and the bits, forward and backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gan_fast.triton_kernels import DTYPE_NAMES, DTYPES, launch
+
+OP = "leaky_relu"
+_WARPS = 4
+# A row is 16 bytes for each thread; with eight rows as many loads are under way.
+_ROW_BYTES = 16 * 32 * _WARPS
+_ROWS: tl.constexpr = tl.constexpr(8)
+
+
+@triton.jit
+def _activate(x_pointer, y_pointer, offsets, mask, slope):
+    """Write y = x above zero, elsewhere slope x; return where that was."""
+    x = tl.load(x_pointer + offsets, mask=mask).to(tl.float32)
+    positive = x > 0
+    tl.store(y_pointer + offsets, tl.where(positive, x, x * slope).to(y_pointer.dtype.element_ty), mask=mask)
+    return positive
+
+
+@triton.jit
+def leaky_relu_kernel(x_pointer, y_pointer, signs_pointer, count, slope, COLUMNS: tl.constexpr):
+    """y, and the signs of a tile: one that ends behind the values is filled up with bits that mean nothing."""
+    tile = tl.program_id(0).to(tl.int64)
+    row, column = tl.arange(0, _ROWS)[:, None], tl.arange(0, COLUMNS)
+    first = tile * (_ROWS * COLUMNS)
+    # Without a mask, which for any count breaks up the 16 bytes of a load.
+    if first + _ROWS * COLUMNS <= count:
+        positive = _activate(x_pointer, y_pointer, first + row * COLUMNS + column[None, :], None, slope)
+        bits = tl.sum(positive.to(tl.int32) << row, axis=0)
+    else:
+        bits = tl.zeros((COLUMNS,), tl.int32)
+        for k in range(_ROWS):
+            offsets = first + k * COLUMNS + column
+            bits |= _activate(x_pointer, y_pointer, offsets, offsets < count, slope).to(tl.int32) << k
+    if signs_pointer is not None:
+        tl.store(signs_pointer + tile * COLUMNS + column, bits.to(tl.uint8))
+
+
+@triton.jit
+def _scale(grad_pointer, grad_input_pointer, offsets, mask, bits, slope):
+    """Write grad where a bit is not zero, elsewhere slope grad."""
+    grad = tl.load(grad_pointer + offsets, mask=mask).to(tl.float32)
+    result = tl.where(bits != 0, grad, grad * slope).to(grad_input_pointer.dtype.element_ty)
+    tl.store(grad_input_pointer + offsets, result, mask=mask)
+
+
+@triton.jit
+def leaky_relu_backward_kernel(grad_pointer, signs_pointer, grad_input_pointer, count, slope, COLUMNS: tl.constexpr):
+    """grad_input by the signs of a tile."""
+    tile = tl.program_id(0).to(tl.int64)
+    row, column = tl.arange(0, _ROWS)[:, None], tl.arange(0, COLUMNS)
+    first = tile * (_ROWS * COLUMNS)
+    bits = tl.load(signs_pointer + tile * COLUMNS + column).to(tl.int32)
+    if first + _ROWS * COLUMNS <= count:
+        offsets = first + row * COLUMNS + column[None, :]
+        _scale(grad_pointer, grad_input_pointer, offsets, None, bits[None, :] & (1 << row), slope)
+    else:
+        for k in range(_ROWS):
+            offsets = first + k * COLUMNS + column
+            _scale(grad_pointer, grad_input_pointer, offsets, offsets < count, bits & (1 << k), slope)
+
+
+def _columns(dtype: torch.dtype) -> int:
+    return _ROW_BYTES // dtype.itemsize
+
+
+def _in_order_of(t: Tensor, like: Tensor) -> Tensor:
+    """t with its values in memory as ``like`` has them; the stride of a single element says nothing."""
+    same = all(size == 1 or own == other for size, own, other in zip(t.shape, t.stride(), like.stride()))
+    return t if same and not t.is_neg() else torch.empty_like(like).copy_(t)
+
+
+def forward(input: Tensor, negative_slope: float, signs_wanted: bool) -> tuple[Tensor, Tensor | None]:
+    """Return leaky_relu(input) and, where wanted, the bits that :func:`backward` goes by.
+
+    They are in the order of the output's memory, which is the input's own where that is dense.
+    """
+    if input.dtype not in DTYPES:
+        raise RuntimeError(f"{OP}: expected input dtype {DTYPE_NAMES} in Triton, got {input.dtype}")
+    output = torch.empty_like(input)
+    columns = _columns(input.dtype)
+    tiles = triton.cdiv(input.numel(), _ROWS.value * columns)
+    signs = torch.empty(tiles * columns, dtype=torch.uint8, device=input.device) if signs_wanted else None
+    if tiles:
+        with launch.on(input):
+            x = _in_order_of(input, output)
+            leaky_relu_kernel[(tiles,)](x, output, signs, x.numel(), float(negative_slope), columns, num_warps=_WARPS)
+    return output, signs
+
+
+def backward(grad_output: Tensor, signs: Tensor, strides: Sequence[int], negative_slope: float) -> Tensor:
+    """Return grad_output times the slope that ``signs`` tell.
+
+    Args:
+        strides: of the output that the bits came with; the result has them too.
+    """
+    grad_input = grad_output.new_empty_strided(grad_output.shape, tuple(strides))
+    columns = _columns(grad_output.dtype)
+    if signs.numel():
+        with launch.on(grad_output):
+            grad = _in_order_of(grad_output, grad_input)
+            leaky_relu_backward_kernel[(signs.numel() // columns,)](
+                grad, signs, grad_input, grad.numel(), float(negative_slope), columns, num_warps=_WARPS
+            )
+    return grad_input
+
+
+def positive(signs: Tensor, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return the bits as booleans of a tensor's shape and strides, in plain ATen."""
+    columns = _columns(dtype)
+    rows = torch.arange(_ROWS.value, device=signs.device)[:, None]
+    bits = (signs.view(signs.numel() // columns, 1, columns) >> rows) & 1
+    return bits.bool().flatten().as_strided(shape, strides)
