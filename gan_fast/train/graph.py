@@ -33,10 +33,6 @@ WARM_UP = 2
 # Iterations in a row without a graph, each time for a new reason, after which it is worth a line.
 _PATIENCE = 20
 
-_MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-_GRAD_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
-
 
 class Graphs(Protocol):
     """What :class:`CapturedStep` asks of a device."""
@@ -92,6 +88,7 @@ class CudaGraphs:
         # A graph that is collected during a capture would spoil it.
         gc.collect()
         torch.cuda.empty_cache()
+        ended = False
         try:
             with torch.cuda.stream(self._stream):
                 # Other threads may go on allocating: a loader of the user's, for one.
@@ -102,22 +99,26 @@ class CudaGraphs:
                     # A capture that CUDA has given up ends with an error that says less.
                     with suppress(RuntimeError):
                         graph.capture_end()
+                        ended = True
                     raise
                 graph.capture_end()
+                ended = True
         except BaseException:
-            # The allocator may refer to it as long as the process lives.
-            self._failed.append(graph)
-            # A generator does not leave a capture that failed: it goes on from a state that never was in one.
-            for g, state in zip(generators, states, strict=True):
-                fresh = torch.Generator(self._device)
-                fresh.set_state(state)
-                g.graphsafe_set_state(fresh.graphsafe_get_state())
+            if not ended:
+                # The allocator may refer to it as long as the process lives, and a generator may stay in the capture:
+                # it goes on from a state that never was in one.
+                self._failed.append(graph)
+                for g, state in zip(generators, states, strict=True):
+                    fresh = torch.Generator(self._device)
+                    fresh.set_state(state)
+                    g.graphsafe_set_state(fresh.graphsafe_get_state())
             raise
         return graph.replay, values
 
 
 def _without_synchronising(function: Callable[[], Tensor]) -> Tensor:
     """Run ``function``; an error where the host would wait, before CUDA sees it and gives up the capture."""
+    # Of the whole process: a thread of the user's that waits for the device just now is told so too.
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         # It says that not every synchronisation is found; CUDA finds the rest.
@@ -139,6 +140,8 @@ class Subject:
     """The model that the step only writes to."""
     optimizers: Sequence[torch.optim.Optimizer]
     objective: object
+    counters: Sequence[Tensor]
+    """What else the step reads or writes in place."""
     generator: torch.Generator
     """Of the latents."""
 
@@ -148,37 +151,41 @@ class Subject:
             return "anomaly detection reads every gradient"
         if _has_any_global_hook() or optim._global_optimizer_pre_hooks or optim._global_optimizer_post_hooks:
             return "there are global hooks, which a graph does not call"
-        for owners, kinds in (
-            ((part for player in self.players for part in player.modules()), _MODULE_HOOKS),
-            (self.optimizers, _STEP_HOOKS),
-            ((p for player in self.players for p in player.parameters()), _GRAD_HOOKS),
-        ):
-            for owner in owners:
-                for kind in kinds:
-                    hooks = getattr(owner, kind)
-                    # torch's own spectral and weight norm are hooks that only queue work.
-                    if hooks and not all(type(h).__module__.startswith("torch.nn.utils.") for h in hooks.values()):
-                        return f"a {type(owner).__name__} has hooks, which a graph does not call"
-        return None
+        hooked: list[Any] = [o for o in self.optimizers if o._optimizer_step_pre_hooks or o._optimizer_step_post_hooks]
+        for part in (part for player in self.players for part in _parts(player)):
+            # Every step comes by here: a module without hooks is told from four empty dicts.
+            if (
+                part._forward_pre_hooks or part._forward_hooks or part._backward_hooks or part._backward_pre_hooks
+            ) and not _of_torch(part):
+                hooked.append(part)
+            for p in part._parameters.values():
+                if p is not None and (p._backward_hooks or p._post_accumulate_grad_hooks):
+                    hooked.append(p)
+        return f"a {type(hooked[0]).__name__} has hooks, which a graph does not call" if hooked else None
 
     def situation(self, batches: Sequence[Tensor]) -> dict[str, tuple[Any, ...]]:
         """Return what a graph takes for granted, by name; a graph serves as long as this stays equal."""
-        modules, memory = [], []
-        for model in (*self.players, self.average):
-            for part in model.modules():
-                modules += [id(part), part.training]
-                for owned in (part._parameters, part._buffers):
-                    memory += [(t.data_ptr(), t.requires_grad) for t in owned.values() if t is not None]
+        modules: list[int] = []
+        memory = [t.data_ptr() for t in self.counters]
+        for part in (part for model in (*self.players, self.average) for part in _parts(model)):
+            modules += (id(part), part.training)
+            for p in part._parameters.values():
+                if p is not None:
+                    memory += (p.data_ptr(), p.requires_grad)
+            for b in part._buffers.values():
+                if b is not None:
+                    memory.append(b.data_ptr())
         settings, moments = [], []
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 settings += [_setting(value) for name, value in group.items() if name != "params"]
-                for p in group["params"]:
-                    moments += [p.data_ptr(), *(t.data_ptr() for t in optimizer.state.get(p, {}).values())]
+                moments += [p.data_ptr() for p in group["params"]]
+            for state in optimizer.state.values():
+                moments += [t.data_ptr() for t in state.values()]
         return {
             "the batches' shapes": tuple((b.shape, b.dtype, b.stride()) for b in batches),
             "the models or their modes": tuple(modules),
-            "the weights' memory or requires_grad": tuple(memory),
+            "the memory or requires_grad of weights": tuple(memory),
             "the optimizers' settings": tuple(settings),
             "the moments' memory": tuple(moments),
             "the objective": (id(self.objective),),
@@ -193,10 +200,25 @@ class Subject:
         for optimizer in self.optimizers:
             tensors += [t for state in optimizer.state.values() for t in state.values()]
         parts = [part for model in models for part in model.modules()]
-        return [*parts, *tensors, self.objective, self.generator]
+        return [*parts, *tensors, *self.counters, self.objective, self.generator]
 
     def grads(self) -> list[tuple[Tensor, Tensor | None]]:
         return [(p, p.grad) for o in self.optimizers for group in o.param_groups for p in group["params"]]
+
+
+def _parts(module: nn.Module) -> list[nn.Module]:
+    """As ``module.modules()``, several times quicker; what is shared comes more than once."""
+    parts = [module]
+    for child in module._modules.values():
+        if child is not None:
+            parts += _parts(child)
+    return parts
+
+
+def _of_torch(part: nn.Module) -> bool:
+    """Whether its hooks are torch's own spectral or weight norm, which only queue work."""
+    hooks = (part._forward_pre_hooks, part._forward_hooks, part._backward_hooks, part._backward_pre_hooks)
+    return all(type(hook).__module__.startswith("torch.nn.utils.") for kind in hooks for hook in kind.values())
 
 
 def _setting(value: Any) -> Any:
@@ -227,11 +249,12 @@ class CapturedStep:
     Notes:
         Iterations run once each, whichever way: the weights are those of a training without graphs. The graph is
         captured anew when what it takes for granted has changed for good; an iteration that differs alone, such as
-        one of a smaller batch, is run kernel by kernel.
+        one of a smaller batch, is run kernel by kernel. It keeps the memory of one whole iteration to itself.
 
         What changes from one iteration to the next must reach the step through its batches, through tensors written
         in place, or through ``subject.generator`` and the device's default generator. A graph does not see Python: a
-        model must not count calls, and a number in it, such as a dropout rate, counts as it was at the capture.
+        model must not count calls, a number in it, such as a dropout rate, counts as it was at the capture, and a
+        tensor that a model or the objective keeps beside its parameters and buffers must stay where it is.
     """
 
     def __init__(self, graphs: Graphs, *, required: bool = False) -> None:
@@ -258,20 +281,20 @@ class CapturedStep:
         Raises:
             RuntimeError: there can be no graph, and one is required. Nothing was run.
         """
-        reason = self._refusal or subject.obstacle()
+        captured, reason = self._captured, self._refusal or subject.obstacle()
         if reason is None:
             situation = subject.situation(batches)
-            if self._captured is None or situation != self._captured.situation:
+            if captured is None or situation != captured.situation:
                 if not self._is_warm(situation):
                     return self._graphs.warm_up(lambda: step(batches))
-                # What it holds is memory that the next one may need.
-                self._captured = None
+                # What the old one holds is memory that the new one may need.
+                self._captured = captured = None
                 try:
-                    self._captured = self._capture(step, batches, subject, situation)
+                    self._captured = captured = self._capture(step, batches, subject, situation)
                 except Exception as error:
                     first_line = (str(error).splitlines() or [""])[0]
                     self._refusal = reason = f"capturing it failed: {type(error).__name__}: {first_line}"
-        if reason is not None:
+        if captured is None or reason is not None:
             if self._required:
                 raise RuntimeError(
                     f"Trainer.step: expected a step that can be captured for cuda_graph on, got: {reason}"
@@ -279,7 +302,12 @@ class CapturedStep:
             self._say(f"the training step runs kernel by kernel, not as a CUDA graph: {reason}")
             return step(batches)
         self._candidate, self._restless = None, 0
-        return self._replay(batches)
+        for static, batch in zip(captured.inputs, batches, strict=True):
+            static.copy_(batch)
+        captured.replay()
+        # The graph writes into gradients of its own; an iteration without it has put others in their place.
+        _attach(captured.grads)
+        return captured.values.clone()
 
     def _is_warm(self, situation: dict[str, tuple[Any, ...]]) -> bool:
         """Whether enough iterations in a row were like this one."""
@@ -313,16 +341,6 @@ class CapturedStep:
             _attach(grads)
             raise
         return _Captured(situation, subject.held(), inputs, subject.grads(), replay, values)
-
-    def _replay(self, batches: Sequence[Tensor]) -> Tensor:
-        captured = self._captured
-        assert captured is not None
-        for static, batch in zip(captured.inputs, batches, strict=True):
-            static.copy_(batch)
-        captured.replay()
-        # The graph writes into gradients of its own; an iteration without it has put others in their place.
-        _attach(captured.grads)
-        return captured.values.clone()
 
     def _say(self, line: str) -> None:
         if line not in self._said:

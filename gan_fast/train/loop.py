@@ -362,6 +362,7 @@ class Trainer:
             average=self.ema_generator,
             optimizers=(self.g_optimizer, self.d_optimizer),
             objective=self.objective,
+            counters=(self.skipped_steps, self.skipped_in_a_row, self._average_weight),
             generator=self.latent_rng,
         )
 
