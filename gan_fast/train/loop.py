@@ -56,7 +56,8 @@ class Trainer:
         steps_done: iterations so far.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type; images smaller in number than a batch; no latent_dim.
+        TypeError, ValueError: an argument of the wrong type; images smaller in number than a batch; no latent_dim;
+            ``cuda_graph`` "on" without a GPU.
 
     Notes:
         The average: a_t = b_t a_{t-1} + (1 - b_t) w_t with b_t = min(ema_decay, t / (t + 9)), t from 1, over the
@@ -67,6 +68,10 @@ class Trainer:
         buffers stay. D and G skip their updates independently of each other.
 
         Equal seeds, models and data give bit-identical weights on a CPU at an equal number of threads.
+
+        On a GPU an iteration runs as one CUDA graph where ``config.cuda_graph`` and the models allow it, from about the
+        fourth on, with the same results. A graph does not see Python: models that change their course there from step
+        to step need ``cuda_graph="off"``. docs/architecture.md has what a graph notices by itself.
 
         The paper draws a z of its own for G's update. Taking the last one saves a forward pass of G, as the common
         DCGAN loops do.

@@ -90,11 +90,22 @@ def assert_same(a, b, device):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
+def random_states(device):
+    """What dropout draws from."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if device == "cuda" else None
+
+
+def set_random_states(states):
+    torch.set_rng_state(states[0])
+    if states[1] is not None:
+        torch.cuda.set_rng_state(states[1])
+
+
 def run_both(pair, real, device):
-    """One iteration of each; returns the results."""
-    torch_state = torch.get_rng_state()
+    """One iteration of each, from equal random states; returns the results."""
+    states = random_states(device)
     have = pair[0].step(real)
-    torch.set_rng_state(torch_state)
+    set_random_states(states)
     want = pair[1].step(real)
     assert_same(have, want, device)
     return have
@@ -164,9 +175,10 @@ def test_skipped_iterations_are_skipped_in_a_graph(device):
 
 def test_dropout_draws_anew_at_each_replay(device):
     pair = make_pair(device, lambda g, d: d.insert(2, nn.Dropout(0.3)))
-    losses = [float(run_both(pair, batches(1)[0], device)["d_loss"]) for _ in range(8)] if device == "cpu" else []
-    assert len(set(losses)) == len(losses)
-    assert counts(pair[0])[2] == max(0, len(losses) - EAGER_FIRST)
+    losses = [float(run_both(pair, real, device)["d_loss"]) for real in batches(1) * 8]
+    assert len(set(losses)) == 8
+    assert_same_trainers(pair, device)
+    assert counts(pair[0])[2] == 8 - EAGER_FIRST
 
 
 def set_rate(trainer):
@@ -385,11 +397,9 @@ def test_a_failed_capture_loses_nothing(device, kind, caplog):
     pair = make_pair(device, lambda g, d: d.insert(1, Awkward(kind)))
     for real in batches(7):
         states = random.getstate(), np.random.get_state()
-        torch_state = torch.get_rng_state()
         have = pair[0].step(real)
         random.setstate(states[0])
         np.random.set_state(states[1])
-        torch.set_rng_state(torch_state)
         assert_same(have, pair[1].step(real), device)
         assert_same_trainers(pair, device)
     assert counts(pair[0]) == (EAGER_FIRST, 1, 0)
