@@ -3,6 +3,7 @@
 Each case runs on a CPU with a recorder in the place of CUDA's graphs, and on a GPU where there is one.
 """
 
+import contextlib
 import copy
 import gc
 import itertools
@@ -551,3 +552,82 @@ def test_a_cpu_has_no_graphs():
     assert Trainer(TrainConfig(latent_dim=LATENT_DIM), *players)._captured_step is None
     with pytest.raises(ValueError, match=r"^TrainConfig: expected device a GPU for cuda_graph on, got cpu$"):
         Trainer(TrainConfig(latent_dim=LATENT_DIM, cuda_graph="on"), *players)
+
+
+class StubGenerator:
+    """A generator whose state object is stuck in a capture once one has begun and not ended."""
+
+    def __init__(self, device=None):
+        self.state = {"seed": 0, "stuck": False}
+
+    def get_state(self):
+        return self.state["seed"]
+
+    def set_state(self, seed):
+        self.state["seed"] = seed
+
+    def graphsafe_get_state(self):
+        return self.state
+
+    def graphsafe_set_state(self, state):
+        self.state = state
+
+
+@pytest.mark.parametrize("function_fails", [True, False])
+@pytest.mark.parametrize("end_fails", [True, False])
+def test_cudas_capture_puts_back_what_it_set(monkeypatch, function_fails, end_fails):
+    """The order of calls alone: nothing of CUDA's is here."""
+    generators, modes, calls = (StubGenerator(), StubGenerator()), [], []
+    for index, generator in enumerate(generators):
+        generator.set_state(index + 7)
+
+    class StubGraph:
+        def register_generator_state(self, generator):
+            calls.append(generator)
+
+        def capture_begin(self, capture_error_mode):
+            for generator in generators:
+                generator.state["stuck"] = True
+
+        def capture_end(self):
+            if end_fails:
+                raise RuntimeError("operation failed due to a previous error during capture")
+            for generator in generators:
+                generator.state["stuck"] = False
+
+        def replay(self):
+            calls.append("replay")
+
+    def function():
+        calls.append(modes[-1])
+        if function_fails:
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return torch.ones(5)
+
+    cuda = torch.cuda
+    for name, stub in {
+        "Stream": lambda device: None,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "synchronize": lambda device: None,
+        "empty_cache": lambda: None,
+        "CUDAGraph": StubGraph,
+        "default_generators": generators[1:],
+        "get_sync_debug_mode": lambda: 1,
+        "set_sync_debug_mode": modes.append,
+    }.items():
+        monkeypatch.setattr(cuda, name, stub)
+    monkeypatch.setattr(torch, "Generator", StubGenerator)
+
+    capture = graph.CudaGraphs(torch.device("cuda", 0)).capture
+    if function_fails or end_fails:
+        # What the step did wrong, not what CUDA says of the capture that this spoilt.
+        with pytest.raises(RuntimeError, match="a synchronizing" if function_fails else "a previous error"):
+            capture(function, generators[0])
+    else:
+        replay, values = capture(function, generators[0])
+        replay()
+        assert calls[-1] == "replay"
+        assert torch.equal(values, torch.ones(5))
+    assert calls[:2] == [generators[0], "error"]
+    assert modes == ["error", 1]
+    assert [generator.state for generator in generators] == [{"seed": seed, "stuck": False} for seed in (7, 8)]
