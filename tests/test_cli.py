@@ -118,9 +118,10 @@ def test_resume_goes_on_as_if_never_stopped(finished, tmp_path, capsys):
     # Rows after the checkpoint, as a killed run leaves them, and one cut short.
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
         file.write('{"step": 9, "d_loss": 77, "time_s": 1.0}\n{"step": 1')
-    train(tmp_path / "run", "--steps", "10", "--resume")
+    train(tmp_path / "run", "--steps", "10", "--cuda-graph", "off", "--resume")
     said = capsys.readouterr().out
     assert "changed: steps: the run has 6, the command 10" in said
+    assert "changed: cuda_graph: the run has 'auto', the command 'off'" in said
     assert "resuming at step 6" in said
     assert [row["step"] for row in rows_of(tmp_path / "run")] == [3, 6, 9, 10]
     assert 77 not in [row["d_loss"] for row in rows_of(tmp_path / "run")]

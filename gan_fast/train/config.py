@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gan_fast import objectives
 
 PRECISIONS = ("fp32", "bf16", "auto")
+CUDA_GRAPH = ("auto", "on", "off")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class TrainConfig:
     """"fp32", "bf16" (autocast; weights stay float32), or "auto": bf16 on a GPU, fp32 on a CPU."""
     device: str = "auto"
     """"cpu", "cuda", "cuda:1", ...; "auto" takes the GPU where there is one."""
+    cuda_graph: str = "auto"
+    """Launch a whole iteration as one CUDA graph: "auto" (on a GPU, where the step allows it), "on" (an error where it
+    does not), or "off"."""
     seed: int = 0
     """Of the latents and of the order of the data; the command line also initialises the weights from it."""
     latent_dim: int | None = None
@@ -72,7 +76,11 @@ class TrainConfig:
         for name in ("real_label", "fake_label"):
             if not 0 <= self._number(name, getattr(self, name)) <= 1:
                 raise self._error(name, "in [0, 1]", getattr(self, name))
-        for name, allowed in (("objective", objectives.NAMES), ("precision", PRECISIONS)):
+        for name, allowed in (
+            ("objective", objectives.NAMES),
+            ("precision", PRECISIONS),
+            ("cuda_graph", CUDA_GRAPH),
+        ):
             if getattr(self, name) not in allowed:
                 raise self._error(name, f"one of {', '.join(allowed)}", getattr(self, name))
         if not isinstance(self.device, str):

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from gan_fast.data import DeviceLoader, ImageData
 from gan_fast.objectives import make_objective
 from gan_fast.train.config import TrainConfig
+from gan_fast.train.graph import CapturedStep, Subject, graphs_on
 from gan_fast.train.step import average_into, d_step, g_step
 
 LOGGED = ("d_loss", "g_loss", "d_real", "d_fake")
+_RESULTS = (*LOGGED, "skipped")
 
 # Drawn at once by `sample`, so that the memory it takes does not grow with the number of images.
 _SAMPLE_BATCH = 256
@@ -54,7 +56,8 @@ class Trainer:
         steps_done: iterations so far.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type; images smaller in number than a batch; no latent_dim.
+        TypeError, ValueError: an argument of the wrong type; images smaller in number than a batch; no latent_dim;
+            ``cuda_graph`` "on" without a GPU.
 
     Notes:
         The average: a_t = b_t a_{t-1} + (1 - b_t) w_t with b_t = min(ema_decay, t / (t + 9)), t from 1, over the
@@ -65,6 +68,10 @@ class Trainer:
         buffers stay. D and G skip their updates independently of each other.
 
         Equal seeds, models and data give bit-identical weights on a CPU at an equal number of threads.
+
+        On a GPU an iteration runs as one CUDA graph where ``config.cuda_graph`` and the models allow it, from about the
+        fourth on, with the same results. A graph does not see Python: models that change their course there from step
+        to step need ``cuda_graph="off"``. docs/architecture.md has what a graph notices by itself.
 
         The paper draws a z of its own for G's update. Taking the last one saves a forward pass of G, as the common
         DCGAN loops do.
@@ -87,6 +94,7 @@ class Trainer:
         self.ema_generator = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.data = self._batch_source(data)
         self.objective = make_objective(config.objective, real_label=config.real_label, fake_label=config.fake_label)
+        self._captured_step = self._make_captured_step()
         self.d_optimizer = self._adam(self.discriminator, config.d_lr, config.d_betas)
         self.g_optimizer = self._adam(self.generator, config.g_lr, config.g_betas)
         self.latent_rng = torch.Generator(self.device).manual_seed(config.seed)
@@ -95,30 +103,70 @@ class Trainer:
         self.steps_done = 0
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=self.device)
         self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=self.device)
+        # A tensor: as a number it would be frozen in a CUDA graph. In double, so that each dtype of G rounds it once.
+        self._average_weight = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._layout = _layout(self.discriminator)
         self._stop_requested = False
 
     def step(self, real: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
         """Run one iteration: ``d_steps`` updates of D, then one of G.
 
         Args:
-            real: real images (N, C, H, W) in [-1, 1]. One batch serves all ``d_steps`` updates, each with fresh
-                latents; a sequence of ``d_steps`` batches gives each update its own, as :meth:`fit` does.
+            real: real images (N, C, H, W) in [-1, 1], on any device. One batch serves all ``d_steps`` updates, each
+                with fresh latents; a sequence of ``d_steps`` batches gives each update its own, as :meth:`fit` does.
 
         Returns:
-            Scalar tensors on the device, without gradient: "d_loss" (of the last update of D), "g_loss", "d_real"
-            (mean D(x)), "d_fake" (mean D(G(z)), before that update), and "skipped" (1 where an update was skipped).
+            Scalar tensors on the device, without gradient, new ones at each call: "d_loss" (of the last update of D),
+            "g_loss", "d_real" (mean D(x)), "d_fake" (mean D(G(z)), before that update), and "skipped" (1 where an
+            update was skipped).
 
         Raises:
+            TypeError: a batch is not a tensor, or not of floating point.
             ValueError: a sequence of another length.
+            RuntimeError: ``cuda_graph`` is "on" and the step cannot be captured; nothing was done.
 
         Notes:
-            Does not synchronise host and device.
+            Does not synchronise host and device, but for the one step in which a CUDA graph is captured.
         """
-        config = self.config
-        batches = [real] * config.d_steps if isinstance(real, Tensor) else list(real)
-        if len(batches) != config.d_steps:
-            raise ValueError(f"Trainer.step: expected real d_steps = {config.d_steps} batches, got {len(batches)}")
-        batches = [b.to(self.device, self.dtype, non_blocking=True) for b in batches]
+        batches = self._on_device(real)
+        step = self.steps_done + 1
+        decay = min(self.config.ema_decay, step / (step + 9))
+        self._average_weight.fill_(1.0 - decay)
+        if self._captured_step is None:
+            values = self._iterate(batches)
+        else:
+            values = self._captured_step(self._iterate, batches, self._subject())
+        self.steps_done = step
+        return dict(zip(_RESULTS, values.unbind(), strict=True))
+
+    def _on_device(self, real: Tensor | Sequence[Tensor]) -> list[Tensor]:
+        """Check the batches and start their way to the device."""
+        d_steps = self.config.d_steps
+        batches = [real] if isinstance(real, Tensor) else list(real)
+        if not isinstance(real, Tensor) and len(batches) != d_steps:
+            raise ValueError(f"Trainer.step: expected real d_steps = {d_steps} batches, got {len(batches)}")
+        for index, batch in enumerate(batches):
+            if not isinstance(batch, Tensor):
+                raise TypeError(f"Trainer.step: expected real type Tensor, got {type(batch).__name__}")
+            if not batch.is_floating_point():
+                raise TypeError(
+                    f"Trainer.step: expected real dtype floating point, values in [-1, 1], got {batch.dtype}; "
+                    "uint8 images become that by images / 127.5 - 1"
+                )
+            if self.device.type == "cuda" and batch.is_cpu and not batch.is_pinned():
+                # From pageable memory the copy would wait for the device to finish the last step.
+                batch = batch.pin_memory()
+            batch = batch.detach().to(self.device, non_blocking=True)
+            layout = self._layout if batch.dim() == 4 else torch.preserve_format
+            batches[index] = batch.to(self.dtype, memory_format=layout)
+        return batches * d_steps if isinstance(real, Tensor) else batches
+
+    def _iterate(self, batches: Sequence[Tensor]) -> Tensor:
+        """Queue one iteration. What differs from one to the next is in tensors, for a CUDA graph to find.
+
+        Returns:
+            The values of ``_RESULTS``, in one tensor.
+        """
         buffers = [*self.discriminator.buffers(), *self.generator.buffers()]
         kept = [b.clone() for b in buffers]
         skipped = torch.zeros((), device=self.device)
@@ -133,7 +181,7 @@ class Trainer:
         g_loss, skip = g_step(self.discriminator, self.g_optimizer, self.objective, fake, self._autocast())
         skipped = torch.maximum(skipped, skip)
         self._finish(buffers, kept, skipped)
-        return {"d_loss": d_loss, "g_loss": g_loss, "d_real": means[0], "d_fake": means[1], "skipped": skipped}
+        return torch.stack((d_loss, g_loss, means[0], means[1], skipped))
 
     @torch.no_grad()
     def _finish(self, buffers: list[Tensor], kept: list[Tensor], skipped: Tensor) -> None:
@@ -144,11 +192,9 @@ class Trainer:
         self.skipped_steps += bad
         self.skipped_in_a_row += 1
         self.skipped_in_a_row *= bad
-        self.steps_done += 1
-        decay = min(self.config.ema_decay, self.steps_done / (self.steps_done + 9))
         pairs = list(zip(_state_tensors(self.ema_generator), _state_tensors(self.generator), strict=True))
         averaged = [(ema, now) for ema, now in pairs if ema.is_floating_point()]
-        average_into([ema for ema, _ in averaged], [now for _, now in averaged], decay)
+        average_into([ema for ema, _ in averaged], [now for _, now in averaged], self._average_weight)
         for ema, now in pairs:
             if not ema.is_floating_point():
                 ema.copy_(now)
@@ -297,11 +343,33 @@ class Trainer:
         # One context for each phase: the casts that it caches without gradients must not reach a phase that needs them.
         wanted = self.config.precision
         enabled = wanted == "bf16" or (wanted == "auto" and self.device.type == "cuda")
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+        # The outermost context empties the cache; inside one of the caller's, casts of weights would outlive them.
+        outermost = not torch.is_autocast_enabled(self.device.type)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=outermost)
 
     def _adam(self, module: nn.Module, lr: float, betas: tuple[float, float]) -> torch.optim.Adam:
         trainable = [p for p in module.parameters() if p.requires_grad]
-        return torch.optim.Adam(trainable, lr, betas, fused=True, capturable=self.device.type == "cuda")
+        adam = torch.optim.Adam(trainable, lr, betas, fused=True, capturable=self._captured_step is not None)
+        # It would warn of the iterations before the capture.
+        adam._warned_capturable_if_run_uncaptured = True
+        return adam
+
+    def _make_captured_step(self) -> CapturedStep | None:
+        wanted = self.config.cuda_graph
+        graphs = graphs_on(self.device) if wanted != "off" else None
+        if graphs is None and wanted == "on":
+            raise ValueError(f"TrainConfig: expected device a GPU for cuda_graph on, got {self.device}")
+        return CapturedStep(graphs, required=wanted == "on") if graphs is not None else None
+
+    def _subject(self) -> Subject:
+        return Subject(
+            players=(self.generator, self.discriminator),
+            average=self.ema_generator,
+            optimizers=(self.g_optimizer, self.d_optimizer),
+            objective=self.objective,
+            counters=(self.skipped_steps, self.skipped_in_a_row, self._average_weight),
+            generator=self.latent_rng,
+        )
 
     def _batch_source(self, data: Tensor | ImageData | BatchSource | None) -> BatchSource | None:
         if isinstance(data, ImageData):
@@ -357,6 +425,14 @@ def generate(generator: nn.Module, z: Tensor) -> Tensor:
 
 def _state_tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
+
+
+def _layout(discriminator: nn.Module) -> torch.memory_format:
+    """Channels-last where the weights of D are: its first convolution would copy each batch into that."""
+    for p in discriminator.parameters():
+        if p.dim() == 4 and not p.is_contiguous() and p.is_contiguous(memory_format=torch.channels_last):
+            return torch.channels_last
+    return torch.preserve_format
 
 
 def _own_moments(optimizer: torch.optim.Optimizer) -> None:

@@ -37,8 +37,18 @@ _GRID_IMAGES = 64
 _COVERAGE_SAMPLES = 1000
 _SHOWN_FILES = 5
 
-# What may change when a run is resumed: it decides where a run stops and what it reports, not how it learns.
-_FREE = ("steps", "device", "log_every", "max_skipped_steps", "sample_every", "checkpoint_every", "tensorboard")
+# What may change when a run is resumed: it decides where a run stops and what it reports, and where and how fast it is
+# computed, not how it learns.
+_FREE = (
+    "steps",
+    "device",
+    "cuda_graph",
+    "log_every",
+    "max_skipped_steps",
+    "sample_every",
+    "checkpoint_every",
+    "tensorboard",
+)
 
 
 class RunError(ValueError):

@@ -102,6 +102,14 @@ def update_if_finite(optimizer: torch.optim.Optimizer) -> Tensor:
 
 
 @torch.no_grad()
-def average_into(averages: list[Tensor], tensors: list[Tensor], decay: float) -> None:
-    """Move each average towards its tensor: average = decay * average + (1 - decay) * tensor."""
-    torch._foreach_lerp_(averages, tensors, 1.0 - decay)
+def average_into(averages: list[Tensor], tensors: list[Tensor], weight: Tensor) -> None:
+    """Move each average towards its tensor: average = (1 - weight) * average + weight * tensor.
+
+    Args:
+        averages: written in place.
+        tensors: as the averages in shape and dtype.
+        weight: scalar on their device: a number would be frozen in a CUDA graph.
+    """
+    weights = {dtype: weight.to(dtype) for dtype in {a.dtype for a in averages}}
+    for average, tensor in zip(averages, tensors, strict=True):
+        average.lerp_(tensor, weights[average.dtype])

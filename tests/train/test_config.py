@@ -28,6 +28,7 @@ def test_a_pair_from_json_equals_the_tuple():
     [
         ("objective", "wgan", ValueError, "one of minimax, non_saturating, got 'wgan'"),
         ("precision", "fp16", ValueError, "one of fp32, bf16, auto, got 'fp16'"),
+        ("cuda_graph", True, ValueError, "one of auto, on, off, got True"),
         ("d_steps", 0, ValueError, "at least 1, got 0"),
         ("d_steps", 1.0, TypeError, "type int, got float"),
         ("batch_size", 1, ValueError, "at least 2, got 1"),

@@ -1,0 +1,373 @@
+"""A training step as one CUDA graph.
+
+A step is hundreds of small kernels, and the host takes longer to launch them one by one than a GPU takes to run them. A
+graph launches them all at once, on the same memory, without Python.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import pickle
+import random
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+from torch.optim import optimizer as optim
+
+from gan_fast import backends
+
+logger = logging.getLogger("gan_fast")
+
+# Iterations run kernel by kernel before one like them is captured: kernels compile, libraries choose algorithms and
+# allocate. The first of all makes the moments, so that what is captured is the fourth.
+WARM_UP = 2
+
+# Iterations in a row without a graph, each time for a new reason, after which it is worth a line.
+_PATIENCE = 20
+
+
+class Graphs(Protocol):
+    """What :class:`CapturedStep` asks of a device."""
+
+    def warm_up(self, function: Callable[[], Tensor]) -> Tensor:
+        """Run ``function`` now, as one that is to be captured later should be run before."""
+        ...
+
+    def capture(self, function: Callable[[], Tensor], generator: torch.Generator) -> tuple[Callable[[], None], Tensor]:
+        """Record what ``function`` queues, without running it.
+
+        Args:
+            function: queues work that draws from ``generator`` or the device's default one.
+            generator: advances at each replay as it would if ``function`` were run.
+
+        Returns:
+            What replays the record; the tensor that ``function`` returned, which each replay writes anew.
+
+        Raises:
+            Exception: the work cannot be recorded; memory and generators are as they were.
+        """
+        ...
+
+
+def graphs_on(device: torch.device) -> Graphs | None:
+    """Return the graphs of a device, None where it has none."""
+    return CudaGraphs(device) if device.type == "cuda" else None
+
+
+class CudaGraphs:
+    """CUDA's graphs."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
+        self._stream = torch.cuda.Stream(self._device)
+        self._failed: list[torch.cuda.CUDAGraph] = []
+
+    def warm_up(self, function: Callable[[], Tensor]) -> Tensor:
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream):
+                return function()
+        finally:
+            current.wait_stream(self._stream)
+
+    def capture(self, function: Callable[[], Tensor], generator: torch.Generator) -> tuple[Callable[[], None], Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(generator)
+        generators = (generator, torch.cuda.default_generators[self._device.index])
+        states = [g.get_state() for g in generators]
+        torch.cuda.synchronize(self._device)
+        # A graph that is collected during a capture would spoil it.
+        gc.collect()
+        torch.cuda.empty_cache()
+        ended = False
+        try:
+            with torch.cuda.stream(self._stream):
+                # Other threads may go on allocating: a loader of the user's, for one.
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    values = _without_synchronising(function)
+                except BaseException:
+                    # A capture that CUDA has given up ends with an error that says less.
+                    with suppress(RuntimeError):
+                        graph.capture_end()
+                        ended = True
+                    raise
+                graph.capture_end()
+                ended = True
+        except BaseException:
+            if not ended:
+                # The allocator may refer to it as long as the process lives, and a generator may stay in the capture:
+                # it goes on from a state that never was in one.
+                self._failed.append(graph)
+                for g, state in zip(generators, states, strict=True):
+                    fresh = torch.Generator(self._device)
+                    fresh.set_state(state)
+                    g.graphsafe_set_state(fresh.graphsafe_get_state())
+            raise
+        return graph.replay, values
+
+
+def _without_synchronising(function: Callable[[], Tensor]) -> Tensor:
+    """Run ``function``; an error where the host would wait, before CUDA sees it and gives up the capture."""
+    # Of the whole process: a thread of the user's that waits for the device just now is told so too.
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        # It says that not every synchronisation is found; CUDA finds the rest.
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        return function()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a step works on: a graph holds for these objects, in the state they are in."""
+
+    players: Sequence[nn.Module]
+    """The models that the step runs."""
+    average: nn.Module
+    """The model that the step only writes to."""
+    optimizers: Sequence[torch.optim.Optimizer]
+    objective: object
+    counters: Sequence[Tensor]
+    """What else the step reads or writes in place."""
+    generator: torch.Generator
+    """Of the latents."""
+
+    def obstacle(self) -> str | None:
+        """Say why no graph can stand for the step, if so."""
+        if torch.is_anomaly_enabled():
+            return "anomaly detection reads every gradient"
+        if _has_any_global_hook() or optim._global_optimizer_pre_hooks or optim._global_optimizer_post_hooks:
+            return "there are global hooks, which a graph does not call"
+        hooked: list[Any] = [o for o in self.optimizers if o._optimizer_step_pre_hooks or o._optimizer_step_post_hooks]
+        for part in (part for player in self.players for part in _parts(player)):
+            # Every step comes by here: a module without hooks is told from four empty dicts.
+            if (
+                part._forward_pre_hooks or part._forward_hooks or part._backward_hooks or part._backward_pre_hooks
+            ) and not _of_torch(part):
+                hooked.append(part)
+            for p in part._parameters.values():
+                if p is not None and (p._backward_hooks or p._post_accumulate_grad_hooks):
+                    hooked.append(p)
+        return f"a {type(hooked[0]).__name__} has hooks, which a graph does not call" if hooked else None
+
+    def situation(self, batches: Sequence[Tensor]) -> dict[str, tuple[Any, ...]]:
+        """Return what a graph takes for granted, by name; a graph serves as long as this stays equal."""
+        modules: list[int] = []
+        memory = [t.data_ptr() for t in self.counters]
+        for part in (part for model in (*self.players, self.average) for part in _parts(model)):
+            modules += (id(part), part.training)
+            for p in part._parameters.values():
+                if p is not None:
+                    memory += (p.data_ptr(), p.requires_grad)
+            for b in part._buffers.values():
+                if b is not None:
+                    memory.append(b.data_ptr())
+        settings, moments = [], []
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                settings += [_setting(value) for name, value in group.items() if name != "params"]
+                moments += [p.data_ptr() for p in group["params"]]
+            for state in optimizer.state.values():
+                moments += [t.data_ptr() for t in state.values()]
+        return {
+            "the batches' shapes": tuple((b.shape, b.dtype, b.stride()) for b in batches),
+            "the models or their modes": tuple(modules),
+            "the memory or requires_grad of weights": tuple(memory),
+            "the optimizers' settings": tuple(settings),
+            "the moments' memory": tuple(moments),
+            "the objective": (id(self.objective),),
+            "the generator of the latents": (id(self.generator),),
+            "the backend": (backends._requested,),
+        }
+
+    def held(self) -> list[Any]:
+        """Return what must live as long as a graph does: addresses of what is gone could be another's."""
+        models = [*self.players, self.average]
+        tensors = [t.detach() for model in models for t in (*model.parameters(), *model.buffers())]
+        for optimizer in self.optimizers:
+            tensors += [t for state in optimizer.state.values() for t in state.values()]
+        parts = [part for model in models for part in model.modules()]
+        return [*parts, *tensors, *self.counters, self.objective, self.generator]
+
+    def grads(self) -> list[tuple[Tensor, Tensor | None]]:
+        return [(p, p.grad) for o in self.optimizers for group in o.param_groups for p in group["params"]]
+
+
+def _parts(module: nn.Module) -> list[nn.Module]:
+    """As ``module.modules()``, several times quicker; what is shared comes more than once."""
+    parts = [module]
+    for child in module._modules.values():
+        if child is not None:
+            parts += _parts(child)
+    return parts
+
+
+def _of_torch(part: nn.Module) -> bool:
+    """Whether its hooks are torch's own spectral or weight norm, which only queue work."""
+    hooks = (part._forward_pre_hooks, part._forward_hooks, part._backward_hooks, part._backward_pre_hooks)
+    return all(type(hook).__module__.startswith("torch.nn.utils.") for kind in hooks for hook in kind.values())
+
+
+def _setting(value: Any) -> Any:
+    """What a graph freezes of a setting: of a tensor on the device its address alone."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.item() if value.is_cpu and not value.dim() else value.data_ptr()
+
+
+@dataclass(frozen=True)
+class _Captured:
+    situation: dict[str, tuple[Any, ...]]
+    held: list[Any]
+    inputs: list[Tensor]
+    grads: list[tuple[Tensor, Tensor | None]]
+    replay: Callable[[], None]
+    values: Tensor
+
+
+class CapturedStep:
+    """Run a training step kernel by kernel while it warms up or cannot be captured, else as one graph.
+
+    Args:
+        graphs: the device's.
+        required: an error where there can be no graph; False: the step is then run kernel by kernel, and a line is
+            logged for each reason.
+
+    Notes:
+        Iterations run once each, whichever way: the weights are those of a training without graphs. The graph is
+        captured anew when what it takes for granted has changed for good; an iteration that differs alone, such as
+        one of a smaller batch, is run kernel by kernel. It keeps the memory of one whole iteration to itself.
+
+        What changes from one iteration to the next must reach the step through its batches, through tensors written
+        in place, or through ``subject.generator`` and the device's default generator. A graph does not see Python: a
+        model must not count calls, a number in it, such as a dropout rate, counts as it was at the capture, and a
+        tensor that a model or the objective keeps beside its parameters and buffers must stay where it is.
+    """
+
+    def __init__(self, graphs: Graphs, *, required: bool = False) -> None:
+        self._graphs, self._required = graphs, required
+        self._captured: _Captured | None = None
+        self._candidate: dict[str, tuple[Any, ...]] | None = None
+        self._seen = self._restless = 0
+        self._refusal: str | None = None
+        self._said: set[str] = set()
+
+    def __call__(
+        self, step: Callable[[Sequence[Tensor]], Tensor], batches: Sequence[Tensor], subject: Subject
+    ) -> Tensor:
+        """Run one iteration.
+
+        Args:
+            step: queues an iteration on batches and returns its values.
+            batches: tensors on the device.
+            subject: what the step works on.
+
+        Returns:
+            The step's values: a new tensor at each call.
+
+        Raises:
+            RuntimeError: there can be no graph, and one is required. Nothing was run.
+        """
+        captured, reason = self._captured, self._refusal or subject.obstacle()
+        if reason is None:
+            situation = subject.situation(batches)
+            if captured is None or situation != captured.situation:
+                if not self._is_warm(situation):
+                    return self._graphs.warm_up(lambda: step(batches))
+                # What the old one holds is memory that the new one may need.
+                self._captured = captured = None
+                try:
+                    self._captured = captured = self._capture(step, batches, subject, situation)
+                except Exception as error:
+                    first_line = (str(error).splitlines() or [""])[0]
+                    self._refusal = reason = f"capturing it failed: {type(error).__name__}: {first_line}"
+        if captured is None or reason is not None:
+            if self._required:
+                raise RuntimeError(
+                    f"Trainer.step: expected a step that can be captured for cuda_graph on, got: {reason}"
+                )
+            self._say(f"the training step runs kernel by kernel, not as a CUDA graph: {reason}")
+            return step(batches)
+        self._candidate, self._restless = None, 0
+        for static, batch in zip(captured.inputs, batches, strict=True):
+            static.copy_(batch)
+        captured.replay()
+        # The graph writes into gradients of its own; an iteration without it has put others in their place.
+        _attach(captured.grads)
+        return captured.values.clone()
+
+    def _is_warm(self, situation: dict[str, tuple[Any, ...]]) -> bool:
+        """Whether enough iterations in a row were like this one."""
+        if situation != self._candidate:
+            before, self._candidate, self._seen = self._candidate or situation, situation, 0
+            changed = [name for name, value in situation.items() if value != before[name]]
+            if self._restless >= _PATIENCE:
+                self._say(
+                    f"the training step keeps running kernel by kernel, not as a CUDA graph: {', '.join(changed)} "
+                    f"changed again within {WARM_UP} steps"
+                )
+        self._seen += 1
+        self._restless += 1
+        return self._seen > WARM_UP
+
+    def _capture(
+        self,
+        step: Callable[[Sequence[Tensor]], Tensor],
+        batches: Sequence[Tensor],
+        subject: Subject,
+        situation: dict[str, tuple[Any, ...]],
+    ) -> _Captured:
+        inputs = [torch.empty_like(b) for b in batches]
+        grads, host = subject.grads(), _HostRandomness()
+        try:
+            replay, values = self._graphs.capture(lambda: step(inputs), subject.generator)
+            if host.has_moved():
+                raise RuntimeError("random numbers were drawn on the host")
+        except BaseException:
+            host.restore()
+            _attach(grads)
+            raise
+        return _Captured(situation, subject.held(), inputs, subject.grads(), replay, values)
+
+    def _say(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            logger.warning("%s", line)
+
+
+def _attach(grads: Sequence[tuple[Tensor, Tensor | None]]) -> None:
+    for p, grad in grads:
+        p.grad = grad
+
+
+class _HostRandomness:
+    """The host's generators: what is drawn from them a graph would repeat for ever."""
+
+    def __init__(self) -> None:
+        self._before = self._states()
+
+    @staticmethod
+    def _states() -> bytes:
+        return pickle.dumps((torch.get_rng_state().numpy(), random.getstate(), np.random.get_state()))
+
+    def has_moved(self) -> bool:
+        return self._states() != self._before
+
+    def restore(self) -> None:
+        of_torch, of_python, of_numpy = pickle.loads(self._before)
+        torch.set_rng_state(torch.from_numpy(of_torch))
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)

@@ -1,0 +1,633 @@
+"""The captured step: the training it gives is the one without, and nothing is lost where it cannot be had.
+
+Each case runs on a CPU with a recorder in the place of CUDA's graphs, and on a GPU where there is one.
+"""
+
+import contextlib
+import copy
+import gc
+import itertools
+import logging
+import random
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from train.players import LATENT_DIM, assert_same_state, make_images, make_players
+from train.recorder import RecordedGraphs
+
+import gan_fast
+from gan_fast import models
+from gan_fast.train import TrainConfig, Trainer, graph, loop
+
+EAGER_FIRST = graph.WARM_UP + 1
+CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
+
+
+class CountedGraphs(graph.CudaGraphs):
+    """CUDA's own, with the counts that the recorder has."""
+
+    def __init__(self, device):
+        super().__init__(device)
+        self.warm_ups = self.captures = self.replays = 0
+
+    def warm_up(self, function):
+        self.warm_ups += 1
+        return super().warm_up(function)
+
+    def capture(self, function, generator):
+        self.captures += 1
+        run, values = super().capture(function, generator)
+
+        def replay():
+            self.replays += 1
+            run()
+
+        return replay, values
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs_gpu)])
+def device(request, monkeypatch):
+    # Our kernels for the losses go past what the recorder sees.
+    with gan_fast.use_backend("reference" if request.param == "cpu" else "auto"):
+        monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+        monkeypatch.setattr(
+            loop, "graphs_on", lambda device: RecordedGraphs() if device.type == "cpu" else CountedGraphs(device)
+        )
+        yield request.param
+
+
+def batches(count, size=8, seed=2, dtype=torch.float32):
+    rng = torch.Generator().manual_seed(seed)
+    return [(torch.rand(size, 1, 8, 8, generator=rng) * 2 - 1).to(dtype) for _ in range(count)]
+
+
+def make_pair(device, change=lambda generator, discriminator: None, **options):
+    """Two trainers of equal models, the first with a graph, the second without."""
+    trainers = []
+    for cuda_graph in ("auto", "off"):
+        players = make_players(torch.float32)
+        change(*players)
+        config = {"latent_dim": LATENT_DIM, "batch_size": 8, "precision": "fp32", "device": device, **options}
+        trainers.append(Trainer(TrainConfig(cuda_graph=cuda_graph, **config), *players, make_images()))
+    return trainers
+
+
+def counts(trainer):
+    graphs = trainer._captured_step._graphs
+    return graphs.warm_ups, graphs.captures, graphs.replays
+
+
+def assert_same(a, b, device):
+    """To the last bit on a CPU; a GPU may add up in another order."""
+    if device == "cpu":
+        assert_same_state(a, b)
+    else:
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
+def random_states(device):
+    """What dropout draws from."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if device == "cuda" else None
+
+
+def set_random_states(states):
+    torch.set_rng_state(states[0])
+    if states[1] is not None:
+        torch.cuda.set_rng_state(states[1])
+
+
+def run_both(pair, real, device):
+    """One iteration of each, from equal random states; returns the results."""
+    states = random_states(device)
+    have = pair[0].step(real)
+    set_random_states(states)
+    want = pair[1].step(real)
+    assert_same(have, want, device)
+    return have
+
+
+def assert_same_trainers(pair, device):
+    assert_same(pair[0].state_dict(), pair[1].state_dict(), device)
+    for a, b in zip(pair[0].generator.parameters(), pair[1].generator.parameters()):
+        assert_same(a.grad, b.grad, device)
+
+
+@pytest.mark.parametrize("d_steps", [1, 2])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_training_with_a_graph_is_the_one_without(device, d_steps, precision):
+    pair = make_pair(device, d_steps=d_steps, precision=precision)
+    for real in batches(10):
+        run_both(pair, [real * (1 - 0.1 * i) for i in range(d_steps)], device)
+        assert_same_trainers(pair, device)
+    assert pair[0].steps_done == 10
+    assert counts(pair[0]) == (EAGER_FIRST, 1, 10 - EAGER_FIRST)
+
+
+def test_fit_logs_the_same(device):
+    pair = make_pair(device, steps=12, log_every=4, d_steps=2)
+    rows = [[{k: v for k, v in row.items() if "_s" not in k} for row in trainer.fit()] for trainer in pair]
+    assert [row["step"] for row in rows[0]] == [4, 8, 12]
+    for have, want in zip(*rows):
+        assert_same(have, want, device)
+    assert_same_trainers(pair, device)
+    assert counts(pair[0])[1] == 1
+
+
+def test_results_of_a_step_stay_what_they_were(device):
+    trainer = make_pair(device)[0]
+    results = [trainer.step(real) for real in batches(8)]
+    copies = [{name: value.clone() for name, value in result.items()} for result in results]
+    trainer.step(batches(1, seed=9)[0])
+    for result, kept in zip(results, copies):
+        assert_same_state(result, kept)
+    assert len({float(result["d_loss"]) for result in results}) == 8
+
+
+def test_the_average_and_the_latents_are_not_frozen(device):
+    pair = make_pair(device, ema_decay=0.35)
+    weights, seen = [], []
+    for real in batches(9):
+        run_both(pair, real, device)
+        weights.append(float(pair[0]._average_weight))
+        seen.append(pair[0].latent_rng.get_state())
+    assert weights == [1 - min(0.35, t / (t + 9)) for t in range(1, 10)]
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(seen))
+    assert_same_trainers(pair, device)
+
+
+def test_skipped_iterations_are_skipped_in_a_graph(device):
+    pair = make_pair(device)
+    skipped = []
+    for t, real in enumerate(batches(10)):
+        if t in (1, 5, 6):
+            real[0, 0, 0, 0] = float("nan")
+        skipped.append(int(run_both(pair, real, device)["skipped"]))
+        assert_same_trainers(pair, device)
+    assert skipped == [0, 1, 0, 0, 0, 1, 1, 0, 0, 0]
+    assert (int(pair[0].skipped_steps), int(pair[0].skipped_in_a_row)) == (3, 0)
+    assert counts(pair[0]) == (EAGER_FIRST, 1, 10 - EAGER_FIRST)
+
+
+def test_dropout_draws_anew_at_each_replay(device):
+    pair = make_pair(device, lambda g, d: d.insert(2, nn.Dropout(0.3)))
+    losses = [float(run_both(pair, real, device)["d_loss"]) for real in batches(1) * 8]
+    assert len(set(losses)) == 8
+    assert_same_trainers(pair, device)
+    assert counts(pair[0])[2] == 8 - EAGER_FIRST
+
+
+def set_rate(trainer):
+    for group in (*trainer.d_optimizer.param_groups, *trainer.g_optimizer.param_groups):
+        group["lr"] *= 0.1
+
+
+def freeze(trainer):
+    trainer.discriminator[0].weight.requires_grad_(False)
+
+
+def evaluate(trainer):
+    trainer.discriminator[3].eval()
+
+
+def replace_weight(trainer):
+    layer = trainer.discriminator[0]
+    layer.weight.data = layer.weight.data.clone() * 1.5
+
+
+def swap_activation(trainer):
+    trainer.discriminator[1] = nn.ReLU()
+
+
+def double_objective(trainer):
+    trainer.objective = Doubled(trainer.objective)
+
+
+def replace_average(trainer):
+    weight = trainer.ema_generator[1].weight
+    weight.data = weight.data.clone()
+
+
+def replace_buffer(trainer):
+    norm = trainer.discriminator[3]
+    norm.running_mean = norm.running_mean.clone() + 1
+
+
+def replace_counter(trainer):
+    trainer.skipped_steps = trainer.skipped_steps.clone()
+
+
+def load_own_state(trainer):
+    trainer.load_state_dict(copy.deepcopy(trainer.state_dict()))
+
+
+def load_moments(trainer):
+    trainer.d_optimizer.load_state_dict(copy.deepcopy(trainer.d_optimizer.state_dict()))
+
+
+class Doubled:
+    def __init__(self, objective):
+        self.objective = objective
+
+    def d_loss(self, real, fake):
+        loss, means = self.objective.d_loss(real, fake)
+        return loss * 2, means
+
+    def g_loss(self, fake):
+        return self.objective.g_loss(fake) * 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_rate,
+        freeze,
+        evaluate,
+        replace_weight,
+        replace_average,
+        replace_buffer,
+        replace_counter,
+        swap_activation,
+        double_objective,
+        load_own_state,
+        load_moments,
+    ],
+)
+def test_what_changes_between_steps_is_captured_anew(device, change):
+    pair = make_pair(device)
+    for real in batches(6):
+        run_both(pair, real, device)
+    for trainer in pair:
+        change(trainer)
+    for real in batches(6, seed=3):
+        run_both(pair, real, device)
+        assert_same_trainers(pair, device)
+    assert counts(pair[0]) == (EAGER_FIRST + graph.WARM_UP, 2, 12 - EAGER_FIRST - graph.WARM_UP)
+
+
+def test_weights_loaded_in_place_reach_the_graph(device):
+    pair = make_pair(device)
+    other = make_players(torch.float32, seed=5)[0].state_dict()
+    for real in batches(6):
+        run_both(pair, real, device)
+    for trainer in pair:
+        trainer.generator.load_state_dict(other)
+    run_both(pair, batches(1)[0], device)
+    assert_same_trainers(pair, device)
+    assert counts(pair[0])[1] == 1
+
+
+def test_a_batch_of_another_size_is_run_by_itself(device):
+    pair = make_pair(device)
+    for real in [*batches(5), *batches(1, 3), *batches(2), *batches(1, 3), *batches(2), *batches(2, 3), *batches(2)]:
+        run_both(pair, real, device)
+        assert_same_trainers(pair, device)
+    assert counts(pair[0]) == (EAGER_FIRST + 4, 1, 15 - EAGER_FIRST - 4)
+
+
+def test_another_backend_is_not_what_was_captured(device):
+    trainer = make_pair(device)[0]
+    for real in batches(5):
+        trainer.step(real)
+    with gan_fast.use_backend("auto" if device == "cpu" else "reference"):
+        trainer.step(batches(1)[0])
+    assert counts(trainer) == (EAGER_FIRST + 1, 1, 5 - EAGER_FIRST)
+
+
+def test_batches_that_stay_smaller_get_a_graph_of_their_own(device):
+    pair = make_pair(device)
+    for real in [*batches(5), *batches(5, 3)]:
+        run_both(pair, real, device)
+    assert_same_trainers(pair, device)
+    assert counts(pair[0]) == (EAGER_FIRST + graph.WARM_UP, 2, 10 - EAGER_FIRST - graph.WARM_UP)
+
+
+@pytest.mark.parametrize("at", [2, 6])
+def test_resumed_training_with_a_graph_is_the_uninterrupted_one(device, at):
+    def trainer():
+        return make_pair(device, lambda g, d: d.insert(2, nn.Dropout(0.3)), d_steps=2)[0]
+
+    data = batches(12)
+    torch.manual_seed(5)
+    whole, half = trainer(), trainer()
+    torch.manual_seed(5)
+    for real in data:
+        whole.step(real)
+    after = whole.state_dict()
+    torch.manual_seed(5)
+    for real in data[:at]:
+        half.step(real)
+    saved = copy.deepcopy(half.state_dict())
+    # Into one that has a graph of its own, and latents elsewhere.
+    resumed = trainer()
+    for real in batches(7, seed=8):
+        resumed.step(real)
+    resumed.load_state_dict(saved)
+    for real in data[at:]:
+        resumed.step(real)
+    assert_same(resumed.state_dict(), after, device)
+    assert counts(resumed)[1] == 2
+
+
+class Penalised:
+    """D's loss with R1 on points of its own: a double backward."""
+
+    def __init__(self, objective, discriminator, points):
+        self.objective, self.discriminator, self.points = objective, discriminator, points
+
+    def d_loss(self, real, fake):
+        loss, means = self.objective.d_loss(real, fake)
+        x = self.points.detach().requires_grad_()
+        with torch.autocast(x.device.type, enabled=False):
+            (slope,) = torch.autograd.grad(self.discriminator(x).sum(), x, create_graph=True)
+        return loss + 5 * slope.square().sum((1, 2, 3)).mean(), means
+
+    def g_loss(self, fake):
+        return self.objective.g_loss(fake)
+
+
+def test_a_gradient_penalty_is_captured_with_its_double_backward(device):
+    pair = make_pair(device)
+    for trainer in pair:
+        trainer.objective = Penalised(trainer.objective, trainer.discriminator, batches(1)[0].to(device))
+    for real in batches(8):
+        run_both(pair, real, device)
+        assert_same_trainers(pair, device)
+    assert counts(pair[0]) == (EAGER_FIRST, 1, 8 - EAGER_FIRST)
+
+
+def test_our_dcgan_is_captured(device):
+    trainers = []
+    for cuda_graph in ("on", "off"):
+        torch.manual_seed(1)
+        players = models.DCGANGenerator(LATENT_DIM, 1, 16, 4), models.DCGANDiscriminator(1, 16, 4)
+        config = TrainConfig(device=device, cuda_graph=cuda_graph, precision="fp32")
+        trainers.append(Trainer(config, *players))
+    for real in torch.rand(7, 8, 1, 16, 16) * 2 - 1:
+        run_both(trainers, real, device)
+    assert_same_trainers(trainers, device)
+    assert counts(trainers[0])[1:] == (1, 7 - EAGER_FIRST)
+
+
+class Awkward(nn.Module):
+    """A layer that no graph can hold, from the call that would be captured on."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x):
+        if self.kind == "item":
+            return x * (1 + 0 * x.detach().abs().sum().item())
+        if self.kind == "branch":
+            return x if x.detach().sum() < float("inf") else -x
+        if self.kind == "python random":
+            return x * random.uniform(0.9, 1.1)
+        if self.kind == "numpy random":
+            return x * float(np.random.uniform(0.9, 1.1))
+        return x
+
+
+@pytest.mark.parametrize("kind", ["item", "branch", "python random", "numpy random"])
+def test_a_failed_capture_loses_nothing(device, kind, caplog):
+    pair = make_pair(device, lambda g, d: d.insert(1, Awkward(kind)))
+    for real in batches(7):
+        states = random.getstate(), np.random.get_state()
+        have = pair[0].step(real)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        assert_same(have, pair[1].step(real), device)
+        assert_same_trainers(pair, device)
+    assert counts(pair[0]) == (EAGER_FIRST, 1, 0)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 1
+    assert lines[0].startswith("the training step runs kernel by kernel, not as a CUDA graph: capturing it failed")
+    assert ("drawn on the host" in lines[0]) == ("random" in kind)
+
+
+# The one fails in the middle of the capture, the other after it.
+@pytest.mark.parametrize("kind", ["item", "python random"])
+def test_where_a_graph_is_required_a_failed_capture_is_an_error_that_leaves_all_as_it_was(device, kind):
+    trainer = make_pair(device, lambda g, d: d.insert(1, Awkward(kind)))[1]
+    trainer = Trainer(
+        TrainConfig(latent_dim=LATENT_DIM, device=device, cuda_graph="on"), trainer.generator, trainer.discriminator
+    )
+    data = batches(EAGER_FIRST)
+    for real in data:
+        trainer.step(real)
+    before = copy.deepcopy(trainer.state_dict())
+    weights = [*trainer.generator.parameters(), *trainer.discriminator.parameters()]
+    grads = [p.grad for p in weights]
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"^Trainer.step: expected a step that can be captured"):
+            trainer.step(data[0])
+        assert_same_state(trainer.state_dict(), before)
+        assert all(p.grad is grad for p, grad in zip(weights, grads))
+    assert all(p.requires_grad for p in trainer.discriminator.parameters())
+
+
+def test_an_error_of_the_model_is_the_users_to_see(device):
+    trainer = make_pair(device)[0]
+    for real in batches(5):
+        trainer.step(real)
+    before = copy.deepcopy(trainer.state_dict())
+    with pytest.raises(RuntimeError):
+        trainer.step(torch.zeros(8, 2, 8, 8))
+    assert trainer.steps_done == before["steps_done"]
+    trainer.step(batches(1)[0])
+    assert counts(trainer)[1:] == (1, 3)
+
+
+HOOKS = {
+    "of a module": lambda t, hook: t.generator[1].register_forward_hook(hook),
+    "before a module": lambda t, hook: t.discriminator[0].register_forward_pre_hook(hook),
+    "of a backward": lambda t, hook: t.discriminator[2].register_full_backward_hook(hook),
+    "of a gradient": lambda t, hook: t.discriminator[0].weight.register_hook(lambda grad: hook(grad)),
+    "after a gradient": lambda t, hook: t.generator[1].weight.register_post_accumulate_grad_hook(hook),
+    "of an optimizer": lambda t, hook: t.d_optimizer.register_step_post_hook(hook),
+    "global": lambda t, hook: nn.modules.module.register_module_forward_hook(hook),
+}
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_hooks_are_called_at_every_step(device, kind, caplog):
+    trainer, calls = make_pair(device)[0], []
+    for real in batches(5):
+        trainer.step(real)
+    handle = HOOKS[kind](trainer, lambda *_: calls.append(1))
+    try:
+        for real in batches(3):
+            done = len(calls)
+            trainer.step(real)
+            assert len(calls) > done
+    finally:
+        handle.remove()
+    assert [r.getMessage() for r in caplog.records if "hooks" in r.getMessage()] == [
+        r.getMessage() for r in caplog.records
+    ]
+    assert len(caplog.records) == 1
+    trainer.step(batches(1)[0])
+    assert counts(trainer)[1:] == (1, 5 - EAGER_FIRST + 1)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_anomaly_detection_is_not_captured(device, caplog):
+    trainer = make_pair(device)[0]
+    with torch.autograd.detect_anomaly():
+        for real in batches(5):
+            trainer.step(real)
+    assert counts(trainer) == (0, 0, 0)
+    assert "anomaly detection reads every gradient" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.spectral_norm`:FutureWarning")
+def test_spectral_norm_of_either_kind_is_captured(device):
+    def change(generator, discriminator):
+        torch.manual_seed(3)
+        discriminator[0] = nn.utils.spectral_norm(discriminator[0])
+        discriminator[2] = nn.utils.parametrizations.spectral_norm(discriminator[2])
+
+    # The first kind's normalised weight stays on the module with its graph: state_dict has what matters.
+    pair = make_pair(device, change)
+    for real in batches(8):
+        run_both(pair, real, device)
+        assert_same_trainers(pair, device)
+    assert counts(pair[0])[1:] == (1, 8 - EAGER_FIRST)
+
+
+def test_settings_that_change_at_every_step_are_reported(device, caplog):
+    pair = make_pair(device)
+    for t, real in enumerate(batches(30)):
+        for trainer in pair:
+            trainer.g_optimizer.param_groups[0]["lr"] = 1e-3 / (t + 1)
+        run_both(pair, real, device)
+    assert_same_trainers(pair, device)
+    assert counts(pair[0]) == (30, 0, 0)
+    assert [r.getMessage() for r in caplog.records] == [
+        "the training step keeps running kernel by kernel, not as a CUDA graph: the optimizers' settings changed again "
+        "within 2 steps"
+    ]
+
+
+def test_the_batch_is_not_needed_after_the_step(device):
+    pair = make_pair(device)
+    for real in batches(8):
+        mine = real.clone()
+        have = pair[0].step(mine)
+        mine.zero_()
+        assert_same(have, pair[1].step(real), device)
+    assert_same_trainers(pair, device)
+
+
+def test_a_trainer_with_a_graph_is_freed_without_the_garbage_collector(device):
+    trainer = make_pair(device)[0]
+    for real in batches(5):
+        trainer.step(real)
+    weight = weakref.ref(trainer.discriminator[0].weight)
+    gc.collect()
+    gc.disable()
+    try:
+        del trainer
+        assert weight() is None
+    finally:
+        gc.enable()
+
+
+def test_nothing_is_said_where_all_goes_well(device, caplog):
+    caplog.set_level(logging.INFO)
+    trainer = make_pair(device)[0]
+    for real in batches(6):
+        trainer.step(real)
+    assert not caplog.records
+
+
+@CPU_ONLY
+def test_a_cpu_has_no_graphs():
+    players = make_players(torch.float32)
+    assert Trainer(TrainConfig(latent_dim=LATENT_DIM), *players)._captured_step is None
+    with pytest.raises(ValueError, match=r"^TrainConfig: expected device a GPU for cuda_graph on, got cpu$"):
+        Trainer(TrainConfig(latent_dim=LATENT_DIM, cuda_graph="on"), *players)
+
+
+class StubGenerator:
+    """A generator whose state object is stuck in a capture once one has begun and not ended."""
+
+    def __init__(self, device=None):
+        self.state = {"seed": 0, "stuck": False}
+
+    def get_state(self):
+        return self.state["seed"]
+
+    def set_state(self, seed):
+        self.state["seed"] = seed
+
+    def graphsafe_get_state(self):
+        return self.state
+
+    def graphsafe_set_state(self, state):
+        self.state = state
+
+
+@pytest.mark.parametrize("function_fails", [True, False])
+@pytest.mark.parametrize("end_fails", [True, False])
+def test_cudas_capture_puts_back_what_it_set(monkeypatch, function_fails, end_fails):
+    """The order of calls alone: nothing of CUDA's is here."""
+    generators, modes, calls = (StubGenerator(), StubGenerator()), [], []
+    for index, generator in enumerate(generators):
+        generator.set_state(index + 7)
+
+    class StubGraph:
+        def register_generator_state(self, generator):
+            calls.append(generator)
+
+        def capture_begin(self, capture_error_mode):
+            for generator in generators:
+                generator.state["stuck"] = True
+
+        def capture_end(self):
+            if end_fails:
+                raise RuntimeError("operation failed due to a previous error during capture")
+            for generator in generators:
+                generator.state["stuck"] = False
+
+        def replay(self):
+            calls.append("replay")
+
+    def function():
+        calls.append(modes[-1])
+        if function_fails:
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return torch.ones(5)
+
+    cuda = torch.cuda
+    for name, stub in {
+        "Stream": lambda device: None,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "synchronize": lambda device: None,
+        "empty_cache": lambda: None,
+        "CUDAGraph": StubGraph,
+        "default_generators": generators[1:],
+        "get_sync_debug_mode": lambda: 1,
+        "set_sync_debug_mode": modes.append,
+    }.items():
+        monkeypatch.setattr(cuda, name, stub)
+    monkeypatch.setattr(torch, "Generator", StubGenerator)
+
+    capture = graph.CudaGraphs(torch.device("cuda", 0)).capture
+    if function_fails or end_fails:
+        # What the step did wrong, not what CUDA says of the capture that this spoilt.
+        with pytest.raises(RuntimeError, match="a synchronizing" if function_fails else "a previous error"):
+            capture(function, generators[0])
+    else:
+        replay, values = capture(function, generators[0])
+        replay()
+        assert calls[-1] == "replay"
+        assert torch.equal(values, torch.ones(5))
+    assert calls[:2] == [generators[0], "error"]
+    assert modes == ["error", 1]
+    assert [generator.state for generator in generators] == [{"seed": seed, "stuck": False} for seed in (7, 8)]
