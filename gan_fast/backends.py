@@ -37,18 +37,14 @@ _tracing = torch._C._get_tracing_state
 _native_ops: dict[str, str | None] = {}
 # Public op -> the file of triton_kernels/ that serves it.
 _triton_files: dict[str, str] = {}
-# Public ops of nodes without a native kernel that go to Triton on a GPU by themselves; others stay with ATen's there.
-_triton_first: set[str] = set()
 # Native ops whose kernel for a device is Triton's.
 _by_triton: set[tuple[str, str]] = set()
 
 
-def register(op: str, native_op: str | None, triton_file: str | None = None, triton_first: bool = False) -> None:
+def register(op: str, native_op: str | None, triton_file: str | None = None) -> None:
     _native_ops[op] = native_op
     if triton_file is not None:
         _triton_files[op] = triton_file
-    if triton_first:
-        _triton_first.add(op)
 
 
 def _check_name(name: str, origin: str) -> str:
@@ -130,10 +126,9 @@ def _served_by(op: str, device_type: str, dtype: torch.dtype) -> str:
     key = (op, device_type, dtype)
     if key not in _served:
         reason = _unavailable(op, device_type)
-        triton = device_type == "cuda" and _triton_unavailable(op, device_type, dtype) is None
-        if reason is None and not (triton and op in _triton_first):
+        if reason is None:
             _served[key] = "native"
-        elif triton:
+        elif device_type == "cuda" and _triton_unavailable(op, device_type, dtype) is None:
             _served[key] = "triton"
         else:
             # Without a native module extension.py has said so already, for all ops.
@@ -194,11 +189,11 @@ def triton_module(op: str) -> ModuleType:
 
 def triton_kernels(op: str, input: torch.Tensor) -> ModuleType | None:
     """The Triton functions that serve this call, or None where the dispatcher finds the kernel."""
-    if _requested == "cpu" or (_requested == "auto" and input.is_cpu) or type(input) not in _PLAIN:
+    if type(input) not in _PLAIN:
         return None
-    if _requested == "triton" or _served_by(op, input.device.type, input.dtype) == "triton":
-        return triton_module(op)
-    return None
+    if _requested == "auto" and not input.is_cpu:
+        return triton_module(op) if _served_by(op, input.device.type, input.dtype) == "triton" else None
+    return triton_module(op) if _requested == "triton" else None
 
 
 # Up to so many values ATen's own chain of ops is the quicker one: nodes in Python cost more than our kernels save.

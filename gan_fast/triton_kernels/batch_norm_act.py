@@ -771,7 +771,7 @@ def double_backward(
         coefficients = vectors(5, tiles.channels)
 
         def finish(curvature: Tensor | None) -> None:
-            grid, blocks = _finish(tiles)
+            grid, blocks = _finish(tiles.channels, tiles.chunks)
             finish_double_kernel[grid](
                 sums, curvature, *_vectors(invstd, weight, cotangent_weight, cotangent_bias), coefficients,
                 grad_weight, grad_bias, tiles.chunks, tiles.channels, tiles.outer * tiles.inner, training, **blocks,
