@@ -548,9 +548,9 @@ def _layout(x: Tensor) -> tuple[Tensor, Tiles]:
     return x.contiguous(memory_format=memory_format), Tiles.of(x, memory_format != torch.contiguous_format)
 
 
-def _finish(tiles: Tiles) -> tuple[tuple[int], dict[str, int]]:
+def _finish(tiles: Tiles, most_channels: int = 16) -> tuple[tuple[int], dict[str, int]]:
     """Grid and blocks of the programs that merge chunks."""
-    block = min(triton.next_power_of_2(tiles.channels), 16)
+    block = min(triton.next_power_of_2(tiles.channels), most_channels)
     blocks = {"BLOCK_CHUNKS": triton.next_power_of_2(tiles.chunks), "BLOCK_CHANNELS": block, "num_warps": _WARPS}
     return (triton.cdiv(tiles.channels, block),), blocks
 
@@ -721,7 +721,8 @@ def double_backward(
         coefficients = vectors(5, tiles.channels)
 
         def finish(curvature: Tensor | None) -> None:
-            grid, blocks = _finish(tiles)
+            # Up to seven sums at once: with more channels sm_120 spills.
+            grid, blocks = _finish(tiles, most_channels=8)
             finish_double_kernel[grid](
                 sums, curvature, *_vectors(invstd, weight, cotangent_weight, cotangent_bias), coefficients,
                 grad_weight, grad_bias, tiles.chunks, tiles.channels, tiles.outer * tiles.inner, training, **blocks,
