@@ -600,11 +600,11 @@ def _merged(statistics: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return statistics
 
 
-def _finish(channels: int, chunks: int) -> tuple[tuple[int], dict[str, int]]:
+def _finish(channels: int, chunks: int, per_thread: int = 16) -> tuple[tuple[int], dict[str, int]]:
     """Grid and blocks of the programs that merge the last chunks."""
     block, rows = min(triton.next_power_of_2(channels), 8), triton.next_power_of_2(chunks)
-    # Sixteen values for each thread: of eight sm_90's compiler makes fewer registers and spills.
-    warps = max(1, rows * block // 512)
+    # Statistics of eight values for each thread sm_90's compiler gives fewer registers, and spills.
+    warps = max(1, rows * block // (32 * per_thread))
     return (triton.cdiv(channels, block),), {"BLOCK_CHUNKS": rows, "BLOCK_CHANNELS": block, "num_warps": warps}
 
 
@@ -771,7 +771,8 @@ def double_backward(
         coefficients = vectors(5, tiles.channels)
 
         def finish(curvature: Tensor | None) -> None:
-            grid, blocks = _finish(tiles.channels, tiles.chunks)
+            # Up to seven sums at once: of more values sm_120 spills.
+            grid, blocks = _finish(tiles.channels, tiles.chunks, per_thread=8)
             finish_double_kernel[grid](
                 sums, curvature, *_vectors(invstd, weight, cotangent_weight, cotangent_bias), coefficients,
                 grad_weight, grad_bias, tiles.chunks, tiles.channels, tiles.outer * tiles.inner, training, **blocks,
