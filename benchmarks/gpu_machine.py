@@ -73,6 +73,8 @@ class Machine:
         self.started = time.monotonic()
         self.seconds = seconds
         self.rounds = 1 if self.dry else 20
+        # Triton's interpreter cuts bfloat16 off instead of rounding, and of a few values little averages out.
+        self.leniency = 4.0 if self.dry else 1.0
 
     @property
     def backends(self) -> tuple[str, str]:
@@ -219,6 +221,7 @@ def measure(machine: Machine, case: Case) -> Record:
         operations; or with skipped or failed, the reason. fatal, a provider's name, where it broke the device.
     """
     record: Record = {"case": case.name, "baseline": None, "providers": {}}
+    tolerance = case.tolerance * machine.leniency
     replays: dict[str, Work] = {}
     counts: dict[str, int] = {}
     expected: dict[str, Tensor] = {}
@@ -232,7 +235,7 @@ def measure(machine: Machine, case: Case) -> Record:
             turns = make()
             results = named(turns[0]())
             found["distance"] = harness.significant(
-                harness.compare(f"{case.name}: {name}", results, expected or results, case.tolerance)
+                harness.compare(f"{case.name}: {name}", results, expected or results, tolerance)
             )
             replays[name], counts[name] = machine.capture(turns), len(turns)
             replays[name]()
