@@ -29,24 +29,23 @@ def run(command: Sequence[str], seconds: float, **settings: str) -> tuple[int, s
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, **settings},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     try:
-        return_code, output = 124, process.communicate(timeout=max(1.0, seconds))[0]
+        output, _ = process.communicate(timeout=max(1.0, seconds))
+        return process.returncode, output
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
-        try:
-            output, _ = process.communicate(timeout=SUMMARY_S)
-        except subprocess.TimeoutExpired as expired:
-            process.kill()
-            # Not waited for: what it started may hold the pipe open until the suite ends this part's whole session.
-            output = (expired.output or b"").decode(errors="replace")
-    else:
-        return_code = process.returncode
-    return return_code, output
+    try:
+        output, _ = process.communicate(timeout=SUMMARY_S)
+    except subprocess.TimeoutExpired as expired:
+        process.kill()
+        # Not waited for: what it started may hold the pipe open until the suite ends this part's whole session.
+        output = (expired.output or b"").decode(errors="replace")
+    return 124, output
 
 
 def build(machine: Machine) -> Iterator[Record]:

@@ -64,7 +64,7 @@ def step_part(name: str) -> Callable[[Machine], Iterator[Record]]:
 def cases(machine: Machine) -> Iterator[Record]:
     """The benchmark's own cases, as `make bench` runs them."""
     out = Path(os.environ.get("GAN_FAST_SUITE_OUT", "."))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--case-seconds=0.3",
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", "--case-seconds=0.3",
                f"--benchmark-json={out / 'BENCH.json'}", "benchmarks"]  # fmt: skip
     if machine.dry:
         command += ["--collect-only"]

@@ -229,9 +229,17 @@ def cpu_section(results: Iterable[Mapping[str, Any]]) -> str:
                      f"{ours['time_ms']['median']:.3g}", f"{ours['speedup']['median']:.2f}x")
                 )  # fmt: skip
         facts = f"{run['device']}, {run['cores']} cores, {run['instruction_set']}, torch {run['torch']}, {_when(run)}"
-        kept = [held(figures) for figures in run["cases"] if "held" in figures]
+        kept = [_held_briefly(figures) for figures in run["cases"] if "held" in figures]
         sections += [f"{facts}:", "", *markdown(rows), "", *kept]
     return "\n".join(sections)
+
+
+def _held_briefly(figures: Mapping[str, Any]) -> str:
+    mib = {provider: f"{kept['process_mib']:.1f} MiB" for provider, kept in figures["held"].items()}
+    baseline, *others = mib.items()
+    name = figures["case"].replace(" forward + backward", "")
+    held = ", ".join(f"{provider} {size}" for provider, size in others)
+    return f"- {name}: between forward and backward {baseline[0]} holds {baseline[1]}, {held} (process memory)."
 
 
 def _when(run: Mapping[str, Any]) -> str:
