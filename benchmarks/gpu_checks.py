@@ -127,7 +127,9 @@ def sanitize(machine: Machine) -> Iterator[Record]:
         record["status"] = status
         record["checked"] = re.findall(r"^checked (.*)$", output, re.MULTILINE)
         record["absent"] = re.findall(r"^absent (.*)$", output, re.MULTILINE)
-        if status:
+        if "Device not supported" in output:
+            record["skipped"] = "compute-sanitizer does not support this device here"
+        elif status:
             record["failed"] = ("took too long: " if status == 124 else "") + output[-4000:]
         elif not record["checked"]:
             record["skipped"] = "no native kernels for this device"

@@ -159,14 +159,14 @@ class Machine:
         end.synchronize()
         return start.elapsed_time(end) / repeats
 
-    def race(self, providers: Mapping[str, Work], rounds: int | None = None) -> dict[str, np.ndarray]:
-        """Time providers in turns; return each one's ms by round."""
+    def race(self, providers: Mapping[str, Work], sample_ms: float = SAMPLE_MS) -> dict[str, np.ndarray]:
+        """Time providers in turns, at least ``sample_ms`` at a time; return each one's ms by round."""
         repeats = {}
         for name, work in providers.items():
-            once = SAMPLE_MS if self.dry else self.time_ms(work, 1)
-            repeats[name] = max(1, math.ceil(SAMPLE_MS / max(once, 1e-3)))
+            once = sample_ms if self.dry else self.time_ms(work, 1)
+            repeats[name] = max(1, math.ceil(sample_ms / max(once, 1e-3)))
         samples: dict[str, list[float]] = {name: [] for name in providers}
-        for _ in range(rounds or self.rounds):
+        for _ in range(self.rounds):
             for name, work in providers.items():
                 samples[name].append(self.time_ms(work, repeats[name]))
         return {name: np.array(ms) for name, ms in samples.items()}

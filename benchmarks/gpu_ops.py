@@ -258,6 +258,7 @@ class _Convolution:
 
 def convolutions(machine: Machine) -> Iterator[Record]:
     """Convolutions by themselves: cuDNN through ATen, and Triton."""
+    torch.backends.cudnn.benchmark = True  # as scripts that care have it
     yield from measure_all(machine, _convolutions(machine))
 
 
@@ -298,6 +299,7 @@ class _Compiler:
 
 def blocks(machine: Machine) -> Iterator[Record]:
     """Convolution, norm and activation, and the generator's last layer with tanh."""
+    torch.backends.cudnn.benchmark = True  # as scripts that care have it
     yield from measure_all(machine, _blocks(machine))
 
 
@@ -425,6 +427,7 @@ def launched(machine: Machine, work: Work) -> Counter[str]:
 
 def penalty(machine: Machine) -> Iterator[Record]:
     """A gradient penalty, first and second backward, through a critic of five blocks without norm."""
+    torch.backends.cudnn.benchmark = True  # as scripts that care have it
     yield from measure_all(machine, _penalty(machine))
 
 

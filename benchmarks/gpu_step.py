@@ -24,6 +24,7 @@ TOLERANCE = 0.1
 # More than any provider takes until it runs as it will run on: compiled, captured.
 WARM_UP = 12
 EAGER_BEFORE_CAPTURE = 4
+SAMPLE_MS = 20.0
 
 
 class Setting:
@@ -198,7 +199,7 @@ def measure(machine: Machine, batch: int, providers: Mapping[str, Callable[[], W
         works[name] = work
         if not expected:
             expected, record["baseline"] = losses, name
-    samples = machine.race(works)
+    samples = machine.race(works, SAMPLE_MS)
     add_times(record, samples, flop=roofline.step_flop(batch))
     for name, work in works.items():
         found = record["providers"][name]

@@ -210,6 +210,22 @@ def test_a_part_runs_alone_in_a_process_and_names_what_went_wrong(tmp_path: Path
         assert "CUDA" in failed or "NVIDIA" in failed
 
 
+def test_parts_may_run_one_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "suite.json"
+    origin = {**gpu_suite.origin(CPU, "abc"), "parts": {}}
+    assert gpu_suite.earlier_parts(path, origin) == {}
+    path.write_text(json.dumps({**origin, "parts": {"rates": {"seconds": 1.0, "records": []}}}))
+    assert list(gpu_suite.earlier_parts(path, origin)) == ["rates"]
+    assert gpu_suite.earlier_parts(path, {**origin, "commit": "another"}) == {}
+
+
+@pytest.mark.parametrize(("name", "word"), [("rates", "failed"), ("autotuned_step", "skipped")])
+def test_running_out_of_time_is_said(name: str, word: str, tmp_path: Path) -> None:
+    found = gpu_suite.run_part(name, tmp_path, CPU, 0.2)
+    assert found[word].startswith("took longer than 0 s")
+    assert found["records"] == []
+
+
 def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="gpu_suite: expected a GPU"):

@@ -26,7 +26,8 @@ def suite() -> dict[str, Any]:
     ours = {"gan_fast, triton": figures(0.02, 2.0, gb_per_s=3000.0), "gan_fast, cuda": figures(0.01, 4.0, gb_per_s=6e3)}
     step = {"gan_fast": figures(0.6, 3.0, peak_memory_mib=500.0, tflop_per_s=400.0), "broken": {"failed": "no"}}
     return {
-        "device": "NVIDIA H200", "torch": "2.11", "triton": "3.6", "commit": "0123456789abc", "date": "2026-11-22T10:00:00Z",
+        "device": "NVIDIA H200", "torch": "2.11", "triton": "3.6", "commit": "0123456789abc",
+        "date": "2026-11-22T10:00:00Z",
         "parts": {
             "rates": part(table.COPY, ATen=figures(1.0, 1.0, gb_per_s=4000.0)),
             "norms": part("a norm", eager=figures(0.04, 1.0), **ours),
