@@ -84,7 +84,7 @@ class Part:
 
 # In the order of what is missed most where time runs out: limits add up to more than there is, parts rarely need them.
 PARTS: dict[str, Part] = {
-    "build": Part(gpu_checks.build, 110),
+    "build": Part(gpu_checks.build, 150),
     "facts": Part(gpu_checks.facts, 25),
     "rates": Part(ops_part("rates"), 30),
     "losses": Part(ops_part("losses"), 40),
