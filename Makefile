@@ -2,7 +2,7 @@
 #   make train   install, build, train a DCGAN on handwritten digits, say where the pictures are
 #   make test    install, build, run the whole test suite
 #   make lint    ruff, mypy, clang-format
-#   make bench   measure ops and a training step against eager PyTorch
+#   make bench   measure ops and a training step against eager PyTorch, and write README's tables
 #   make compat  import and test this build under an older torch (downloads it)
 PYTHON ?= python3
 VENV := .venv
@@ -60,6 +60,7 @@ format: $(VENV)/linted
 bench: $(VENV)/tested
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(RUN) pytest benchmarks --benchmark-json=BENCH.json $(BENCH_ARGS)
 	$(RUN) benchmarks.report BENCH.json
+	$(RUN) benchmarks.table
 
 compat: $(VENV)/tested
 	sh tests/compat.sh $(BIN)/python $(COMPAT_TORCH)

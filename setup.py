@@ -1,7 +1,7 @@
 """Build gan_fast._C: CPU kernels always, CUDA kernels where nvcc and a CUDA build of torch are there.
 
 Environment:
-    FORCE_CUDA=1          add the CUDA sources also to a torch built without CUDA; an error without nvcc.
+    FORCE_CUDA=1          add the CUDA sources also to a torch built without CUDA; an error without nvcc. 0: never.
     TORCH_CUDA_ARCH_LIST  architectures for nvcc, as in torch ("9.0 10.0").
     MAX_JOBS              parallel compile jobs, as in torch.
     GAN_FAST_NATIVE=0     install without the native module: the reference serves. 1: an error where it cannot be built.
@@ -56,10 +56,12 @@ def extension_options() -> dict:
 
     cuda_sources = sources("cuda", ".cu")
     have_nvcc = cpp_extension.CUDA_HOME is not None
-    forced = os.environ.get("FORCE_CUDA") == "1"
+    force_cuda = os.environ.get("FORCE_CUDA")
+    forced = force_cuda == "1"
     if forced and not have_nvcc:
         raise SystemExit("gan_fast setup: FORCE_CUDA=1 expected nvcc, got none on PATH or in CUDA_HOME")
-    with_cuda = bool(cuda_sources) and have_nvcc and (torch.version.cuda is not None or forced)
+    wanted = force_cuda != "0" and (torch.version.cuda is not None or forced)
+    with_cuda = bool(cuda_sources) and have_nvcc and wanted
     macros = [("TORCH_TARGET_VERSION", TORCH_TARGET)]
     flags = ["-O2", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-ffp-contract=off"]
     arguments = {"sources": ["csrc/schema.cpp", *sources("cpu", ".cpp")], "include_dirs": [pybind11.get_include()]}

@@ -1,265 +1,282 @@
-"""Build, test and measure on a machine with an NVIDIA GPU, with one command and no network.
+"""Build, test and measure on a machine with an NVIDIA GPU, with one command, no network, in eight minutes.
 
-    python -m benchmarks.gpu_suite --out DIR [--parts rates norms ...]
+    python -m benchmarks.gpu_suite --out DIR [--parts rates norms ...] [--commit ID]
+    python -m benchmarks.gpu_suite --out DIR --dry       # every part at tiny sizes on the CPU; its times mean nothing
 
 Parts run one after the other, each in a process of its own with a time limit; what one has found is in DIR/suite.json
-when it ends, whatever happens to the next. The table of all is printed last. Needs torch with CUDA, Triton, and for
-the build a C++ compiler, pybind11 and ninja.
+as soon as it ends or is stopped, whatever happens to the next. A provider that breaks the device is left out when its
+part runs once more. The table of all is printed last. Needs torch with CUDA, Triton, and for the build a C++ compiler,
+pybind11 and ninja; nvcc, pytest and compute-sanitizer are used where they are.
+
+`python -m benchmarks.table --add DIR/suite.json` keeps the results and writes README's tables from them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import math
 import os
+import platform
 import signal
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import environment, roofline, table
+from benchmarks import environment, gpu_checks, table
+from benchmarks.gpu_machine import Machine, Record
 
 ROOT = Path(__file__).parent.parent
-# Larger than any GPU's second-level cache: what is rotated through this much memory is not in it.
-BEYOND_CACHE = 512 * 2**20
+TOTAL_S = 480.0
+# Below this a part would not get beyond importing torch.
+LEAST_S = 15.0
+# A dry run is for its result, not its time.
+DRY_FACTOR = 10.0
+# A part is told a little less than it has, to end by itself.
+MARGIN_S = 3.0
+FATAL = 3
+RAN_OUT = "took longer than "
 
 
-def time_ms(work: Callable[[int], Any], rounds: int = 30, inside: int = 10) -> dict[str, float]:
-    """Median and quartiles of one call's time on the GPU; ``work`` is given the number of its turn."""
-    for turn in range(3):
-        work(turn)
-    times = []
-    for first in range(rounds):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for turn in range(inside):
-            work(first * inside + turn)
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / inside)
-    q1, median, q3 = statistics.quantiles(times, n=4)
-    return {"median": median, "q1": q1, "q3": q3}
+def ops_part(name: str) -> Callable[[Machine], Iterator[Record]]:
+    def run(machine: Machine) -> Iterator[Record]:
+        from benchmarks import gpu_ops
 
-
-def facts() -> dict[str, Any]:
-    """What this machine is."""
-    import triton
-
-    import gan_fast
-
-    device = torch.device("cuda")
-    properties = torch.cuda.get_device_properties(device)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    return {
-        **environment.describe(device),
-        "cuda": torch.version.cuda,
-        "triton": triton.__version__,
-        "memory_mib": properties.total_memory // 2**20,
-        "processors": properties.multi_processor_count,
-        "commit": commit or "not a git checkout",
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "info": gan_fast.info(),
-    }
-
-
-def rates() -> dict[str, Any]:
-    """What the chip really does: bandwidth of a copy, products of bfloat16 matrices."""
-    source, target = (torch.empty(BEYOND_CACHE, dtype=torch.uint8, device="cuda") for _ in range(2))
-    copy = time_ms(lambda _: target.copy_(source))
-    size = 8192
-    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    product = time_ms(lambda _: a @ b, rounds=15, inside=5)
-    return {
-        "copy_gb_per_s": 2 * BEYOND_CACHE / copy["median"] / 1e6,
-        "bfloat16_tflop_per_s": 2 * size**3 / product["median"] / 1e9,
-    }
-
-
-def _norm(shape: tuple[int, ...], layout: torch.memory_format) -> dict[str, tuple[Callable[[int], Any], int]]:
-    """Work on inputs that no cache holds, and how often each reads or writes a tensor of the input's size."""
-    import torch.nn.functional as F
-
-    from gan_fast.triton_kernels import batch_norm_act
-
-    copies = min(32, max(2, BEYOND_CACHE // (2 * math.prod(shape))))
-    inputs = [
-        torch.randn(shape, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=layout) for _ in range(copies)
-    ]
-    mean, var, weight, bias = (torch.rand(shape[1], device="cuda") + 0.5 for _ in range(4))
-    affine, act = (weight, bias), ("leaky_relu", 0.2)
-    _, batch_mean, invstd = batch_norm_act.forward(inputs[0], None, None, *affine, True, 0.1, 1e-5, *act)
-
-    def forward(turn: int) -> Any:
-        return batch_norm_act.forward(inputs[turn % copies], mean, var, *affine, True, 0.1, 1e-5, *act)
-
-    def backward(turn: int) -> Any:
-        x, grad = inputs[turn % copies], inputs[(turn + 1) % copies]
-        return batch_norm_act.backward(grad, x, batch_mean, invstd, *affine, True, *act, True, True)
-
-    def eager(turn: int) -> Any:
-        return F.leaky_relu_(F.batch_norm(inputs[turn % copies], mean, var, *affine, True, 0.1, 1e-5), 0.2)
-
-    # Forward reads twice and writes once, backward reads two tensors twice and writes one.
-    return {"forward": (forward, 3), "backward": (backward, 5), "eager forward": (eager, 3)}
-
-
-def norms() -> list[dict[str, Any]]:
-    """batch_norm_act, forward and backward, in bfloat16: times, and the bandwidth of the bytes that must move."""
-    found = []
-    for shape in ((128, 64, 32, 32), (128, 128, 16, 16), (512, 64, 32, 32), (128, 512, 4, 4)):
-        for layout in (torch.channels_last, torch.contiguous_format):
-            for name, (work, passes) in _norm(shape, layout).items():
-                case = f"batch_norm_act {name} {'x'.join(map(str, shape))} bfloat16 {layout}"
-                taken = time_ms(work)
-                moved = passes * 2 * math.prod(shape)
-                found.append(
-                    {
-                        "case": case.replace("torch.", ""),
-                        "time_ms": taken,
-                        "gb_per_s": moved / taken["median"] / 1e6,
-                    }
-                )
-    return found
-
-
-def _convolution(layer: roofline.Layer, batch: int) -> tuple[dict[str, Callable[[int], Any]], torch.Tensor]:
-    """Who convolves, and the result in float64."""
-    from gan_fast.triton_kernels import conv
-
-    transposed = layer.out_size > layer.in_size
-    stride, padding = (1, 0) if 1 in (layer.in_size, layer.out_size) else (2, 1)
-    shape = (layer.c_in, layer.c_out) if transposed else (layer.c_out, layer.c_in)
-    x = torch.randn(batch, layer.c_in, layer.in_size, layer.in_size, device="cuda", dtype=torch.bfloat16)
-    weight = torch.randn(*shape, 4, 4, device="cuda", dtype=torch.bfloat16) * 0.02
-    x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
-    aten = torch.nn.functional.conv_transpose2d if transposed else torch.nn.functional.conv2d
-    options = ((stride,) * 2, (padding,) * 2, (1, 1), transposed, (layer.out_size,) * 2)
-    providers = {
-        "ATen": lambda _: aten(x, weight, None, stride, padding),
-        "Triton": lambda _: conv.convolve(x, weight, None, *options)[0],
-        "Triton, with statistics": lambda _: conv.convolve(x, weight, None, *options, statistics=True)[0],
-    }
-    return providers, aten(x.double(), weight.double(), None, stride, padding)
-
-
-def convolutions() -> list[dict[str, Any]]:
-    """The layers of DCGAN-64 in bfloat16: cuDNN through ATen, and Triton with and without a norm's statistics."""
-    found = []
-    for batch in (128, 1024):
-        for layer in roofline.LAYERS:
-            providers, want = _convolution(layer, batch)
-            for name, work in providers.items():
-                taken = time_ms(work, rounds=15)
-                found.append(
-                    {
-                        "case": f"{layer.name} batch {batch} {name}",
-                        "time_ms": taken,
-                        "tflop_per_s": layer.flop(batch) / taken["median"] / 1e9,
-                        "distance": ((work(0) - want).norm() / want.norm()).item(),
-                    }
-                )
-    return found
-
-
-def _command(*arguments: str) -> Callable[[], dict[str, Any]]:
-    def run() -> dict[str, Any]:
-        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
-        return {"status": done.returncode, "end_of_output": (done.stdout + done.stderr)[-6000:]}
+        yield from getattr(gpu_ops, name)(machine)
 
     return run
 
 
-# Name -> what to do, and seconds it may take; eight minutes in all.
-PARTS: dict[str, tuple[Callable[[], Any], int]] = {
-    "build": (_command(sys.executable, "setup.py", "-q", "build_ext", "--inplace"), 90),
-    "facts": (facts, 20),
-    "tests": (_command(sys.executable, "-m", "pytest", "-q", "tests/triton_kernels", "-k", "not compiles"), 90),
-    "rates": (rates, 20),
-    "norms": (norms, 40),
-    "convolutions": (convolutions, 60),
-    "cases": (
-        _command(sys.executable, "-m", "pytest", "-q", "benchmarks", "--case-seconds=0.5",
-                 f"--benchmark-json={Path(os.environ.get('GAN_FAST_SUITE_OUT', '.')) / 'BENCH.json'}"),
-        160,
-    ),
-}  # fmt: skip
+def step_part(name: str) -> Callable[[Machine], Iterator[Record]]:
+    def run(machine: Machine) -> Iterator[Record]:
+        from benchmarks import gpu_step
+
+        yield from getattr(gpu_step, name)(machine)
+
+    return run
 
 
-def run_part(name: str, out: Path) -> dict[str, Any]:
-    """One part in a process of its own: what it found, or why it found nothing."""
-    seconds = PARTS[name][1]
+def cases(machine: Machine) -> Iterator[Record]:
+    """The benchmark's own cases, as `make bench` runs them."""
+    out = Path(os.environ.get("GAN_FAST_SUITE_OUT", "."))
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", "--case-seconds=0.3",
+               f"--benchmark-json={out / 'BENCH.json'}", "benchmarks"]  # fmt: skip
+    if machine.dry:
+        command += ["--collect-only"]
+    status, output = gpu_checks.run(command, machine.left_s - gpu_checks.SUMMARY_S)
+    record: Record = {"case": "make bench", "status": status, "end_of_output": output[-3000:]}
+    yield {**record, "failed": output[-3000:]} if status else record
+
+
+@dataclass(frozen=True)
+class Part:
+    run: Callable[[Machine], Iterator[Record]]
+    limit_s: float
+    # Whether needing more than its time makes it skipped, not failed: torch.compile takes what it takes.
+    may_run_out: bool = False
+
+
+# In the order of what is missed most where time runs out: limits add up to more than there is, parts rarely need them.
+PARTS: dict[str, Part] = {
+    "build": Part(gpu_checks.build, 150),
+    "facts": Part(gpu_checks.facts, 25),
+    "rates": Part(ops_part("rates"), 30),
+    "losses": Part(ops_part("losses"), 40),
+    "step": Part(step_part("step"), 60),
+    "norms": Part(ops_part("norms"), 70),
+    "tests": Part(gpu_checks.tests, 120),
+    "blocks": Part(ops_part("blocks"), 90),
+    "compiled_step": Part(step_part("compiled_step"), 60, may_run_out=True),
+    "penalty": Part(ops_part("penalty"), 30),
+    "leaky_relu": Part(ops_part("leaky_relu"), 25),
+    "large_step": Part(step_part("large_step"), 40),
+    "sanitizer": Part(gpu_checks.sanitize, 120),
+    "convolutions": Part(ops_part("convolutions"), 50),
+    "autotuned_step": Part(step_part("autotuned_step"), 120, may_run_out=True),
+    "cases": Part(cases, 120, may_run_out=True),
+}
+
+
+def origin(device: torch.device, commit: str | None) -> dict[str, Any]:
+    """Where, when and of what commit the figures are."""
+    found: dict[str, Any] = {
+        "device": environment.device_name(device),
+        "kind": "gpu_suite",
+        "dry": device.type == "cpu",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": _triton_version(),
+        "commit": commit or _commit(),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {
+            "memory_mib": properties.total_memory // 2**20,
+            "processors": properties.multi_processor_count,
+            "capability": ".".join(map(str, torch.cuda.get_device_capability(device))),
+        }
+    return found
+
+
+def _triton_version() -> str:
+    try:
+        import triton
+    except ImportError as error:
+        return f"none: {error}"
+    return triton.__version__
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+        except FileNotFoundError:
+            return ""
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return (commit + ", with uncommitted changes" * bool(changed)) if commit else "not a git checkout"
+
+
+def run_here(name: str, lines: Path, device: torch.device, seconds: float, without: list[str]) -> int:
+    """Run a part in this process, each record written as it is found; return the exit status."""
+    machine = Machine(device, seconds, without)
+    with lines.open("a") as file, machine.stream():
+        for record in PARTS[name].run(machine):
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            if "fatal" in record:
+                return FATAL
+    return 0
+
+
+def run_part(name: str, out: Path, device: torch.device, seconds: float) -> dict[str, Any]:
+    """A part in a process of its own: its records, the seconds it took and, where it failed, why."""
     start = time.monotonic()
-    environment_of_part = {**os.environ, "GAN_FAST_SUITE_OUT": str(out)}
-    command = [sys.executable, "-m", "benchmarks.gpu_suite", "--out", str(out), "--only", name]
+    without: list[str] = []
+    records: dict[str, Record] = {}
+    while True:
+        left = seconds - (time.monotonic() - start)
+        failed, status = _run_process(name, out, device, left, without, records)
+        broken = [record["fatal"] for record in records.values() if record.get("fatal") not in (None, *without)]
+        if status != FATAL or not broken or seconds - (time.monotonic() - start) < LEAST_S:
+            break
+        without += broken
+    found: dict[str, Any] = {"seconds": round(time.monotonic() - start, 1), "records": list(records.values())}
+    if without or broken:
+        found["broke_the_device"] = sorted({*without, *broken})
+    if failed:
+        ran_out = failed.startswith(RAN_OUT) and PARTS[name].may_run_out
+        found["skipped" if ran_out else "failed"] = failed
+    return found
+
+
+def _run_process(
+    name: str, out: Path, device: torch.device, seconds: float, without: list[str], records: dict[str, Record]
+) -> tuple[str, int]:
+    lines = out / f"{name}.jsonl"
+    lines.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "benchmarks.gpu_suite", "--out", str(out), "--only", name, "--device", device.type,
+               "--seconds", str(seconds - MARGIN_S), "--without", *without]  # fmt: skip
+    settings = {**os.environ, "GAN_FAST_SUITE_OUT": str(out)}
+    if device.type == "cpu":
+        settings["TRITON_INTERPRET"] = "1"
     # A session of its own, so that what a part has started ends with it and does not run beside the next.
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment_of_part, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        command, cwd=ROOT, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
     )  # fmt: skip
     try:
-        output, errors = process.communicate(timeout=seconds)
+        output, _ = process.communicate(timeout=seconds)
+        failed = (output[-3000:] or f"exit status {process.returncode}") if process.returncode else ""
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        output, errors = process.communicate()
-        return {"failed": f"took longer than {seconds} s: {(output + errors)[-1000:]}"}
-    found: dict[str, Any] = {"seconds": round(time.monotonic() - start, 1)}
-    if process.returncode:
-        return {**found, "failed": (output + errors)[-3000:]}
-    result = json.loads(output.splitlines()[-1])
-    if isinstance(result, dict) and result.get("status"):
-        return {**found, "failed": result["end_of_output"]}
-    return {**found, "result": result}
+        output, _ = process.communicate()
+        failed = f"{RAN_OUT}{seconds:.0f} s: {output[-1000:]}"
+    merge(records, lines)
+    return failed, process.returncode
 
 
-def summary(found: dict[str, Any]) -> str:
-    """All figures as text, shares of what the chip does where that was measured."""
-    rates_found = found.get("rates", {}).get("result", {})
-    rows = [("case", "median ms [q1, q3]", "rate", "share of the chip's")]
-    for part in ("norms", "convolutions"):
-        for case in found.get(part, {}).get("result", []):
-            ms = case["time_ms"]
-            key, unit, limit = (
-                ("gb_per_s", "GB/s", "copy_gb_per_s") if "gb_per_s" in case else
-                ("tflop_per_s", "TFLOP/s", "bfloat16_tflop_per_s")
-            )  # fmt: skip
-            share = f"{case[key] / rates_found[limit]:.0%}" if limit in rates_found else ""
-            rows.append(
-                (case["case"], f"{ms['median']:.4f} [{ms['q1']:.4f}, {ms['q3']:.4f}]", f"{case[key]:.0f} {unit}", share)
-            )
-    lines = table.markdown(rows)
-    lines += [f"{name}: {value:.0f}" for name, value in rates_found.items()]
-    for name, part in found.items():
-        lines.append(f"{name}: " + (f"FAILED: {part['failed']}" if "failed" in part else f"{part['seconds']} s"))
-    return "\n".join(lines)
+def merge(records: dict[str, Record], lines: Path) -> None:
+    """Add what a process wrote, a line half written left out; a second run replaces what it measured itself."""
+    for line in lines.read_text().splitlines() if lines.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            record = json.loads(line)
+            earlier = records.get(record["case"], {})
+            kept = {
+                name: found
+                for name, found in earlier.get("providers", {}).items()
+                if "skipped" in record.get("providers", {}).get(name, {})
+            }
+            records[record["case"]] = {**earlier, **record}
+            if kept:
+                records[record["case"]]["providers"] = {**record["providers"], **kept}
 
 
-def main() -> None:
+def run_parts(
+    names: list[str],
+    out: Path,
+    device: torch.device,
+    found: dict[str, Any],
+    run: Callable[[str, Path, torch.device, float], dict[str, Any]] = run_part,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Run parts within TOTAL_S in all; after each the file has everything found so far."""
+    start = clock()
+    factor = DRY_FACTOR if device.type == "cpu" else 1.0
+    for name in names:
+        left = factor * TOTAL_S - (clock() - start)
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        if left < LEAST_S:
+            found["parts"][name] = {"seconds": 0.0, "records": [], "skipped": "no time was left for it"}
+        else:
+            found["parts"][name] = run(name, out, device, min(factor * PARTS[name].limit_s, left))
+        table.add_shares(found)
+        (out / "suite.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def earlier_parts(path: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """What parts that ran before found, of the same commit on the same device: parts may run one at a time."""
+    if not path.exists():
+        return {}
+    earlier = json.loads(path.read_text())
+    same = all(earlier[key] == found[key] for key in ("device", "torch", "triton", "commit", "dry"))
+    return dict(earlier["parts"]) if same else {}
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for suite.json and BENCH.json")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="which parts (default: all)")
+    parser.add_argument("--commit", help="what was measured, where the folder is no git checkout")
+    parser.add_argument("--dry", action="store_true", help="tiny sizes on the CPU")
     parser.add_argument("--only", choices=PARTS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.only:
-        print(json.dumps(PARTS[arguments.only][0]()))
-        return
-    if not torch.cuda.is_available():
+    parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=TOTAL_S, help=argparse.SUPPRESS)
+    parser.add_argument("--without", nargs="*", default=[], help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    if options.only:
+        lines = out / f"{options.only}.jsonl"
+        sys.exit(run_here(options.only, lines, torch.device(options.device), options.seconds, options.without))
+    device = torch.device("cpu" if options.dry else "cuda")
+    if not options.dry and not torch.cuda.is_available():
         sys.exit("gpu_suite: expected a GPU that torch can use, got none")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    out = arguments.out.resolve()
-    found: dict[str, Any] = {}
-    for name in arguments.parts:
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        found[name] = run_part(name, out)
-        (out / "suite.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(summary(found))
-    sys.exit(any("failed" in part for part in found.values()))
+    found: dict[str, Any] = {**origin(device, options.commit), "parts": {}}
+    found["parts"] = earlier_parts(out / "suite.json", found)
+    run_parts(options.parts, out, device, found)
+    print(table.suite(found))
+    sys.exit(bool(table.failures(found)))
 
 
 if __name__ == "__main__":

@@ -101,12 +101,13 @@ def check(case: Case, seed: int = 0) -> tuple[dict[str, Work], dict[str, str], d
             skipped[name] = str(error).strip().splitlines()[0]
             continue
         expected = expected or results
-        distances[name] = _compare(f"{case.name}: {name}", results, expected, case.tolerance)
+        distances[name] = compare(f"{case.name}: {name}", results, expected, case.tolerance)
         working[name] = work
     return working, skipped, distances
 
 
-def _compare(label: str, results: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float) -> float:
+def compare(label: str, results: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float) -> float:
+    """Return the largest distance of a result, ``||result - expected|| / ||expected||``; beyond the tolerance raise."""
     if results.keys() != expected.keys():
         raise WrongResultError(f"{label}: expected results {sorted(expected)}, got {sorted(results)}")
     largest = 0.0

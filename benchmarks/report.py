@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from benchmarks import environment, table
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = table.RESULTS
 
 
 def summarise(run: dict[str, Any]) -> dict[str, Any]:
@@ -57,9 +56,8 @@ def markdown(summary: dict[str, Any]) -> str:
 
 
 def write(summary: dict[str, Any], folder: Path) -> Path:
-    slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((R|TM)\)", "", summary["device"]).lower()).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{slug}.json"
+    path = folder / f"{table.slug(summary['device'])}.json"
     path.write_text(json.dumps(summary, indent=1) + "\n")
     return path
 

@@ -15,6 +15,8 @@ import dataclasses
 from benchmarks import table
 
 HALF = 2  # bytes of a bfloat16
+# Of an H200, products of bfloat16 matrices.
+NOMINAL_TFLOPS = 989.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +101,24 @@ def kernels(batch: int) -> list[Kernel]:
     return found
 
 
+def step_flop(batch: int) -> int:
+    """What an iteration needs: G forward and backward; D forward three times, backward three times, by weights twice.
+
+    The images' and the latents' gradients by the first layers are left out where nobody asks for them: D's update wants
+    none of the images, nothing wants the latents'.
+    """
+    g = sum(layer.flop(batch) for layer in LAYERS if layer.name.startswith("G"))
+    d = sum(layer.flop(batch) for layer in LAYERS if layer.name.startswith("D"))
+    first = {layer.name: layer.flop(batch) for layer in LAYERS}
+    return 3 * g - first["G1"] + 8 * d - 2 * first["D1"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--tflops", type=float, default=989.0, help="products of bfloat16 matrices, 1e12 operations/s")
+    parser.add_argument(
+        "--tflops", type=float, default=NOMINAL_TFLOPS, help="products of bfloat16 matrices, 1e12 operations/s"
+    )
     parser.add_argument("--bandwidth", type=float, default=4800.0, help="of the GPU's memory, GB/s")
     arguments = parser.parse_args()
     rows = [("layer", "kernel", "GFLOP", "MB", "us compute", "us memory", "bound by")]

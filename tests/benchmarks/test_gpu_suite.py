@@ -1,51 +1,356 @@
+"""The GPU suite without a GPU: each part at tiny sizes on the CPU, its budget, what it keeps when things go wrong."""
+
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+from triton_device import interpreted
 
-from benchmarks import gpu_suite
+from benchmarks import gpu_checks, gpu_machine, gpu_ops, gpu_step, gpu_suite, table
+from benchmarks.gpu_machine import Case, Machine
+
+CPU = torch.device("cpu")
+# Those that run kernels or steps; the others run commands, and have tests of their own below.
+MEASURING = ("rates", "losses", "norms", "blocks", "penalty", "leaky_relu", "convolutions", "step", "compiled_step",
+             "large_step", "autotuned_step")  # fmt: skip
+# What a CPU cannot have.
+ABSENT = {"leaky_relu": "no Triton kernel for this op"}
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = False
+
+
+def dry(name: str, tmp_path: Path) -> list[dict[str, Any]]:
+    lines = tmp_path / f"{name}.jsonl"
+    assert gpu_suite.run_here(name, lines, CPU, 1000.0, []) == 0
+    return [json.loads(line) for line in lines.read_text().splitlines()]
+
+
+def suite_of(**parts: dict[str, Any]) -> dict[str, Any]:
+    return {"device": "a GPU", "torch": "2", "triton": "3", "commit": "abc", "date": "2026-01-01", "parts": parts}
+
+
+# What torch.compile says of an input that has a history.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("name", [pytest.param(name, marks=interpreted) for name in MEASURING])
+def test_every_measuring_part_runs_dry(name: str, tmp_path: Path, one_thread: None) -> None:
+    records = dry(name, tmp_path)
+    found = suite_of(**{name: {"seconds": 1.0, "records": records}})
+    assert records
+    assert table.failures(found) == []
+    for _, case, provider, figures in table.providers_of(found):
+        if "skipped" in figures:
+            assert any(why in figures["skipped"] for why in ABSENT.values()), (case, provider, figures)
+        else:
+            assert figures.get("launches", 0) > 0 or figures["time_ms"]["median"] > 0, (case, provider)
+    assert records[0]["case"] in table.suite(found)
+
+
+def test_parts_are_all_tested() -> None:
+    assert {*gpu_suite.PARTS} == {*MEASURING, "build", "facts", "tests", "sanitizer", "cases"}
+
+
+def test_facts_tests_and_sanitizer_run_dry(tmp_path: Path) -> None:
+    (facts,) = dry("facts", tmp_path)
+    assert any("backend asked for" in line for line in facts["info"])
+    (ran,) = dry("tests", tmp_path)
+    assert ran["passed"] >= 4
+    assert "failed" not in ran
+    (checked,) = dry("sanitizer", tmp_path)
+    assert {line.split(":")[0] for line in checked["checked"]} >= {"batch_norm_act", "minimax_d_loss"}
+
+
+def test_cases_are_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GAN_FAST_SUITE_OUT", str(tmp_path))
+    (collected,) = dry("cases", tmp_path)
+    assert collected["status"] == 0
+
+
+def fake_run(outcomes: Sequence[int]) -> tuple[list[Any], Callable[..., tuple[int, str]]]:
+    calls: list[Any] = []
+
+    def run(command: Sequence[str], seconds: float, **settings: str) -> tuple[int, str]:
+        calls.append((list(command), settings))
+        return outcomes[len(calls) - 1], "nvcc fatal"
+
+    return calls, run
+
+
+def test_a_build_that_fails_goes_on_without_cuda_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, run = fake_run((1, 1, 0))
+    monkeypatch.setattr(gpu_checks, "run", run)
+    machine = mock.Mock(dry=False, left_s=100.0)
+    *failed, built = gpu_checks.build(machine)
+    assert [record["failed"] for record in failed] == ["nvcc fatal"] * 2
+    assert built == {"case": "build by setup.py, no CUDA kernels", "status": 0}
+    assert "pip" in calls[0][0]
+    assert {"--no-build-isolation", "--no-deps"} <= {*calls[0][0]}
+    assert calls[2][1] == {"GAN_FAST_NATIVE": "1", "FORCE_CUDA": "0"}
+
+
+def test_a_build_that_works_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, run = fake_run((0,))
+    monkeypatch.setattr(gpu_checks, "run", run)
+    assert list(gpu_checks.build(mock.Mock(dry=False, left_s=100.0))) == [{"case": "build by pip", "status": 0}]
+    assert len(calls) == 1
+
+
+def test_the_gpu_s_tests_are_those_that_name_it() -> None:
+    files = gpu_checks.gpu_tests()
+    assert "tests/triton_kernels/test_conv.py" in files
+    assert "tests/data/test_device_loader.py" in files
+    assert not any("benchmarks" in file or "test_compiled" in file for file in files)
+
+
+def test_failing_tests_are_kept_as_text() -> None:
+    output = "E  boom\nFAILED tests/a.py::b - boom\n1 failed, 3 passed, 2 skipped in 1.0s\n"
+    record = gpu_checks.test_record(1, output, ["tests/a.py"])
+    assert (record["passed"], record["skipped"]) == (3, 2)
+    assert record["failed_tests"] == ["tests/a.py::b - boom"]
+    assert "E  boom" in record["failed"]
+    assert gpu_checks.test_record(124, output, [])["failed"].startswith("stopped at its time limit")
+
+
+def test_a_command_past_its_time_may_say_what_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_checks, "SUMMARY_S", 5.0)
+    script = "import time\ntry:\n  time.sleep(60)\nexcept KeyboardInterrupt:\n  print('so far')"
+    start = time.monotonic()
+    assert gpu_checks.run([sys.executable, "-c", script], 1.0) == (124, "so far\n")
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize("have_tool", [True, False])
+def test_the_sanitizer_runs_where_it_is(have_tool: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, run = fake_run((0, 9))
+    monkeypatch.setattr(gpu_checks, "run", run)
+    monkeypatch.setattr(gpu_checks, "sanitizer", lambda: "/opt/compute-sanitizer" if have_tool else None)
+    memcheck, racecheck = gpu_checks.sanitize(mock.Mock(dry=False, left_s=100.0, device=torch.device("cuda")))
+    if have_tool:
+        assert calls[0][0][:3] == ["/opt/compute-sanitizer", "--tool", "memcheck"]
+        assert memcheck["skipped"] == "no native kernels for this device"
+        assert racecheck["failed"] == "nvcc fatal"
+    else:
+        assert not calls
+        assert "compute-sanitizer" in memcheck["skipped"]
+
+
+class Clock:
+    """Time that passes only where a part says so."""
+
+    def __init__(self, part_s: float) -> None:
+        self.now, self.part_s = 0.0, part_s
+        self.limits: dict[str, float] = {}
+
+    def run(self, name: str, out: Path, device: torch.device, seconds: float) -> dict[str, Any]:
+        self.limits[name] = seconds
+        spent = min(seconds, self.part_s)
+        self.now += spent
+        return {"seconds": spent, "records": []}
+
+
+@pytest.mark.parametrize("part_s", [1e9, 45.0, 1.0], ids=["every part hangs", "slow parts", "quick parts"])
+def test_all_parts_end_within_eight_minutes(part_s: float, tmp_path: Path) -> None:
+    clock = Clock(part_s)
+    found = suite_of()
+    gpu_suite.run_parts(list(gpu_suite.PARTS), tmp_path, torch.device("cuda"), found, clock.run, lambda: clock.now)
+    assert clock.now <= gpu_suite.TOTAL_S == 480
+    assert all(seconds <= gpu_suite.PARTS[name].limit_s for name, seconds in clock.limits.items())
+    assert list(found["parts"]) == list(gpu_suite.PARTS)
+    left_out = [name for name, part in found["parts"].items() if "skipped" in part]
+    assert bool(left_out) == (part_s > 30)
+    assert {*left_out} == {*gpu_suite.PARTS} - {*clock.limits}
+
+
+def test_what_was_found_is_kept_when_a_part_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    timed = {"time_ms": {"median": 0.5, "q1": 0.4, "q3": 0.6}, "speedup": {"median": 1.0, "q1": 1.0, "q3": 1.0}}
+    norm = {"case": "a norm", "baseline": "eager", "providers": {"eager": {**timed, "gb_per_s": 3000.0}}}
+    copy = {"case": "copy", "baseline": "ATen", "providers": {"ATen": {**timed, "gb_per_s": 4000.0}}}
+
+    def run(name: str, out: Path, device: torch.device, seconds: float) -> dict[str, Any]:
+        if name == "tests":
+            assert json.loads((tmp_path / "suite.json").read_text())["parts"]["rates"]["records"]
+            return {"seconds": 1.0, "records": [], "failed": "out of luck"}
+        return {"seconds": 1.0, "records": [copy if name == "rates" else norm]}
+
+    found = suite_of()
+    gpu_suite.run_parts(["rates", "tests", "norms"], tmp_path, CPU, found, run)
+    kept = json.loads((tmp_path / "suite.json").read_text())
+    assert kept["parts"]["norms"]["records"][0]["providers"]["eager"]["share"] == 0.75
+    assert table.failures(kept) == [("tests", "out of luck")]
+    text = " ".join(table.suite(kept).split())
+    assert "| a norm | eager | 500 [400, 600] | 1.00x | 3000 GB/s | 75% |" in text
+    assert "FAILED tests: out of luck" in text
+
+
+def test_a_part_runs_alone_in_a_process_and_names_what_went_wrong(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        gpu_suite.main(["--out", str(tmp_path), "--dry", "--parts", "rates"])
+    assert not ended.value.code
+    found = json.loads((tmp_path / "suite.json").read_text())
+    assert found["dry"]
+    assert [record["case"] for record in found["parts"]["rates"]["records"]] == [table.COPY, table.PRODUCT]
+    if not torch.cuda.is_available():
+        failed = gpu_suite.run_part("rates", tmp_path, torch.device("cuda"), 200.0)["failed"]
+        assert "CUDA" in failed or "NVIDIA" in failed
+
+
+def test_parts_may_run_one_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "suite.json"
+    origin = {**gpu_suite.origin(CPU, "abc"), "parts": {}}
+    assert gpu_suite.earlier_parts(path, origin) == {}
+    path.write_text(json.dumps({**origin, "parts": {"rates": {"seconds": 1.0, "records": []}}}))
+    assert list(gpu_suite.earlier_parts(path, origin)) == ["rates"]
+    assert gpu_suite.earlier_parts(path, {**origin, "commit": "another"}) == {}
+
+
+@pytest.mark.parametrize(("name", "word"), [("rates", "failed"), ("autotuned_step", "skipped")])
+def test_running_out_of_time_is_said(name: str, word: str, tmp_path: Path) -> None:
+    found = gpu_suite.run_part(name, tmp_path, CPU, 0.2)
+    assert found[word].startswith("took longer than 0 s")
+    assert found["records"] == []
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["gpu_suite", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="gpu_suite: expected a GPU"):
-        gpu_suite.main()
+        gpu_suite.main(["--out", str(tmp_path)])
 
 
-def test_keeps_what_was_found_when_a_part_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_part_that_breaks_the_device_runs_again_without_the_culprit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_part(name: str, out: Path) -> dict[str, Any]:
-        if name == "norms":
-            case = {"case": "a norm", "time_ms": {"median": 0.5, "q1": 0.4, "q3": 0.6}, "gb_per_s": 3000.0}
-            return {"seconds": 1.0, "result": [case]}
-        if name == "rates":
-            return {"seconds": 1.0, "result": {"copy_gb_per_s": 4000.0, "bfloat16_tflop_per_s": 700.0}}
-        return {"failed": "out of luck"}
+    ran: list[list[str]] = []
 
-    monkeypatch.setattr(gpu_suite, "run_part", run_part)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(sys, "argv", ["gpu_suite", "--out", str(tmp_path), "--parts", "rates", "norms", "convolutions"])
-    with pytest.raises(SystemExit) as ended:
-        gpu_suite.main()
-    assert ended.value.code
-    found = json.loads((tmp_path / "suite.json").read_text())
-    assert list(found) == ["rates", "norms", "convolutions"]
-    printed = capsys.readouterr().out
-    assert "| a norm | 0.5000 [0.4000, 0.6000] | 3000 GB/s | 75%" in " ".join(printed.split())
-    assert "convolutions: FAILED: out of luck" in printed
+    def run_process(
+        name: str, out: Path, device: torch.device, seconds: float, without: list[str], records: dict[str, Any]
+    ) -> tuple[str, int]:
+        ran.append(list(without))
+        lines = out / "lines"
+        provider = {"skipped": "it broke the device before"} if without else {"failed": "illegal access"}
+        record = {"case": "a", "baseline": "eager", "providers": {"eager": {"run": len(ran)}, "ours": provider}}
+        lines.write_text(json.dumps(record if without else {**record, "fatal": "ours"}) + '\n{"case": "half a li')
+        gpu_suite.merge(records, lines)
+        return ("", 0) if without else ("exit status 3", gpu_suite.FATAL)
 
-
-def test_a_part_runs_alone_and_names_what_went_wrong(tmp_path: Path) -> None:
-    found = gpu_suite.run_part("rates", tmp_path)
-    assert ("failed" in found) != torch.cuda.is_available()
+    monkeypatch.setattr(gpu_suite, "_run_process", run_process)
+    found = gpu_suite.run_part("norms", tmp_path, CPU, 100.0)
+    assert ran == [[], ["ours"]]
+    assert found["broke_the_device"] == ["ours"]
+    assert "failed" not in found
+    assert found["records"][0]["providers"] == {"eager": {"run": 2}, "ours": {"failed": "illegal access"}}
 
 
-def test_all_parts_end_within_eight_minutes() -> None:
-    assert sum(seconds for _, seconds in gpu_suite.PARTS.values()) <= 480
+def turns(value: float) -> Callable[[], list[Callable[[], torch.Tensor]]]:
+    return lambda: [lambda: torch.full((3,), value)]
+
+
+def test_a_provider_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> Any:
+        raise RuntimeError("op: expected backend cuda to be available, got: no kernel for device cuda")
+
+    case = Case("c", {"eager": turns(1.0), "close": turns(1.001), "wrong": turns(2.0), "absent": absent}, 0.01)
+    providers = gpu_machine.measure(Machine(CPU), case)["providers"]
+    assert providers["close"]["time_ms"]["median"] > 0
+    assert providers["close"]["distance"] == pytest.approx(0.001, rel=1e-2)
+    assert "expected 0 within" in providers["wrong"]["failed"]
+    assert "no kernel for device cuda" in providers["absent"]["skipped"]
+    monkeypatch.setattr(Machine, "alive", lambda self: False)
+    broken = [*gpu_machine.measure_all(Machine(CPU), iter([case, case]))]
+    assert [record["fatal"] for record in broken] == ["wrong"]
+    left = gpu_machine.measure(Machine(CPU, without=["wrong", "absent"]), case)
+    assert left["providers"]["wrong"] == {"skipped": "it broke the device before"}
+
+
+def test_more_launches_than_wanted_are_a_failure() -> None:
+    makers = {"eager": turns(1.0), "gan_fast": lambda: [lambda: torch.ones(3) + 1]}
+    record = gpu_ops.count_launches(Machine(CPU), "c", makers, 1)
+    assert "expected 1 kernel launched, got " in record["providers"]["gan_fast"]["failed"]
+    assert "failed" not in record["providers"]["eager"]
+    with pytest.raises(RuntimeError, match="expected kernels"):
+        gpu_ops.launched(Machine(CPU), lambda: None)
+
+
+def test_steps_with_wrong_losses_are_refused() -> None:
+    def work(loss: float) -> Callable[[], Any]:
+        return lambda: {"d_loss": torch.tensor(loss)}
+
+    providers = {"eager": lambda: work(1.4), "close": lambda: work(1.41), "off": lambda: work(2.0),
+                 "nan": lambda: work(float("nan"))}  # fmt: skip
+    found = gpu_step.measure(Machine(CPU), 128, providers)["providers"]
+    assert found["close"]["d_loss"] == 1.41
+    assert all("expected d_loss within 0.1" in found[name]["failed"] for name in ("off", "nan"))
+
+
+def test_no_time_for_the_compiler_is_said() -> None:
+    compiler = gpu_ops._Compiler(Machine(CPU, seconds=0.0))
+    with pytest.raises(gpu_machine.SkippedError, match="no time left"):
+        compiler.turns(torch.neg, turns(1.0))
+
+
+def test_the_gpu_s_side_calls_what_torch_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs, events and memory with torch.cuda's own signatures, on no GPU."""
+    replayed: list[int] = []
+
+    class Graph:
+        def replay(self) -> None:
+            replayed.append(1)
+
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, mock.create_autospec(getattr(torch.cuda, name)))
+    for name in ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved"):
+        monkeypatch.setattr(torch.cuda, name, mock.create_autospec(getattr(torch.cuda, name), return_value=5))
+    event = mock.create_autospec(torch.cuda.Event)
+    event.return_value.elapsed_time.return_value = 0.5
+    monkeypatch.setattr(torch.cuda, "Event", event)
+    graph = mock.create_autospec(torch.cuda.graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "Stream", mock.create_autospec(torch.cuda.Stream))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    machine = Machine(torch.device("cuda"))
+    with machine.stream():
+        record = gpu_machine.measure(machine, Case("c", {"eager": turns(1.0), "ours": turns(1.0)}, 0.0, bytes=10**6))
+    assert record["providers"]["ours"]["time_ms"]["median"] == 0.25
+    assert record["providers"]["ours"]["gb_per_s"] == 4.0
+    assert graph.call_count == 2
+    # For each provider: once to see that it runs; a timing of one, then twenty of two, each after one not timed.
+    assert len(replayed) == 2 * (1 + 2 + 20 * 3)
+    assert machine.allocated() == machine.peak() == (5, 5)
+    machine.forget_peak()
+    assert machine.turns(2**20) == gpu_machine.MOST_TURNS
+    assert machine.turns(2**30) == 3
+    assert callable(machine.compile(torch.neg, "max-autotune"))
+
+
+def test_times_of_several_turns_are_a_turn_s() -> None:
+    record: dict[str, Any] = {"baseline": "eager", "providers": {"eager": {}, "ours": {}}}
+    samples = {"eager": np.array([4.0, 8.0]), "ours": np.array([1.0, 4.0])}
+    gpu_machine.add_times(record, samples, bytes=10**6, flop=10**9)
+    assert record["providers"]["ours"]["speedup"]["median"] == 3.0
+    assert record["providers"]["ours"]["gb_per_s"] == 0.4
+    assert record["providers"]["ours"]["tflop_per_s"] == 0.4
+
+
+def test_a_dry_run_s_figures_are_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "suite.json"
+    path.write_text(json.dumps({**suite_of(), "dry": True}))
+    with pytest.raises(ValueError, match="from a GPU, got a dry run"):
+        table.add(path, tmp_path / "results")
+    path.write_text(json.dumps({**suite_of(), "dry": False, "device": "NVIDIA H200"}))
+    assert table.add(path, tmp_path / "results").name == "nvidia-h200.json"

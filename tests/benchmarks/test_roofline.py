@@ -25,6 +25,11 @@ def test_least_times() -> None:
     assert kernel.compute_us(989) == 0
 
 
+def test_an_iteration_is_the_one_counted_by_hand() -> None:
+    assert roofline.step_flop(128) / 1e9 == pytest.approx(291, abs=0.5)
+    assert roofline.step_flop(128) / roofline.NOMINAL_TFLOPS / 1e6 == pytest.approx(294, abs=1)  # us
+
+
 def test_prints_every_kernel(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["roofline", "--batch", "64"])
     roofline.main()

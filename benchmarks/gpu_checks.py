@@ -1,0 +1,136 @@
+"""What the GPU suite builds and checks: the package itself, the tests that use a GPU, kernels under a sanitizer."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from benchmarks import environment
+from benchmarks.gpu_machine import Machine, Record
+
+ROOT = Path(__file__).parent.parent
+TESTS = ROOT / "tests"
+# What pytest gets to write its summary once it is told to stop.
+SUMMARY_S = 12.0
+PARALLEL_TESTS = 8
+INSTALL = ("-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "-q", "-e", ".")
+IN_PLACE = ("setup.py", "-q", "build_ext", "--inplace")
+
+
+def run(command: Sequence[str], seconds: float, **settings: str) -> tuple[int, str]:
+    """Run a command in the repository; past its time interrupt it, then kill it. Return its status and output."""
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **settings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=max(1.0, seconds))
+        return process.returncode, output
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+    try:
+        output, _ = process.communicate(timeout=SUMMARY_S)
+    except subprocess.TimeoutExpired as expired:
+        process.kill()
+        # Not waited for: what it started may hold the pipe open until the suite ends this part's whole session.
+        output = (expired.output or b"").decode(errors="replace")
+    return 124, output
+
+
+def build(machine: Machine) -> Iterator[Record]:
+    """Build in place without network; without pip, or without the CUDA kernels, where that fails, and say so."""
+    attempts = (
+        ("pip", INSTALL, {"GAN_FAST_NATIVE": "1"}),
+        ("setup.py", IN_PLACE, {"GAN_FAST_NATIVE": "1"}),
+        ("setup.py, no CUDA kernels", IN_PLACE, {"GAN_FAST_NATIVE": "1", "FORCE_CUDA": "0"}),
+    )
+    for name, arguments, settings in attempts[1:2] if machine.dry else attempts:
+        status, output = run([sys.executable, *arguments], machine.left_s - SUMMARY_S - 2, **settings)
+        record = {"case": f"build by {name}", "status": status}
+        yield record if status == 0 else {**record, "failed": output[-3000:]}
+        if status == 0:
+            return
+
+
+def facts(machine: Machine) -> Iterator[Record]:
+    """What runs here, as the package sees it once it is built."""
+    import gan_fast
+
+    yield {"case": "facts", **environment.describe(machine.device), "info": gan_fast.info().splitlines()}
+
+
+def gpu_tests() -> list[str]:
+    """Test files that run something on a GPU where there is one: those that name it. What runs this suite is not."""
+    found = []
+    for path in sorted(TESTS.rglob("test_*.py")):
+        text = path.read_text()
+        if path.parent.name != "benchmarks" and path.name != "test_compiled.py":
+            found += [str(path.relative_to(ROOT))] * ("cuda" in text or "triton_device" in text)
+    return found
+
+
+def tests(machine: Machine) -> Iterator[Record]:
+    """The tests that use a GPU, stopped in time to tell what failed until then."""
+    files = ["tests/benchmarks/test_roofline.py"] if machine.dry else gpu_tests()
+    # Warnings of other versions of libraries are no failures of ours.
+    options = ["-q", "--tb=short", "-rfE", "-W", "default", "-p", "no:cacheprovider"]
+    if find_spec("xdist") and not machine.dry:
+        options += ["-n", str(min(PARALLEL_TESTS, os.cpu_count() or 1)), "--dist", "worksteal"]
+    command = [sys.executable, "-m", "pytest", *options, *files]
+    yield test_record(*run(command, machine.left_s - 2 * SUMMARY_S), files)
+
+
+def test_record(status: int, output: str, files: Sequence[str]) -> Record:
+    counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)\b", output)}
+    record: Record = {"case": "pytest", "status": status, "files": list(files), **counts}
+    if status:
+        record["failed_tests"] = re.findall(r"^(?:FAILED|ERROR) (.*)$", output, re.MULTILINE)
+        record["failed"] = ("stopped at its time limit: " if status == 124 else "") + output[-8000:]
+    return record
+
+
+def sanitizer() -> str | None:
+    """Path of compute-sanitizer, on PATH or beside nvcc."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    nvcc = shutil.which("nvcc")
+    homes += [str(Path(nvcc).resolve().parent.parent)] if nvcc else []
+    folders = [str(Path(home) / place) for home in homes if home for place in ("bin", "compute-sanitizer")]
+    return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
+
+
+def sanitize(machine: Machine) -> Iterator[Record]:
+    """memcheck and racecheck of the native GPU kernels on small tensors."""
+    script = [sys.executable, "-m", "benchmarks.gpu_sanitized", "--backend", machine.device.type]
+    tool = sanitizer()
+    checks = ("no tool",) if machine.dry else ("memcheck", "racecheck")
+    for index, check in enumerate(checks):
+        record: Record = {"case": f"compute-sanitizer {check}"}
+        if tool is None and not machine.dry:
+            yield {**record, "skipped": "compute-sanitizer is neither on PATH nor in CUDA's folder"}
+            continue
+        command = script if tool is None or machine.dry else [tool, "--tool", check, "--error-exitcode", "9", *script]
+        # Every tensor in an allocation of its own, so that writing past one is seen.
+        status, output = run(
+            command, machine.left_s / (len(checks) - index) - SUMMARY_S, PYTORCH_NO_CUDA_MEMORY_CACHING="1"
+        )
+        record["status"] = status
+        record["checked"] = re.findall(r"^checked (.*)$", output, re.MULTILINE)
+        record["absent"] = re.findall(r"^absent (.*)$", output, re.MULTILINE)
+        if "Device not supported" in output:
+            record["skipped"] = "compute-sanitizer does not support this device here"
+        elif status:
+            record["failed"] = ("took too long: " if status == 124 else "") + output[-4000:]
+        elif not record["checked"]:
+            record["skipped"] = "no native kernels for this device"
+        yield record

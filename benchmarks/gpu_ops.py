@@ -1,0 +1,469 @@
+"""What the GPU suite measures of single ops: each part yields the records of its cases as it finds them."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+import gan_fast
+from benchmarks import roofline
+from benchmarks.gpu_machine import BEYOND_CACHE, Case, Machine, Record, SkippedError, Work, measure_all, reason
+from benchmarks.harness import OURS
+from benchmarks.table import COPY, PRODUCT
+from gan_fast import ops
+
+EAGER, COMPILED = "eager", "torch.compile"
+SLOPE = 0.2
+# Products that are summed up in another order round to another bfloat16, and where that puts a value in five hundred on
+# the other side of an activation's kink, a gradient is off by its root, 0.05.
+TOLERANCES = {torch.bfloat16: 0.15, torch.float32: 5e-3}
+# torch.compile of a block takes seconds: no more than this share of a part's time goes there.
+COMPILE_SHARE = 0.45
+
+
+def rates(machine: Machine) -> Iterator[Record]:
+    """What the chip really does: bandwidth of a copy, products of bfloat16 matrices."""
+    bytes = machine.size(BEYOND_CACHE, 2**16)
+    source, target = (torch.empty(bytes, dtype=torch.uint8, device=machine.device).zero_() for _ in range(2))
+    size = machine.size(8192, 64)
+    a, b = (torch.randn(size, size, device=machine.device, dtype=torch.bfloat16) for _ in range(2))
+    cases = (
+        Case(COPY, {"ATen": lambda: [lambda: target.copy_(source)]}, 0.0, bytes=2 * bytes),
+        Case(PRODUCT, {"ATen": lambda: [lambda: a @ b]}, 0.0, flop=2 * size**3),
+    )
+    yield from measure_all(machine, iter(cases))
+
+
+def ours_by_name(machine: Machine, make: Callable[[], Sequence[Work]]) -> dict[str, Callable[[], Sequence[Work]]]:
+    """Our op under each backend that has kernels for the device; the choice is made when forward is called."""
+
+    def under(backend: str) -> Sequence[Work]:
+        def inside(turn: Work) -> Any:
+            with gan_fast.use_backend(backend):
+                return turn()
+
+        with gan_fast.use_backend(backend):
+            return [functools.partial(inside, turn) for turn in make()]
+
+    return {f"{OURS}, {backend}": functools.partial(under, backend) for backend in machine.backends}
+
+
+def forward_turns(function: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) -> Sequence[Work]:
+    def turn(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return function(x)
+
+    return [functools.partial(turn, x) for x in inputs]
+
+
+def backward_turns(
+    function: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], leaves: Sequence[Tensor]
+) -> Sequence[Work]:
+    """The backward pass alone: forward has run, and is kept."""
+
+    def turn(output: Tensor, wanted: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(output, wanted, grad, retain_graph=True)
+
+    turns = []
+    for index, x in enumerate(inputs):
+        # A leaf of its own: providers share the values.
+        leaf = x.detach().requires_grad_()
+        grad = inputs[index - 1][:, : leaf.size(1)]
+        output = function(leaf)
+        if grad.shape != output.shape:
+            grad = torch.randn_like(output)
+        turns.append(functools.partial(turn, output, (leaf, *leaves), grad))
+    return turns
+
+
+def both_turns(
+    function: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], leaves: Sequence[Tensor], grad: Tensor
+) -> Sequence[Work]:
+    """Forward and backward."""
+
+    def turn(leaf: Tensor) -> tuple[Tensor, ...]:
+        output = function(leaf)
+        return (output, *torch.autograd.grad(output, (leaf, *leaves), grad))
+
+    return [functools.partial(turn, x.detach().requires_grad_()) for x in inputs]
+
+
+class _Norm:
+    """Batch norm in training with LeakyReLU, by ATen and by us."""
+
+    def __init__(self, channels: int, device: torch.device) -> None:
+        self.running = torch.zeros(channels, device=device), torch.ones(channels, device=device)
+        self.leaves = tuple((torch.rand(channels, device=device) + 0.5).requires_grad_() for _ in range(2))
+
+    def eager(self, x: Tensor, running: tuple[Tensor | None, Tensor | None] | None = None) -> Tensor:
+        return F.leaky_relu_(F.batch_norm(x, *(running or self.running), *self.leaves, True, 0.1, 1e-5), SLOPE)
+
+    def ours(self, x: Tensor, running: tuple[Tensor | None, Tensor | None] | None = None) -> Tensor:
+        statistics = (*(running or self.running), *self.leaves)
+        return ops.batch_norm_act(x, *statistics, True, 0.1, 1e-5, "leaky_relu", SLOPE)
+
+
+def norms(machine: Machine) -> Iterator[Record]:
+    """batch_norm_act in training, forward and backward, at DCGAN-64's shapes and larger ones."""
+    yield from measure_all(machine, _norms(machine))
+
+
+def _norms(machine: Machine) -> Iterator[Case]:
+    shapes = ((128, 512, 4, 4), (128, 256, 8, 8), (128, 128, 16, 16), (128, 64, 32, 32), (1024, 64, 32, 32),
+              (128, 64, 64, 64))  # fmt: skip
+    layouts = ((torch.bfloat16, torch.channels_last), (torch.float32, torch.contiguous_format))
+    for wanted in machine.some(shapes):
+        batch, channels, size, _ = wanted
+        shape = (machine.size(batch, 4), machine.size(channels, 8), *(machine.size(size, 4),) * 2)
+        for dtype, layout in layouts:
+            tensor_bytes = math.prod(shape) * dtype.itemsize
+            inputs = [
+                torch.randn(shape, device=machine.device, dtype=dtype).contiguous(memory_format=layout)
+                for _ in range(machine.turns(2 * tensor_bytes))
+            ]
+            made = _Norm(shape[1], machine.device)
+            label = f"({'x'.join(map(str, wanted))}) {_name(dtype)} {_name(layout)}"
+            # Forward reads twice and writes once; backward reads two tensors twice and writes one.
+            yield Case(
+                f"batch_norm_act forward {label}",
+                {
+                    EAGER: functools.partial(forward_turns, made.eager, inputs),
+                    **ours_by_name(machine, functools.partial(forward_turns, made.ours, inputs)),
+                },
+                TOLERANCES[dtype],
+                bytes=3 * tensor_bytes,
+            )
+            # Without running statistics: eager keeps them for backward, where another's forward has changed them.
+            eager, ours = (functools.partial(f, running=(None, None)) for f in (made.eager, made.ours))
+            yield Case(
+                f"batch_norm_act backward {label}",
+                {
+                    EAGER: functools.partial(backward_turns, eager, inputs, made.leaves),
+                    **ours_by_name(machine, functools.partial(backward_turns, ours, inputs, made.leaves)),
+                },
+                TOLERANCES[dtype],
+                bytes=5 * tensor_bytes,
+            )
+
+
+def _name(value: Any) -> str:
+    return str(value).removeprefix("torch.").removesuffix("_format")
+
+
+def leaky_relu(machine: Machine) -> Iterator[Record]:
+    """leaky_relu, forward and backward, on a map that no cache holds."""
+    yield from measure_all(machine, _leaky_relu(machine))
+
+
+def _leaky_relu(machine: Machine) -> Iterator[Case]:
+    shape = (machine.size(128, 4), machine.size(64, 8), *(machine.size(32, 4),) * 2)
+    for dtype, layout in ((torch.bfloat16, torch.channels_last), (torch.float32, torch.contiguous_format)):
+        tensor_bytes = math.prod(shape) * dtype.itemsize
+        inputs = [
+            torch.randn(shape, device=machine.device, dtype=dtype).contiguous(memory_format=layout)
+            for _ in range(machine.turns(2 * tensor_bytes))
+        ]
+
+        def eager(x: Tensor) -> Tensor:
+            return F.leaky_relu(x, SLOPE)
+
+        def ours(x: Tensor) -> Tensor:
+            return ops.leaky_relu(x, SLOPE)
+
+        for passes, turns, moved in (
+            ("forward", forward_turns, 2),
+            ("backward", functools.partial(backward_turns, leaves=()), 3),
+        ):
+            yield Case(
+                f"leaky_relu {passes} (128x64x32x32) {_name(dtype)} {_name(layout)}",
+                {
+                    EAGER: functools.partial(turns, eager, inputs),
+                    OURS: functools.partial(turns, ours, inputs),
+                    **ours_by_name(machine, functools.partial(turns, ours, inputs)),
+                },
+                TOLERANCES[dtype],
+                bytes=moved * tensor_bytes,
+            )
+
+
+class _Convolution:
+    """A layer of DCGAN-64 in bfloat16, channels-last: its tensors, and who computes it."""
+
+    def __init__(self, machine: Machine, layer: roofline.Layer, batch: int) -> None:
+        self.layer = layer
+        self.transposed = layer.out_size > layer.in_size
+        self.stride, self.padding = (1, 0) if 1 in (layer.in_size, layer.out_size) else (2, 1)
+        channels = (layer.c_in, layer.c_out) if self.transposed else (layer.c_out, layer.c_in)
+        make = functools.partial(torch.randn, device=machine.device, dtype=torch.bfloat16)
+        x, y, _ = (values * roofline.HALF for values in layer.values(batch))
+        self.flop = layer.flop(batch)
+        self.inputs = [
+            make(batch, layer.c_in, layer.in_size, layer.in_size).contiguous(memory_format=torch.channels_last)
+            for _ in range(machine.turns(x + y))
+        ]
+        self.weight = (make(*channels, 4, 4) * 0.02).contiguous(memory_format=torch.channels_last).requires_grad_()
+        self.grad = make(batch, layer.c_out, layer.out_size, layer.out_size).contiguous(
+            memory_format=torch.channels_last
+        )
+        vector = functools.partial(torch.ones, layer.c_out, device=machine.device)
+        self.mean, self.var = vector().zero_(), vector()
+        self.bn_weight, self.bn_bias = vector().requires_grad_(), vector().zero_().requires_grad_()
+        self.leaves = (self.weight, self.bn_weight, self.bn_bias)
+        self.activation = "relu" if self.transposed else "leaky_relu"
+
+    def aten(self, x: Tensor) -> Tensor:
+        function = F.conv_transpose2d if self.transposed else F.conv2d
+        return function(x, self.weight, None, self.stride, self.padding)
+
+    def ours(self, x: Tensor) -> Tensor:
+        function = ops.conv_transpose2d if self.transposed else ops.conv2d
+        return function(x, self.weight, None, self.stride, self.padding)
+
+    def eager_block(self, x: Tensor) -> Tensor:
+        y = F.batch_norm(self.aten(x), self.mean, self.var, self.bn_weight, self.bn_bias, True, 0.1, 1e-5)
+        return F.relu_(y) if self.transposed else F.leaky_relu_(y, SLOPE)
+
+    def our_norm(self, x: Tensor) -> Tensor:
+        return ops.batch_norm_act(
+            self.aten(x), self.mean, self.var, self.bn_weight, self.bn_bias, True, 0.1, 1e-5, self.activation, SLOPE
+        )
+
+    def our_block(self, x: Tensor) -> Tensor:
+        function = ops.conv_transpose2d_bn_act if self.transposed else ops.conv2d_bn_act
+        return function(
+            x, self.weight, None, self.stride, self.padding, running_mean=self.mean, running_var=self.var,
+            bn_weight=self.bn_weight, bn_bias=self.bn_bias, training=True, activation=self.activation,
+            negative_slope=SLOPE,
+        )  # fmt: skip
+
+    def eager_last(self, x: Tensor) -> Tensor:
+        return torch.tanh_(self.aten(x))
+
+    def our_last(self, x: Tensor) -> Tensor:
+        return ops.conv_transpose2d_act(x, self.weight, None, self.stride, self.padding, activation="tanh")
+
+
+def convolutions(machine: Machine) -> Iterator[Record]:
+    """Convolutions by themselves: cuDNN through ATen, and Triton."""
+    torch.backends.cudnn.benchmark = True  # as scripts that care have it
+    yield from measure_all(machine, _convolutions(machine))
+
+
+def _convolutions(machine: Machine) -> Iterator[Case]:
+    names = ("G2", "G3", "G4", "G5", "D1", "D2", "D3", "D4")
+    for wanted in machine.some((128, 1024)):
+        for layer in machine.layers(*names):
+            made = _Convolution(machine, layer, machine.size(wanted, 2))
+            triton = f"{OURS}, {machine.backends[0]}"
+            case = functools.partial(Case, tolerance=TOLERANCES[torch.bfloat16])
+            label = f"{layer.name} batch {wanted} bfloat16"
+
+            forward = functools.partial(forward_turns, inputs=made.inputs)
+            both = functools.partial(both_turns, inputs=made.inputs, leaves=(made.weight,), grad=made.grad)
+            for passes, turns, factor in (("forward", forward, 1), ("forward + backward", both, 3)):
+                by_name = ours_by_name(machine, functools.partial(turns, made.ours))
+                providers = {"ATen": functools.partial(turns, made.aten), triton: by_name[triton]}
+                yield case(f"convolution {passes} {label}", providers, flop=factor * made.flop)
+
+
+class _Compiler:
+    """torch.compile within a budget of time: what comes later is skipped, and says so."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.left_s = COMPILE_SHARE * machine.left_s
+
+    def turns(self, function: Callable[..., Any], make: Callable[..., Sequence[Work]]) -> Sequence[Work]:
+        if self.left_s <= 0:
+            raise SkippedError("no time left for torch.compile in this part")
+        started = time.monotonic()
+        torch.compiler.reset()
+        turns = make(self.machine.compile(function))
+        turns[0]()
+        self.left_s -= time.monotonic() - started
+        return turns
+
+
+def blocks(machine: Machine) -> Iterator[Record]:
+    """Convolution, norm and activation, and the generator's last layer with tanh."""
+    torch.backends.cudnn.benchmark = True  # as scripts that care have it
+    yield from measure_all(machine, _blocks(machine))
+
+
+def _blocks(machine: Machine) -> Iterator[Case]:
+    compiler = _Compiler(machine)
+    for wanted in machine.some((128, 1024)):
+        for layer in machine.layers("G4", "D2", "G3", "D3", "G2", "D4", "G5"):
+            made = _Convolution(machine, layer, machine.size(wanted, 2))
+            op = "conv_transpose2d" if made.transposed else "conv2d"
+            eager, ours, leaves, suffix = made.eager_block, made.our_block, made.leaves, "bn_act"
+            if layer.name == "G5":
+                eager, ours, leaves, suffix = made.eager_last, made.our_last, made.leaves[:1], "act (tanh)"
+            both = functools.partial(both_turns, inputs=made.inputs, leaves=leaves, grad=made.grad)
+            forward = functools.partial(forward_turns, inputs=made.inputs)
+            for passes, turns, flop in (("forward", forward, made.flop), ("forward + backward", both, 3 * made.flop)):
+                providers = {EAGER: functools.partial(turns, eager)}
+                if layer.norm:
+                    providers["eager, our norm"] = functools.partial(turns, made.our_norm)
+                providers[OURS] = functools.partial(turns, ours)
+                by_name = ours_by_name(machine, functools.partial(turns, ours))
+                name = f"{OURS}, {machine.backends[0]}"
+                providers[name] = by_name[name]
+                if layer.norm:
+                    providers[COMPILED] = functools.partial(compiler.turns, eager, turns)
+                yield Case(
+                    f"{op}_{suffix} {passes} {layer.name} batch {wanted} bfloat16",
+                    providers,
+                    TOLERANCES[torch.bfloat16],
+                    flop=flop,
+                )
+
+
+def d_eager(real: Tensor, fake: Tensor) -> Tensor:
+    bce = F.binary_cross_entropy_with_logits
+    return bce(real, torch.ones_like(real)) + bce(fake, torch.zeros_like(fake))
+
+
+def g_eager(fake: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(fake, torch.ones_like(fake))
+
+
+def _value_and_gradients(loss: Callable[..., Tensor], leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    value = loss(*leaves)
+    return (value, *torch.autograd.grad(value, leaves))
+
+
+def losses(machine: Machine) -> Iterator[Record]:
+    """The minimax losses of 128 logits: times, and how many kernels a call launches."""
+    compiler = _Compiler(machine)
+    launches: list[tuple[str, dict[str, Callable[[], Sequence[Work]]]]] = []
+
+    def cases() -> Iterator[Case]:
+        for name, count, eager, ours in (
+            ("minimax_d_loss", 2, d_eager, ops.minimax_d_loss),
+            ("minimax_g_loss", 1, g_eager, ops.minimax_g_loss),
+        ):
+            drawn = torch.randn(machine.turns(1), count, 128, device=machine.device)
+            logits = [tuple(t.clone().requires_grad_() for t in turn) for turn in drawn]
+
+            def forward(loss: Callable[..., Tensor], logits: Sequence[Any] = logits) -> Sequence[Work]:
+                return [functools.partial(loss, *turn) for turn in logits]
+
+            def both(loss: Callable[..., Tensor], logits: Sequence[Any] = logits) -> Sequence[Work]:
+                return [functools.partial(_value_and_gradients, loss, leaves) for leaves in logits]
+
+            for passes, turns in (("forward with gradients", forward), ("forward + backward", both)):
+                providers = {
+                    EAGER: functools.partial(turns, eager),
+                    OURS: functools.partial(turns, ours),
+                    **ours_by_name(machine, functools.partial(turns, ours)),
+                }
+                launches.append((f"{name} (128) {passes}, launches", dict(providers)))
+                providers[COMPILED] = functools.partial(compiler.turns, eager, turns)
+                yield Case(f"{name} (128) {passes}", providers, TOLERANCES[torch.float32])
+
+    yield from measure_all(machine, cases())
+    for name, makers in launches:
+        # One kernel gives the loss and its gradients; what autograd adds for backward is not ours.
+        wanted = None if machine.dry or "backward" in name else 1
+        yield count_launches(machine, name, makers, wanted)
+
+
+def count_launches(
+    machine: Machine, name: str, makers: Mapping[str, Callable[[], Sequence[Work]]], wanted: int | None
+) -> Record:
+    """Count the kernels that one call of each provider launches; ours that launches more than wanted has failed."""
+    record: Record = {"case": name, "baseline": None, "providers": {}}
+    for provider, make in makers.items():
+        try:
+            kernels = launched(machine, make()[0])
+        except Exception as error:
+            record["providers"][provider] = reason(error)
+            continue
+        found: dict[str, Any] = {"launches": sum(kernels.values()), "kernels": dict(kernels)}
+        if wanted is not None and provider.startswith(OURS) and found["launches"] != wanted:
+            found["failed"] = f"expected {wanted} kernel launched, got {found['launches']}: {dict(kernels)}"
+        record["providers"][provider] = found
+    return record
+
+
+def launched(machine: Machine, work: Work) -> Counter[str]:
+    """Kernels by name that run when ``work`` does; in a dry run ATen's ops.
+
+    Raises:
+        RuntimeError: the profiler saw nothing.
+    """
+    activities = [ProfilerActivity.CPU] if machine.dry else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    # The first profile of a process may lose what runs while the profiler sets itself up.
+    for _ in range(2):
+        work()
+        machine.synchronize()
+        with profile(activities=activities) as profiler:
+            work()
+            machine.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    wanted = "cpu_op" if machine.dry else "kernel"
+    kernels = Counter(event["name"][:80] for event in events if event.get("cat") == wanted)
+    if not kernels:
+        raise RuntimeError("launched: expected kernels in the profiler's trace, got none")
+    return kernels
+
+
+def penalty(machine: Machine) -> Iterator[Record]:
+    """A gradient penalty, first and second backward, through a critic of five blocks without norm."""
+    torch.backends.cudnn.benchmark = True  # as scripts that care have it
+    yield from measure_all(machine, _penalty(machine))
+
+
+def _penalty(machine: Machine) -> Iterator[Case]:
+    batch = machine.size(128, 2)
+    channels = (*(machine.size(c, 8) for c in (3, 64, 128, 256, 512)), 1)
+    size = 64
+    make = functools.partial(torch.randn, device=machine.device, dtype=torch.bfloat16)
+    inputs = [
+        make(batch, channels[0], size, size).contiguous(memory_format=torch.channels_last)
+        for _ in range(machine.size(4, 1))
+    ]
+    # Not 0.02 as in training: gradients of five layers would be too small beside the 1 that they are compared with.
+    weights = [
+        (make(after, before, 4, 4) / (2 * before) ** 0.5 / 2)
+        .contiguous(memory_format=torch.channels_last)
+        .requires_grad_()
+        for before, after in itertools.pairwise(channels)
+    ]
+
+    def turns(functions: Any) -> Sequence[Work]:
+        def critic(x: Tensor) -> Tensor:
+            for weight in weights[:-1]:
+                x = functions.leaky_relu(functions.conv2d(x, weight, None, 2, 1), SLOPE)
+            return functions.conv2d(x, weights[-1])
+
+        def turn(x: Tensor) -> tuple[Tensor, ...]:
+            (grad,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+            loss = (grad.float().flatten(1).norm(dim=1) - 1).square().mean()
+            return (loss, *torch.autograd.grad(loss, weights))
+
+        return [functools.partial(turn, x.detach().requires_grad_()) for x in inputs]
+
+    ours = functools.partial(turns, ops)
+    triton = f"{OURS}, {machine.backends[0]}"
+    # Forward, backward by the input, its tangent and the weights' gradients: four passes.
+    flop = 4 * sum(layer.flop(batch) for layer in roofline.LAYERS if layer.name.startswith("D"))
+    providers = {EAGER: functools.partial(turns, F), OURS: ours, triton: ours_by_name(machine, ours)[triton]}
+    yield Case("gradient penalty, critic of 5 blocks batch 128 bfloat16", providers, 0.2, flop=flop)

@@ -1,0 +1,82 @@
+"""Run the native kernels once on small tensors, for compute-sanitizer to watch.
+
+compute-sanitizer --tool memcheck python -m benchmarks.gpu_sanitized --backend cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+import gan_fast
+from gan_fast import ops
+
+# Ragged in rows, in channels and along space; one chunk and several.
+SHAPES = ((3, 5, 4, 3), (5, 66, 9, 7), (33, 8, 2, 2))
+LAYOUTS = (torch.channels_last, torch.contiguous_format)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def cases(device: torch.device) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Name and forward pass of each; what is drawn is drawn on the CPU, where nothing is watched."""
+
+    def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(shape).to(device, dtype).requires_grad_()
+
+    for shape in SHAPES:
+        for layout in LAYOUTS:
+            for dtype in DTYPES:
+                x = torch.randn(shape).to(device, dtype).contiguous(memory_format=layout).requires_grad_()
+                weight, bias = leaf(shape[1]), leaf(shape[1])
+                mean, var = torch.zeros(shape[1]).to(device), torch.ones(shape[1]).to(device)
+
+                def norm(
+                    training: bool, x: Tensor = x, mean: Tensor = mean, var: Tensor = var, weight: Tensor = weight,
+                    bias: Tensor = bias,
+                ) -> Tensor:  # fmt: skip
+                    return ops.batch_norm_act(x, mean, var, weight, bias, training, activation="leaky_relu")
+
+                yield "batch_norm_act", lambda norm=norm: norm(True)
+                yield "batch_norm_act", lambda norm=norm: norm(False)
+                yield "leaky_relu", lambda x=x: ops.leaky_relu(x, 0.2)
+    for count in (1, 128, 1000):
+        for dtype in DTYPES:
+            real, fake = leaf(count, dtype=dtype), leaf(count, dtype=dtype)
+            yield "minimax_d_loss", lambda real=real, fake=fake: ops.minimax_d_loss(real, fake)
+            yield "minimax_g_loss", lambda fake=fake: ops.minimax_g_loss(fake)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backend", choices=("cuda", "cpu"), default="cuda")
+    backend = parser.parse_args().backend
+    checked: dict[str, int] = {}
+    absent: dict[str, str] = {}
+    with gan_fast.use_backend(backend):
+        for op, forward in cases(torch.device(backend)):
+            if op in absent:
+                continue
+            try:
+                output = forward()
+            except RuntimeError as error:
+                if "to be available, got:" not in str(error):
+                    raise
+                absent[op] = str(error)
+                continue
+            output.backward(output.detach())
+            checked[op] = checked.get(op, 0) + 1
+    if backend == "cuda":
+        torch.cuda.synchronize()
+    for op, count in checked.items():
+        print(f"checked {op}: {count} forward and backward passes")
+    for op, why in absent.items():
+        print(f"absent {op}: {why}")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

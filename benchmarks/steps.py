@@ -1,0 +1,106 @@
+"""One DCGAN training iteration as people write it, by hand as well as it can be, and by our trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.harness import Work
+from benchmarks.networks import LATENT_DIM, Pair
+
+ADAM: dict[str, Any] = {"lr": 2e-4, "betas": (0.5, 0.999)}
+
+Draw = Callable[[], Tensor]
+
+
+def same_latents(batch_size: int, device: torch.device) -> Draw:
+    """Draw the same latents at each call, at the full cost of a draw: losses of all providers stay comparable."""
+    rng = torch.Generator(device)
+    return lambda: torch.randn(batch_size, LATENT_DIM, 1, 1, generator=rng.manual_seed(0), device=device)
+
+
+def d_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    bce = F.binary_cross_entropy_with_logits
+    return bce(real_logits, torch.ones_like(real_logits)) + bce(fake_logits, torch.zeros_like(fake_logits))
+
+
+def g_loss(fake_logits: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(fake_logits, torch.ones_like(fake_logits))
+
+
+def classic(models: Pair, real: Tensor, draw: Draw) -> Work:
+    """The loop of PyTorch's DCGAN example: two backward passes for D, whose images then serve G again."""
+    generator, discriminator = models
+    criterion = nn.BCEWithLogitsLoss()
+    d_adam = torch.optim.Adam(discriminator.parameters(), **ADAM)
+    g_adam = torch.optim.Adam(generator.parameters(), **ADAM)
+    label = torch.empty(len(real), device=real.device)
+
+    def work() -> dict[str, Tensor]:
+        d_adam.zero_grad()
+        real_loss = criterion(discriminator(real), label.fill_(1))
+        real_loss.backward()
+        fake = generator(draw())
+        fake_loss = criterion(discriminator(fake.detach()), label.fill_(0))
+        fake_loss.backward()
+        d_adam.step()
+        g_adam.zero_grad()
+        g_loss = criterion(discriminator(fake), label.fill_(1))
+        g_loss.backward()
+        g_adam.step()
+        return {"d_loss": (real_loss + fake_loss).detach(), "g_loss": g_loss.detach()}
+
+    return work
+
+
+def tuned(
+    models: Pair,
+    real: Tensor,
+    draw: Draw,
+    d_loss: Callable[[Tensor, Tensor], Tensor] = d_loss,
+    g_loss: Callable[[Tensor], Tensor] = g_loss,
+    half: bool = False,
+    wrap: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] = lambda function: function,
+) -> Work:
+    """The same by hand: fused Adam, one backward pass for D, no weight gradients of D in G's step.
+
+    Args:
+        half: forward passes and losses under autocast to bfloat16.
+        wrap: what the three forward functions go through, such as torch.compile.
+    """
+    generator, discriminator = models
+    capturable = real.device.type == "cuda"
+    d_adam = torch.optim.Adam(discriminator.parameters(), **ADAM, fused=True, capturable=capturable)
+    g_adam = torch.optim.Adam(generator.parameters(), **ADAM, fused=True, capturable=capturable)
+
+    def autocast() -> torch.autocast:
+        # A fresh one for each phase: the casts that it caches are of weights that the phase before has changed.
+        return torch.autocast(real.device.type, torch.bfloat16, enabled=half)
+
+    generate = wrap(generator)
+    # Two functions, not one module: a compiler specialises each on which weights require gradients.
+    d_forward = wrap(lambda real, fake: d_loss(discriminator(real), discriminator(fake)))
+    g_forward = wrap(lambda fake: g_loss(discriminator(fake)))
+
+    def work() -> dict[str, Tensor]:
+        with autocast():
+            fake = generate(draw())
+        with autocast():
+            loss = d_forward(real, fake.detach())
+        d_adam.zero_grad()
+        loss.backward()
+        d_adam.step()
+        discriminator.requires_grad_(False)
+        with autocast():
+            answer = g_forward(fake)
+        g_adam.zero_grad()
+        answer.backward()
+        discriminator.requires_grad_(True)
+        g_adam.step()
+        return {"d_loss": loss.detach(), "g_loss": answer.detach()}
+
+    return work
