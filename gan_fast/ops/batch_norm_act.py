@@ -159,6 +159,9 @@ class BatchNormAct(torch.autograd.Function):
         recording = autograd.recording("batch_norm_act_backward", grad_output)
         if recording:
             grads = BatchNormActBackward.apply(*arguments, eps, ctx.kernels)
+        elif torch._C._functorch.is_legacy_batchedtensor(grad_output):
+            # The dispatcher takes a batch of gradients apart.
+            grads = _native.backward(*arguments)
         else:
             grads = ctx.kernels.backward(*arguments)
         grad_input, grad_weight, grad_bias = grads

@@ -343,6 +343,8 @@ def backward(
     """aten::convolution_backward; ``input`` and ``weight`` are read where the gradient by the other one is wanted."""
     by_input = by_weight = by_bias = None
     input_wanted, weight_wanted, bias_wanted = wanted
+    if kernels is not None and torch._C._functorch.is_legacy_batchedtensor(grad_output):
+        kernels = None  # ATen takes a batch of gradients apart
     if kernels is not None and input_wanted and isinstance(weight, Tensor):
         # The gradient by the input is the convolution of the other kind, on the weight as it is.
         other = geometry._replace(transposed=not geometry.transposed)

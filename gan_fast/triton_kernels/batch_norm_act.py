@@ -624,6 +624,7 @@ def _normalize(
     return y
 
 
+@launch.of_values
 def forward(
     input: Tensor,
     running_mean: Tensor | None,
@@ -667,6 +668,7 @@ def forward(
         return _normalize(x, tiles, mean, invstd, weight, bias, activation, negative_slope), mean, invstd
 
 
+@launch.of_values
 def normalize(
     input: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None, activation: str,
     negative_slope: float,
@@ -680,6 +682,7 @@ def normalize(
         return _normalize(x, tiles, mean, invstd, weight, bias, activation, negative_slope)
 
 
+@launch.of_values
 def backward(
     grad_output: Tensor,
     input: Tensor,
@@ -733,6 +736,7 @@ def backward(
         return grad_input, grad_weight, grad_bias
 
 
+@launch.of_values
 def double_backward(
     cotangent_input: Tensor | None,
     cotangent_weight: Tensor | None,

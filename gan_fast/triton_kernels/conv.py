@@ -179,6 +179,7 @@ def refuses(input: Tensor, dilation: tuple[int, ...], transposed: bool, groups: 
     return None
 
 
+@launch.of_values
 def convolve(
     input: Tensor,
     weight: Tensor,

@@ -74,6 +74,7 @@ def _like(logits: Tensor | None, grad: Tensor | None) -> Tensor | None:
     return torch.empty_like(logits).copy_(grad)
 
 
+@launch.of_values
 def forward(
     logits: Tensor,
     target: float,
@@ -99,6 +100,7 @@ def forward(
     return loss, means, _like(logits, grad), _like(other_logits, other_grad)
 
 
+@launch.of_values
 def backward(
     grad_loss: Tensor, logits: Tensor, target: float, other_logits: Tensor | None, other_target: float, scale: float
 ) -> tuple[Tensor, Tensor | None]:

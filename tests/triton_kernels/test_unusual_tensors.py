@@ -1,0 +1,51 @@
+"""What torch hands to kernels beside plain tensors: values stored negated, batches of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from triton_device import DEVICE, interpreted
+
+import gan_fast
+from gan_fast import ops
+
+pytestmark = interpreted
+
+OPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "batch_norm_act": lambda x: ops.batch_norm_act(x, None, None, training=True, activation="tanh"),
+    "conv2d": lambda x: ops.conv2d(x, torch.linspace(-1, 1, 3 * 4 * 9, device=x.device).view(3, 4, 3, 3)),
+    "conv_transpose2d_act": lambda x: ops.conv_transpose2d_act(
+        x, torch.linspace(-1, 1, 3 * 4 * 9, device=x.device).view(4, 3, 3, 3)
+    ),
+    "leaky_relu": lambda x: ops.leaky_relu(x, 0.2),
+    "minimax_g_loss": lambda x: ops.minimax_g_loss(x),
+}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_values_stored_negated(op: str) -> None:
+    x = torch.randn(2, 4, 5, 5, device=DEVICE)
+    results = []
+    for backend in ("reference", "triton"):
+        with gan_fast.use_backend(backend):
+            negated = torch._neg_view(x.clone()).requires_grad_()
+            output = OPS[op](negated)
+            grad = torch._neg_view(torch.linspace(-1, 1, output.numel(), device=DEVICE).view(output.shape))
+            results.append([output, *torch.autograd.grad(output, negated, grad)])
+    for want, ours in zip(*results):
+        torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_batches_of_gradients(op: str) -> None:
+    x = torch.randn(2, 4, 5, 5, device=DEVICE, requires_grad=True)
+    results = []
+    for backend in ("reference", "triton"):
+        with gan_fast.use_backend(backend):
+            output = OPS[op](x)
+        grads = torch.linspace(-1, 1, 3 * output.numel(), device=DEVICE).view(3, *output.shape)
+        results.append(torch.autograd.grad(output, x, grads, is_grads_batched=True)[0])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
