@@ -66,7 +66,7 @@ def extension_options() -> dict:
     if with_cuda:
         architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "default").replace(" ", ",").replace(";", ",")
         macros += [("USE_CUDA", None), ("GAN_FAST_CUDA_ARCHITECTURES", architectures)]
-        arguments["sources"] += cuda_sources
+        arguments["sources"] += [*cuda_sources, *sources("cuda", ".cpp")]
         flags = {"cxx": flags, "nvcc": ["-O3", "-std=c++20", "-lineinfo"]}
         make = cpp_extension.CUDAExtension
     else:
