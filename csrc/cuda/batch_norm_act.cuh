@@ -365,13 +365,13 @@ struct DoubleChannels {
 
   // From the means, and the sums of q and q xc.
   __device__ void finish(int64_t c, const double* mean, double sum_q, double sum_q_xc) const {
-    const double m = static_cast<double>(per_channel);
+    const double part = 1 / static_cast<double>(per_channel);
     const double r = read<T>(affine.invstd, c, 0), gamma = read<T>(affine.weight, c, 1), scale = gamma * r;
     const double u = mean[0], a = mean[1], u_xhat = mean[2], a_xhat = mean[3], covariance = mean[4];
     const double b = read<T>(cotangent_weight, c, 0) - scale * a_xhat;
-    const double mean_h = training ? u * b - a * scale * u_xhat + gamma * sum_q / m : 0;
-    const double mean_h_xhat = training ? u_xhat * b - a_xhat * scale * u_xhat + gamma * r * sum_q_xc / m : 0;
-    const double through_r = training ? scale * r * r * covariance / m : 0;
+    const double mean_h = training ? u * b - a * scale * u_xhat + gamma * sum_q * part : 0;
+    const double mean_h_xhat = training ? u_xhat * b - a_xhat * scale * u_xhat + gamma * r * sum_q_xc * part : 0;
+    const double through_r = training ? scale * r * r * covariance * part : 0;
     coefficients[kByU * channels + c] = static_cast<A>(r * b);
     coefficients[kByA * channels + c] = static_cast<A>(-scale * r * u_xhat);
     coefficients[kByXc * channels + c] = static_cast<A>(-r * r * mean_h_xhat - through_r);
@@ -389,15 +389,15 @@ struct DoubleFinish {
 
   __device__ void operator()(int64_t c, const double* sums) const {
     write_affine<T>(all.affine, all.coefficients, all.channels, c);
-    const double m = static_cast<double>(all.per_channel);
+    const double m = static_cast<double>(all.per_channel), part = 1 / m;
     const double r = read<T>(all.affine.invstd, c, 0), scale = read<T>(all.affine.weight, c, 1) * r;
     // In evaluation the statistics do not depend on x: zeros.
     double mean[5] = {0, 0, 0, 0, sums[4]};
     if (all.training) {
-      mean[0] = sums[0] / m;
-      mean[1] = sums[1] / m;
-      mean[2] = r * sums[2] / m;
-      mean[3] = r * sums[3] / m;
+      mean[0] = sums[0] * part;
+      mean[1] = sums[1] * part;
+      mean[2] = r * sums[2] * part;
+      mean[3] = r * sums[3] * part;
       mean[4] -= m * (mean[0] * mean[1] + mean[2] * mean[3]);
     }
     for (int k = 0; k < 5; ++k) all.means[k * all.channels + c] = mean[k];

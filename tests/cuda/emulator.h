@@ -2,6 +2,7 @@
 // give way to each other at barriers. What it is for is arithmetic, indices and barriers; it knows no time.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -53,13 +54,15 @@ namespace emulator {
 
 constexpr size_t kStackBytes = 1 << 16;
 
+// Contexts begin fibers, jumps switch between them: without the system call that a context's signal mask costs.
 struct Fiber {
   ucontext_t context;
+  jmp_buf jump;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
-  bool waits = false, done = false;
+  bool started = false, done = false;
 };
 
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline std::vector<Fiber> fibers;
 inline std::function<void()> body;
 
@@ -67,13 +70,18 @@ inline void enter() {
   const unsigned thread = threadIdx.x;
   body();
   fibers[thread].done = true;
-  swapcontext(&fibers[thread].context, &scheduler);
+  _longjmp(scheduler, 1);
 }
 
 inline void barrier() {
-  Fiber& fiber = fibers[threadIdx.x];
-  fiber.waits = true;
-  swapcontext(&fiber.context, &scheduler);
+  if (!_setjmp(fibers[threadIdx.x].jump)) _longjmp(scheduler, 1);
+}
+
+__attribute__((noinline)) inline void resume(Fiber& fiber) {
+  if (_setjmp(scheduler)) return;
+  if (fiber.started) _longjmp(fiber.jump, 1);
+  fiber.started = true;
+  setcontext(&fiber.context);
 }
 
 // From barrier to barrier, threads from the first to the last or the other way round: a missing barrier shows as a
@@ -82,7 +90,7 @@ inline void run_block(unsigned threads, bool backwards) {
   if (fibers.size() < threads) fibers.resize(threads);
   for (unsigned t = 0; t < threads; ++t) {
     Fiber& fiber = fibers[t];
-    fiber.waits = fiber.done = false;
+    fiber.started = fiber.done = false;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStackBytes;
@@ -94,8 +102,7 @@ inline void run_block(unsigned threads, bool backwards) {
     for (unsigned i = 0; i < threads; ++i) {
       const unsigned t = backwards ? threads - 1 - i : i;
       threadIdx.x = t;
-      fibers[t].waits = false;
-      swapcontext(&scheduler, &fibers[t].context);
+      resume(fibers[t]);
       done += fibers[t].done;
     }
     all_done = done == threads;

@@ -11,7 +11,7 @@ import torch
 from cuda.emulated import Kernels, Shape
 from derivatives import in_double, second_order_and_statistics, strides
 from samples import ACTIVATIONS, DTYPES, NORM_SAMPLES, NormSample
-from tolerances import assert_as_exact
+from tolerances import assert_as_exact, few_numbers_factor
 from torch import Tensor
 
 from gan_fast.ops import batch_norm_act
@@ -52,14 +52,21 @@ def compare(sample: NormSample, dtype: torch.dtype) -> None:
         if name not in ours:
             assert not value.count_nonzero(), f"{name} is missing"
             continue
-        assert_as_exact(ours[name], value, exact[name], name)
+        # A GPU evaluates curves in float32, where the CPU's kernels take float64 and round once.
+        curved = dtype == torch.float32 and sample.activation in ("tanh", "sigmoid")
+        assert_as_exact(ours[name], value, exact[name], name, few_numbers_factor(value) if curved else 2.0)
         if not name.startswith("second"):
             assert strides(ours[name]) == strides(value), name
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sample", SMALL, ids=str)
-def test_equals_aten_to_second_order(sample: NormSample, dtype: torch.dtype, kernels: Kernels) -> None:
+def test_equals_aten_to_second_order(sample: NormSample, kernels: Kernels) -> None:
+    compare(sample, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("sample", WIDE_SAMPLES, ids=str)
+def test_other_dtypes(sample: NormSample, dtype: torch.dtype, kernels: Kernels) -> None:
     compare(sample, dtype)
 
 
@@ -128,15 +135,17 @@ def test_only_what_is_asked_for_is_computed(kernels: Kernels) -> None:
 
 
 def test_strided_and_half_parameters(kernels: Kernels) -> None:
-    for dtype, parameter_dtype in ((torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)):
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
         x = torch.randn(4, 8, 3, 8, dtype=dtype).contiguous(memory_format=torch.channels_last)
-        vectors = [(torch.rand(16) + 0.5).to(parameter_dtype)[::2] for _ in range(4)]
+        vectors = [(torch.rand(8) + 0.5).to(dtype) for _ in range(4)]
         for training in (True, False):
-            dense = [v.contiguous().clone() for v in vectors]
-            strided = [torch.empty(16, dtype=parameter_dtype)[::2].copy_(v) for v in vectors]
-            want = reference(x, *dense, training)
-            torch.testing.assert_close(batch_norm_act(x, *strided, training), want)
-            torch.testing.assert_close(strided[:2], dense[:2])
+            exact = [v.double() for v in vectors]
+            strided = [torch.empty(16, dtype=dtype)[::2].copy_(v) for v in vectors]
+            want = reference(x.double(), *exact, training)
+            ours = batch_norm_act(x, *strided, training)
+            torch.testing.assert_close(ours.double(), want, rtol=tolerance, atol=tolerance)
+            for own, moved in zip(strided[:2], exact):
+                torch.testing.assert_close(own.double(), moved, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(("n", "c", "s"), [(1, 1, 1), (3, 5, 7), (300, 8, 1), (2, 70, 9), (5, 16, 64), (1, 600, 2)])
