@@ -55,8 +55,13 @@ def extension_options() -> dict:
         ) from error
 
     cuda_sources = sources("cuda", ".cu")
-    have_nvcc = cpp_extension.CUDA_HOME is not None
     forced = os.environ.get("FORCE_CUDA") == "1"
+    if forced and cpp_extension.CUDA_HOME is None:
+        # A torch without CUDA does not look for nvcc.
+        nvcc = shutil.which("nvcc")
+        found = os.environ.get("CUDA_HOME") or (str(Path(nvcc).resolve().parents[1]) if nvcc else None)
+        cpp_extension.CUDA_HOME = found
+    have_nvcc = cpp_extension.CUDA_HOME is not None
     if forced and not have_nvcc:
         raise SystemExit("gan_fast setup: FORCE_CUDA=1 expected nvcc, got none on PATH or in CUDA_HOME")
     with_cuda = bool(cuda_sources) and have_nvcc and (torch.version.cuda is not None or forced)
@@ -83,6 +88,9 @@ def extension_options() -> dict:
                 without(f"the build failed ({error})")
 
     extension = make("gan_fast._C", define_macros=macros, extra_compile_args=flags, **arguments)
+    if with_cuda and torch.version.cuda is None:
+        # Not there to link; the torch with CUDA that the module is for brings them, and one without cannot load it.
+        extension.libraries = [name for name in extension.libraries if name not in ("c10_cuda", "torch_cuda")]
     return {"ext_modules": [extension], "cmdclass": {"build_ext": OptionalBuild.with_options(use_ninja=True)}}
 
 

@@ -360,12 +360,12 @@ struct DoubleChannels {
   Parameter grad_weight, grad_bias;
   A* coefficients;
   double* means;  // of u, a, u xhat, a xhat, and the covariance: (5, channels), for the second of the two
-  int64_t channels, per_channel;
+  int64_t channels;
+  double per_channel, part;  // and one by it: a division here would spill on sm_80
   bool training;
 
   // From the means, and the sums of q and q xc.
   __device__ void finish(int64_t c, const double* mean, double sum_q, double sum_q_xc) const {
-    const double part = 1 / static_cast<double>(per_channel);
     const double r = read<T>(affine.invstd, c, 0), gamma = read<T>(affine.weight, c, 1), scale = gamma * r;
     const double u = mean[0], a = mean[1], u_xhat = mean[2], a_xhat = mean[3], covariance = mean[4];
     const double b = read<T>(cotangent_weight, c, 0) - scale * a_xhat;
@@ -389,7 +389,7 @@ struct DoubleFinish {
 
   __device__ void operator()(int64_t c, const double* sums) const {
     write_affine<T>(all.affine, all.coefficients, all.channels, c);
-    const double m = static_cast<double>(all.per_channel), part = 1 / m;
+    const double m = all.per_channel, part = all.part;
     const double r = read<T>(all.affine.invstd, c, 0), scale = read<T>(all.affine.weight, c, 1) * r;
     // In evaluation the statistics do not depend on x: zeros.
     double mean[5] = {0, 0, 0, 0, sums[4]};
@@ -515,9 +515,10 @@ void double_backward_passes(const Launch& launch, const DoubleBackwardArguments<
   using Sums = DoubleSums<T, kWidth, kSlots, Act>;
   using Map = DoubleMap<T, kWidth, kSlots, Act>;
   const Geometry g = geometry(launch, a.shape, kWidth, Sums::kBlocks);
+  const double m = static_cast<double>(a.shape.per_channel());
   const DoubleChannels<T> all{
-      a.affine, a.cotangent_weight, a.cotangent_bias,      a.grad_weight, a.grad_bias, a.coefficients,
-      a.means,  a.shape.C,          a.shape.per_channel(), a.training};
+      a.affine, a.cotangent_weight, a.cotangent_bias, a.grad_weight, a.grad_bias, a.coefficients, a.means, a.shape.C, m,
+      1 / m,    a.training};
   launch(sum_kernel<Sums>, g.blocks(), kThreads, Sums{{a.x, a.grad, a.cotangent}, a.affine, act}, g, a.partial);
   launch(finish_kernel<DoubleFinish<T>>, finish_blocks(g), kThreads, DoubleFinish<T>{all}, g, a.partial);
   if (act.is_curved()) {
