@@ -141,7 +141,7 @@ struct Statistics {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     statistics_kernel(const Statistics<T> statistics, const Geometry g, const double* partial) {
   using A = Compute<T>;
   __shared__ double scratch[kThreads];
@@ -361,7 +361,7 @@ struct DoubleChannels {
   A* coefficients;
   double* means;  // of u, a, u xhat, a xhat, and the covariance: (5, channels), for the second of the two
   int64_t channels;
-  double per_channel, part;  // and one by it: a division here would spill on sm_80
+  double per_channel, part;  // and one by it
   bool training;
 
   // From the means, and the sums of q and q xc.

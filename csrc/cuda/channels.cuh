@@ -299,9 +299,10 @@ constexpr int kFinishChannels = 8;
 
 inline int64_t finish_blocks(const Geometry& g) { return ceil_div(g.channels, kFinishChannels); }
 
-// finish(channel, sums) for every channel.
+// finish(channel, sums) for every channel. One block a multiprocessor is enough: left to itself ptxas would rather
+// spill.
 template <class Finish>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     finish_kernel(const Finish finish, const Geometry g, const double* partial) {
   __shared__ double scratch[kThreads];
   const int lane = threadIdx.x % kFinishChannels;

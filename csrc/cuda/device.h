@@ -1,5 +1,5 @@
-// What host code tells a kernel's launches. Host code (<op>.cpp) knows torch, kernels (<op>.cu, *.cuh) do not: nvcc
-// reads a .cu once for each architecture, and torch's headers would take it longer than the kernels.
+// What host code tells a kernel's launches. Host code (<op>_host.cpp) knows torch, kernels (<op>.cu, *.cuh) do not:
+// nvcc reads a .cu once for each architecture, and torch's headers would take it longer than the kernels.
 #pragma once
 
 #include <cstdint>

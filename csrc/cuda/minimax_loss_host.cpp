@@ -1,7 +1,6 @@
 // Mean binary cross entropy with logits over one or two batches of logits, on a GPU: checks and allocation.
 
 #include "../common/minimax_loss.h"
-
 #include "host.h"
 #include "minimax_loss.h"
 

@@ -1,7 +1,6 @@
 // Batch norm and the activation behind it on a GPU: checks and allocation.
 
 #include "../common/batch_norm_act.h"
-
 #include "batch_norm_act.h"
 #include "host.h"
 
