@@ -4,7 +4,7 @@ import ctypes
 import shutil
 
 import pytest
-from cuda.emulated import build
+from cuda_emulated import build
 
 
 @pytest.fixture(scope="session")

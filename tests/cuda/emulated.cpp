@@ -1,4 +1,4 @@
-// csrc/cuda's kernels and their launches, on a CPU: what tests/cuda/emulated.py calls.
+// csrc/cuda's kernels and their launches, on a CPU: what tests/cuda_emulated.py calls.
 
 #include "emulator.h"
 //
@@ -10,7 +10,7 @@ using namespace gan_fast::cuda;
 
 namespace {
 
-// Codes of emulated.py.
+// Codes of tests/cuda_emulated.py.
 template <class F>
 void for_dtype(int dtype, const F& f) {
   switch (dtype) {

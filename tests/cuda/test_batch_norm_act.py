@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cuda.emulated import Kernels, Shape
+from cuda_emulated import Kernels, Shape
 from derivatives import in_double, second_order_and_statistics, strides
 from samples import ACTIVATIONS, DTYPES, NORM_SAMPLES, NormSample
 from tolerances import assert_as_exact, few_numbers_factor

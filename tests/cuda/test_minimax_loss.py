@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cuda.emulated import LossKernels
+from cuda_emulated import LossKernels
 from samples import DTYPES, LOSS_SAMPLES, LossSample
 from tolerances import assert_as_exact
 from torch import Tensor

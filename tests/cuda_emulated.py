@@ -13,8 +13,8 @@ from torch import Tensor
 
 from gan_fast import layout
 
-ROOT = Path(__file__).parents[2]
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
+SOURCE = Path(__file__).parent / "cuda" / "emulated.cpp"
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "tanh", "sigmoid")
 
@@ -24,7 +24,7 @@ def build(folder: Path) -> ctypes.CDLL:
     library = folder / "emulated.so"
     command = ["g++", "-std=c++20", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
     command += ["-Wno-unknown-pragmas", "-fsanitize=alignment,bounds", "-fno-sanitize-recover=all"]
-    subprocess.run([*command, str(HERE / "emulated.cpp"), "-o", str(library)], check=True, cwd=ROOT)
+    subprocess.run([*command, str(SOURCE), "-o", str(library)], check=True, cwd=ROOT)
     return ctypes.CDLL(str(library))
 
 
