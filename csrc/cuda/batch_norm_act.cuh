@@ -51,7 +51,7 @@ struct Coefficients {
 template <class T_, int kWidth_, int kSlots_>
 struct Moments {
   using T = T_;
-  static constexpr int kWidth = kWidth_, kSlots = kSlots_, kInputs = 1, kUnroll = 4, kBlocks = 3;
+  static constexpr int kWidth = kWidth_, kSlots = kSlots_, kInputs = 1, kUnroll = 4, kBlocks = 2;
   const T* inputs[1];
 };
 
