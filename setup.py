@@ -55,9 +55,14 @@ def extension_options() -> dict:
         ) from error
 
     cuda_sources = sources("cuda", ".cu")
-    have_nvcc = cpp_extension.CUDA_HOME is not None
     force_cuda = os.environ.get("FORCE_CUDA")
     forced = force_cuda == "1"
+    if forced and cpp_extension.CUDA_HOME is None:
+        # A torch without CUDA does not look for nvcc.
+        nvcc = shutil.which("nvcc")
+        found = os.environ.get("CUDA_HOME") or (str(Path(nvcc).resolve().parents[1]) if nvcc else None)
+        cpp_extension.CUDA_HOME = found
+    have_nvcc = cpp_extension.CUDA_HOME is not None
     if forced and not have_nvcc:
         raise SystemExit("gan_fast setup: FORCE_CUDA=1 expected nvcc, got none on PATH or in CUDA_HOME")
     wanted = force_cuda != "0" and (torch.version.cuda is not None or forced)
@@ -68,7 +73,7 @@ def extension_options() -> dict:
     if with_cuda:
         architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "default").replace(" ", ",").replace(";", ",")
         macros += [("USE_CUDA", None), ("GAN_FAST_CUDA_ARCHITECTURES", architectures)]
-        arguments["sources"] += cuda_sources
+        arguments["sources"] += [*cuda_sources, *sources("cuda", ".cpp")]
         flags = {"cxx": flags, "nvcc": ["-O3", "-std=c++20", "-lineinfo"]}
         make = cpp_extension.CUDAExtension
     else:
@@ -85,6 +90,9 @@ def extension_options() -> dict:
                 without(f"the build failed ({error})")
 
     extension = make("gan_fast._C", define_macros=macros, extra_compile_args=flags, **arguments)
+    if with_cuda and torch.version.cuda is None:
+        # Not there to link; the torch with CUDA that the module is for brings them, and one without cannot load it.
+        extension.libraries = [name for name in extension.libraries if name not in ("c10_cuda", "torch_cuda")]
     return {"ext_modules": [extension], "cmdclass": {"build_ext": OptionalBuild.with_options(use_ninja=True)}}
 
 

@@ -137,6 +137,24 @@ def test_triton_really_serves(file: str, function: str, call: Any, monkeypatch: 
         call()
 
 
+def test_native_cuda_kernels_are_preferred_to_triton_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Op by op, as a build that has only some of them serves, and in float64, which Triton's have not."""
+    monkeypatch.setattr(extension, "available", lambda: True)
+    monkeypatch.setattr(extension, "has_kernel", lambda op, device: op.startswith("batch_norm_act"))
+    monkeypatch.setattr(backends, "_by_triton", set())
+    monkeypatch.setattr(backends, "_served", {})
+    assert backends.dispatch_to_triton("batch_norm_act_forward", "batch_norm_act", "forward") is None
+    for dtype in (torch.float32, torch.float64):
+        assert backends._served_by("batch_norm_act", "cuda", dtype) == "native"
+        with gan_fast.use_backend("cuda"):
+            assert backends.native("batch_norm_act", "cuda", dtype)
+    with (
+        gan_fast.use_backend("cuda"),
+        pytest.raises(RuntimeError, match="minimax_g_loss: expected backend cuda to be available, got: no kernel for"),
+    ):
+        backends.native("minimax_g_loss", "cuda")
+
+
 @pytest.mark.skipif(not extension.available(), reason="needs the native module")
 def test_every_instruction_set_gives_the_same_bits() -> None:
     code = """

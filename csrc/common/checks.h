@@ -47,12 +47,28 @@ inline void in_range(const char* op, const char* argument, double value, double 
                   value);
 }
 
-// The dispatcher picks the kernel from any CPU argument; the others must be there too. Tensors that stand for values
-// without holding them (fake ones, efficient zeros) must not come this far.
-inline void cpu(const char* op, const char* argument, const Tensor& t) {
-  STD_TORCH_CHECK(t.is_cpu(), op, ": expected ", argument, " device cpu as its other arguments");
+// Tensors that stand for values without holding them (fake ones, efficient zeros) must not come this far.
+inline void has_data(const char* op, const char* argument, const Tensor& t) {
   STD_TORCH_CHECK(t.numel() == 0 || t.const_data_ptr(), op, ": expected ", argument,
                   " with data, got a tensor without");
+}
+
+// The dispatcher picks the kernel from any argument's device; the others must be there too.
+inline void cpu(const char* op, const char* argument, const Tensor& t) {
+  STD_TORCH_CHECK(t.is_cpu(), op, ": expected ", argument, " device cpu as its other arguments");
+  has_data(op, argument, t);
+}
+
+inline void cuda(const char* op, const char* argument, const Tensor& t) {
+  STD_TORCH_CHECK(t.is_cuda(), op, ": expected ", argument, " device cuda as its other arguments");
+  has_data(op, argument, t);
+}
+
+inline void same_device(const char* op, const char* argument, const Tensor& t, const Tensor& like) {
+  if (like.is_cpu()) return cpu(op, argument, t);
+  cuda(op, argument, t);
+  STD_TORCH_CHECK(t.get_device_index() == like.get_device_index(), op, ": expected ", argument,
+                  " device cuda:", like.get_device_index(), " as its other arguments, got cuda:", t.get_device_index());
 }
 
 }  // namespace gan_fast::check

@@ -1,32 +1,14 @@
 // Activations and their first two derivatives on vectors of lanes; V is F32 or F64.
 #pragma once
 
-#include <string_view>
 #include <type_traits>
 
+#include "../common/activation.h"
 #include "lanes.h"
 #include "macros.h"
 #include "math.h"
 
 namespace gan_fast {
-
-enum class Activation { identity, relu, leaky_relu, tanh, sigmoid };
-
-// gan_fast/ops/activation.py has the same names and checks them first.
-inline bool parse_activation(std::string_view name, Activation* activation) {
-  constexpr std::string_view names[] = {"identity", "relu", "leaky_relu", "tanh", "sigmoid"};
-  for (int i = 0; i < 5; ++i) {
-    if (name == names[i]) {
-      *activation = static_cast<Activation>(i);
-      return true;
-    }
-  }
-  return false;
-}
-
-inline bool is_curved(Activation activation) {
-  return activation == Activation::tanh || activation == Activation::sigmoid;
-}
 
 // identity, relu and leaky_relu: two slopes. NaN takes the branch it takes in ATen: through for relu, scaled for
 // leaky_relu.

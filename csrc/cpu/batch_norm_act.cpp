@@ -3,9 +3,10 @@
 // Notation, per channel with m values: xc = x - mean, r = 1 / sqrt(var + eps), z = gamma r xc + beta, y = f(z),
 // u = dL/dy f'(z). Derivations are in docs/batch_norm_act.md.
 
+#include "../common/batch_norm_act.h"
+
 #include <cmath>
 
-#include "../common/checks.h"
 #include "../common/dtype.h"
 #include "activation.h"
 #include "channels.h"
@@ -13,7 +14,7 @@
 namespace gan_fast {
 namespace {
 
-constexpr const char* kOp = "batch_norm_act";
+using namespace norm;  // checks
 
 // Slots of the coefficients that every pass shares; passes add their own behind these.
 enum Slot : int { kMean, kScale, kShift, kOwn };
@@ -171,13 +172,6 @@ struct DoubleMap {
 
 // ---- arguments
 
-Activation parse(const std::string& name) {
-  Activation activation{};
-  STD_TORCH_CHECK(parse_activation(name, &activation), kOp,
-                  ": expected activation identity, relu, leaky_relu, tanh or sigmoid, got ", name);
-  return activation;
-}
-
 // Calls f with a value of the storage type and the activation on its vectors.
 template <class F>
 void for_kernel(ScalarType dtype, Activation activation, double negative_slope, const F& f) {
@@ -189,35 +183,6 @@ void for_kernel(ScalarType dtype, Activation activation, double negative_slope, 
       f(tag, PiecewiseLinear<V>(activation, negative_slope));
     }
   });
-}
-
-void check_input(const Tensor& input) {
-  check::cpu(kOp, "input", input);
-  check::floating(kOp, "input", input);
-  STD_TORCH_CHECK(input.dim() >= 2, kOp, ": expected input dimensions at least 2 (N, C, ...), got ",
-                  check::shape_of(input));
-}
-
-// Parameters and statistics have the input's dtype, or float32 beside a half input.
-void check_parameter(const char* name, const MaybeTensor& t, const Tensor& input) {
-  if (!t) return;
-  check::cpu(kOp, name, *t);
-  check::length(kOp, name, *t, input.size(1));
-  if (t->scalar_type() != compute_dtype(input.scalar_type())) check::dtype(kOp, name, *t, input.scalar_type());
-}
-
-void check_like_input(const char* name, const Tensor& t, const Tensor& input) {
-  check::cpu(kOp, name, t);
-  check::same_shape(kOp, name, t, "input", input);
-  check::dtype(kOp, name, t, input.scalar_type());
-}
-
-void check_statistics(const Tensor& mean, const Tensor& invstd, const Tensor& input) {
-  for (const auto& [name, t] : {std::pair{"mean", &mean}, {"invstd", &invstd}}) {
-    check::cpu(kOp, name, *t);
-    check::length(kOp, name, *t, input.size(1));
-    check::dtype(kOp, name, *t, compute_dtype(input.scalar_type()));
-  }
 }
 
 std::vector<double> read(const MaybeTensor& t, int64_t length, double otherwise) {
@@ -273,13 +238,13 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const MaybeTenso
                                            const MaybeTensor& running_var, const MaybeTensor& weight,
                                            const MaybeTensor& bias, bool training, double momentum, double eps,
                                            const std::string& activation, double negative_slope) {
+  check::cpu(kOp, "input", input);
   check_input(input);
   check_parameter("running_mean", running_mean, input);
   check_parameter("running_var", running_var, input);
   check_parameter("weight", weight, input);
   check_parameter("bias", bias, input);
-  STD_TORCH_CHECK(training || (running_mean && running_var), kOp,
-                  ": expected running_mean and running_var tensors when training is False, got None");
+  check_running(running_mean, running_var, training);
   const Activation kind = parse(activation);
 
   const MemoryFormat format = suggest_memory_format(input);
@@ -290,8 +255,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const MaybeTenso
   std::vector<double> mean(extent.C), invstd(extent.C);
   auto running_m = read(running_mean, extent.C, 0), running_v = read(running_var, extent.C, 0);
   const int64_t m = extent.per_channel();
-  STD_TORCH_CHECK(!training || m != 1, kOp, ": expected input more than 1 value per channel when training, got shape ",
-                  check::shape_of(input));
+  check_count(input, m, training);
   if (!training) {
     for (int64_t c = 0; c < extent.C; ++c) {
       mean[c] = running_m[c];
@@ -342,6 +306,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const MaybeTenso
 // The output of a forward pass once more, to the last bit, from the statistics that it returned.
 Tensor normalize(const Tensor& input, const Tensor& mean, const Tensor& invstd, const MaybeTensor& weight,
                  const MaybeTensor& bias, const std::string& activation, double negative_slope) {
+  check::cpu(kOp, "input", input);
   check_input(input);
   check_statistics(mean, invstd, input);
   check_parameter("weight", weight, input);
@@ -372,6 +337,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
                                             const Tensor& invstd, const MaybeTensor& weight, const MaybeTensor& bias,
                                             bool training, const std::string& activation, double negative_slope,
                                             bool input_wanted, bool affine_wanted) {
+  check::cpu(kOp, "input", input);
   check_input(input);
   check_like_input("grad_output", grad_output, input);
   check_statistics(mean, invstd, input);
@@ -433,6 +399,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
     const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& invstd, const MaybeTensor& weight,
     const MaybeTensor& bias, bool training, const std::string& activation, double negative_slope,
     bool grad_output_wanted, bool input_wanted) {
+  check::cpu(kOp, "input", input);
   check_input(input);
   check_like_input("grad_output", grad_output, input);
   if (cotangent_input) check_like_input("cotangent_input", *cotangent_input, input);

@@ -1,8 +1,9 @@
 // Mean binary cross entropy with logits over one or two batches of logits: the losses of the minimax game.
 
+#include "../common/minimax_loss.h"
+
 #include <algorithm>
 
-#include "../common/checks.h"
 #include "../common/dtype.h"
 #include "isa.h"
 #include "lanes.h"
@@ -11,8 +12,7 @@
 namespace gan_fast {
 namespace {
 
-constexpr const char* kForward = "minimax_loss_forward";
-constexpr const char* kBackward = "minimax_loss_backward";
+using namespace minimax;  // checks, logits without gaps
 
 // Logits are summed in blocks of this many, each by one thread, and the blocks in order: the result does not depend on
 // the number of threads.
@@ -68,17 +68,6 @@ struct GradBlock {
   }
 };
 
-// Logits are taken one by one, so any order will do; gradients get the strides that ATen's elementwise ops give.
-Tensor without_gaps(const Tensor& logits) {
-  const bool plain = is_dense(logits, MemoryFormat::Contiguous) || is_dense_in_some_order(logits);
-  return plain ? logits : torch::stable::clone(logits);
-}
-
-Tensor grad_for(const Tensor& x) {
-  const auto size = x.sizes(), stride = x.strides();
-  return empty_strided(x, {size.begin(), size.end()}, {stride.begin(), stride.end()}, x.scalar_type());
-}
-
 // One batch of logits: its means, and its gradient at a loss gradient of one where that is wanted.
 struct Batch {
   double loss = 0;
@@ -127,19 +116,10 @@ double scalar_value(const Tensor& t) {
   });
 }
 
-void check_batches(const char* op, const Tensor& logits, double target, const MaybeTensor& other, double other_target) {
-  check::cpu(op, "logits", logits);
-  check::floating(op, "logits", logits);
-  check::in_range(op, "target", target, 0, 1);
-  if (!other) return;
-  check::cpu(op, "other_logits", *other);
-  check::dtype(op, "other_logits", *other, logits.scalar_type());
-  check::in_range(op, "other_target", other_target, 0, 1);
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& logits, double target, const MaybeTensor& other,
                                                    double other_target, double scale, bool means_wanted,
                                                    bool grad_wanted, bool other_grad_wanted) {
+  check::cpu(kForward, "logits", logits);
   check_batches(kForward, logits, target, other, other_target);
   const Batch first = run_batch(logits, target, scale, grad_wanted);
   const Batch second = other ? run_batch(*other, other_target, scale, other_grad_wanted) : Batch{};
@@ -169,10 +149,9 @@ Tensor grad(const Tensor& logits, double target, double factor) {
 
 std::tuple<Tensor, Tensor> backward(const Tensor& grad_loss, const Tensor& logits, double target,
                                     const MaybeTensor& other, double other_target, double scale) {
+  check::cpu(kBackward, "logits", logits);
   check_batches(kBackward, logits, target, other, other_target);
-  check::cpu(kBackward, "grad_loss", grad_loss);
-  STD_TORCH_CHECK(grad_loss.numel() == 1, kBackward, ": expected grad_loss shape (), got ", check::shape_of(grad_loss));
-  check::dtype(kBackward, "grad_loss", grad_loss, logits.scalar_type());
+  check_grad_loss(grad_loss, logits);
   const double factor = scale * scalar_value(grad_loss);
   return {grad(logits, target, factor), other ? grad(*other, other_target, factor) : nothing()};
 }

@@ -75,7 +75,9 @@ class _LossNode(torch.autograd.Function):
             if recording:
                 grad, other_grad = MinimaxLossBackward.apply(*arguments, ctx.kernels)
             else:
-                grad, other_grad = ctx.kernels.backward(*arguments)
+                # The dispatcher takes a batch of gradients apart.
+                batched = torch._C._functorch.is_legacy_batchedtensor(grad_loss)
+                grad, other_grad = (_native if batched else ctx.kernels).backward(*arguments)
             if logits is None:
                 grad, other_grad = other_grad, grad
         return grad, None, other_grad, *(None,) * (count - 3)

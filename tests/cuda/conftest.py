@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+import ctypes
+import shutil
+
+import pytest
+from cuda_emulated import build
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    return build(tmp_path_factory.mktemp("emulated"))

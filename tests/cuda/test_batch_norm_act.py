@@ -1,0 +1,163 @@
+"""The CUDA kernels of batch norm, emulated on a CPU: the samples and bounds of the native ones."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Any
+
+import pytest
+import torch
+from cuda_emulated import Kernels, Shape
+from derivatives import in_double, second_order_and_statistics, strides
+from samples import ACTIVATIONS, DTYPES, NORM_SAMPLES, NormSample
+from tolerances import assert_as_exact, few_numbers_factor
+from torch import Tensor
+
+from gan_fast.ops import batch_norm_act
+from gan_fast.ops.batch_norm_act import reference
+
+# Accesses of 16 bytes need channels or pixels in fours or eights: what the shared samples leave out.
+WIDE_SAMPLES = [
+    *(
+        NormSample((3, 16, 4, 4), training, activation, layout=layout)
+        for activation in ACTIVATIONS
+        for training in (True, False)
+        for layout in ("contiguous", "channels_last")
+    ),
+    *(NormSample((3, 16, 4, 4), layout=layout) for layout in ("offset", "gaps", "sliced_channels_last")),
+    NormSample((5, 72, 9, 7), layout="channels_last"),
+    NormSample((2, 200, 5, 5), layout="channels_last", activation="tanh"),
+    NormSample((7, 3, 8, 24), mean=100.0, std=1.0),
+    NormSample((300, 64), affine=False),
+    NormSample((3, 16, 4, 4), negative_slope=-0.5, running=False, layout="channels_last"),
+]
+SMALL = [s for s in NORM_SAMPLES if s.small] + WIDE_SAMPLES
+
+
+@pytest.fixture
+def kernels(emulated: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Kernels:
+    kernels = Kernels(emulated)
+    monkeypatch.setattr(sys.modules["gan_fast.ops.batch_norm_act"], "_native", kernels)
+    return kernels
+
+
+def compare(sample: NormSample, dtype: torch.dtype) -> None:
+    arguments = sample.make(dtype)
+    ours = second_order_and_statistics(batch_norm_act, arguments, dtype)
+    eager = second_order_and_statistics(reference, arguments, dtype)
+    exact_arguments = {k: v.contiguous() if isinstance(v, Tensor) else v for k, v in in_double(arguments).items()}
+    exact = second_order_and_statistics(reference, exact_arguments, dtype)
+    for name, value in eager.items():
+        if name not in ours:
+            assert not value.count_nonzero(), f"{name} is missing"
+            continue
+        # A GPU evaluates curves in float32, where the CPU's kernels take float64 and round once.
+        curved = dtype == torch.float32 and sample.activation in ("tanh", "sigmoid")
+        assert_as_exact(ours[name], value, exact[name], name, few_numbers_factor(value) if curved else 2.0)
+        if not name.startswith("second"):
+            assert strides(ours[name]) == strides(value), name
+
+
+@pytest.mark.parametrize("sample", SMALL, ids=str)
+def test_equals_aten_to_second_order(sample: NormSample, kernels: Kernels) -> None:
+    compare(sample, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("sample", WIDE_SAMPLES, ids=str)
+def test_other_dtypes(sample: NormSample, dtype: torch.dtype, kernels: Kernels) -> None:
+    compare(sample, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sample", [s for s in NORM_SAMPLES if not s.small], ids=str)
+def test_workloads(sample: NormSample, dtype: torch.dtype, kernels: Kernels) -> None:
+    """More than one block, chunk and batch of loads."""
+    kernels.multiprocessors = 4
+    compare(sample, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(9, 16, 8, 8), (6, 13, 7, 7)])
+def test_no_result_depends_on_the_order_of_threads(
+    shape: tuple[int, ...], layout: str, dtype: torch.dtype, kernels: Kernels
+) -> None:
+    arguments = NormSample(shape, activation="sigmoid", layout=layout).make(dtype)
+    results = []
+    for kernels.backwards in (False, True):
+        results.append(second_order_and_statistics(batch_norm_act, arguments, dtype))
+    for name, value in results[0].items():
+        assert torch.equal(value, results[1][name]), name
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_infinities_and_nan_as_in_aten(activation: str, layout: str, value: float, kernels: Kernels) -> None:
+    for training in (True, False):
+        for shape in ((3, 4, 3, 3), (3, 8, 2, 4)):
+            arguments = NormSample(shape, training, activation, layout=layout).make(torch.float32)
+            for pixel in ((1, 2, 0, 1), (2, 2, 1, 1)):
+                arguments["input"].data[pixel] = value
+            ours = second_order_and_statistics(batch_norm_act, arguments, torch.float32)
+            for name, want in second_order_and_statistics(reference, arguments, torch.float32).items():
+                if not name.startswith("second"):
+                    torch.testing.assert_close(ours[name], want, rtol=1e-4, atol=1e-4, equal_nan=True, msg=name)
+
+
+def test_normalize_repeats_the_forward_pass_to_the_last_bit(kernels: Kernels) -> None:
+    for dtype in DTYPES:
+        for layout in ("contiguous", "channels_last"):
+            a = NormSample((3, 8, 4, 5), activation="tanh", layout=layout).make(dtype, requires_grad=False)
+            output, mean, invstd = kernels.forward(**a)
+            options = {k: a[k] for k in ("input", "weight", "bias", "activation", "negative_slope")}
+            assert torch.equal(kernels.normalize(mean=mean, invstd=invstd, **options), output)
+
+
+def test_only_what_is_asked_for_is_computed(kernels: Kernels) -> None:
+    a = NormSample((3, 8, 4, 5), activation="tanh").make(torch.float32, requires_grad=False)
+    x, weight, bias = a["input"], a["weight"], a["bias"]
+    _, mean, invstd = kernels.forward(**a)
+    given = (x, mean, invstd, weight, bias)
+    for training in (True, False):
+        rest: tuple[Any, ...] = (training, "tanh", 0.2)
+        full = kernels.backward(x, *given, *rest, True, True)
+        assert kernels.backward(x, *given, *rest, False, True)[0] is None
+        torch.testing.assert_close(kernels.backward(x, *given, *rest, False, True)[1:], full[1:], rtol=0, atol=0)
+        assert torch.equal(kernels.backward(x, *given, *rest, True, False)[0], full[0])
+        second = kernels.double_backward(x, weight, bias, x, *given, *rest, True, True)
+        for wanted in ((True, False), (False, True), (False, False)):
+            some = kernels.double_backward(x, weight, bias, x, *given, *rest, *wanted)
+            for ours, want, is_wanted in zip(some, second, (*wanted, True, True)):
+                assert ours is None if not is_wanted else torch.equal(ours, want)
+
+
+def test_strided_and_half_parameters(kernels: Kernels) -> None:
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
+        x = torch.randn(4, 8, 3, 8, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        vectors = [(torch.rand(8) + 0.5).to(dtype) for _ in range(4)]
+        for training in (True, False):
+            exact = [v.double() for v in vectors]
+            strided = [torch.empty(16, dtype=dtype)[::2].copy_(v) for v in vectors]
+            want = reference(x.double(), *exact, training)
+            ours = batch_norm_act(x, *strided, training)
+            torch.testing.assert_close(ours.double(), want, rtol=tolerance, atol=tolerance)
+            for own, moved in zip(strided[:2], exact):
+                torch.testing.assert_close(own.double(), moved, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("n", "c", "s"), [(1, 1, 1), (3, 5, 7), (300, 8, 1), (2, 70, 9), (5, 16, 64), (1, 600, 2)])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("blocks", [1, 7, 528])
+@pytest.mark.parametrize("width", [1, 4, 8])
+def test_every_value_has_one_thread(
+    n: int, c: int, s: int, channels_last: bool, blocks: int, width: int, emulated: ctypes.CDLL
+) -> None:
+    if (c if channels_last else s) % width:
+        pytest.skip("not in accesses of this width")
+    counts = torch.zeros(n * c * s, dtype=torch.int32)
+    shape = Shape(n, c, s, channels_last)
+    emulated.visits(ctypes.byref(shape), width, ctypes.c_int64(blocks), ctypes.c_void_p(counts.data_ptr()))
+    assert bool((counts == 1).all())
