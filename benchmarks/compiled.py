@@ -90,16 +90,19 @@ def tool(name: str) -> str:
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
 
 
+def dump(path: str, what: str) -> str:
+    return subprocess.run([tool("cuobjdump"), what, path], capture_output=True, text=True, check=True).stdout
+
+
 def binary(case: str, architecture: int, kernel: Any) -> Binary:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        usage, code = (
-            subprocess.run([tool("cuobjdump"), what, file.name], capture_output=True, text=True, check=True).stdout
-            for what in ("-res-usage", "-sass")
-        )
+        usage = dump(file.name, "-res-usage")
+        # Registers are stored to a thread's stack; only where there is one the slow look at every instruction pays.
+        has_stack = any(int(size) for size in re.findall(r"STACK:(\d+)", usage))
+        spills = len(re.findall(r"\b(?:STL|LDL)\b", dump(file.name, "-sass"))) if has_stack else 0
     registers = int(re.findall(r"REG:(\d+)", usage)[-1])
-    spills = len(re.findall(r"\b(?:STL|LDL)\b", code))
     ptx = kernel.asm["ptx"]
     loads, stores = (
         [int(v or 1) * int(b) for v, b in re.findall(rf"{access}\.global(?:\.\w+)*?(?:\.v(\d))?\.b(\d+)", ptx)]

@@ -79,7 +79,7 @@ class _ConvAct(nn.Module):
     def _run(self, input: Tensor, *output_size: list[int] | None) -> Tensor:
         conv: Any = self._modules["conv"]
         memory_format = self.memory_format
-        if memory_format is not torch.contiguous_format and input.dim() != conv.weight.dim():
+        if memory_format not in (None, torch.contiguous_format) and input.dim() != conv.weight.dim():
             memory_format = None
         if type(input) is Tensor and _unseen(conv, self.conv_type):
             epilogue = Epilogue(self.activation, self.negative_slope, memory_format)

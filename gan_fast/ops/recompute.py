@@ -36,6 +36,19 @@ class Recipe:
             return self._compute(*self.inputs)
 
 
+class _Slot:
+    """Where among its saved tensors a node has a recipe."""
+
+    def __init__(self, recipe: Recipe, index: int) -> None:
+        self.recipe, self.index, self.wanted = recipe, index, True
+
+    def unpack(self) -> Tensor:
+        if self.wanted:
+            return self.recipe()
+        # Any tensor that is there: nobody reads it.
+        return next(t for t in self.recipe.inputs if t is not None)
+
+
 def allowed() -> bool:
     """Whether nobody else has a say in how tensors are kept: under checkpointing or offloading they decide."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
@@ -61,8 +74,8 @@ def keep_recipe(output: Tensor, index: int, input: Tensor) -> None:
     if not isinstance(recipe, Recipe):
         return
     node: Any = output.grad_fn
-    node._raw_saved_tensors[index].register_hooks(lambda _: recipe, Recipe.__call__)
-    node.has_recipe = True
+    node.slot = slot = _Slot(recipe, index)
+    node._raw_saved_tensors[index].register_hooks(lambda _: slot, _Slot.unpack)
 
 
 def _from_producer(t: Tensor) -> Recipe | None:
@@ -79,8 +92,14 @@ def _from_producer(t: Tensor) -> Recipe | None:
 
 
 def kept(ctx: Any, wanted: Sequence[bool]) -> Sequence[Tensor | None]:
-    """Return what a node saved; where a recipe is among it, that which is not wanted is None instead of computed."""
-    if not getattr(ctx, "has_recipe", False):
+    """Return what a node saved; where a recipe is among it, that is None instead of computed if it is not wanted."""
+    slot: _Slot | None = getattr(ctx, "slot", None)
+    if slot is None:
         saved: Sequence[Tensor | None] = ctx.saved_tensors
         return saved
-    return [saved.unpack() if w else None for saved, w in zip(ctx._raw_saved_tensors, wanted)]
+    # A node's outputs are unpacked by its saved_tensors alone, which unpack all.
+    slot.wanted = wanted[slot.index]
+    try:
+        return [t if w else None for t, w in zip(ctx.saved_tensors, wanted)]
+    finally:
+        slot.wanted = True

@@ -29,6 +29,9 @@ OP = "batch_norm_act"
 # Values of a tile: eight for each thread of eight warps, 16 bytes of bfloat16.
 _TILE = 2048
 _WARPS = 8
+# What a thread reads at a time in passes that keep sums, and in those that write as much.
+_BYTES_OF_SUMS = 64
+_BYTES_OF_MAPS = 32
 # Neighbouring channels of a channels-last tile: 128 bytes of bfloat16.
 _MOST_CHANNELS = 64
 # Programs that fill the largest GPU that we know a few times over.
@@ -64,6 +67,16 @@ class Tiles:
         block = min(triton.next_power_of_2(space), _TILE // 2)
         rows = min(_TILE // block, triton.next_power_of_2(samples))
         return cls(samples, channels, space, channels * space, space, 1, rows, 1, block)
+
+    def wider(self, per_thread: int, x: Tensor, tensors: int = 1) -> Tiles:
+        """With so many rows that a thread has about ``per_thread`` bytes of that many tensors on their way at once.
+
+        Memory is far away: what a GPU's threads ask for at a time decides how much comes per second. But all of its
+        processors are to have work.
+        """
+        factor = min(per_thread // (8 * x.element_size() * tensors), self.tiles * self.channel_tiles // _PROGRAMS)
+        rows = self.block_outer << (max(1, factor).bit_length() - 1)
+        return dataclasses.replace(self, block_outer=min(rows, triton.next_power_of_2(self.outer)))
 
     @property
     def outer_tiles(self) -> int:
@@ -580,6 +593,7 @@ def _chunks(x: Tensor, chunks: int, channels: int) -> tuple[Tensor, Tensor, Tens
 
 
 def _statistics(x: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor, Tensor]:
+    tiles = tiles.wider(_BYTES_OF_SUMS, x)
     found = _chunks(x, tiles.chunks, tiles.channels)
     statistics_kernel[(tiles.chunks * tiles.channel_tiles,)](
         x, *found, *tiles.arguments, tiles.tiles, tiles.tiles_per_chunk, **tiles.blocks
@@ -616,7 +630,7 @@ def _normalize(
     x: Tensor, tiles: Tiles, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None, activation: str,
     negative_slope: float,
 ) -> Tensor:  # fmt: skip
-    y = torch.empty_like(x)
+    y, tiles = torch.empty_like(x), tiles.wider(_BYTES_OF_MAPS, x)
     normalize_kernel[(tiles.tiles * tiles.channel_tiles,)](
         x, y, *_vectors(mean, invstd, weight, bias), *tiles.arguments, negative_slope, act.CODES[activation],
         **tiles.blocks,
@@ -715,15 +729,15 @@ def backward(
         options = (negative_slope, act.CODES[activation])
         means = None
         if training or affine_wanted:
-            sums = torch.empty(2, tiles.chunks, tiles.channels, dtype=torch.float32, device=x.device)
+            wide = tiles.wider(_BYTES_OF_SUMS, x, 2)
+            sums = torch.empty(2, wide.chunks, tiles.channels, dtype=torch.float32, device=x.device)
             means = torch.empty(2, tiles.channels, dtype=torch.float32, device=x.device)
-            backward_sums_kernel[(tiles.chunks * tiles.channel_tiles,)](
-                x, grad, *vectors, sums, *tiles.arguments, tiles.tiles, tiles.tiles_per_chunk, *options,
-                **tiles.blocks,
-            )  # fmt: skip
-            grid, blocks = _finish(tiles.channels, tiles.chunks)
+            backward_sums_kernel[(wide.chunks * wide.channel_tiles,)](
+                x, grad, *vectors, sums, *wide.arguments, wide.tiles, wide.tiles_per_chunk, *options, **wide.blocks
+            )
+            grid, blocks = _finish(tiles.channels, wide.chunks)
             finish_backward_kernel[grid](
-                sums, vectors[1], means, grad_weight, grad_bias, tiles.chunks, tiles.channels,
+                sums, vectors[1], means, grad_weight, grad_bias, wide.chunks, tiles.channels,
                 tiles.outer * tiles.inner, **blocks,
             )  # fmt: skip
         grad_input = None

@@ -139,6 +139,20 @@ def test_no_chunk_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
         compare(NormSample((20, 2, 4, 8), layout=layout), torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_tiles_of_several_loads_a_thread(layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As large tensors are cut, ragged at their ends."""
+    from gan_fast.triton_kernels import batch_norm_act as kernels
+
+    monkeypatch.setattr(kernels, "_TILE", 32)
+    monkeypatch.setattr(kernels, "_PROGRAMS", 3)
+    x = torch.empty(21, 5, 3, 7, dtype=dtype)
+    tiles = kernels.Tiles.of(x, layout == "channels_last")
+    assert tiles.wider(64, x).block_outer == tiles.block_outer * (64 // (8 * dtype.itemsize))
+    compare(NormSample((21, 5, 3, 7), activation="tanh", layout=layout), dtype)
+
+
 def test_channels_beyond_a_grid_s_second_dim() -> None:
     from gan_fast.triton_kernels.batch_norm_act import Tiles
 
