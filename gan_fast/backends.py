@@ -13,12 +13,14 @@ import importlib
 import importlib.util
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from gan_fast import extension, tuning
@@ -56,6 +58,15 @@ def _check_name(name: str, origin: str) -> str:
 _requested = _check_name(os.environ.get("GAN_FAST_BACKEND", "auto"), "GAN_FAST_BACKEND")
 
 
+# What a measured choice asks for, of the calls of its own thread.
+_own = threading.local()
+
+
+def requested() -> str:
+    """The implementation that the running call asks for."""
+    return getattr(_own, "name", None) or _requested
+
+
 def use_backend(name: str) -> AbstractContextManager[None]:
     """Ask for one implementation of every op inside the ``with`` block.
 
@@ -82,6 +93,16 @@ def _use(name: str) -> Iterator[None]:
         yield
     finally:
         _requested = previous
+
+
+@contextlib.contextmanager
+def _serving(name: str) -> Iterator[None]:
+    """As :func:`use_backend`, for this thread alone: nobody has asked for it."""
+    previous, _own.name = getattr(_own, "name", None), name
+    try:
+        yield
+    finally:
+        _own.name = previous
 
 
 def _unavailable(op: str, device_type: str) -> str | None:
@@ -144,22 +165,22 @@ def native(op: str, device_type: str, dtype: torch.dtype = torch.float32) -> boo
     Raises:
         RuntimeError: the backend asked for by name is not there; the message says how to get it.
     """
-    requested = _requested
-    if requested == "auto":
+    name = requested()
+    if name == "auto":
         # functorch (vmap, grad, jvp) and forward-mode AD cannot look into our autograd nodes; the reference is correct
         # under all of them.
         transformed = _functorch_active() or forward_ad._current_level >= 0
         return not transformed and _served_by(op, device_type, dtype) != "reference"
-    if requested == "reference":
+    if name == "reference":
         return False
-    if requested == "triton":
+    if name == "triton":
         reason = _triton_unavailable(op, device_type, dtype)
-    elif requested != device_type:
-        raise RuntimeError(f"{op}: expected input device {requested} for backend {requested}, got {device_type}")
+    elif name != device_type:
+        raise RuntimeError(f"{op}: expected input device {name} for backend {name}, got {device_type}")
     else:
         reason = _unavailable(op, device_type)
     if reason is not None:
-        raise RuntimeError(f"{op}: expected backend {requested} to be available, got: {reason}")
+        raise RuntimeError(f"{op}: expected backend {name} to be available, got: {reason}")
     return True
 
 
@@ -189,11 +210,14 @@ def triton_module(op: str) -> ModuleType:
 
 def triton_kernels(op: str, input: torch.Tensor) -> ModuleType | None:
     """The Triton functions that serve this call, or None where the dispatcher finds the kernel."""
+    name = requested()
     if type(input) not in _PLAIN:
+        if name == "triton" and not isinstance(input, FakeTensor):
+            raise RuntimeError(f"{op}: expected for backend triton input type Tensor, got {type(input).__name__}")
         return None
-    if _requested == "auto" and not input.is_cpu:
+    if name == "auto" and not input.is_cpu:
         return triton_module(op) if _served_by(op, input.device.type, input.dtype) == "triton" else None
-    return triton_module(op) if _requested == "triton" else None
+    return triton_module(op) if name == "triton" else None
 
 
 # Up to so many values ATen's own chain of ops is the quicker one: nodes in Python cost more than our kernels save.
@@ -202,7 +226,7 @@ SMALL = 8192
 
 def small(input: object, *beside: object) -> bool:
     """Whether automatic choice leaves a call to ATen: tensors (or None) on one device, of a few values each."""
-    if _requested != "auto" or not isinstance(input, torch.Tensor) or _tracing() or torch.compiler.is_compiling():
+    if requested() != "auto" or not isinstance(input, torch.Tensor) or _tracing() or torch.compiler.is_compiling():
         # Sizes that are looked at become part of a trace or a graph.
         return False
     if input.numel() > SMALL or not input.dtype.is_floating_point:
@@ -221,8 +245,19 @@ _quickest: dict[tuple[Any, ...], str] = {}
 
 
 def measured(input: torch.Tensor) -> bool:
-    """Whether calls with such an input go to :func:`on_quickest`."""
-    return _requested == "auto" and input.device.type in _MEASURED_ON and not torch.compiler.is_compiling()
+    """Whether calls with such an input go to :func:`on_quickest`.
+
+    Not where others look on: transforms, tracers, modes that record or count, hooks that keep tensors their own way.
+    """
+    return (
+        requested() == "auto"
+        and input.device.type in _MEASURED_ON
+        and type(input) in _PLAIN
+        and not torch.compiler.is_compiling()
+        and not (_functorch_active() or forward_ad._current_level >= 0 or _tracing())
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+    )
 
 
 def candidates(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
@@ -267,7 +302,7 @@ def on_quickest(
             _quickest[at] = name
     if name == "auto":
         return call(*arguments)
-    with _use(name):
+    with _serving(name):
         return call(*arguments)
 
 
@@ -277,7 +312,7 @@ def _work(call: Callable[..., Any], arguments: tuple[Any, ...], gradient: bool) 
         wanted = [t for t in copies if isinstance(t, torch.Tensor) and t.requires_grad]
 
         def run() -> None:
-            with _use(name), torch.set_grad_enabled(gradient):
+            with _serving(name), torch.set_grad_enabled(gradient):
                 output = call(*copies)
             output = output[0] if isinstance(output, tuple) else output
             if gradient:

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from gan_fast.capture import CudaGraphs
 from gan_fast.version import __version__
 
 logger = logging.getLogger("gan_fast")
@@ -36,7 +37,8 @@ _MOST_CALLS = 100
 _measured: dict[str, dict[str, dict[str, float]]] = {}
 # What was said to have failed: once for each op and candidate.
 _told: set[tuple[str, str]] = set()
-_lock = threading.RLock()
+# Of the file; nothing is held while candidates run, which may ask for choices in threads of autograd's.
+_lock = threading.Lock()
 
 
 def enabled() -> bool:
@@ -125,10 +127,9 @@ def known(device: torch.device, op: str, key: str) -> dict[str, float] | None:
 
 def _all(device: torch.device) -> dict[str, dict[str, float]]:
     name = _name(device)
-    with _lock:
-        if name not in _measured:
-            _measured[name] = _read(name)
-        return _measured[name]
+    if name not in _measured:
+        _measured.setdefault(name, _read(name))
+    return _measured[name]
 
 
 def described(device: torch.device) -> Iterable[tuple[str, dict[str, float]]]:
@@ -147,24 +148,24 @@ def measure(
     Notes:
         Kept for the process, and on disk where all candidates ran: the next process gives a failed one another chance.
     """
-    with _lock:
-        times = known(device, op, key)
-        if times is not None:
-            return times
-        times, complete = {}, True
-        for candidate in candidates:
-            try:
-                times[candidate] = _time_ms(device, work(candidate))
-            except Exception as error:
-                # Of any kind, a compiler's or a driver's: training goes on with the others.
-                complete = False
-                if (op, candidate) not in _told:
-                    _told.add((op, candidate))
-                    logger.warning("%s: %s is left out, because it failed (%s): %s", op, candidate, key, error)
-        _all(device)[f"{op} {key}"] = times
-        if complete:
-            _write(_name(device), f"{op} {key}", times)
+    times = known(device, op, key)
+    if times is not None:
         return times
+    times, complete = {}, True
+    for candidate in candidates:
+        try:
+            times[candidate] = _time_ms(device, work(candidate))
+        except Exception as error:
+            # Of any kind, a compiler's or a driver's: training goes on with the others.
+            complete = False
+            if (op, candidate) not in _told:
+                _told.add((op, candidate))
+                logger.warning("%s: %s is left out, because it failed (%s): %s", op, candidate, key, error)
+    _all(device)[f"{op} {key}"] = times
+    if complete:
+        with _lock:
+            _write(_name(device), f"{op} {key}", times)
+    return times
 
 
 def stand_in(value: Any) -> Any:
@@ -173,37 +174,28 @@ def stand_in(value: Any) -> Any:
         return value
     # A generator of its own: what a program draws is not to depend on what was measured.
     generator = torch.Generator(value.device).manual_seed(0)
-    copy = torch.empty_like(value, requires_grad=False)
-    if copy.is_floating_point():
-        copy.uniform_(generator=generator)
-    return copy.requires_grad_(value.requires_grad)
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride())) if value.numel() else 0
+    memory = torch.empty(extent, dtype=value.dtype, device=value.device).uniform_(generator=generator)
+    return memory.as_strided(value.shape, value.stride()).requires_grad_(value.requires_grad)
 
 
 def _time_ms(device: torch.device, work: Callable[[], Any]) -> float:
     if device.type != "cuda":
         return _median_ms(work, time.perf_counter, lambda: None)
     with torch.cuda.device(device):
-        synchronize = torch.cuda.synchronize
-        work = _recorded(work)
-        return _median_ms(work, time.perf_counter, synchronize)
+        return _median_ms(_recorded(device, work), time.perf_counter, torch.cuda.synchronize)
 
 
-def _recorded(work: Callable[[], Any]) -> Callable[[], Any]:
+def _recorded(device: torch.device, work: Callable[[], Any]) -> Callable[[], Any]:
     """The work as a CUDA graph, in which what Python takes to launch it does not count; else as it is."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_WARMUPS):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
+    graphs = CudaGraphs(device)
+    for _ in range(_WARMUPS):
+        graphs.warm_up(work)
     try:
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            work()
+        replay, _ = graphs.capture(work)
     except RuntimeError:
-        torch.cuda.synchronize()
         return work
-    return graph.replay
+    return replay
 
 
 def _median_ms(work: Callable[[], Any], clock: Callable[[], float], synchronize: Callable[[], None]) -> float:

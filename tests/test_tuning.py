@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
+import torch.utils.flop_counter
+from samples import LAYOUTS
 from triton_device import needs_triton
 
 import gan_fast
@@ -35,8 +39,8 @@ def cost(ms: dict[str, float], calls: list[str]) -> Callable[[torch.Tensor], tor
     """An op that takes so long under each backend."""
 
     def call(input: torch.Tensor) -> torch.Tensor:
-        calls.append(backends._requested)
-        time.sleep(ms[backends._requested] / 1e3)
+        calls.append(backends.requested())
+        time.sleep(ms[backends.requested()] / 1e3)
         return input * 2
 
     return call
@@ -95,7 +99,7 @@ def test_a_candidate_that_fails_is_left_out_and_said_once(
     measuring: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def call(input: torch.Tensor) -> torch.Tensor:
-        if backends._requested == "triton":
+        if backends.requested() == "triton":
             raise ValueError("it does not compile")
         return input + 1
 
@@ -254,3 +258,70 @@ def test_blocks_choose_the_convolution_and_the_norm_together(triton_ms: float, m
     gan_fast.nn.Conv2d(5, 5, 3, groups=5)(x)
     gan_fast.nn.Conv2d(5, 5, 3, dtype=torch.float64)(x.double())
     assert seen[-2:] == [["auto"], ["auto"]]
+
+
+def of_many_kinds(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    weight = torch.ones(3, 4, 3, 3)
+    mean, var = torch.zeros(4), torch.ones(4)
+    return {
+        "batch_norm_act": ops.batch_norm_act(x, mean, var),
+        "conv2d": ops.conv2d(x, weight),
+        "leaky_relu": ops.leaky_relu(x, 0.2),
+        "minimax_g_loss": ops.minimax_g_loss(x.bfloat16()),
+    }
+
+
+def test_where_others_look_on_nothing_is_measured(measuring: Path) -> None:
+    x = torch.randn(2, 4, 5, 5)
+
+    def summed(x: torch.Tensor) -> torch.Tensor:
+        return sum(value.float().sum() for value in of_many_kinds(x).values())  # type: ignore[return-value]
+
+    torch.func.grad(summed)(x)
+    torch.func.vmap(lambda x: ops.leaky_relu(x, 0.2))(x)
+    with torch.autograd.forward_ad.dual_level():
+        summed(torch.autograd.forward_ad.make_dual(x, x))
+    wanted = x.clone().requires_grad_()
+    torch.utils.checkpoint.checkpoint(summed, wanted, use_reentrant=False).backward()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        summed(wanted).backward()
+    with torch._subclasses.FakeTensorMode() as mode:
+        ops.batch_norm_act(mode.from_tensor(x), None, None, training=True)
+    with torch.utils.flop_counter.FlopCounterMode(display=False):
+        summed(x)
+    assert not backends._quickest
+    assert not measuring.exists()
+
+
+def test_threads_choose_for_themselves() -> None:
+    """A choice is no request: it holds for one call, and neither other threads nor later calls see it."""
+    inside, asked = threading.Barrier(2), []
+
+    def call(input: torch.Tensor) -> torch.Tensor:
+        inside.wait(timeout=60)
+        asked.append(backends.requested())
+        inside.wait(timeout=60)
+        return input
+
+    threads = [
+        threading.Thread(target=backends.on_quickest, args=(f"op_{name}", [name], (), call, (torch.ones(1),)))
+        for name in ("cpu", "reference")
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GAN_FAST_TUNE", "0")
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(asked) == ["cpu", "reference"]
+    assert backends.requested() == "auto"
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "expanded", "gaps", "transposed"])
+def test_stand_ins_lie_as_what_they_stand_for(layout: str) -> None:
+    x = LAYOUTS[layout](torch.randn(2, 4, 5, 5)).requires_grad_()
+    copy = tuning.stand_in(x)
+    assert (copy.shape, copy.stride(), copy.dtype, copy.requires_grad) == (x.shape, x.stride(), x.dtype, True)
+    assert copy.is_leaf
+    assert tuning.stand_in(None) is None
+    assert tuning.stand_in(torch.empty(0, 3)).shape == (0, 3)

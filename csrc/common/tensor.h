@@ -79,11 +79,11 @@ inline MemoryFormat suggest_memory_format(const Tensor& t) {
 inline Tensor empty_strided(const Tensor& device_of, const std::vector<int64_t>& size,
                             const std::vector<int64_t>& stride, ScalarType dtype) {
   int32_t device_type = 0, device_index = 0, dtype_code = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(device_of.get(), &device_index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(device_of.get(), &device_index));
   dtype_code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(),
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(),
                                                          dtype_code, device_type, device_index, &handle));
   return Tensor(handle);
 }

@@ -17,7 +17,7 @@ class OnDevice {
  public:
   OnDevice(const char* op, const Tensor& t) : guard_(t.get_device_index()), stream_{op, nullptr, 0} {
     const int32_t device = t.get_device_index();
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream_.stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream_.stream));
     const cudaError_t error = cudaDeviceGetAttribute(&stream_.multiprocessors, cudaDevAttrMultiProcessorCount, device);
     STD_TORCH_CHECK(error == cudaSuccess, op, ": expected multiprocessors of cuda:", device, ", got ",
                     cudaGetErrorString(error));

@@ -16,6 +16,7 @@ from gan_fast.ops.conv_kernels import Epilogue
 
 Size = int | tuple[int, ...]
 Device = torch.device | str | None
+_FORMATS = (None, torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
 
 
 def _unseen(child: nn.Module, kind: type[nn.Module]) -> bool:
@@ -69,6 +70,11 @@ class _ConvAct(nn.Module):
         self, activation: str, negative_slope: float, memory_format: torch.memory_format | None
     ) -> None:
         activations.check(type(self).__name__, activation, negative_slope)
+        if memory_format not in _FORMATS:
+            raise ValueError(
+                f"{type(self).__name__}: expected memory_format one of {', '.join(map(str, _FORMATS))}, "
+                f"got {memory_format!r}"
+            )
         self.activation = activation
         self.negative_slope = negative_slope
         self.memory_format = memory_format

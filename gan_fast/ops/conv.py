@@ -204,6 +204,9 @@ def _check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, geometry
                     f"{op}: expected output_padding below stride or dilation, got {geometry.output_padding} "
                     f"with stride {geometry.stride} and dilation {geometry.dilation}"
                 )
+        sizes = conv_kernels.transposed_sizes(input.shape[-dims:], weight.shape[2:], geometry)
+        if min(sizes) < 0:
+            raise ValueError(f"{op}: expected padding that leaves an output, got {geometry.padding} for one of {sizes}")
         return
     for size, kernel, padding, dilation in zip(
         input.shape[-dims:], weight.shape[2:], geometry.padding, geometry.dilation
@@ -276,7 +279,14 @@ def convolve(
         input = input.unsqueeze(0)
     if backends.native(op, device, input.dtype) and not captured:
         arguments = (input, weight, bias, geometry, epilogue, norm)
-        output = _on_quickest(*arguments) if backends.measured(input) and dims == 2 else _serve(*arguments)
+        if dims == 2 and backends.measured(input):
+            output = _on_quickest(*arguments)
+        else:
+            kernels = backends.triton_kernels("conv2d", input)
+            refusal = kernels and kernels.refuses(input, dilations, transposed, groups)
+            if refusal:
+                raise RuntimeError(f"{op}: expected for backend triton {refusal}")
+            output = _serve(*arguments)
     else:
         output = torch.convolution(input, weight, bias, *geometry)
         if epilogue.memory_format is not None:
@@ -315,7 +325,7 @@ def _on_quickest(
         names += ["triton"] if refusal is None else []
     shape_class = (
         checks.name_of(input.dtype), tuple(input.shape), tuple(weight.shape), input.stride(), weight.stride(),
-        *geometry, *epilogue, "" if bias is None else "bias", "" if norm is None else "norm",
+        *geometry, *epilogue, *_settings(), "" if bias is None else "bias", "" if norm is None else "norm",
     )  # fmt: skip
     arguments = (input, weight, bias, geometry, epilogue)
     result: Tensor = backends.on_quickest(
@@ -323,6 +333,12 @@ def _on_quickest(
         trial=(*arguments, _any_norm if epilogue.statistics else None),
     )  # fmt: skip
     return result
+
+
+def _settings() -> tuple[str, ...]:
+    """What cuDNN's speed depends on beside shapes."""
+    cudnn = torch.backends.cudnn
+    return tuple(name for name in ("benchmark", "deterministic", "allow_tf32") if getattr(cudnn, name))
 
 
 def _any_norm(output: Tensor, *statistics: Tensor) -> Tensor:
@@ -364,7 +380,8 @@ def convnd(
         Kernels: ATen's; on the CPU one product of matrices where that is quicker (a weight that is large beside the
         maps, transposed convolutions to few channels) or a kernel for a generator's last layer (csrc/cpu/sub_pixel.h),
         accumulated in float32 at least.
-        On a GPU ATen's (cuDNN); 2-d ones in Triton where that is asked for by name, but for gradients by a weight.
+        On a GPU ATen's (cuDNN) or, of 2-d ones, Triton's, whichever is quicker; gradients by a weight are ATen's, and
+        those by the input of a dilated one.
         A gradient by a weight may have the weight's strides where ATen gives it the input's.
         Under autocast: in its dtype, as ``F.convnd``.
         Under torch.compile, torch.jit.trace and functorch: ATen's own op and its checks.

@@ -269,15 +269,23 @@ def _product(
 
 
 def _output_shape(input: torch.Size, weight: torch.Size, geometry: Geometry) -> torch.Size:
-    stride, padding, dilation, transposed, output_padding, _ = geometry
-    space = []
-    for d, size in enumerate(input[2:]):
-        kernel = dilation[d] * (weight[2 + d] - 1) + 1
-        if transposed:
-            space.append((size - 1) * stride[d] - 2 * padding[d] + kernel + output_padding[d])
-        else:
-            space.append((size + 2 * padding[d] - kernel) // stride[d] + 1)
-    return torch.Size((input[0], weight[1] if transposed else weight[0], *space))
+    if geometry.transposed:
+        space = transposed_sizes(input[2:], weight[2:], geometry)
+    else:
+        space = tuple(
+            (size + 2 * geometry.padding[d] - geometry.dilation[d] * (weight[2 + d] - 1) - 1) // geometry.stride[d] + 1
+            for d, size in enumerate(input[2:])
+        )
+    return torch.Size((input[0], weight[1] if geometry.transposed else weight[0], *space))
+
+
+def transposed_sizes(space: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> tuple[int, ...]:
+    """The output's dims of space, of a transposed convolution."""
+    stride, padding, dilation, _, output_padding, _ = geometry
+    return tuple(
+        (size - 1) * stride[d] - 2 * padding[d] + dilation[d] * (kernel[d] - 1) + 1 + output_padding[d]
+        for d, size in enumerate(space)
+    )
 
 
 def _without_autocast() -> AbstractContextManager[Any]:
@@ -317,9 +325,6 @@ def forward(
     functions."""
     if kernels is None:
         return epilogue.over(_convolution(input, weight, bias, geometry)), None
-    refusal = kernels.refuses(input, geometry.dilation, geometry.transposed, geometry.groups)
-    if refusal is not None:
-        raise RuntimeError(f"convolution: expected for backend triton {refusal}")
     shape = _output_shape(input.shape, weight.shape, geometry)
     return _in_triton(kernels, input, weight, bias, geometry, shape, epilogue)
 

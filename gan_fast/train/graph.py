@@ -6,13 +6,10 @@ graph launches them all at once, on the same memory, without Python.
 
 from __future__ import annotations
 
-import gc
 import logging
 import pickle
 import random
-import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +20,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.optim import optimizer as optim
 
 from gan_fast import backends
+from gan_fast.capture import CudaGraphs
 
 logger = logging.getLogger("gan_fast")
 
@@ -60,74 +58,6 @@ class Graphs(Protocol):
 def graphs_on(device: torch.device) -> Graphs | None:
     """Return the graphs of a device, None where it has none."""
     return CudaGraphs(device) if device.type == "cuda" else None
-
-
-class CudaGraphs:
-    """CUDA's graphs."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
-        self._stream = torch.cuda.Stream(self._device)
-        self._failed: list[torch.cuda.CUDAGraph] = []
-
-    def warm_up(self, function: Callable[[], Tensor]) -> Tensor:
-        current = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(current)
-        try:
-            with torch.cuda.stream(self._stream):
-                return function()
-        finally:
-            current.wait_stream(self._stream)
-
-    def capture(self, function: Callable[[], Tensor], generator: torch.Generator) -> tuple[Callable[[], None], Tensor]:
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(generator)
-        generators = (generator, torch.cuda.default_generators[self._device.index])
-        states = [g.get_state() for g in generators]
-        torch.cuda.synchronize(self._device)
-        # A graph that is collected during a capture would spoil it.
-        gc.collect()
-        torch.cuda.empty_cache()
-        ended = False
-        try:
-            with torch.cuda.stream(self._stream):
-                # Other threads may go on allocating: a loader of the user's, for one.
-                graph.capture_begin(capture_error_mode="thread_local")
-                try:
-                    values = _without_synchronising(function)
-                except BaseException:
-                    # A capture that CUDA has given up ends with an error that says less.
-                    with suppress(RuntimeError):
-                        graph.capture_end()
-                        ended = True
-                    raise
-                graph.capture_end()
-                ended = True
-        except BaseException:
-            if not ended:
-                # The allocator may refer to it as long as the process lives, and a generator may stay in the capture:
-                # it goes on from a state that never was in one.
-                self._failed.append(graph)
-                for g, state in zip(generators, states, strict=True):
-                    fresh = torch.Generator(self._device)
-                    fresh.set_state(state)
-                    g.graphsafe_set_state(fresh.graphsafe_get_state())
-            raise
-        return graph.replay, values
-
-
-def _without_synchronising(function: Callable[[], Tensor]) -> Tensor:
-    """Run ``function``; an error where the host would wait, before CUDA sees it and gives up the capture."""
-    # Of the whole process: a thread of the user's that waits for the device just now is told so too.
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():
-        # It says that not every synchronisation is found; CUDA finds the rest.
-        warnings.simplefilter("ignore")
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        return function()
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
 
 
 @dataclass(frozen=True)
@@ -190,7 +120,8 @@ class Subject:
             "the moments' memory": tuple(moments),
             "the objective": (id(self.objective),),
             "the generator of the latents": (id(self.generator),),
-            "the backend": (backends._requested,),
+            "the backend": (backends.requested(),),
+            "torch's settings": _of_torch_itself(batches),
         }
 
     def held(self) -> list[Any]:
@@ -204,6 +135,16 @@ class Subject:
 
     def grads(self) -> list[tuple[Tensor, Tensor | None]]:
         return [(p, p.grad) for o in self.optimizers for group in o.param_groups for p in group["params"]]
+
+
+def _of_torch_itself(batches: Sequence[Tensor]) -> tuple[Any, ...]:
+    """What decides which kernels torch's ops launch."""
+    device = batches[0].device.type
+    cudnn, autocast = torch.backends.cudnn, torch.is_autocast_enabled(device)
+    return (
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32,
+        autocast and torch.get_autocast_dtype(device),
+    )  # fmt: skip
 
 
 def _parts(module: nn.Module) -> list[nn.Module]:

@@ -232,10 +232,11 @@ def _merge(counts_pointer, means_pointer, squares_pointer, k, last, c, channels)
     means = tl.load(means_pointer + at, mask=mask, other=0.0).to(tl.float64)
     squares = tl.load(squares_pointer + at, mask=mask, other=0.0).to(tl.float64)
     total = tl.sum(count)
+    # A chunk of nothing has no mean.
+    mask &= count > 0
     mean = tl.sum(tl.where(mask, count * means, 0.0), axis=0) / total
     distance = means - mean[None, :]
-    # A chunk of nothing has no mean.
-    square = tl.sum(tl.where(mask & (count > 0), squares + count * distance * distance, 0.0), axis=0)
+    square = tl.sum(tl.where(mask, squares + count * distance * distance, 0.0), axis=0)
     return total, mean, square
 
 

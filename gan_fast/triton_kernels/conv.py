@@ -121,13 +121,13 @@ def conv_kernel(
             tap_x = i
             y = q_y * STRIDE_Y + offset_y + j * DILATION_Y
             x = q_x * STRIDE_X + offset_x + i * DILATION_X
-        inside = (row < rows) & (y >= 0) & (y < in_height) & (x >= 0) & (x < in_width)
+        # Phases whose share of the taps is smaller have none here: an empty mask instead of a shorter loop.
+        there = (tap_y < KERNEL_Y) & (tap_x < KERNEL_X)
+        inside = (row < rows) & (y >= 0) & (y < in_height) & (x >= 0) & (x < in_width) & there
         left = tl.load(
             (rows_pointer + (y * x_row + x * x_column))[:, None] + channel[None, :],
             mask=inside[:, None] & (channel < c_in)[None, :], other=0.0,
         )  # fmt: skip
-        # Phases whose share of the taps is smaller have none here: an empty mask instead of a shorter loop.
-        there = (tap_y < KERNEL_Y) & (tap_x < KERNEL_X)
         right = tl.load(
             weight_pointer + tap_y * weight_tap_row + tap_x * weight_tap_column
             + channel[:, None] * weight_in + column[None, :] * weight_out,

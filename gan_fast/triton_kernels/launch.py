@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import numbers
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
@@ -25,11 +26,18 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def of_values(function: Function) -> Function:
-    """Give a function that hands memory to kernels tensors whose memory has their values, not those times minus one."""
+    """Give a function that launches kernels what they can read.
+
+    Tensors whose memory has their values, not those times minus one; numbers of Python's own types.
+    """
+
+    def readable(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.resolve_neg() if value.is_neg() else value
+        return float(value) if isinstance(value, numbers.Real) and not isinstance(value, int) else value
 
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
-        values = (a.resolve_neg() if isinstance(a, Tensor) and a.is_neg() else a for a in arguments)
-        return function(*values, **options)
+        return function(*map(readable, arguments), **options)
 
     return call  # type: ignore[return-value]

@@ -136,6 +136,39 @@ def test_blocks_take_their_statistics_from_the_convolution(
         assert_as_exact(ours[name], value, double[name], name, few_numbers_factor(value))
 
 
+def test_chunks_without_a_value_count_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a phase that has no output, merged with others like it."""
+    from gan_fast.triton_kernels import batch_norm_act
+
+    monkeypatch.setattr(batch_norm_act, "_MOST_CHUNKS", 2)
+    monkeypatch.setattr(batch_norm_act, "_MERGED", 2)
+    x, weight = torch.randn(8, 2, 1, 256, device=DEVICE), torch.randn(2, 3, 1, 3, device=DEVICE)
+    results = []
+    for backend in ("reference", "triton"):
+        with gan_fast.use_backend(backend):
+            results.append(ops.conv_transpose2d_bn_act(x, weight, None, (2, 1), (0, 1), training=True))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_infinity_and_nan_stay_under_their_kernels(value: float) -> None:
+    """Phases of a kernel of three at a stride of two have unequal shares of it."""
+    x = torch.randn(2, 3, 6, 6, device=DEVICE)
+    x[0, 1, 0, 0] = value
+    x.requires_grad_()
+    for op, shape in (("conv_transpose2d", (3, 4, 3, 3)), ("conv2d", (4, 3, 3, 3))):
+        weight = torch.randn(shape, device=DEVICE)
+        results = []
+        for namespace, backend in ((F, "auto"), (ops, "triton")):
+            with gan_fast.use_backend(backend):
+                output = getattr(namespace, op)(x, weight, None, 2, 1)
+            grad = torch.ones_like(output)
+            grad[0, 1, 0, 0] = value
+            results.append([output, *torch.autograd.grad(output, x, grad)])
+        for want, ours in zip(*results):
+            torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
 def test_statistics_are_taken_where_the_convolution_s_are_not_the_norm_s() -> None:
     """By the running ones, of another convolution, without a batch."""
     x = torch.randn(2, 5, 4, 4, device=DEVICE)
@@ -147,7 +180,7 @@ def test_statistics_are_taken_where_the_convolution_s_are_not_the_norm_s() -> No
         torch.testing.assert_close(block(x), evaluated, rtol=1e-4, atol=1e-4)
         with torch.no_grad():
             torch.testing.assert_close(block(x), evaluated, rtol=1e-4, atol=1e-4)
-        with pytest.raises(RuntimeError, match="convolution: expected for backend triton groups 1, got 5"):
+        with pytest.raises(RuntimeError, match="conv2d: expected for backend triton groups 1, got 5"):
             gan_fast.nn.ConvBNAct2d(5, 5, 3, groups=5).to(DEVICE)(x)
         with pytest.raises(ValueError, match="expected 4D input"):
             block(x[0])

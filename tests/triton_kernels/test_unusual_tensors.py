@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -49,3 +51,23 @@ def test_batches_of_gradients(op: str) -> None:
         grads = torch.linspace(-1, 1, 3 * output.numel(), device=DEVICE).view(3, *output.shape)
         results.append(torch.autograd.grad(output, x, grads, is_grads_batched=True)[0])
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_of_other_types() -> None:
+    x = torch.randn(2, 4, 5, 5, device=DEVICE)
+    want = ops.batch_norm_act(x, None, None, training=True, eps=1e-5, negative_slope=0.25)
+    with gan_fast.use_backend("triton"):
+        ours = ops.batch_norm_act(x, None, None, training=True, eps=np.float32(1e-5), negative_slope=Fraction(1, 4))
+    torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-4)
+
+
+def test_subclasses_are_refused_where_triton_was_asked_for() -> None:
+    class Named(Tensor):
+        pass
+
+    x = torch.randn(2, 4, 5, 5, device=DEVICE).as_subclass(Named)
+    for op in ("batch_norm_act", "conv2d", "leaky_relu"):
+        OPS[op](x)
+        refused = pytest.raises(RuntimeError, match="expected for backend triton input type Tensor, got Named")
+        with gan_fast.use_backend("triton"), refused:
+            OPS[op](x)

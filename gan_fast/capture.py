@@ -1,0 +1,83 @@
+"""Work on a GPU recorded as a CUDA graph, undone without a trace where that fails."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+
+class CudaGraphs:
+    """CUDA's graphs."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
+        self._stream = torch.cuda.Stream(self._device)
+        self._failed: list[torch.cuda.CUDAGraph] = []
+
+    def warm_up(self, function: Callable[[], Any]) -> Any:
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream):
+                return function()
+        finally:
+            current.wait_stream(self._stream)
+
+    def capture(
+        self, function: Callable[[], Any], generator: torch.Generator | None = None
+    ) -> tuple[Callable[[], None], Any]:
+        graph = torch.cuda.CUDAGraph()
+        generators = [torch.cuda.default_generators[self._device.index]]
+        if generator is not None:
+            graph.register_generator_state(generator)
+            generators.append(generator)
+        states = [g.get_state() for g in generators]
+        torch.cuda.synchronize(self._device)
+        # A graph that is collected during a capture would spoil it.
+        gc.collect()
+        torch.cuda.empty_cache()
+        ended = False
+        try:
+            with torch.cuda.stream(self._stream):
+                # Other threads may go on allocating: a loader of the user's, for one.
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    values = _without_synchronising(function)
+                except BaseException:
+                    # A capture that CUDA has given up ends with an error that says less.
+                    with suppress(RuntimeError):
+                        graph.capture_end()
+                        ended = True
+                    raise
+                graph.capture_end()
+                ended = True
+        except BaseException:
+            if not ended:
+                # The allocator may refer to it as long as the process lives, and a generator may stay in the capture:
+                # it goes on from a state that never was in one.
+                self._failed.append(graph)
+                for g, state in zip(generators, states, strict=True):
+                    fresh = torch.Generator(self._device)
+                    fresh.set_state(state)
+                    g.graphsafe_set_state(fresh.graphsafe_get_state())
+            raise
+        return graph.replay, values
+
+
+def _without_synchronising(function: Callable[[], Any]) -> Any:
+    """Run ``function``; an error where the host would wait, before CUDA sees it and gives up the capture."""
+    # Of the whole process: a thread of the user's that waits for the device just now is told so too.
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        # It says that not every synchronisation is found; CUDA finds the rest.
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        return function()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
