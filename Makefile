@@ -15,7 +15,7 @@ TRAIN_ARGS ?=
 TEST_ARGS ?= -n auto --dist worksteal
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
-CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+CXX_SOURCES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: train test lint bench compat format clean
 .DELETE_ON_ERROR:
