@@ -84,7 +84,7 @@ inline Tensor empty_strided(const Tensor& device_of, const std::vector<int64_t>&
   dtype_code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(),
-                                                         dtype_code, device_type, device_index, &handle));
+                                                  dtype_code, device_type, device_index, &handle));
   return Tensor(handle);
 }
 

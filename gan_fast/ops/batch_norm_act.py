@@ -347,8 +347,8 @@ def batch_norm_act(
         Accumulation: sums in float64; statistics and arithmetic in float32 for the half types.
         Deterministic, and the same to the last bit for any number of threads and any CPU instruction set.
         No elements: an empty result, zero gradients, running statistics left alone.
-        Backends: native CPU kernel; Triton on a GPU (float64 there by the reference); the reference elsewhere and under
-            functorch transforms.
+        Backends: native CPU kernel; on a GPU the quickest of CUDA C++ (where it was built), Triton's (not for float64)
+            and ATen's; the reference elsewhere and under functorch transforms.
 
     Source: Ioffe and Szegedy, Batch Normalization, 2015 (arXiv 1502.03167).
     """

@@ -303,8 +303,8 @@ def minimax_d_loss(
         Derivatives: first by a native kernel, higher ones of any order through ATen.
         Accumulation: float64; deterministic for any number of threads and any CPU instruction set.
         No logits: NaN, a mean over nothing, as in torch.
-        Backends: native CPU kernel; on a GPU the quickest of CUDA C++ (where it was built), Triton (not for float64) and
-            ATen; the reference elsewhere and under functorch transforms.
+        Backends: native CPU kernel; on a GPU the quickest of CUDA C++ (where it was built), Triton's (not for float64)
+            and ATen's; the reference elsewhere and under functorch transforms.
 
     Source: Goodfellow et al., Generative Adversarial Nets, 2014 (arXiv 1406.2661), equation 1.
     """
