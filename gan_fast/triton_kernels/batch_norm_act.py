@@ -32,6 +32,8 @@ _WARPS = 8
 # What a thread reads at a time in passes that keep sums, and in those that write as much.
 _BYTES_OF_SUMS = 64
 _BYTES_OF_MAPS = 32
+# Places within a dim are 32-bit numbers, the last tile's included; those of tensors are 64-bit.
+_MOST_ROWS = 2**31 - 2**16
 # Neighbouring channels of a channels-last tile: 128 bytes of bfloat16.
 _MOST_CHANNELS = 64
 # Programs that fill the largest GPU that we know a few times over.
@@ -584,7 +586,13 @@ def _check(input: Tensor) -> None:
 def _layout(x: Tensor) -> tuple[Tensor, Tiles]:
     """x dense in the format that its result has, and how it is cut."""
     memory_format = layout.suggest_memory_format(x)
-    return x.contiguous(memory_format=memory_format), Tiles.of(x, memory_format != torch.contiguous_format)
+    tiles = Tiles.of(x, memory_format != torch.contiguous_format)
+    if max(tiles.outer, tiles.inner, tiles.channels) > _MOST_ROWS:
+        raise RuntimeError(
+            f"{OP}: expected in Triton at most {_MOST_ROWS} rows of channels or values of a plane, got input "
+            f"{tuple(x.shape)}"
+        )
+    return x.contiguous(memory_format=memory_format), tiles
 
 
 def _chunks(x: Tensor, chunks: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:

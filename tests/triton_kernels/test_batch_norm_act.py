@@ -147,10 +147,18 @@ def test_tiles_of_several_loads_a_thread(layout: str, dtype: torch.dtype, monkey
 
     monkeypatch.setattr(kernels, "_TILE", 32)
     monkeypatch.setattr(kernels, "_PROGRAMS", 3)
-    x = torch.empty(21, 5, 3, 7, dtype=dtype)
+    x = torch.empty(9, 3, 3, 5, dtype=dtype)
     tiles = kernels.Tiles.of(x, layout == "channels_last")
     assert tiles.wider(64, x).block_outer == tiles.block_outer * (64 // (8 * dtype.itemsize))
-    compare(NormSample((21, 5, 3, 7), activation="tanh", layout=layout), dtype)
+    compare(NormSample((9, 3, 3, 5), activation="tanh", layout=layout), dtype)
+
+
+def test_more_rows_than_32_bits_can_tell_are_refused() -> None:
+    from gan_fast.triton_kernels import batch_norm_act as kernels
+
+    for shape in ((2**31, 1), (1, 1, 2**20, 2**12)):
+        with pytest.raises(RuntimeError, match="batch_norm_act: expected in Triton at most 2147418112 rows"):
+            kernels._layout(torch.empty((1,) * len(shape), device="meta").expand(shape))
 
 
 def test_channels_beyond_a_grid_s_second_dim() -> None:
