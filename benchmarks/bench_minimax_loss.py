@@ -9,23 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import steps
 from benchmarks.harness import OURS, Case, Work, default_device, forward_backward
 from gan_fast import ops
 
 TOLERANCE = 1e-5
 
 
-def d_eager(real: Tensor, fake: Tensor) -> Tensor:
-    bce = F.binary_cross_entropy_with_logits
-    return bce(real, torch.ones_like(real)) + bce(fake, torch.zeros_like(fake))
-
-
 def d_softplus(real: Tensor, fake: Tensor) -> Tensor:
     return F.softplus(-real).mean() + F.softplus(fake).mean()
-
-
-def g_eager(fake: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(fake, torch.ones_like(fake))
 
 
 def g_softplus(fake: Tensor) -> Tensor:
@@ -56,10 +48,10 @@ def bench_d_loss(compare: Callable[[Case], None], shape: tuple[int, ...]) -> Non
         return bce(real, ones) + bce(fake, zeros)
 
     losses = {
-        "eager": d_eager,
+        "eager": steps.d_loss,
         "eager, targets made once": targets_made_once,
         "eager, softplus": d_softplus,
-        "torch.compile": torch.compile(d_eager),
+        "torch.compile": torch.compile(steps.d_loss),
         OURS: ops.minimax_d_loss,
     }
     compare(case("minimax_d_loss", shape, ("real_logits", "fake_logits"), losses))
@@ -69,10 +61,10 @@ def bench_g_loss(compare: Callable[[Case], None]) -> None:
     shape = (128,)
     ones = torch.ones(shape, device=default_device())
     losses = {
-        "eager": g_eager,
+        "eager": steps.g_loss,
         "eager, targets made once": lambda fake: F.binary_cross_entropy_with_logits(fake, ones),
         "eager, softplus": g_softplus,
-        "torch.compile": torch.compile(g_eager),
+        "torch.compile": torch.compile(steps.g_loss),
         OURS: ops.minimax_g_loss,
     }
     compare(case("minimax_g_loss", shape, ("fake_logits",), losses))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import functools
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,32 +22,51 @@ ROOT = Path(__file__).parent.parent
 TESTS = ROOT / "tests"
 # What pytest gets to write its summary once it is told to stop.
 SUMMARY_S = 12.0
+# What a command that is told to end gets for ending what it has started.
+ENDING_S = 2.0
 PARALLEL_TESTS = 8
+# What a build without the CUDA kernels needs: kept for it whatever the attempts before it take.
+FALLBACK_S = 50.0
 INSTALL = ("-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "-q", "-e", ".")
 IN_PLACE = ("setup.py", "-q", "build_ext", "--inplace")
 
 
+@contextlib.contextmanager
+def child(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A command in the repository, in a session of its own: whatever it started ends with the ``with`` block.
+
+    It is told first, since commands that it runs by this function are in sessions that it alone ends.
+    """
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(ENDING_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
 def run(command: Sequence[str], seconds: float, **settings: str) -> tuple[int, str]:
     """Run a command in the repository; past its time interrupt it, then kill it. Return its status and output."""
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**os.environ, **settings},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=max(1.0, seconds))
-        return process.returncode, output
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-    try:
-        output, _ = process.communicate(timeout=SUMMARY_S)
-    except subprocess.TimeoutExpired as expired:
-        process.kill()
-        # Not waited for: what it started may hold the pipe open until the suite ends this part's whole session.
-        output = (expired.output or b"").decode(errors="replace")
+    with child(command, {**os.environ, **settings}) as process:
+        try:
+            output, _ = process.communicate(timeout=max(1.0, seconds))
+            return process.returncode, output
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+        try:
+            output, _ = process.communicate(timeout=SUMMARY_S)
+        except subprocess.TimeoutExpired as expired:
+            output = (expired.output or b"").decode(errors="replace")
     return 124, output
 
 
@@ -55,10 +77,16 @@ def build(machine: Machine) -> Iterator[Record]:
         ("setup.py", IN_PLACE, {"GAN_FAST_NATIVE": "1"}),
         ("setup.py, no CUDA kernels", IN_PLACE, {"GAN_FAST_NATIVE": "1", "FORCE_CUDA": "0"}),
     )
-    for name, arguments, settings in attempts[1:2] if machine.dry else attempts:
-        status, output = run([sys.executable, *arguments], machine.left_s - SUMMARY_S - 2, **settings)
+    attempts = attempts[1:2] if machine.dry else attempts
+    for index, (name, arguments, settings) in enumerate(attempts):
+        seconds = machine.left_s - SUMMARY_S - 2 - FALLBACK_S * (index < len(attempts) - 1)
+        if seconds < 1:
+            yield {"case": f"build by {name}", "skipped": "the time left is kept for a build without CUDA kernels"}
+            continue
+        status, output = run([sys.executable, *arguments], seconds, **settings)
         record = {"case": f"build by {name}", "status": status}
-        yield record if status == 0 else {**record, "failed": output[-3000:]}
+        slow = "took too long: " if status == 124 else ""
+        yield record if status == 0 else {**record, "failed": slow + output[-3000:]}
         if status == 0:
             return
 
@@ -80,15 +108,61 @@ def gpu_tests() -> list[str]:
     return found
 
 
+def _sources(module: str) -> list[Path]:
+    """This repository's files that importing a module runs; none where it is another's."""
+    for root in (ROOT, TESTS):
+        names = module.split(".")
+        if (root / names[0]).is_dir() or (root / f"{names[0]}.py").is_file():
+            stems = [root.joinpath(*names[: count + 1]) for count in range(len(names))]
+            places = [place for stem in stems for place in (stem / "__init__.py", stem.with_suffix(".py"))]
+            return [place for place in places if place.is_file()]
+    return []
+
+
+@functools.cache
+def _imports(path: Path) -> frozenset[str]:
+    """Modules that a file imports when it is imported itself; names taken from a module count, as they may be some."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(found)
+
+
+def not_installed(path: Path) -> set[str]:
+    """What a test file needs, itself or through files of this repository, and cannot import here."""
+    reached, waiting, missing = set(), [TESTS / "conftest.py", path], set()
+    while waiting:
+        source = waiting.pop()
+        if source in reached:
+            continue
+        reached.add(source)
+        for module in _imports(source):
+            package = module.partition(".")[0]
+            sources = _sources(module)
+            waiting += sources
+            if not sources and not (ROOT / package).is_dir() and find_spec(package) is None:
+                missing.add(package)
+    return missing
+
+
 def tests(machine: Machine) -> Iterator[Record]:
-    """The tests that use a GPU, stopped in time to tell what failed until then."""
-    files = ["tests/benchmarks/test_roofline.py"] if machine.dry else gpu_tests()
+    """The tests that use a GPU, stopped in time to tell what failed until then; without those that lack a library."""
+    chosen = ["tests/benchmarks/test_roofline.py"] if machine.dry else gpu_tests()
+    lacking = {file: sorted(not_installed(ROOT / file)) for file in chosen}
+    files = [file for file in chosen if not lacking[file]]
+    left_out = {file: f"needs {', '.join(names)}" for file, names in lacking.items() if names}
+    if not files:
+        yield {"case": "pytest", "skipped": "no test file can be imported here", "left_out": left_out}
+        return
     # Warnings of other versions of libraries are no failures of ours.
-    options = ["-q", "--tb=short", "-rfE", "-W", "default", "-p", "no:cacheprovider"]
+    options = ["-q", "--tb=short", "-rfE", "-W", "default", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
     if find_spec("xdist") and not machine.dry:
         options += ["-n", str(min(PARALLEL_TESTS, os.cpu_count() or 1)), "--dist", "worksteal"]
     command = [sys.executable, "-m", "pytest", *options, *files]
-    yield test_record(*run(command, machine.left_s - 2 * SUMMARY_S), files)
+    yield {**test_record(*run(command, machine.left_s - 2 * SUMMARY_S), files), "left_out": left_out}
 
 
 def test_record(status: int, output: str, files: Sequence[str]) -> Record:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import random
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness, roofline
+from gan_fast.capture import CudaGraphs
 
 Work = Callable[[], Any]
 Record = dict[str, Any]
@@ -35,6 +37,14 @@ DRY_LAYERS = ("G2", "D2", "G5")
 
 class SkippedError(RuntimeError):
     """Not measured, and why."""
+
+
+class CrashError(RuntimeError):
+    """A provider that had worked failed while it was timed; the cause has its error."""
+
+    def __init__(self, provider: str) -> None:
+        super().__init__(provider)
+        self.provider = provider
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +83,8 @@ class Machine:
         self.started = time.monotonic()
         self.seconds = seconds
         self.rounds = 1 if self.dry else 20
+        self._order = random.Random(0)
+        self._graphs: CudaGraphs | None = None
         # Triton's interpreter cuts bfloat16 off instead of rounding, and of a few values little averages out.
         self.leniency = 4.0 if self.dry else 1.0
 
@@ -140,10 +152,9 @@ class Machine:
         """Return what replays ``work``, and its results, which a replay fills: nothing has run yet on a GPU."""
         if self.dry:
             return work, work()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=torch.cuda.current_stream(self.device)):
-            results = work()
-        return graph.replay, results
+        # One for all: it holds on to what a capture that CUDA gave up has left behind.
+        self._graphs = self._graphs or _graphs_here(self.device)
+        return self._graphs.capture(work, torch.Generator(self.device))
 
     def time_ms(self, work: Work, repeats: int) -> float:
         """Time ``repeats`` runs in one go; return ms per run."""
@@ -160,15 +171,29 @@ class Machine:
         return start.elapsed_time(end) / repeats
 
     def race(self, providers: Mapping[str, Work], sample_ms: float = SAMPLE_MS) -> dict[str, np.ndarray]:
-        """Time providers in turns, at least ``sample_ms`` at a time; return each one's ms by round."""
+        """Time providers in turns, at least ``sample_ms`` at a time; return each one's ms by round.
+
+        Raises:
+            CrashError: a provider failed.
+        """
+
+        def time_ms(name: str, repeats: int) -> float:
+            try:
+                return self.time_ms(providers[name], repeats)
+            except Exception as error:
+                raise CrashError(name) from error
+
         repeats = {}
-        for name, work in providers.items():
-            once = sample_ms if self.dry else self.time_ms(work, 1)
+        for name in providers:
+            once = sample_ms if self.dry else time_ms(name, 1)
             repeats[name] = max(1, math.ceil(sample_ms / max(once, 1e-3)))
         samples: dict[str, list[float]] = {name: [] for name in providers}
+        names = list(providers)
         for _ in range(self.rounds):
-            for name, work in providers.items():
-                samples[name].append(self.time_ms(work, repeats[name]))
+            # Drawn anew, so that no one always follows the same one.
+            self._order.shuffle(names)
+            for name in names:
+                samples[name].append(time_ms(name, repeats[name]))
         return {name: np.array(ms) for name, ms in samples.items()}
 
     def allocated(self) -> tuple[int, int]:
@@ -188,6 +213,11 @@ class Machine:
         if self.dry:
             return 0, 0
         return torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device)
+
+
+def _graphs_here(device: torch.device) -> CudaGraphs:
+    # On the part's own stream: backward queues its kernels where the forward did that ran before the capture.
+    return CudaGraphs(device, torch.cuda.current_stream(device))
 
 
 def _shrunk(layer: roofline.Layer) -> roofline.Layer:
@@ -250,9 +280,33 @@ def measure(machine: Machine, case: Case) -> Record:
             continue
         if not expected:
             expected, record["baseline"] = results, name
-    samples = {name: ms / counts[name] for name, ms in machine.race(replays).items()}
+    samples = {name: ms / counts[name] for name, ms in race(machine, record, replays).items()}
     add_times(record, samples, case.bytes, case.flop)
     return record
+
+
+def race(
+    machine: Machine, record: Record, works: dict[str, Any], sample_ms: float = SAMPLE_MS
+) -> dict[str, np.ndarray]:
+    """Time all that works, as Machine.race; one that crashes leaves ``works`` and the others go on.
+
+    Where the device crashed with it the record's fatal names it, and there are no times.
+    """
+    while works:
+        try:
+            return machine.race(works, sample_ms)
+        except CrashError as crash:
+            name, error = crash.provider, crash.__cause__
+            del works[name]
+            found = record["providers"][name]
+            found.clear()
+            found.update(reason(error if isinstance(error, Exception) else crash))
+            if not machine.alive():
+                record["fatal"] = name
+                return {}
+            if record["baseline"] == name:
+                record["baseline"] = next(iter(works), None)
+    return {}
 
 
 def add_times(record: Record, samples: Mapping[str, np.ndarray], bytes: int = 0, flop: int = 0) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import gan_fast
-from benchmarks import roofline
+from benchmarks import roofline, steps
 from benchmarks.gpu_machine import BEYOND_CACHE, Case, Machine, Record, SkippedError, Work, measure_all, reason
 from benchmarks.harness import OURS
 from benchmarks.table import COPY, PRODUCT
@@ -141,6 +141,7 @@ def _norms(machine: Machine) -> Iterator[Case]:
                 f"batch_norm_act forward {label}",
                 {
                     EAGER: functools.partial(forward_turns, made.eager, inputs),
+                    OURS: functools.partial(forward_turns, made.ours, inputs),
                     **ours_by_name(machine, functools.partial(forward_turns, made.ours, inputs)),
                 },
                 TOLERANCES[dtype],
@@ -152,6 +153,7 @@ def _norms(machine: Machine) -> Iterator[Case]:
                 f"batch_norm_act backward {label}",
                 {
                     EAGER: functools.partial(backward_turns, eager, inputs, made.leaves),
+                    OURS: functools.partial(backward_turns, ours, inputs, made.leaves),
                     **ours_by_name(machine, functools.partial(backward_turns, ours, inputs, made.leaves)),
                 },
                 TOLERANCES[dtype],
@@ -257,7 +259,7 @@ class _Convolution:
 
 
 def convolutions(machine: Machine) -> Iterator[Record]:
-    """Convolutions by themselves: cuDNN through ATen, and Triton."""
+    """Convolutions by themselves: cuDNN through ATen, automatic choice, and Triton."""
     torch.backends.cudnn.benchmark = True  # as scripts that care have it
     yield from measure_all(machine, _convolutions(machine))
 
@@ -274,8 +276,12 @@ def _convolutions(machine: Machine) -> Iterator[Case]:
             forward = functools.partial(forward_turns, inputs=made.inputs)
             both = functools.partial(both_turns, inputs=made.inputs, leaves=(made.weight,), grad=made.grad)
             for passes, turns, factor in (("forward", forward, 1), ("forward + backward", both, 3)):
-                by_name = ours_by_name(machine, functools.partial(turns, made.ours))
-                providers = {"ATen": functools.partial(turns, made.aten), triton: by_name[triton]}
+                ours = functools.partial(turns, made.ours)
+                providers = {
+                    "ATen": functools.partial(turns, made.aten),
+                    OURS: ours,
+                    triton: ours_by_name(machine, ours)[triton],
+                }
                 yield case(f"convolution {passes} {label}", providers, flop=factor * made.flop)
 
 
@@ -332,15 +338,6 @@ def _blocks(machine: Machine) -> Iterator[Case]:
                 )
 
 
-def d_eager(real: Tensor, fake: Tensor) -> Tensor:
-    bce = F.binary_cross_entropy_with_logits
-    return bce(real, torch.ones_like(real)) + bce(fake, torch.zeros_like(fake))
-
-
-def g_eager(fake: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(fake, torch.ones_like(fake))
-
-
 def _value_and_gradients(loss: Callable[..., Tensor], leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
     value = loss(*leaves)
     return (value, *torch.autograd.grad(value, leaves))
@@ -353,8 +350,8 @@ def losses(machine: Machine) -> Iterator[Record]:
 
     def cases() -> Iterator[Case]:
         for name, count, eager, ours in (
-            ("minimax_d_loss", 2, d_eager, ops.minimax_d_loss),
-            ("minimax_g_loss", 1, g_eager, ops.minimax_g_loss),
+            ("minimax_d_loss", 2, steps.d_loss, ops.minimax_d_loss),
+            ("minimax_g_loss", 1, steps.g_loss, ops.minimax_g_loss),
         ):
             drawn = torch.randn(machine.turns(1), count, 128, device=machine.device)
             logits = [tuple(t.clone().requires_grad_() for t in turn) for turn in drawn]
@@ -365,19 +362,26 @@ def losses(machine: Machine) -> Iterator[Record]:
             def both(loss: Callable[..., Tensor], logits: Sequence[Any] = logits) -> Sequence[Work]:
                 return [functools.partial(_value_and_gradients, loss, leaves) for leaves in logits]
 
-            for passes, turns in (("forward with gradients", forward), ("forward + backward", both)):
-                providers = {
-                    EAGER: functools.partial(turns, eager),
-                    OURS: functools.partial(turns, ours),
-                    **ours_by_name(machine, functools.partial(turns, ours)),
-                }
-                launches.append((f"{name} (128) {passes}, launches", dict(providers)))
-                providers[COMPILED] = functools.partial(compiler.turns, eager, turns)
-                yield Case(f"{name} (128) {passes}", providers, TOLERANCES[torch.float32])
+            def backward(loss: Callable[..., Tensor], logits: Sequence[Any] = logits) -> Sequence[Work]:
+                leaves = logits[0]
+                value = loss(*leaves)
+                unit = torch.ones_like(value)
+                return [lambda: torch.autograd.grad(value, leaves, unit, retain_graph=True)]
+
+            def providers(turns: Any, eager: Any = eager, ours: Any = ours) -> dict[str, Callable[[], Sequence[Work]]]:
+                mine = functools.partial(turns, ours)
+                return {EAGER: functools.partial(turns, eager), OURS: mine, **ours_by_name(machine, mine)}
+
+            for passes, counted in (("forward", forward), ("backward", backward)):
+                launches.append((f"{name} (128) {passes}, launches", providers(counted)))
+            for passes, turns in (("forward", forward), ("forward + backward", both)):
+                compiled = functools.partial(compiler.turns, eager, turns)
+                every = {**providers(turns), COMPILED: compiled}
+                yield Case(f"{name} (128) {passes}", every, TOLERANCES[torch.float32])
 
     yield from measure_all(machine, cases())
     for name, makers in launches:
-        # One kernel gives the loss and its gradients; what autograd adds for backward is not ours.
+        # A kernel of ours gives the whole loss. On a GPU the gradients are backward's: how many it takes is a fact.
         wanted = None if machine.dry or "backward" in name else 1
         yield count_launches(machine, name, makers, wanted)
 
@@ -385,8 +389,12 @@ def losses(machine: Machine) -> Iterator[Record]:
 def count_launches(
     machine: Machine, name: str, makers: Mapping[str, Callable[[], Sequence[Work]]], wanted: int | None
 ) -> Record:
-    """Count the kernels that one call of each provider launches; ours that launches more than wanted has failed."""
+    """Count the kernels that one call of each provider launches.
+
+    Ours by name has failed where it launches more than wanted; automatic choice may have taken the reference.
+    """
     record: Record = {"case": name, "baseline": None, "providers": {}}
+    by_name = {f"{OURS}, {backend}" for backend in machine.backends}
     for provider, make in makers.items():
         try:
             kernels = launched(machine, make()[0])
@@ -394,8 +402,8 @@ def count_launches(
             record["providers"][provider] = reason(error)
             continue
         found: dict[str, Any] = {"launches": sum(kernels.values()), "kernels": dict(kernels)}
-        if wanted is not None and provider.startswith(OURS) and found["launches"] != wanted:
-            found["failed"] = f"expected {wanted} kernel launched, got {found['launches']}: {dict(kernels)}"
+        if wanted is not None and provider in by_name and found["launches"] > wanted:
+            found["failed"] = f"expected at most {wanted} kernel launched, got {found['launches']}: {dict(kernels)}"
         record["providers"][provider] = found
     return record
 

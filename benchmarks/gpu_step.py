@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks import harness, roofline, steps
-from benchmarks.gpu_machine import Machine, Record, add_times, reason
+from benchmarks.gpu_machine import Machine, Record, add_times, race, reason
 from benchmarks.harness import OURS, Work
 from benchmarks.networks import LATENT_DIM, Pair, eager_models
 from gan_fast.models import DCGANDiscriminator, DCGANGenerator
@@ -25,6 +26,25 @@ TOLERANCE = 0.1
 WARM_UP = 12
 EAGER_BEFORE_CAPTURE = 4
 SAMPLE_MS = 20.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """A provider's iterations.
+
+    Args:
+        work: one iteration; returns its losses.
+        search: torch.backends.cudnn.benchmark, set for it alone.
+        captured: whether a CUDA graph runs them by now; None where none is meant to.
+    """
+
+    work: Work
+    search: bool
+    captured: Callable[[], bool] | None = None
+
+    def __call__(self) -> Mapping[str, Tensor]:
+        torch.backends.cudnn.benchmark = self.search
+        return self.work()
 
 
 class Setting:
@@ -58,14 +78,15 @@ class Setting:
         # From torch's own generator: seeded alike, providers and Trainer meet the same latents in their first step.
         return torch.randn(self.batch, LATENT_DIM, 1, 1, device=self.machine.device)
 
-    def classic(self) -> Work:
-        return steps.classic(self.eager_models(), self.real, self.draw)
+    def classic(self) -> Step:
+        return Step(steps.classic(self.eager_models(), self.real, self.draw), search=False)
 
-    def tuned(self, **options: Callable[..., Callable[..., Tensor]]) -> Work:
+    def tuned(self, **options: Callable[..., Callable[..., Tensor]]) -> Step:
         real = self.real.contiguous(memory_format=torch.channels_last)
-        return steps.tuned(self.eager_models(torch.channels_last), real, self.draw, half=True, **options)
+        work = steps.tuned(self.eager_models(torch.channels_last), real, self.draw, half=True, **options)
+        return Step(work, search=True)
 
-    def graphed(self) -> Work:
+    def graphed(self) -> Step:
         """The tuned step captured by hand, whole: forward, backward and both updates, from static inputs."""
         static = self.real.contiguous(memory_format=torch.channels_last).clone()
         step = steps.tuned(self.eager_models(torch.channels_last), static, self.draw, half=True)
@@ -84,9 +105,9 @@ class Setting:
             replay()
             return losses
 
-        return work
+        return Step(work, search=True, captured=lambda: bool(losses) and not self.machine.dry)
 
-    def compiled(self, mode: str) -> Work:
+    def compiled(self, mode: str) -> Step:
         def wrap(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return self.machine.compile(function, mode)
 
@@ -97,40 +118,39 @@ class Setting:
             torch.compiler.cudagraph_mark_step_begin()
             return {name: loss.clone() for name, loss in step().items()}
 
-        return work
+        return Step(work, search=True)
 
-    def trainer(self) -> Work:
-        config = TrainConfig(batch_size=self.batch, precision="bf16", device=self.machine.device.type)
+    def trainer(self, search: bool = False) -> Step:
+        config = TrainConfig(
+            batch_size=self.batch, precision="bf16", device=self.machine.device.type,
+            cuda_graph="off" if self.machine.dry else "on",
+        )  # fmt: skip
         made = Trainer(config, *self.our_models(), None)
 
         def work() -> Mapping[str, Tensor]:
             losses = made.step(self.real)
             return {name: losses[name] for name in ("d_loss", "g_loss")}
 
-        return work
+        def captured() -> bool:
+            # "on" is an error where a capture fails, but not where the step never holds still for one.
+            step = made._captured_step
+            return step is not None and step._captured is not None
 
-
-def with_algorithm_search(work: Work, wanted: bool) -> Work:
-    """``work`` with torch.backends.cudnn.benchmark set for it alone."""
-
-    def run() -> Mapping[str, Tensor]:
-        torch.backends.cudnn.benchmark = wanted
-        return work()
-
-    return run
+        return Step(work, search, captured)
 
 
 def step(machine: Machine, batch: int = 128) -> Iterator[Record]:
-    """Whole steps taking turns: eager, eager tuned, eager captured by hand, and Trainer.step."""
+    """Whole steps taking turns: eager, Trainer.step, eager captured by hand, eager tuned."""
     setting = Setting(machine, batch)
-    providers = {
-        EAGER: lambda: with_algorithm_search(setting.classic(), False),
-        TUNED: lambda: with_algorithm_search(setting.tuned(), True),
-        GRAPHED: lambda: with_algorithm_search(setting.graphed(), True),
-        OURS: lambda: with_algorithm_search(setting.trainer(), False),
-        f"{OURS}, cudnn.benchmark": lambda: with_algorithm_search(setting.trainer(), True),
+    # What is missed most comes first, should the time run out; before it only the losses that all are held to.
+    providers: dict[str, Callable[[], Step]] = {
+        EAGER: setting.classic,
+        OURS: setting.trainer,
+        GRAPHED: setting.graphed,
+        f"{OURS}, cudnn.benchmark": lambda: setting.trainer(search=True),
+        TUNED: setting.tuned,
     }
-    yield measure(machine, batch, providers)
+    yield from measure(machine, batch, providers)
 
 
 def large_step(machine: Machine) -> Iterator[Record]:
@@ -142,27 +162,28 @@ def compiled_step(machine: Machine, mode: str = "default") -> Iterator[Record]:
     """torch.compile of the tuned step's forward passes beside eager; compiling counts as the first call."""
     setting = Setting(machine, 128)
     providers = {
-        EAGER: lambda: with_algorithm_search(setting.classic(), False),
-        f"torch.compile {mode} of {TUNED}": lambda: with_algorithm_search(setting.compiled(mode), True),
+        EAGER: setting.classic,
+        f"torch.compile {mode} of {TUNED}": lambda: setting.compiled(mode),
     }
-    yield measure(machine, 128, providers)
+    yield from measure(machine, 128, providers)
 
 
 def autotuned_step(machine: Machine) -> Iterator[Record]:
     yield from compiled_step(machine, "max-autotune")
 
 
-def measure(machine: Machine, batch: int, providers: Mapping[str, Callable[[], Work]]) -> Record:
-    """Check the first iteration's losses, warm up, time in turns.
+def measure(machine: Machine, batch: int, providers: Mapping[str, Callable[[], Step]]) -> Iterator[Record]:
+    """Check each provider's losses of the first iteration, warm it up, time it in turns with those before it.
 
-    Returns:
-        As gpu_machine.measure; beside it first_call_s, the first iteration's d_loss and g_loss, peak_memory_mib (of
+    Yields:
+        After each provider all that is known by then: as gpu_machine.measure; beside it captured (where it is meant to
+        be, whether a CUDA graph ran it), first_call_s, the first iteration's d_loss and g_loss, peak_memory_mib (of
         tensors) and reserved_mib (with what graphs and the allocator keep), models and optimizers included, and
         times_floor, the time over that of the arithmetic alone at an H200's nominal rate.
     """
     case = f"DCGAN-64 training step, batch {batch}"
     record: Record = {"case": case, "baseline": None, "providers": {}}
-    works: dict[str, Work] = {}
+    works: dict[str, Step] = {}
     expected: dict[str, Tensor] = {}
     for name, make in providers.items():
         found: Record = {}
@@ -186,6 +207,10 @@ def measure(machine: Machine, batch: int, providers: Mapping[str, Callable[[], W
             for _ in range(machine.size(WARM_UP, 6)):
                 work()
             machine.synchronize()
+            if work.captured is not None:
+                found["captured"] = work.captured()
+                if not found["captured"] and not machine.dry:
+                    raise RuntimeError(f"{case}: {name}: expected a CUDA graph after the warm-up, got none")
             peak, most_reserved = machine.peak()
             found["peak_memory_mib"] = harness.significant((peak - allocated) / 2**20)
             found["reserved_mib"] = harness.significant((most_reserved - reserved) / 2**20)
@@ -194,17 +219,20 @@ def measure(machine: Machine, batch: int, providers: Mapping[str, Callable[[], W
             found.update(reason(error))
             if not machine.alive():
                 record["fatal"] = name
-                return record
+                yield record
+                return
+            yield record
             continue
         works[name] = work
         if not expected:
             expected, record["baseline"] = losses, name
-    samples = machine.race(works, SAMPLE_MS)
-    add_times(record, samples, flop=roofline.step_flop(batch))
-    for name, work in works.items():
-        found = record["providers"][name]
-        floor_ms = roofline.step_flop(batch) / roofline.NOMINAL_TFLOPS / 1e9
-        found["times_floor"] = harness.significant(found["time_ms"]["median"] / floor_ms)
-        if not all(loss.isfinite() for loss in work().values()):
-            found["failed"] = "expected finite losses after timing, got NaN or infinity"
-    return record
+        add_times(record, race(machine, record, works, SAMPLE_MS), flop=roofline.step_flop(batch))
+        for timed, step in works.items() if "fatal" not in record else ():
+            found = record["providers"][timed]
+            floor_ms = roofline.step_flop(batch) / roofline.NOMINAL_TFLOPS / 1e9
+            found["times_floor"] = harness.significant(found["time_ms"]["median"] / floor_ms)
+            if not all(loss.isfinite() for loss in step().values()):
+                found["failed"] = "expected finite losses after timing, got NaN or infinity"
+        yield record
+        if "fatal" in record:
+            return

@@ -4,9 +4,10 @@
     python -m benchmarks.gpu_suite --out DIR --dry       # every part at tiny sizes on the CPU; its times mean nothing
 
 Parts run one after the other, each in a process of its own with a time limit; what one has found is in DIR/suite.json
-as soon as it ends or is stopped, whatever happens to the next. A provider that breaks the device is left out when its
-part runs once more. The table of all is printed last. Needs torch with CUDA, Triton, and for the build a C++ compiler,
-pybind11 and ninja; nvcc, pytest and compute-sanitizer are used where they are.
+as soon as it ends or is stopped, whatever happens to the next, and what the running one has, in DIR/running.jsonl. A
+provider that breaks the device is left out when its part runs once more. What automatic choice measures is in
+DIR/choices, for all parts and apart from the user's own. The table of all is printed last. Needs torch with CUDA,
+Triton, and for the build a C++ compiler, pybind11 and ninja; nvcc, pytest and compute-sanitizer serve where they are.
 
 `python -m benchmarks.table --add DIR/suite.json` keeps the results and writes README's tables from them.
 """
@@ -24,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ import torch
 
 from benchmarks import environment, gpu_checks, table
 from benchmarks.gpu_machine import Machine, Record
+from gan_fast import tuning
 
 ROOT = Path(__file__).parent.parent
 TOTAL_S = 480.0
@@ -42,6 +45,8 @@ DRY_FACTOR = 10.0
 MARGIN_S = 3.0
 FATAL = 3
 RAN_OUT = "took longer than "
+# Of the part that runs: what it has found so far, should the whole suite be killed.
+RUNNING = "running.jsonl"
 
 
 def ops_part(name: str) -> Callable[[Machine], Iterator[Record]]:
@@ -64,6 +69,10 @@ def step_part(name: str) -> Callable[[Machine], Iterator[Record]]:
 
 def cases(machine: Machine) -> Iterator[Record]:
     """The benchmark's own cases, as `make bench` runs them."""
+    absent = [name for name in ("pytest", "pytest_benchmark") if find_spec(name) is None]
+    if absent:
+        yield {"case": "make bench", "skipped": f"needs {', '.join(absent)}"}
+        return
     out = Path(os.environ.get("GAN_FAST_SUITE_OUT", "."))
     command = [sys.executable, "-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", "--case-seconds=0.3",
                f"--benchmark-json={out / 'BENCH.json'}", "benchmarks"]  # fmt: skip
@@ -88,14 +97,15 @@ PARTS: dict[str, Part] = {
     "facts": Part(gpu_checks.facts, 25),
     "rates": Part(ops_part("rates"), 30),
     "losses": Part(ops_part("losses"), 40),
-    "step": Part(step_part("step"), 60),
-    "norms": Part(ops_part("norms"), 70),
+    # The first step of ours measures some twenty classes of shapes, each of which compiles its kernels.
+    "step": Part(step_part("step"), 120),
+    "norms": Part(ops_part("norms"), 80),
     "tests": Part(gpu_checks.tests, 120),
     "blocks": Part(ops_part("blocks"), 90),
     "compiled_step": Part(step_part("compiled_step"), 60, may_run_out=True),
     "penalty": Part(ops_part("penalty"), 30),
     "leaky_relu": Part(ops_part("leaky_relu"), 25),
-    "large_step": Part(step_part("large_step"), 40),
+    "large_step": Part(step_part("large_step"), 60),
     "sanitizer": Part(gpu_checks.sanitize, 120),
     "convolutions": Part(ops_part("convolutions"), 50),
     "autotuned_step": Part(step_part("autotuned_step"), 120, may_run_out=True),
@@ -112,7 +122,7 @@ def origin(device: torch.device, commit: str | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "triton": _triton_version(),
+        "triton": tuning._triton_version(),
         "commit": commit or _commit(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -124,14 +134,6 @@ def origin(device: torch.device, commit: str | None) -> dict[str, Any]:
             "capability": ".".join(map(str, torch.cuda.get_device_capability(device))),
         }
     return found
-
-
-def _triton_version() -> str:
-    try:
-        import triton
-    except ImportError as error:
-        return f"none: {error}"
-    return triton.__version__
 
 
 def _commit() -> str:
@@ -166,9 +168,10 @@ def run_part(name: str, out: Path, device: torch.device, seconds: float) -> dict
     records: dict[str, Record] = {}
     while True:
         left = seconds - (time.monotonic() - start)
-        failed, status = _run_process(name, out, device, left, without, records)
+        failed = _run_process(name, out, device, left, without, records)
+        # Whatever its exit status: a process whose device is broken may well die while it ends.
         broken = [record["fatal"] for record in records.values() if record.get("fatal") not in (None, *without)]
-        if status != FATAL or not broken or seconds - (time.monotonic() - start) < LEAST_S:
+        if not broken or seconds - (time.monotonic() - start) < LEAST_S:
             break
         without += broken
     found: dict[str, Any] = {"seconds": round(time.monotonic() - start, 1), "records": list(records.values())}
@@ -182,28 +185,24 @@ def run_part(name: str, out: Path, device: torch.device, seconds: float) -> dict
 
 def _run_process(
     name: str, out: Path, device: torch.device, seconds: float, without: list[str], records: dict[str, Record]
-) -> tuple[str, int]:
-    lines = out / f"{name}.jsonl"
+) -> str:
+    lines = out / RUNNING
     lines.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu_suite", "--out", str(out), "--only", name, "--device", device.type,
                "--seconds", str(seconds - MARGIN_S), "--without", *without]  # fmt: skip
-    settings = {**os.environ, "GAN_FAST_SUITE_OUT": str(out)}
+    settings = {**os.environ, "GAN_FAST_SUITE_OUT": str(out), "GAN_FAST_CACHE": str(out / "choices")}
     if device.type == "cpu":
         settings["TRITON_INTERPRET"] = "1"
-    # A session of its own, so that what a part has started ends with it and does not run beside the next.
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=seconds)
-        failed = (output[-3000:] or f"exit status {process.returncode}") if process.returncode else ""
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        failed = f"{RAN_OUT}{seconds:.0f} s: {output[-1000:]}"
+    with gpu_checks.child(command, settings) as process:
+        try:
+            output, _ = process.communicate(timeout=seconds)
+            failed = (output[-3000:] or f"exit status {process.returncode}") if process.returncode else ""
+        except subprocess.TimeoutExpired as expired:
+            output = (expired.output or b"").decode(errors="replace")
+            failed = f"{RAN_OUT}{seconds:.0f} s: {output[-1000:]}"
     merge(records, lines)
-    return failed, process.returncode
+    lines.unlink(missing_ok=True)
+    return failed
 
 
 def merge(records: dict[str, Record], lines: Path) -> None:
@@ -233,6 +232,7 @@ def run_parts(
     """Run parts within TOTAL_S in all; after each the file has everything found so far."""
     start = clock()
     factor = DRY_FACTOR if device.type == "cpu" else 1.0
+    write(out, found)
     for name in names:
         left = factor * TOTAL_S - (clock() - start)
         print(f"{name} ...", file=sys.stderr, flush=True)
@@ -241,7 +241,14 @@ def run_parts(
         else:
             found["parts"][name] = run(name, out, device, min(factor * PARTS[name].limit_s, left))
         table.add_shares(found)
-        (out / "suite.json").write_text(json.dumps(found, indent=1) + "\n")
+        write(out, found)
+
+
+def write(out: Path, found: dict[str, Any]) -> None:
+    """Keep what was found, whole at any time: the suite may be killed while it writes."""
+    unfinished = out / "suite.tmp"
+    unfinished.write_text(json.dumps(found, indent=1) + "\n")
+    unfinished.replace(out / "suite.json")
 
 
 def earlier_parts(path: Path, found: dict[str, Any]) -> dict[str, Any]:
@@ -267,8 +274,8 @@ def main(arguments: list[str] | None = None) -> None:
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     if options.only:
-        lines = out / f"{options.only}.jsonl"
-        sys.exit(run_here(options.only, lines, torch.device(options.device), options.seconds, options.without))
+        device = torch.device(options.device)
+        sys.exit(run_here(options.only, out / RUNNING, device, options.seconds, options.without))
     device = torch.device("cpu" if options.dry else "cuda")
     if not options.dry and not torch.cuda.is_available():
         sys.exit("gpu_suite: expected a GPU that torch can use, got none")
@@ -280,4 +287,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    # Told to end, it ends what it has started: SystemExit runs what stands in ``finally``.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     main()

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from benchmarks.memory import held_mib
 from benchmarks.networks import LATENT_DIM, eager_models
 from gan_fast.models import DCGANDiscriminator, DCGANGenerator
-from gan_fast.ops.recompute import Recipe
+from gan_fast.ops.recompute import _Slot
 
 NETWORKS = ("generator", "discriminator")
 PROVIDERS = ("eager", "gan_fast")
@@ -59,8 +59,8 @@ def kept_tensors(output: Tensor) -> Iterator[Tensor]:
                 continue
             saved = getattr(node, name)
             for slot in saved if isinstance(saved, (tuple, list)) else (saved,):
-                if isinstance(slot.data, Recipe):
-                    yield from (t for t in slot.data.inputs if t is not None)
+                if isinstance(slot.data, _Slot):
+                    yield from (t for t in slot.data.recipe.inputs if t is not None)
                 elif slot.data is not None:
                     yield slot.data
 

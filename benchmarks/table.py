@@ -248,7 +248,7 @@ def _when(run: Mapping[str, Any]) -> str:
 
 
 def gpu_section(results: Iterable[Mapping[str, Any]]) -> str:
-    """README's tables of a GPU: whole steps, then ops with whichever of our backends was the quickest."""
+    """README's tables of a GPU: whole steps, then ops as automatic choice runs them."""
     sections = []
     for run in results:
         if "parts" not in run:
@@ -277,16 +277,12 @@ def _op_rows(run: Mapping[str, Any]) -> list[tuple[str, ...]]:
     for part in README_OPS:
         for record in run["parts"].get(part, {"records": []})["records"]:
             timed = {n: p for n, p in record["providers"].items() if "time_ms" in p and "failed" not in p}
-            ours = [name for name in timed if name.startswith(OURS)]
-            if not ours or record["baseline"] not in timed:
+            if OURS not in timed or record["baseline"] not in timed:
                 continue
-            best = min(ours, key=lambda name: timed[name]["time_ms"]["median"])
             us = {name: f"{1e3 * p['time_ms']['median']:.3g}" for name, p in timed.items()}
-            backend = best.removeprefix(OURS).lstrip(", ")
             rows.append(
-                (record["case"], us[record["baseline"]], us.get("torch.compile", ""),
-                 us[best] + (f" ({backend})" if backend else ""), f"{timed[best]['speedup']['median']:.2f}x",
-                 _share(timed[best]))
+                (record["case"], us[record["baseline"]], us.get("torch.compile", ""), us[OURS],
+                 f"{timed[OURS]['speedup']['median']:.2f}x", _share(timed[OURS]))
             )  # fmt: skip
     return rows
 

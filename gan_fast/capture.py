@@ -12,11 +12,11 @@ import torch
 
 
 class CudaGraphs:
-    """CUDA's graphs."""
+    """CUDA's graphs, recorded on a stream of their own or on the one given."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, stream: torch.cuda.Stream | None = None) -> None:
         self._device = torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
-        self._stream = torch.cuda.Stream(self._device)
+        self._stream = stream or torch.cuda.Stream(self._device)
         self._failed: list[torch.cuda.CUDAGraph] = []
 
     def warm_up(self, function: Callable[[], Any]) -> Any:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,8 +20,10 @@ from triton_device import interpreted
 
 from benchmarks import gpu_checks, gpu_machine, gpu_ops, gpu_step, gpu_suite, table
 from benchmarks.gpu_machine import Case, Machine
+from gan_fast.capture import CudaGraphs
 
 CPU = torch.device("cpu")
+HALVES = torch.full((3,), 0.5)
 # Those that run kernels or steps; the others run commands, and have tests of their own below.
 MEASURING = ("rates", "losses", "norms", "blocks", "penalty", "leaky_relu", "convolutions", "step", "compiled_step",
              "large_step", "autotuned_step")  # fmt: skip
@@ -104,6 +108,23 @@ def test_a_build_that_fails_goes_on_without_cuda_and_says_so(monkeypatch: pytest
     assert calls[2][1] == {"GAN_FAST_NATIVE": "1", "FORCE_CUDA": "0"}
 
 
+@pytest.mark.parametrize("left_s", [130.0, 60.0])
+def test_a_slow_build_leaves_time_for_the_one_without_cuda(left_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, given = mock.Mock(dry=False, left_s=left_s), []
+
+    def run(command: Sequence[str], seconds: float, **settings: str) -> tuple[int, str]:
+        given.append(seconds)
+        machine.left_s -= seconds
+        return (0 if "FORCE_CUDA" in settings else 124), ""
+
+    monkeypatch.setattr(gpu_checks, "run", run)
+    *others, built = gpu_checks.build(machine)
+    assert built["status"] == 0
+    assert given[-1] >= min(gpu_checks.FALLBACK_S, left_s - gpu_checks.SUMMARY_S - 2)
+    assert len(others) == 2
+    assert all("skipped" in record or record["failed"].startswith("took too long") for record in others)
+
+
 def test_a_build_that_works_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, run = fake_run((0,))
     monkeypatch.setattr(gpu_checks, "run", run)
@@ -116,6 +137,34 @@ def test_the_gpu_s_tests_are_those_that_name_it() -> None:
     assert "tests/triton_kernels/test_conv.py" in files
     assert "tests/data/test_device_loader.py" in files
     assert not any("benchmarks" in file or "test_compiled" in file for file in files)
+
+
+@pytest.mark.parametrize(
+    ("gone", "file", "kept"),
+    [("tyro", "tests/test_cli.py", "tests/train/test_trainer.py"),
+     ("PIL", "tests/train/test_trainer.py", "tests/triton_kernels/test_conv.py"),
+     ("hypothesis", "tests/triton_kernels/test_conv.py", None)],
+)  # fmt: skip
+def test_what_cannot_be_imported_is_left_out(
+    gone: str, file: str, kept: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a file imports it itself, through this repository's files, or by conftest.py."""
+    assert {
+        name for path in gpu_checks.gpu_tests() for name in gpu_checks.not_installed(gpu_checks.ROOT / path)
+    } == set()
+    monkeypatch.setattr(gpu_checks, "find_spec", lambda name: None if name == gone else find_spec(name))
+    calls, run = fake_run((0,))
+    monkeypatch.setattr(gpu_checks, "run", run)
+    (record,) = gpu_checks.tests(mock.Mock(dry=False, left_s=100.0))
+    assert record["left_out"][file] == f"needs {gone}"
+    if kept is None:
+        assert not calls
+        assert record["skipped"]
+        return
+    ((command, _),) = calls
+    assert "--continue-on-collection-errors" in command
+    assert kept in command
+    assert file not in command
 
 
 def test_failing_tests_are_kept_as_text() -> None:
@@ -133,6 +182,48 @@ def test_a_command_past_its_time_may_say_what_it_had(monkeypatch: pytest.MonkeyP
     start = time.monotonic()
     assert gpu_checks.run([sys.executable, "-c", script], 1.0) == (124, "so far\n")
     assert time.monotonic() - start < 30
+
+
+SLEEPER = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True); "
+
+
+def ends(process: int) -> bool:
+    """Whether a process is gone soon, or waits for whoever inherited it to take note."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize(("rest", "seconds"), [("sys.exit(1)", 30.0), ("import time; time.sleep(60)", 1.0)])
+def test_nothing_that_a_command_started_outlives_it(rest: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_checks, "SUMMARY_S", 1.0)
+    # What is left over holds no pipe: the command has failed and is over.
+    script = SLEEPER.replace("'60']", "'60'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL") + rest
+    status, output = gpu_checks.run([sys.executable, "-c", script], seconds)
+    assert status
+    assert ends(int(output.split()[0]))
+
+
+def test_nothing_that_a_part_started_outlives_it(tmp_path: Path) -> None:
+    """A part's commands are in sessions of their own."""
+    inner = f"{SLEEPER}import time; time.sleep(60)"
+    script = (
+        "import os, signal, sys; from benchmarks import gpu_checks; "
+        "signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))\n"
+        f"with gpu_checks.child([sys.executable, '-c', {inner!r}], os.environ) as process:\n"
+        "  print(process.stdout.readline(), flush=True); process.wait()"
+    )
+    with gpu_checks.child([sys.executable, "-c", script], dict(os.environ)) as process:
+        assert process.stdout is not None
+        sleeper = int(process.stdout.readline())
+        assert not Path(f"/proc/{sleeper}/stat").read_text().endswith("Z")
+    assert ends(sleeper)
 
 
 @pytest.mark.parametrize("have_tool", [True, False])
@@ -203,6 +294,7 @@ def test_a_part_runs_alone_in_a_process_and_names_what_went_wrong(tmp_path: Path
         gpu_suite.main(["--out", str(tmp_path), "--dry", "--parts", "rates"])
     assert not ended.value.code
     found = json.loads((tmp_path / "suite.json").read_text())
+    assert [path.name for path in tmp_path.iterdir()] == ["suite.json"]
     assert found["dry"]
     assert [record["case"] for record in found["parts"]["rates"]["records"]] == [table.COPY, table.PRODUCT]
     if not torch.cuda.is_available():
@@ -239,14 +331,14 @@ def test_a_part_that_breaks_the_device_runs_again_without_the_culprit(
 
     def run_process(
         name: str, out: Path, device: torch.device, seconds: float, without: list[str], records: dict[str, Any]
-    ) -> tuple[str, int]:
+    ) -> str:
         ran.append(list(without))
         lines = out / "lines"
         provider = {"skipped": "it broke the device before"} if without else {"failed": "illegal access"}
         record = {"case": "a", "baseline": "eager", "providers": {"eager": {"run": len(ran)}, "ours": provider}}
         lines.write_text(json.dumps(record if without else {**record, "fatal": "ours"}) + '\n{"case": "half a li')
         gpu_suite.merge(records, lines)
-        return ("", 0) if without else ("exit status 3", gpu_suite.FATAL)
+        return "" if without else "exit status -6"
 
     monkeypatch.setattr(gpu_suite, "_run_process", run_process)
     found = gpu_suite.run_part("norms", tmp_path, CPU, 100.0)
@@ -278,23 +370,112 @@ def test_a_provider_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch
 
 
 def test_more_launches_than_wanted_are_a_failure() -> None:
-    makers = {"eager": turns(1.0), "gan_fast": lambda: [lambda: torch.ones(3) + 1]}
+    def two() -> list[Any]:
+        return [lambda: HALVES.neg().neg()]
+
+    makers = {"eager": two, "gan_fast": two, "gan_fast, triton": two, "gan_fast, cpu": lambda: [lambda: HALVES.neg()]}
     record = gpu_ops.count_launches(Machine(CPU), "c", makers, 1)
-    assert "expected 1 kernel launched, got " in record["providers"]["gan_fast"]["failed"]
-    assert "failed" not in record["providers"]["eager"]
+    assert [found["launches"] for found in record["providers"].values()] == [2, 2, 2, 1]
+    assert "expected at most 1 kernel launched, got 2" in record["providers"]["gan_fast, triton"]["failed"]
+    # Automatic choice may have taken the reference.
+    assert [name for name, found in record["providers"].items() if "failed" in found] == ["gan_fast, triton"]
     with pytest.raises(RuntimeError, match="expected kernels"):
         gpu_ops.launched(Machine(CPU), lambda: None)
 
 
-def test_steps_with_wrong_losses_are_refused() -> None:
-    def work(loss: float) -> Callable[[], Any]:
-        return lambda: {"d_loss": torch.tensor(loss)}
+def step_of(loss: float, captured: bool | None = None) -> Callable[[], gpu_step.Step]:
+    by_now = None if captured is None else lambda: captured
+    return lambda: gpu_step.Step(lambda: {"d_loss": torch.tensor(loss)}, False, by_now)
 
-    providers = {"eager": lambda: work(1.4), "close": lambda: work(1.41), "off": lambda: work(2.0),
-                 "nan": lambda: work(float("nan"))}  # fmt: skip
-    found = gpu_step.measure(Machine(CPU), 128, providers)["providers"]
+
+def test_steps_with_wrong_losses_are_refused() -> None:
+    providers = {"eager": step_of(1.4), "close": step_of(1.41), "off": step_of(2.0), "nan": step_of(float("nan"))}
+    *_, record = gpu_step.measure(Machine(CPU), 128, providers)
+    found = record["providers"]
     assert found["close"]["d_loss"] == 1.41
     assert all("expected d_loss within 0.1" in found[name]["failed"] for name in ("off", "nan"))
+
+
+def test_each_step_s_figures_are_there_before_the_next_begins() -> None:
+    seen: list[set[str]] = []
+
+    def late() -> gpu_step.Step:
+        seen.append({name for name, found in records[-1]["providers"].items() if "time_ms" in found})
+        return step_of(1.4)()
+
+    records: list[dict[str, Any]] = []
+    for record in gpu_step.measure(Machine(CPU), 128, {"eager": step_of(1.4), "ours": step_of(1.4), "late": late}):
+        records.append(json.loads(json.dumps(record)))
+    assert seen == [{"eager", "ours"}]
+    assert len(records) == 3
+    assert records[-1]["providers"]["ours"]["speedup"]["median"] > 0
+
+
+def test_a_step_that_no_graph_ran_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(CPU)
+    providers = {"eager": step_of(1.4), "kernel by kernel": step_of(1.4, False), "a graph": step_of(1.4, True)}
+    *_, record = gpu_step.measure(machine, 128, providers)
+    assert [found.get("captured") for found in record["providers"].values()] == [None, False, True]
+    assert "failed" not in record["providers"]["kernel by kernel"]
+    monkeypatch.setattr(machine, "dry", False)
+    for name in ("synchronize", "forget_peak"):
+        monkeypatch.setattr(machine, name, lambda: None)
+    for name in ("allocated", "peak"):
+        monkeypatch.setattr(machine, name, lambda: (0, 0))
+    monkeypatch.setattr(machine, "time_ms", lambda work, repeats: 1.0)
+    *_, record = gpu_step.measure(machine, 128, providers)
+    assert "expected a CUDA graph after the warm-up" in record["providers"]["kernel by kernel"]["failed"]
+    assert record["providers"]["a graph"]["captured"]
+
+
+@pytest.mark.parametrize(("device", "wanted"), [("cpu", "off"), ("cuda", "on")])
+def test_our_step_must_be_a_graph_on_a_gpu(device: str, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = []
+    monkeypatch.setattr(gpu_step, "Trainer", lambda config, *others: configs.append(config))
+    machine = Machine(CPU)
+    setting = gpu_step.Setting(machine, 4)
+    monkeypatch.setattr(machine, "dry", device == "cpu")
+    setting.trainer()
+    assert [config.cuda_graph for config in configs] == [wanted]
+
+
+def timed_by(times: Callable[[str], float]) -> Machine:
+    """A machine on which work is what it is called."""
+    machine = Machine(CPU)
+    machine.rounds = 20
+    machine.time_ms = lambda work, repeats: times(work())  # type: ignore[method-assign]
+    return machine
+
+
+def test_no_provider_always_follows_the_same_one() -> None:
+    order: list[str] = []
+    machine = timed_by(lambda name: order.append(name) or 1.0)  # type: ignore[func-returns-value]
+    samples = machine.race({name: lambda name=name: name for name in "abc"})
+    assert {name: len(ms) for name, ms in samples.items()} == {"a": 20, "b": 20, "c": 20}
+    rounds = {"".join(order[begin : begin + 3]) for begin in range(0, 60, 3)}
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    assert len(rounds) > 3
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_crash_while_timing_is_the_provider_s(alive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def times(name: str) -> float:
+        calls.append(name)
+        if name == "bad" and calls.count(name) > 5:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return 1.0
+
+    machine = timed_by(times)
+    monkeypatch.setattr(machine, "alive", lambda: alive)
+    record: dict[str, Any] = {"baseline": "bad", "providers": {name: {"distance": 0.0} for name in ("bad", "good")}}
+    works = {name: lambda name=name: name for name in ("bad", "good")}
+    samples = gpu_machine.race(machine, record, works)
+    assert "illegal memory access" in record["providers"]["bad"]["failed"]
+    assert ("fatal" in record) != alive
+    assert list(samples) == (["good"] if alive else [])
+    assert record["baseline"] == ("good" if alive else "bad")
 
 
 def test_no_time_for_the_compiler_is_said() -> None:
@@ -307,10 +488,6 @@ def test_the_gpu_s_side_calls_what_torch_has(monkeypatch: pytest.MonkeyPatch) ->
     """Graphs, events and memory with torch.cuda's own signatures, on no GPU."""
     replayed: list[int] = []
 
-    class Graph:
-        def replay(self) -> None:
-            replayed.append(1)
-
     for name in ("synchronize", "empty_cache", "reset_peak_memory_stats", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, mock.create_autospec(getattr(torch.cuda, name)))
     for name in ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved"):
@@ -318,9 +495,11 @@ def test_the_gpu_s_side_calls_what_torch_has(monkeypatch: pytest.MonkeyPatch) ->
     event = mock.create_autospec(torch.cuda.Event)
     event.return_value.elapsed_time.return_value = 0.5
     monkeypatch.setattr(torch.cuda, "Event", event)
-    graph = mock.create_autospec(torch.cuda.graph)
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    graph = mock.create_autospec(CudaGraphs)
+    graph.return_value.capture.side_effect = lambda function, generator: (lambda: replayed.append(1), function())
+    monkeypatch.setattr(gpu_machine, "CudaGraphs", graph)
+    # torch.compile, imported here, wants a type.
+    monkeypatch.setattr(torch, "Generator", type("Generator", (), {"__init__": lambda self, device: None}))
     monkeypatch.setattr(torch.cuda, "Stream", mock.create_autospec(torch.cuda.Stream))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     machine = Machine(torch.device("cuda"))
@@ -328,7 +507,8 @@ def test_the_gpu_s_side_calls_what_torch_has(monkeypatch: pytest.MonkeyPatch) ->
         record = gpu_machine.measure(machine, Case("c", {"eager": turns(1.0), "ours": turns(1.0)}, 0.0, bytes=10**6))
     assert record["providers"]["ours"]["time_ms"]["median"] == 0.25
     assert record["providers"]["ours"]["gb_per_s"] == 4.0
-    assert graph.call_count == 2
+    assert graph.call_count == 1
+    assert graph.return_value.capture.call_count == 2
     # For each provider: once to see that it runs; a timing of one, then twenty of two, each after one not timed.
     assert len(replayed) == 2 * (1 + 2 + 20 * 3)
     assert machine.allocated() == machine.peak() == (5, 5)
@@ -336,6 +516,34 @@ def test_the_gpu_s_side_calls_what_torch_has(monkeypatch: pytest.MonkeyPatch) ->
     assert machine.turns(2**20) == gpu_machine.MOST_TURNS
     assert machine.turns(2**30) == 3
     assert callable(machine.compile(torch.neg, "max-autotune"))
+
+
+def test_a_capture_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CUDA's own capture leaves behind is put back by CudaGraphs, which tests/train/test_graph.py is about."""
+    machine = Machine(CPU)
+    monkeypatch.setattr(machine, "rounds", 1)
+    monkeypatch.setattr(machine, "capture", lambda turns: machine.record(turns[0])[0])
+
+    class Graphs:
+        def capture(self, function: Callable[[], Any], generator: Any) -> Any:
+            if function().sum() > 3:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            return lambda: None, function()
+
+    monkeypatch.setattr(gpu_machine, "_graphs_here", lambda device: Graphs())
+    record = Machine.record
+
+    def on_a_gpu(self: Machine, work: Any) -> Any:
+        self.dry = False
+        try:
+            return record(self, work)
+        finally:
+            self.dry = True
+
+    monkeypatch.setattr(Machine, "record", on_a_gpu)
+    found = gpu_machine.measure(machine, Case("c", {"eager": turns(1.0), "bad": turns(1.001)}, 0.01))["providers"]
+    assert "not permitted" in found["bad"]["failed"]
+    assert found["eager"]["time_ms"]
 
 
 def test_times_of_several_turns_are_a_turn_s() -> None:

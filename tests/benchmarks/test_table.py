@@ -23,7 +23,8 @@ def suite() -> dict[str, Any]:
     def part(case: str, **providers: dict[str, Any]) -> dict[str, Any]:
         return {"seconds": 1.0, "records": [{"case": case, "baseline": "eager", "providers": providers}]}
 
-    ours = {"gan_fast, triton": figures(0.02, 2.0, gb_per_s=3000.0), "gan_fast, cuda": figures(0.01, 4.0, gb_per_s=6e3)}
+    # By name one is quicker than what automatic choice has taken: no figure for users.
+    ours = {"gan_fast": figures(0.02, 2.0, gb_per_s=3000.0), "gan_fast, cuda": figures(0.01, 4.0, gb_per_s=6e3)}
     step = {"gan_fast": figures(0.6, 3.0, peak_memory_mib=500.0, tflop_per_s=400.0), "broken": {"failed": "no"}}
     return {
         "device": "NVIDIA H200", "torch": "2.11", "triton": "3.6", "commit": "0123456789abc",
@@ -62,7 +63,7 @@ def test_a_gpu_s_tables() -> None:
     table.add_shares(found)
     text = " ".join(table.with_tables(README, [found]).split())
     assert "NVIDIA H200, torch 2.11, Triton 3.6, commit 0123456789, 2026-11-22; measured there: 4000 GB/s:" in text
-    assert "| a norm | 40 | | 10 (cuda) | 4.00x | 150% |" in text
+    assert "| a norm | 40 | | 20 | 2.00x | 75% |" in text
     assert "| a step | eager | 1.8 | 1.00x | 900 | |" in text
     assert "| a step | gan_fast | 0.6 | 3.00x | 500 | |" in text
     assert "broken" not in text
@@ -71,8 +72,8 @@ def test_a_gpu_s_tables() -> None:
 
 def test_figures_that_failed_are_not_shown() -> None:
     found = copy.deepcopy(suite())
-    found["parts"]["norms"]["records"][0]["providers"]["gan_fast, cuda"]["failed"] = "wrong"
-    assert "| 20 (triton) | 2.00x |" in " ".join(table.gpu_section([found]).split())
+    found["parts"]["norms"]["records"][0]["providers"]["gan_fast"]["failed"] = "wrong"
+    assert "a norm" not in table.gpu_section([found])
 
 
 def test_the_command_keeps_results_and_writes_readme(tmp_path: Path) -> None:
