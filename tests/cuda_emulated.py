@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from gan_fast import layout
+from gan_fast import backends, extension, layout
+from gan_fast.ops import autograd
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(__file__).parent / "cuda" / "emulated.cpp"
@@ -70,13 +74,37 @@ class Batch(ctypes.Structure):
     ]
 
 
+def on_cuda(op: str, names: Iterable[str]) -> SimpleNamespace:
+    """The same kernels as torch.ops.gan_fast.<op>_<name> on a GPU, where there is one and the build has them."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    for name in names:
+        native_op = f"{op}_{name}"
+        if not extension.has_kernel(native_op, "cuda") or (native_op, "cuda") in backends._by_triton:
+            pytest.skip("needs a build with CUDA kernels")
+    functions = {name: autograd.kernel(f"{op}_{name}") for name in names}
+    return SimpleNamespace(device=torch.device("cuda"), **functions)
+
+
+def on_device(arguments: dict[str, Any], kernels: Any) -> dict[str, Any]:
+    """The arguments where the kernels run, storage and strides as they are."""
+
+    def moved(t: Tensor) -> Tensor:
+        if t.device.type == kernels.device.type:
+            return t
+        storage = t.detach().as_strided((t.untyped_storage().nbytes() // t.itemsize,), (1,), 0).to(kernels.device)
+        return storage.as_strided(t.shape, t.stride(), t.storage_offset()).requires_grad_(t.requires_grad)
+
+    return {name: moved(value) if isinstance(value, Tensor) else value for name, value in arguments.items()}
+
+
 # Values on either side of a result that nobody may write to.
 _MARGIN = 64
 
 
 def shape_of(x: Tensor) -> Shape:
     channels_last = layout.suggest_memory_format(x) != torch.contiguous_format
-    space = x[0, 0].numel()
+    space = math.prod(x.shape[2:])
     return Shape(x.size(0), x.size(1), space, x.size(1) > 1 and (space == 1 or channels_last))
 
 
@@ -99,6 +127,8 @@ class Kernels:
     writes beyond their ends.
     """
 
+    device = torch.device("cpu")
+
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
         self.multiprocessors = 2
@@ -120,6 +150,10 @@ class Kernels:
 
     def _vector(self, like: Tensor | None, channels: int, dtype: torch.dtype | None = None) -> Tensor | None:
         return None if like is None else self._new((channels,), (1,), dtype or like.dtype)
+
+    def _parameter_grads(self, x: Tensor, *parameters: Tensor | None) -> list[Tensor | None]:
+        grads = [self._vector(t, x.size(1)) for t in parameters]
+        return grads if x.numel() else [None if t is None else t.zero_() for t in grads]
 
     def _finish(self) -> None:
         for storage in self._results:
@@ -154,6 +188,9 @@ class Kernels:
         assert y is not None
         assert mean is not None
         assert invstd is not None
+        if training and not x.numel():
+            mean.zero_()
+            invstd.zero_()
         options = self._options(
             x, _is_aligned(x, y), activation, negative_slope, training=training, momentum=momentum, eps=eps
         )
@@ -183,7 +220,7 @@ class Kernels:
         x = _dense(input)
         grad = grad_output.detach().contiguous(memory_format=layout.suggest_memory_format(input))
         grad_input = self._like(x, input_wanted)
-        grads = [self._vector(t if affine_wanted else None, x.size(1)) for t in (weight, bias)]
+        grads = self._parameter_grads(x, *((weight, bias) if affine_wanted else (None, None)))
         options = self._options(
             x, _is_aligned(x, grad, grad_input), activation, negative_slope, training=training,
             affine_wanted=affine_wanted,
@@ -205,7 +242,7 @@ class Kernels:
         grad = grad_output.detach().contiguous(memory_format=memory_format)
         cotangent = None if cotangent_input is None else cotangent_input.contiguous(memory_format=memory_format)
         grad_grad, grad_input = self._like(x, grad_output_wanted), self._like(x, input_wanted)
-        grads = [self._vector(t, x.size(1)) for t in (weight, bias)]
+        grads = self._parameter_grads(x, weight, bias)
         aligned = _is_aligned(x, grad, cotangent, grad_grad, grad_input)
         options = self._options(x, aligned, activation, negative_slope, training=training)
         self.library.norm_double_backward(

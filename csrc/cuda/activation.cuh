@@ -6,12 +6,34 @@
 
 namespace gan_fast::cuda {
 
+// tanh z, and its slope 1 - tanh^2 z.
 template <class A>
-__device__ inline A sigmoid_slope(A x) {
-  // In terms of e the slope keeps its relative precision where y (1 - y) cancels.
-  const A e = std::exp(-std::abs(x));
-  return e / ((1 + e) * (1 + e));
-}
+struct Tanh {
+  A value, slope;
+
+  __device__ explicit Tanh(A z) {
+    // rest = 1 - |tanh z| = 2 e / (1 + e), which keeps its relative precision where 1 - tanh^2 z cancels; what rounding
+    // took from 1 + e and from the quotient is put back, or the errors of both would stay in tanh.
+    const A e = std::exp(-2 * std::abs(z)), sum = 1 + e, inverse = 1 / sum;
+    const A quotient = 2 * e * inverse;
+    const A missing = std::fma(-quotient, sum, 2 * e) - quotient * (e - (sum - 1));
+    const A rest = std::fma(missing, inverse, quotient);
+    if constexpr (std::is_same_v<A, double>) {
+      value = std::tanh(z);
+      slope = rest * (2 - rest);
+    } else {
+      // Near zero it is `rest` that has lost the digits that matter: there a minimax polynomial, within 1e-9 of tanh.
+      constexpr float kTerms[] = {-0.33333322f, 0.13332951f, -0.05391756f, 0.02155583f, -0.00785255f, 0.00187273f};
+      const A square = z * z;
+      const bool near = square < 0.5f;
+      A series = kTerms[5];
+#pragma unroll
+      for (int i = 4; i >= 0; --i) series = std::fma(series, square, kTerms[i]);
+      value = near ? std::fma(z * square, series, z) : std::copysign(1 - rest, z);
+      slope = near ? std::fma(-value, value, A{1}) : rest * (2 - rest);
+    }
+  }
+};
 
 // identity, relu and leaky_relu: two slopes. NaN takes the branch it takes in ATen: through for relu, scaled for
 // leaky_relu.
@@ -40,16 +62,17 @@ struct Curved {
   Curved(Activation activation, double) : is_tanh(activation == Activation::tanh) {}
 
   __device__ A value(A z) const {
-    if (is_tanh) return std::tanh(z);
+    if (is_tanh) return Tanh<A>(z).value;
     const A e = std::exp(-std::abs(z));
     return (z < 0 ? e : A{1}) / (1 + e);
   }
 
-  __device__ A backward(A grad, A z) const { return grad * (is_tanh ? 4 * sigmoid_slope<A>(2 * z) : sigmoid_slope(z)); }
+  // sigmoid z = (1 + tanh(z / 2)) / 2.
+  __device__ A backward(A grad, A z) const { return grad * (is_tanh ? Tanh<A>(z).slope : Tanh<A>(z / 2).slope / 4); }
 
-  // sigmoid'' = -tanh(x / 2) sigmoid', tanh'' = -2 tanh tanh'.
   __device__ A curvature(A z) const {
-    return is_tanh ? -8 * std::tanh(z) * sigmoid_slope<A>(2 * z) : -std::tanh(z / 2) * sigmoid_slope(z);
+    const Tanh<A> tanh(is_tanh ? z : z / 2);
+    return (is_tanh ? A{-2} : A{-0.25}) * tanh.value * tanh.slope;
   }
 
   __device__ static constexpr bool is_curved() { return true; }

@@ -196,7 +196,7 @@ struct Normalize {
   __device__ void load(Channel& channel, const Geometry&, int64_t c) const { load_affine<T>(affine, c, channel); }
 
   __device__ void apply(const Channel& c, int j, const A* in, A* out) const {
-    out[0] = act.value((in[0] - c.mean[j]) * c.scale[j] + c.shift[j]);
+    out[0] = act.value(std::fma(in[0] - c.mean[j], c.scale[j], c.shift[j]));
   }
 };
 
@@ -217,7 +217,7 @@ struct BackwardSums {
 
   __device__ void terms(const Channel& c, int j, const A* in, A* out) const {
     const A xc = in[0] - c.mean[j];
-    const A u = act.backward(in[1], xc * c.scale[j] + c.shift[j]);
+    const A u = act.backward(in[1], std::fma(xc, c.scale[j], c.shift[j]));
     out[0] = u;
     out[1] = u * xc;
   }
@@ -239,9 +239,9 @@ struct BackwardMap {
 
   __device__ void apply(const Channel& c, int j, const A* in, A* out) const {
     const A xc = in[0] - c.at(kMean, j);
-    const A u = act.backward(in[1], xc * c.at(kScale, j) + c.at(kShift, j));
-    out[0] = c.at(kScale, j) * u;
-    if (through_statistics) out[0] += c.at(kXc, j) * xc + c.at(kOne, j);
+    const A u = act.backward(in[1], std::fma(xc, c.at(kScale, j), c.at(kShift, j)));
+    out[0] = through_statistics ? std::fma(c.at(kScale, j), u, std::fma(c.at(kXc, j), xc, c.at(kOne, j)))
+                                : c.at(kScale, j) * u;
   }
 };
 
@@ -291,7 +291,7 @@ struct DoubleSums {
 
   __device__ void terms(const Channel& c, int j, const A* in, A* out) const {
     const A xc = in[0] - c.mean[j];
-    const A u = act.backward(in[1], xc * c.scale[j] + c.shift[j]);
+    const A u = act.backward(in[1], std::fma(xc, c.scale[j], c.shift[j]));
     out[0] = u;
     out[1] = in[2];
     out[2] = u * xc;
@@ -302,7 +302,7 @@ struct DoubleSums {
 
 template <class A, class Channel>
 __device__ A cotangent_of_u(const Channel& c, int j, A a, A xc) {
-  return c.at(kScale, j) * a + (c.at(kWxc, j) * xc + c.at(kWone, j));
+  return std::fma(c.at(kScale, j), a, std::fma(c.at(kWxc, j), xc, c.at(kWone, j)));
 }
 
 template <class T_, int kWidth_, int kSlots_, class Act>
@@ -320,7 +320,7 @@ struct CurvatureSums {
   __device__ void terms(const Channel& c, int j, const A* in, A* out) const {
     const A xc = in[0] - c.at(kMean, j);
     const A w = cotangent_of_u(c, j, in[2], xc);
-    out[0] = in[1] * act.curvature(xc * c.at(kScale, j) + c.at(kShift, j)) * w;
+    out[0] = in[1] * act.curvature(std::fma(xc, c.at(kScale, j), c.at(kShift, j))) * w;
     out[1] = out[0] * xc;
   }
 };
@@ -342,12 +342,12 @@ struct DoubleMap {
 
   __device__ void apply(const Channel& c, int j, const A* in, A* out) const {
     const A xc = in[0] - c.at(kMean, j);
-    const A z = xc * c.at(kScale, j) + c.at(kShift, j);
+    const A z = std::fma(xc, c.at(kScale, j), c.at(kShift, j));
     const A w = cotangent_of_u(c, j, in[2], xc);
     out[0] = act.backward(w, z);
     out[1] = c.at(kByU, j) * act.backward(in[1], z);
-    if (through_statistics) out[1] += c.at(kByA, j) * in[2] + (c.at(kByXc, j) * xc + c.at(kByOne, j));
-    if (act.is_curved()) out[1] += c.at(kScale, j) * (in[1] * act.curvature(z) * w);
+    if (through_statistics) out[1] += std::fma(c.at(kByA, j), in[2], std::fma(c.at(kByXc, j), xc, c.at(kByOne, j)));
+    if (act.is_curved()) out[1] = std::fma(c.at(kScale, j), in[1] * act.curvature(z) * w, out[1]);
   }
 };
 
@@ -423,6 +423,7 @@ struct CurvatureFinish {
 // ---- launches
 //
 // Launch is called with a kernel, its number of blocks, their threads, and its arguments; it knows the multiprocessors.
+// Without a value there is nothing to launch, and no geometry: gradients by parameters are then the host code's zeros.
 
 // Calls f with kWidth and kSlots as types: 16 bytes at a time where `aligned` pointers and the shape allow.
 template <class T, class F>
@@ -457,6 +458,7 @@ Geometry geometry(const Launch& launch, const Shape& shape, int width, int block
 
 template <class T, class Launch>
 void run_normalize(const Launch& launch, const NormalizeArguments<T>& a) {
+  if (a.shape.is_empty()) return;
   for_access<T>(a.shape, a.aligned, [&](auto width, auto slots) {
     for_activation<Compute<T>, decltype(width)::value>(a.activation, [&](auto act) {
       using Kernel = Normalize<T, decltype(width)::value, decltype(slots)::value, decltype(act)>;
@@ -470,6 +472,7 @@ template <class T, class Launch>
 void run_forward(const Launch& launch, const ForwardArguments<T>& a) {
   const Statistics<T> statistics{a.mean,     a.invstd, a.running_mean,       a.running_var,
                                  a.momentum, a.eps,    a.shape.per_channel()};
+  if (a.training ? a.shape.is_empty() : !a.shape.C) return;
   if (a.training) {
     for_access<T>(a.shape, a.aligned, [&](auto width, auto slots) {
       using Kernel = Moments<T, decltype(width)::value, decltype(slots)::value>;
@@ -480,7 +483,6 @@ void run_forward(const Launch& launch, const ForwardArguments<T>& a) {
   } else {
     launch(running_kernel<T>, ceil_div(a.shape.C, kThreads), kThreads, statistics, a.shape.C);
   }
-  if (!a.shape.per_channel()) return;
   // Allocations of their own begin at 16 bytes.
   const Affine affine{{a.mean, 1, true, true}, {a.invstd, 1, true, true}, a.weight, a.bias};
   run_normalize(launch, NormalizeArguments<T>{a.shape, a.x, a.y, affine, a.activation, a.aligned});
@@ -503,6 +505,7 @@ void backward_passes(const Launch& launch, const BackwardArguments<T>& a, const 
 
 template <class T, class Launch>
 void run_backward(const Launch& launch, const BackwardArguments<T>& a) {
+  if (a.shape.is_empty()) return;
   for_access<T>(a.shape, a.aligned, [&](auto width, auto slots) {
     for_activation<Compute<T>, decltype(width)::value>(a.activation, [&](const auto& act) {
       backward_passes<T, decltype(width)::value, decltype(slots)::value>(launch, a, act);
@@ -534,6 +537,7 @@ void double_backward_passes(const Launch& launch, const DoubleBackwardArguments<
 
 template <class T, class Launch>
 void run_double_backward(const Launch& launch, const DoubleBackwardArguments<T>& a) {
+  if (a.shape.is_empty()) return;
   for_access<T>(a.shape, a.aligned, [&](auto width, auto slots) {
     const AnyActivation<Compute<T>> act(a.activation.activation, a.activation.negative_slope);
     double_backward_passes<T, decltype(width)::value, decltype(slots)::value>(launch, a, act);

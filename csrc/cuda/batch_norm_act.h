@@ -12,6 +12,7 @@ struct Shape {
   bool channels_last;  // (N * S, C) in memory, not (N, C, S)
 
   int64_t per_channel() const { return N * S; }
+  bool is_empty() const { return C == 0 || per_channel() == 0; }
 };
 
 // A vector over channels that the caller owns: any stride, the tensor's dtype or the one it is computed in.

@@ -111,7 +111,6 @@ Tensor normalize(const Tensor& input, const Tensor& mean, const Tensor& invstd, 
   const MemoryFormat format = suggest_memory_format(input);
   const Tensor x = dense(input, format);
   const Tensor output = empty_like(x, format);
-  if (!x.numel()) return output;
   const Given given(mean, invstd);
   cuda::for_dtype(x.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
@@ -139,7 +138,6 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   const Tensor grad_input = input_wanted ? empty_like(x, format) : nothing();
   const Tensor grad_weight = parameter_grad(weight, x, affine_wanted);
   const Tensor grad_bias = parameter_grad(bias, x, affine_wanted);
-  if (!x.numel()) return {grad_input, grad_weight, grad_bias};
   const cuda::Shape shape = shape_of(x, format);
   const Given given(mean, invstd);
   const Tensor coefficients = empty_vector(x, cuda::kBackwardCoefficients * shape.C, compute_dtype(x.scalar_type()));
@@ -177,7 +175,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
   const Tensor grad_grad = grad_output_wanted ? empty_like(x, format) : nothing();
   const Tensor grad_input = input_wanted ? empty_like(x, format) : nothing();
   const Tensor grad_weight = parameter_grad(weight, x, true), grad_bias = parameter_grad(bias, x, true);
-  if (!x.numel()) return {grad_grad, grad_input, grad_weight, grad_bias};
   const cuda::Shape shape = shape_of(x, format);
   const Given given(mean, invstd);
   const Tensor coefficients = empty_vector(x, cuda::kDoubleCoefficients * shape.C, compute_dtype(x.scalar_type()));

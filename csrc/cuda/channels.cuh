@@ -229,6 +229,8 @@ __global__ void __launch_bounds__(kThreads, Kernel::kBlocks)
   while (walk.position < walk.end) {
     Batch<Kernel> batch;
     batch.load(kernel, g, walk);
+    // Half types have fewer digits than what a handful of plain additions rounds off.
+    constexpr bool kFewFirst = sizeof(typename Kernel::T) == 2;
     A few[kSums][kSlots] = {};
 #pragma unroll
     for (int u = 0; u < Kernel::kUnroll; ++u) {
@@ -239,13 +241,21 @@ __global__ void __launch_bounds__(kThreads, Kernel::kBlocks)
         batch.at(u, v, values);
         kernel.terms(channel, v % kSlots, values, terms);
 #pragma unroll
-        for (int k = 0; k < kSums; ++k) few[k][v % kSlots] += terms[k];
+        for (int k = 0; k < kSums; ++k) {
+          if constexpr (kFewFirst) {
+            few[k][v % kSlots] += terms[k];
+          } else {
+            sums[k][v % kSlots].add(terms[k]);
+          }
+        }
       }
     }
+    if constexpr (kFewFirst) {
 #pragma unroll
-    for (int k = 0; k < kSums; ++k) {
+      for (int k = 0; k < kSums; ++k) {
 #pragma unroll
-      for (int j = 0; j < kSlots; ++j) sums[k][j].add(few[k][j]);
+        for (int j = 0; j < kSlots; ++j) sums[k][j].add(few[k][j]);
+      }
     }
   }
 #pragma unroll

@@ -8,25 +8,22 @@
 
 namespace gan_fast::cuda {
 
-struct Launch {
-  Stream where;
-  int multiprocessors;
-
-  explicit Launch(const Stream& stream) : where(stream), multiprocessors(stream.multiprocessors) {}
+struct Launch : Stream {
+  explicit Launch(const Stream& stream) : Stream(stream) {}
 
   template <class... P, class... A>
   void operator()(void (*kernel)(P...), int64_t blocks, int threads, const A&... arguments) const {
     constexpr int64_t kMostBlocks = 2147483647;
     if (blocks > kMostBlocks)
       fail("input of at most " + std::to_string(kMostBlocks) + " blocks", std::to_string(blocks));
-    kernel<<<static_cast<unsigned>(blocks), threads, 0, static_cast<cudaStream_t>(where.stream)>>>(arguments...);
+    kernel<<<static_cast<unsigned>(blocks), threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
     const cudaError_t error = cudaGetLastError();
     if (error != cudaSuccess) fail("a CUDA kernel to launch", cudaGetErrorString(error));
   }
 
  private:
   [[noreturn]] void fail(const std::string& want, const std::string& have) const {
-    throw std::runtime_error(std::string(where.op) + ": expected " + want + ", got " + have);
+    throw std::runtime_error(std::string(op) + ": expected " + want + ", got " + have);
   }
 };
 

@@ -119,6 +119,12 @@ struct Launch {
 
   template <class... P, class... A>
   void operator()(void (*kernel)(P...), int64_t blocks, int threads, const A&... arguments) const {
+    // What CUDA refuses to launch.
+    if (blocks < 1 || blocks > 2147483647 || threads < 1 || threads > 1024) {
+      std::fprintf(stderr, "emulator: a launch of %lld blocks of %d threads\n", static_cast<long long>(blocks),
+                   threads);
+      std::abort();
+    }
     body = [&] { kernel(arguments...); };
     blockDim.x = static_cast<unsigned>(threads);
     gridDim.x = static_cast<unsigned>(blocks);
