@@ -15,6 +15,8 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).parent
+# What is built for where there is no GPU to ask.
+ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
 # Sources are written against this version's stable ABI, so one build loads on it and on everything newer.
 TORCH_TARGET = "0x020b000000000000"
 
@@ -67,33 +69,58 @@ def extension_options() -> dict:
         raise SystemExit("gan_fast setup: FORCE_CUDA=1 expected nvcc, got none on PATH or in CUDA_HOME")
     wanted = force_cuda != "0" and (torch.version.cuda is not None or forced)
     with_cuda = bool(cuda_sources) and have_nvcc and wanted
-    macros = [("TORCH_TARGET_VERSION", TORCH_TARGET)]
-    flags = ["-O2", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-ffp-contract=off"]
-    arguments = {"sources": ["csrc/schema.cpp", *sources("cpu", ".cpp")], "include_dirs": [pybind11.get_include()]}
-    if with_cuda:
-        architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "default").replace(" ", ",").replace(";", ",")
+
+    def native_module(with_cuda: bool) -> object:
+        log(f"native module with {compiler}, CUDA {'on' if with_cuda else 'off'}")
+        macros = [("TORCH_TARGET_VERSION", TORCH_TARGET)]
+        flags = ["-O2", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-ffp-contract=off"]
+        options = {"sources": ["csrc/schema.cpp", *sources("cpu", ".cpp")], "include_dirs": [pybind11.get_include()]}
+        if not with_cuda:
+            return cpp_extension.CppExtension("gan_fast._C", define_macros=macros, extra_compile_args=flags, **options)
+        if not (torch.cuda.is_available() or "TORCH_CUDA_ARCH_LIST" in os.environ):
+            # torch would ask the GPU that is not there.
+            os.environ["TORCH_CUDA_ARCH_LIST"] = ARCHITECTURES
+        architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "this GPU").replace(" ", ",").replace(";", ",")
         macros += [("USE_CUDA", None), ("GAN_FAST_CUDA_ARCHITECTURES", architectures)]
-        arguments["sources"] += [*cuda_sources, *sources("cuda", ".cpp")]
-        flags = {"cxx": flags, "nvcc": ["-O3", "-std=c++20", "-lineinfo"]}
-        make = cpp_extension.CUDAExtension
-    else:
-        make = cpp_extension.CppExtension
-    log(f"native module with {compiler}, CUDA {'on' if with_cuda else 'off'}")
+        options["sources"] += [*cuda_sources, *sources("cuda", ".cpp")]
+        both = {"cxx": flags, "nvcc": ["-O3", "-std=c++20", "-lineinfo"]}
+        module = cpp_extension.CUDAExtension("gan_fast._C", define_macros=macros, extra_compile_args=both, **options)
+        if torch.version.cuda is None:
+            # Not there to link; the torch with CUDA that the module is for brings them, and one without cannot load it.
+            module.libraries = [name for name in module.libraries if name not in ("c10_cuda", "torch_cuda")]
+        return module
 
     class OptionalBuild(cpp_extension.BuildExtension):
         """A package that works without its kernels is better than an install that fails."""
 
         def run(self) -> None:
+            # While it runs it is another.
+            inplace = self.inplace
             try:
                 super().run()
             except Exception as error:
-                without(f"the build failed ({error})")
+                if not with_cuda or forced:
+                    without(f"the build failed ({error})")
+                    return
+                # The CPU's kernels do not go down with a GPU's, which Triton has too.
+                log(f"no CUDA kernels: the build with them failed ({error})")
+                distribution = self.distribution
+                self.extensions = distribution.ext_modules = [native_module(with_cuda=False)]
+                # A command that has run does not run twice: another one in its place, told what this one was.
+                del distribution.command_obj["build_ext"]
+                again = distribution.get_command_obj("build_ext")
+                again.inplace, again.editable_mode = inplace, self.editable_mode
+                again.build_lib, again.build_temp = self.build_lib, self.build_temp
+                again.ensure_finalized()
+                try:
+                    super(OptionalBuild, again).run()
+                except Exception as other:
+                    without(f"the build failed ({other})")
 
-    extension = make("gan_fast._C", define_macros=macros, extra_compile_args=flags, **arguments)
-    if with_cuda and torch.version.cuda is None:
-        # Not there to link; the torch with CUDA that the module is for brings them, and one without cannot load it.
-        extension.libraries = [name for name in extension.libraries if name not in ("c10_cuda", "torch_cuda")]
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": OptionalBuild.with_options(use_ninja=True)}}
+    return {
+        "ext_modules": [native_module(with_cuda)],
+        "cmdclass": {"build_ext": OptionalBuild.with_options(use_ninja=True)},
+    }
 
 
 setup(**extension_options())

@@ -38,7 +38,7 @@ SAMPLES = [
     NormSample((3, 4, 3, 3), running=False, negative_slope=-0.5),
     NormSample((3, 4, 3, 3), momentum=1.0, eps=1e-3),
     NormSample((6, 4, 30, 31), mean=100.0, std=1.0),
-    NormSample((1, 300, 1, 2)),
+    NormSample((1, 70, 1, 2)),
 ]
 
 

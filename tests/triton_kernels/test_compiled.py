@@ -37,6 +37,6 @@ def test_compiles_without_spills(architecture: int, tmp_path: Path) -> None:
             assert b["load_bits"] == 128, b
         if b["kernel"].startswith("leaky_relu"):
             assert b["store_bits"] == 128, b
-            # 1024 threads on a multiprocessor, each with eight loads under way, of its 65536 registers.
-            assert b["registers"] <= 64, b
+            # Of a multiprocessor's 65536 registers at least 768 threads, each with eight loads under way.
+            assert b["registers"] <= 80, b
             assert b["shared_bytes"] == 0, b
