@@ -50,17 +50,13 @@ class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
             if momentum is None:
                 # Cumulative average; reading the count waits for the device, as in torch.nn.
                 momentum = 1.0 / float(batches)
+        use_batch = training or (mean is None and var is None)
         if training and not self.track_running_stats:
             mean = var = None
         return norm(
-            OP, "", input, mean, var, *weight_and_bias(self), self.by_batch, 0.0 if momentum is None else momentum,
+            OP, "", input, mean, var, *weight_and_bias(self), use_batch, 0.0 if momentum is None else momentum,
             self.eps, self.activation, self.negative_slope, statistics,
         )  # fmt: skip
-
-    @property
-    def by_batch(self) -> bool:
-        """Whether it normalises by the batch's own statistics."""
-        return self.training or (self.running_mean is None and self.running_var is None)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {activations.describe(self.activation, self.negative_slope)}"

@@ -194,7 +194,7 @@ class _ConvBNAct(nn.Module):
                 activations.check(type(bn).__name__, bn.activation, bn.negative_slope)
                 epilogue = Epilogue(bn.activation, bn.negative_slope)
                 return conv._conv_forward(input, *folded, epilogue, None, *output_size)
-        epilogue = Epilogue(statistics=bn.by_batch)
+        epilogue = Epilogue(statistics=bn.training)
         return conv._conv_forward(input, *weight_and_bias(conv), epilogue, bn.normalize, *output_size)
 
 

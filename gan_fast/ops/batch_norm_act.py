@@ -401,10 +401,10 @@ def norm(
     if statistics and training:
         output = BatchNormAct.apply(*arguments, statistics)[0]
         return output
-    if backends.measured(input):
-        names = backends.candidates(OP, input.device.type, input.dtype)
-        return backends.on_quickest(OP, names, shape_class(input, training, activation), _serve, arguments)
-    return _serve(*arguments, op=op)
+    # An op by itself and as part of another is one class: the same kernels run.
+    return backends.serve(
+        OP, functools.partial(_serve, op=op), arguments, lambda: shape_class(input, training, activation)
+    )
 
 
 def shape_class(input: Tensor, by_batch: bool, activation: str) -> tuple[Any, ...]:
@@ -417,7 +417,7 @@ def shape_class(input: Tensor, by_batch: bool, activation: str) -> tuple[Any, ..
     )  # fmt: skip
 
 
-def _serve(*arguments: Any, op: str = OP) -> Tensor:
+def _serve(*arguments: Any, op: str) -> Tensor:
     input = arguments[0]
     return apply(*arguments) if backends.native(op, input.device.type, input.dtype) else reference(*arguments)
 

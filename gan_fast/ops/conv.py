@@ -279,14 +279,7 @@ def convolve(
         input = input.unsqueeze(0)
     if backends.native(op, device, input.dtype) and not captured:
         arguments = (input, weight, bias, geometry, epilogue, norm)
-        if dims == 2 and backends.measured(input):
-            output = _on_quickest(*arguments)
-        else:
-            kernels = backends.triton_kernels("conv2d", input)
-            refusal = kernels and kernels.refuses(input, dilations, transposed, groups)
-            if refusal:
-                raise RuntimeError(f"{op}: expected for backend triton {refusal}")
-            output = _serve(*arguments)
+        output = _on_quickest(*arguments) if dims == 2 and backends.measured(input) else _serve(*arguments, op=op)
     else:
         output = torch.convolution(input, weight, bias, *geometry)
         if epilogue.memory_format is not None:
@@ -300,9 +293,12 @@ def convolve(
 
 def _serve(
     input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, epilogue: Epilogue,
-    norm: Callable[..., Tensor] | None,
+    norm: Callable[..., Tensor] | None, op: str = "conv2d",
 ) -> Tensor:  # fmt: skip
     kernels = backends.triton_kernels("conv2d", input)
+    refusal = kernels and kernels.refuses(input, geometry.dilation, geometry.transposed, geometry.groups)
+    if refusal:
+        raise RuntimeError(f"{op}: expected for backend triton {refusal}")
     output = Convolution.apply(input, weight, bias, geometry, kernels, epilogue.of_node(kernels))
     output, *statistics = output if isinstance(output, tuple) else (output,)
     if output.requires_grad and weight.requires_grad:

@@ -84,12 +84,7 @@ def instance_norm_act(
         raise ValueError(f"{OP}: expected input dimensions at least 3 (N, C, ...), got shape {tuple(input.shape)}")
     if use_input_stats and math.prod(input.shape[2:]) == 1:
         raise ValueError(f"{OP}: expected input more than 1 value per channel and sample, got {tuple(input.shape)}")
-    if backends.measured(input):
-        names = backends.candidates(OP, input.device.type, input.dtype)
-        return backends.on_quickest(
-            OP, names, shape_class(input, use_input_stats, activation), _serve, (input, *arguments)
-        )
-    return _serve(input, *arguments)
+    return backends.serve(OP, _serve, (input, *arguments), lambda: shape_class(input, use_input_stats, activation))
 
 
 def _serve(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, *options: Any) -> Tensor:

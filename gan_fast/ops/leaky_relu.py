@@ -123,14 +123,12 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
         raise TypeError(f"{OP}: expected negative_slope type float, got {type(negative_slope).__name__}")
     if backends.small(input) or autograd.captured():
         return F.leaky_relu(input, negative_slope)
-    if backends.measured(input):
-        names = backends.candidates(OP, input.device.type, input.dtype)
-        # First where nothing is measured: it keeps the least.
-        names.sort(key=lambda name: name != "triton")
-        shape_class = (checks.name_of(input.dtype), f"2^{input.numel().bit_length()} values")
-        result: Tensor = backends.on_quickest(OP, names, shape_class, _serve, (input, negative_slope))
-        return result
-    return _serve(input, negative_slope)
+    # Where nothing is measured Triton: it keeps the least.
+    result: Tensor = backends.serve(
+        OP, _serve, (input, negative_slope),
+        lambda: (checks.name_of(input.dtype), f"2^{input.numel().bit_length()} values"), unmeasured="triton",
+    )  # fmt: skip
+    return result
 
 
 def _serve(input: Tensor, negative_slope: float) -> Tensor:

@@ -245,12 +245,12 @@ def _loss(
         if other_logits is not None and other_logits.dtype != torch.float64:
             other_logits = other_logits.float()
     arguments = (logits, other_logits, target, other_target, scale, means_wanted)
-    if not backends.measured(logits):
-        return _serve(op, *arguments)
-    sizes = [f"2^{t.numel().bit_length()}" for t in (logits, other_logits) if t is not None]
-    names = backends.candidates(op, device, logits.dtype)
-    shape_class = (checks.name_of(logits.dtype), *sizes, "logits", "and means" if means_wanted else "")
-    return backends.on_quickest(op, names, shape_class, functools.partial(_serve, op), arguments)
+
+    def shape_class() -> tuple[str, ...]:
+        sizes = [f"2^{t.numel().bit_length()}" for t in (logits, other_logits) if t is not None]
+        return (checks.name_of(logits.dtype), *sizes, "logits", "and means" if means_wanted else "")
+
+    return backends.serve(op, functools.partial(_serve, op), arguments, shape_class)
 
 
 def _serve(
