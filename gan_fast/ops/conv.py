@@ -23,10 +23,11 @@ from torch import Tensor
 
 from gan_fast import backends
 from gan_fast.ops import activation as activations
-from gan_fast.ops import autograd, checks, conv_kernels, recompute
+from gan_fast.ops import autograd, checks, conv_kernels, per_sample, recompute
 from gan_fast.ops.batch_norm_act import norm as batch_norm
 from gan_fast.ops.conv_kernels import NOTHING, Epilogue, Geometry, Like
 from gan_fast.ops.leaky_relu import LeakyReLU
+from gan_fast.ops.per_sample import Factors
 from gan_fast.ops.twins import of_dims
 
 OPS = tuple(f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3))
@@ -47,11 +48,13 @@ class Convolution(torch.autograd.Function):
         epilogue: Epilogue = NOTHING,
     ) -> Tensor | tuple[Tensor, ...]:  # fmt: skip
         output, found = conv_kernels.forward(input, weight, bias, geometry, kernels, epilogue)
+        ctx.factors = per_sample.recording()
         # Each gradient needs the other tensor; what no gradient needs is not kept.
         ctx.save_for_backward(
             input if ctx.needs_input_grad[1] else None,
             weight if ctx.needs_input_grad[0] else None,
             None if epilogue.activation == "identity" else output,
+            bias if ctx.factors is not None else None,
         )
         ctx.options = (Like.of(input), Like.of(weight), geometry, epilogue)
         ctx.kernels = kernels
@@ -66,15 +69,22 @@ class Convolution(torch.autograd.Function):
         if grad_output is None:
             return (None,) * 6
         input_like, weight_like, geometry, epilogue = ctx.options
-        wanted = autograd.wanted(ctx, 3)
-        input, weight, output = recompute.kept(ctx, (wanted[1], wanted[0], True))
+        wanted, factors = autograd.wanted(ctx, 3), ctx.factors
+        merging = factors is not None and factors.merging
+        input, weight, output, bias = recompute.kept(ctx, (wanted[1] or merging, wanted[0], True, True))
         recording = autograd.recording("convolution_backward", grad_output)
         if output is not None:
             grad_output = epilogue.backward(grad_output, output)
-        if recording:
+        if merging:
+            seen = None if input is None else input.detach()
+            by_input = BackwardData.apply(grad_output, weight, seen, bias, input_like, geometry, ctx.kernels, factors)
+            by_weight = by_bias = None
+        elif factors is not None and not factors.merged:
+            return *_backward_with_factors(ctx, grad_output, input, weight, wanted), *(None,) * 3
+        elif recording:
             by_input = by_weight = None
             if wanted[0]:
-                by_input = BackwardData.apply(grad_output, weight, input_like, geometry, ctx.kernels)
+                by_input = BackwardData.apply(grad_output, weight, None, None, input_like, geometry, ctx.kernels)
             if wanted[1]:
                 by_weight = BackwardWeight.apply(grad_output, input, weight_like, geometry, ctx.kernels)
             by_bias = grad_output.sum([0, *range(2, grad_output.dim())]) if wanted[2] else None
@@ -87,31 +97,81 @@ class Convolution(torch.autograd.Function):
         return by_input, by_weight, by_bias, *(None,) * 3
 
 
+def _backward_with_factors(
+    ctx: Any, grad_output: Tensor, input: Tensor | None, weight: Tensor | None, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The gradient by the input for ``grad_output``, those by weight and bias for that times the factors."""
+    input_like, weight_like, geometry, _ = ctx.options
+    _refuse_graph()
+    by_input, *_ = conv_kernels.backward(
+        grad_output, input_like, weight_like if weight is None else weight, geometry, (wanted[0], False, False),
+        ctx.kernels,
+    )  # fmt: skip
+    # The products are linear in both: the smaller one takes the factors, but for the bias, which sees one alone.
+    own = (False, wanted[1], wanted[2])
+    if input is not None and input.numel() < grad_output.numel() and not wanted[2]:
+        input = ctx.factors.times(input)
+    else:
+        grad_output = ctx.factors.times(grad_output)
+    _, by_weight, by_bias = conv_kernels.backward(
+        grad_output, input_like if input is None else input, weight_like, geometry, own, ctx.kernels
+    )
+    return by_input, by_weight, by_bias
+
+
+def _refuse_graph() -> None:
+    if torch.is_grad_enabled():
+        raise NotImplementedError(
+            "convolution_backward: expected create_graph False for a loss whose gradients come merged with another's, "
+            "got True"
+        )
+
+
 class BackwardData(torch.autograd.Function):
-    """The gradient of a convolution by its input."""
+    """The gradient of a convolution by its input.
+
+    With ``factors``, of which somebody will know the values by then, its own backward pass adds the gradients by weight
+    and bias of a loss whose cotangents are ``grad_output`` times those: <dx, v> by W is backward_weight(g, v), and the
+    loss's gradient backward_weight(f g, x), so that one kernel gives backward_weight(g, v + f x).
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, grad_output: Tensor, weight: Tensor, input_like: Like, geometry: Geometry, kernels: Any
-    ) -> Tensor | None:
+        ctx: Any, grad_output: Tensor, weight: Tensor, input: Tensor | None, bias: Tensor | None, input_like: Like,
+        geometry: Geometry, kernels: Any, factors: Factors | None = None,
+    ) -> Tensor | None:  # fmt: skip
         ctx.save_for_backward(
-            grad_output if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None
+            grad_output if ctx.needs_input_grad[1] or factors is not None else None,
+            weight if ctx.needs_input_grad[0] else None,
+            input,
         )
+        ctx.factors = factors
         ctx.options = (Like.of(weight), geometry, kernels)
         ctx.set_materialize_grads(False)
         return conv_kernels.backward(grad_output, input_like, weight, geometry, (True, False, False), kernels)[0]
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
-        if cotangent is None:
-            return (None,) * 5
-        autograd.recording("convolution_backward", cotangent)
-        grad_output, weight = ctx.saved_tensors
+        factors = ctx.factors if ctx.factors is not None and ctx.factors.values is not None else None
+        if cotangent is None and factors is None:
+            return (None,) * 8
+        grad_output, weight, input = ctx.saved_tensors
         weight_like, geometry, kernels = ctx.options
-        wanted = autograd.wanted(ctx, 2)
-        by_grad = Convolution.apply(cotangent, weight, None, geometry, kernels) if wanted[0] else None
-        by_weight = BackwardWeight.apply(grad_output, cotangent, weight_like, geometry, kernels) if wanted[1] else None
-        return by_grad, by_weight, None, None, None
+        wanted = autograd.wanted(ctx, 4)
+        by_grad = by_weight = by_bias = None
+        if cotangent is not None:
+            autograd.recording("convolution_backward", cotangent)
+            by_grad = Convolution.apply(cotangent, weight, None, geometry, kernels) if wanted[0] else None
+        if factors is not None:
+            _refuse_graph()
+            if wanted[1]:
+                own = factors.times(input)
+                cotangent = own if cotangent is None else own.add_(cotangent)
+            if wanted[3]:
+                by_bias = factors.times(grad_output).sum([0, *range(2, grad_output.dim())])
+        if wanted[1]:
+            by_weight = BackwardWeight.apply(grad_output, cotangent, weight_like, geometry, kernels)
+        return by_grad, by_weight, None, by_bias, *(None,) * 4
 
 
 class BackwardWeight(torch.autograd.Function):
@@ -137,7 +197,9 @@ class BackwardWeight(torch.autograd.Function):
         input_like, geometry, kernels = ctx.options
         wanted = autograd.wanted(ctx, 2)
         by_grad = Convolution.apply(input, cotangent, None, geometry, kernels) if wanted[0] else None
-        by_input = BackwardData.apply(grad_output, cotangent, input_like, geometry, kernels) if wanted[1] else None
+        by_input = None
+        if wanted[1]:
+            by_input = BackwardData.apply(grad_output, cotangent, None, None, input_like, geometry, kernels)
         return by_grad, by_input, None, None, None
 
 
@@ -242,7 +304,7 @@ def convolve(
         epilogue: what is done to the output; its statistics go to ``norm``, where the convolution's kernel has them.
         norm: of the batched output, and of its statistics where there are some; instead of an activation.
     """
-    if backends.small(input, weight, bias):
+    if backends.small(input, weight, bias) and per_sample.recording() is None:
         aten: Callable[..., Tensor] = _ATEN[transposed][dims - 1]
         try:
             if transposed:

@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gan_fast import backends, extension, layout
@@ -43,7 +44,7 @@ _WIDE_REGISTERS = extension.build_info().get("instruction_set") == "avx512"
 
 
 class Geometry(NamedTuple):
-    """What aten::convolution takes beside its tensors, in its order."""
+    """What aten::convolution takes beside its tensors, in its order; of no dims, a linear layer."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -330,6 +331,8 @@ def forward(
 
 
 def _convolution(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    if not geometry.stride:
+        return F.linear(input, weight, bias)
     product = _product(input, None, weight, geometry, input)
     if product is not None and (product.scatter if geometry.transposed else product.gather):
         with _without_autocast():
@@ -348,6 +351,12 @@ def backward(
     """aten::convolution_backward; ``input`` and ``weight`` are read where the gradient by the other one is wanted."""
     by_input = by_weight = by_bias = None
     input_wanted, weight_wanted, bias_wanted = wanted
+    if not geometry.stride:
+        return (
+            grad_output @ weight if input_wanted and isinstance(weight, Tensor) else None,
+            grad_output.t() @ input if weight_wanted and isinstance(input, Tensor) else None,
+            grad_output.sum(0) if bias_wanted else None,
+        )
     if kernels is not None and torch._C._functorch.is_legacy_batchedtensor(grad_output):
         kernels = None  # ATen takes a batch of gradients apart
     if kernels is not None and input_wanted and isinstance(weight, Tensor):

@@ -77,6 +77,26 @@ def _backward(ctx: Any, grad_output: Tensor | None) -> Tensor | None:
     return grad_input
 
 
+class Rectified(torch.autograd.Function):
+    """aten::relu, for no slope, or leaky_relu, which keep their output; also written over their input."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, negative_slope: float | None, in_place: bool) -> Tensor:
+        if in_place:
+            ctx.mark_dirty(input)
+            output = torch.relu_(input) if negative_slope is None else F.leaky_relu_(input, negative_slope)
+        else:
+            output = torch.relu(input) if negative_slope is None else F.leaky_relu(input, negative_slope)
+        ctx.save_for_backward(output)
+        ctx.negative_slope = negative_slope
+        ctx.set_materialize_grads(False)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, None, None]:
+        return _backward(ctx, grad_output), None, None
+
+
 class ReLUBackward(torch.autograd.Function):
     """grad_output where ``kept`` is above zero, elsewhere negative_slope times that or, for None, relu's zero.
 

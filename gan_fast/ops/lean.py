@@ -1,0 +1,85 @@
+"""Any critic on ops whose double backward costs no more than it must.
+
+Penalties differentiate a critic twice. While they run it, its convolutions, linear layers and rectifiers go to ops of
+ours, whatever modules or functions it is written in: the values are those of torch's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from gan_fast import backends
+from gan_fast.ops import checks, conv
+from gan_fast.ops.leaky_relu import Rectified
+from gan_fast.ops.leaky_relu import leaky_relu as out_of_place
+from gan_fast.ops.linear import linear
+
+
+def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    if inplace and negative_slope > 0:
+        return Rectified.apply(input, negative_slope, True)
+    return F.leaky_relu_(input, negative_slope) if inplace else out_of_place(input, negative_slope)
+
+
+def _leaky_relu_(input: Tensor, negative_slope: float = 0.01) -> Tensor:
+    return _leaky_relu(input, negative_slope, True)
+
+
+def _relu(input: Tensor, inplace: bool = False) -> Tensor:
+    return Rectified.apply(input, None, inplace)
+
+
+def _relu_(input: Tensor) -> Tensor:
+    return _relu(input, True)
+
+
+_LEAN: dict[Callable[..., Any], Callable[..., Tensor]] = {
+    torch.conv1d: conv.conv1d, torch.conv2d: conv.conv2d, torch.conv3d: conv.conv3d,
+    torch.conv_transpose1d: conv.conv_transpose1d, torch.conv_transpose2d: conv.conv_transpose2d,
+    torch.conv_transpose3d: conv.conv_transpose3d,
+    F.linear: linear,
+    F.leaky_relu: _leaky_relu, F.leaky_relu_: _leaky_relu_,
+    F.relu: _relu, torch.relu: _relu, Tensor.relu: _relu, torch.relu_: _relu_, Tensor.relu_: _relu_,
+}  # fmt: skip
+
+
+class _Lean(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        ours = _LEAN.get(func)
+        if ours is not None and _may_serve(*args, **(kwargs or {})):
+            return ours(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _may_serve(*args: Any, **kwargs: Any) -> bool:
+    """Whether the arguments are ones that both take."""
+    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+    return bool(tensors) and all(
+        type(t) in (Tensor, torch.nn.Parameter) and t.dtype in checks.FLOATING and t.layout is torch.strided
+        for t in tensors
+    )
+
+
+@contextmanager
+def critic_ops() -> Iterator[None]:
+    """Send what is called inside the block, by this thread, to lean ops.
+
+    Notes:
+        Compiled modules and functions run eagerly meanwhile: what torch.compile makes has no double backward.
+        Under use_backend("reference"), "triton" and "cuda" all runs on what it is written in.
+    """
+    serves = backends.requested() in ("auto", "cpu") and not torch._C._are_functorch_transforms_active()
+    # Where nobody has compiled anything there is nothing to import for it, which takes seconds.
+    compiled = "torch._dynamo" in sys.modules
+    with torch.compiler.set_stance("force_eager") if compiled else nullcontext(), _Lean() if serves else nullcontext():
+        yield

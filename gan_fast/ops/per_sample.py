@@ -1,0 +1,190 @@
+"""One backward pass through a critic that serves several losses of its outputs.
+
+Where a critic does not couple the samples of a batch, the cotangents that a loss sends down from sample n are those of
+any other loss times a number of that sample: f_n = (dL / ds_n) / (dM / ds_n), with s_n the sample's output. So whatever
+walks down with the cotangents of M can give the gradients of L by the weights on its way, each layer's from the same
+tensors: backward_weight(g_n f_n, x_n), where M's are backward_weight(g_n, x_n). docs/penalties.md derives what this
+saves.
+
+The nodes of ops/conv.py look here: a forward pass under :func:`recorded` lets them know the :class:`Factors` that the
+backward pass is given later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+_own = threading.local()
+
+
+class Factors:
+    """For each sample, what the gradients by the weights take more of a cotangent than those by the images.
+
+    Args:
+        merged: they are of a loss that another backward pass serves on its way, that through the graph which nodes
+            leave behind while ``merging`` is set. Else of the one pass that there is.
+    """
+
+    def __init__(self, merged: bool) -> None:
+        self.merged, self.merging = merged, False
+        # Known when the pass that they are for begins.
+        self.values: Tensor | None = None
+
+    def times(self, t: Tensor) -> Tensor:
+        """Return a tensor of (N or a multiple of it, ...) with each sample times its factor."""
+        assert self.values is not None
+        values = self.values.to(t.dtype)
+        if len(t) != len(values):
+            values = values.repeat_interleave(len(t) // len(values))
+        return t * values.view(-1, *(1,) * (t.dim() - 1))
+
+
+def recording() -> Factors | None:
+    """The factors that nodes of the running forward pass must keep, if any."""
+    return getattr(_own, "factors", None)
+
+
+@contextlib.contextmanager
+def recorded(factors: Factors) -> Iterator[None]:
+    """Let nodes made inside the block, by this thread, keep ``factors``."""
+    previous, _own.factors = recording(), factors
+    try:
+        yield
+    finally:
+        _own.factors = previous
+
+
+# Nodes that take each sample by itself, by name without the number that torch gives variants of a formula. Curved ones
+# are among them: what they add to a penalty's gradient goes its own way through the forward pass's nodes.
+_ELEMENTWISE = {
+    "LeakyRelu", "Relu", "Elu", "Softplus", "Silu", "Gelu", "Mish", "Hardtanh", "Tanh", "Sigmoid", "Abs", "Neg", "Pow",
+    "Sqrt", "Exp", "Log", "Clamp", "Add", "Sub", "Mul", "Div", "Rsub", "Clone", "ToCopy", "NativeDropout",
+    "LeakyReLU", "Rectified", "_ToChannelsLast",
+}  # fmt: skip
+_BY_MAP = {
+    "AvgPool2D", "AvgPool3D", "MaxPool2DWithIndices", "MaxPool3DWithIndices", "MkldnnMaxPool2D", "AdaptiveAvgPool2D",
+    "AdaptiveMaxPool2D", "ConstantPadNd", "ReflectionPad1D", "ReflectionPad2D", "ReplicationPad1D", "ReplicationPad2D",
+    "UpsampleNearest2D", "UpsampleBilinear2D", "PixelShuffle", "PixelUnshuffle", "Unsqueeze",
+}  # fmt: skip
+# They leave a sample's values together and samples in their order, whatever the first dim is counted in.
+_RESHAPES = {"View", "UnsafeView", "ReshapeAlias", "Squeeze"}
+
+
+def obstacle(outputs: Tensor, images: Tensor) -> str | None:
+    """Say why :class:`Factors` cannot serve a backward pass from ``outputs`` to ``images``, if so.
+
+    Looks at the graph between them: every parameter must be a weight or a bias of nodes that know the factors, and
+    nothing may look at two samples at once.
+    """
+    count = len(images)
+    if count == 0 or outputs.numel() != count or outputs.dim() == 0 or len(outputs) != count:
+        return f"the critic returns {tuple(outputs.shape)} for {count} samples, not one logit each"
+    if outputs.grad_fn is None:
+        return "the critic's output depends on nothing that requires a gradient"
+    end = images.grad_fn
+    # Nodes of the graph, and who uses what each puts out.
+    users: dict[Any, list[Any]] = {outputs.grad_fn: []}
+    pending, layers, leaf = [outputs.grad_fn], [], None
+    while pending:
+        node: Any = pending.pop()
+        if node is end or getattr(node, "variable", None) is images:
+            leaf = node
+            continue
+        if hasattr(node, "variable"):
+            return "a parameter is used outside of convolutions and linear layers"
+        reason = _obstacle_of(node, count)
+        if reason is not None:
+            return reason
+        edges = [edge for edge, _ in node.next_functions]
+        if _knows_factors(node):
+            layers.append(node)
+            edges = edges[:1]
+        for edge in edges:
+            if edge is None:
+                continue
+            if edge not in users:
+                users[edge] = []
+                pending.append(edge)
+            users[edge].append(node)
+    # A backward pass to the images does not come by what they do not reach.
+    reached, pending = set(), [leaf] if leaf is not None else []
+    while pending:
+        node = pending.pop()
+        if node not in reached:
+            reached.add(node)
+            pending += users[node]
+    return None if reached.issuperset(layers) and reached else "a layer does not see the images"
+
+
+def _knows_factors(node: Any) -> bool:
+    return getattr(node, "factors", None) is not None
+
+
+def _obstacle_of(node: Any, count: int) -> str | None:
+    shape = _shape(node)
+    kind = node.name().rstrip("0123456789").removesuffix("Backward")
+    if _knows_factors(node):
+        # Rows of a linear layer over positions are several for each sample.
+        return None if shape[0] % count == 0 else f"{kind} changes the batch"
+    if kind in _RESHAPES:
+        before = getattr(node, "_saved_self_sym_sizes", shape)
+        ordered = len(shape) and len(before) and shape[0] % count == 0 and before[0] % count == 0
+        return None if ordered else f"{kind} changes the batch"
+    if not len(shape) or shape[0] != count:
+        return f"{kind} changes the batch"
+    if kind in _ELEMENTWISE:
+        # One with fewer dims would have its samples along another dim of the result.
+        inputs = [edge for edge, _ in node.next_functions if edge is not None]
+        return None if all(len(_shape(edge)) == len(shape) for edge in inputs) else f"{kind} broadcasts the batch"
+    dim = _DIMS.get(kind)
+    if kind in _BY_MAP or (dim is not None and dim(node, len(shape))):
+        return None
+    return f"{kind} may couple the samples of a batch"
+
+
+def _shape(node: Any) -> Sequence[int]:
+    """The shape of what a node of the forward pass put out, or of a leaf."""
+    shape: Sequence[int] = node.variable.shape if hasattr(node, "variable") else node._input_metadata[0].shape
+    return shape
+
+
+# Nodes with dims of their own: whether the batch's is not among them.
+_DIMS: dict[str, Callable[[Any, int], bool]] = {
+    "Cat": lambda node, dims: 0 not in _wrapped([node._saved_dim], dims),
+    "Mean": lambda node, dims: _reduces_samples_alone(node),
+    "Sum": lambda node, dims: _reduces_samples_alone(node),
+    "Transpose": lambda node, dims: 0 not in _wrapped([node._saved_dim0, node._saved_dim1], dims),
+    "Permute": lambda node, dims: _wrapped(node._saved_dims, dims)[0] == 0,
+}
+
+
+def _reduces_samples_alone(node: Any) -> bool:
+    dims = getattr(node, "_saved_dim", None) or ()
+    return bool(dims) and 0 not in _wrapped(dims, len(node._saved_self_sym_sizes))
+
+
+def _wrapped(dims: Sequence[int], count: int) -> list[int]:
+    """torch hands saved dims out as unsigned numbers, negative ones among them."""
+    return [(d - 2**64 if d >= 2**63 else d) % count for d in dims]
+
+
+def normalizes_batch(outputs: Tensor, count: int) -> bool:
+    """Whether the graph of ``outputs`` has a batch norm in training mode over ``count`` samples."""
+    seen, pending = set(), [outputs.grad_fn]
+    while pending:
+        node: Any = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if "BatchNorm" in node.name():
+            # Instance norm is one over a batch of one.
+            training = node.options[0] if hasattr(node, "options") else getattr(node, "_saved_training", True)
+            if training and (_shape(node)[0] == count):
+                return True
+        pending += [edge for edge, _ in node.next_functions]
+    return False
