@@ -18,7 +18,16 @@ from gan_fast.ops.conv_bn_act import (
 )
 from gan_fast.ops.instance_norm_act import instance_norm_act
 from gan_fast.ops.leaky_relu import leaky_relu
+from gan_fast.ops.linear import linear
 from gan_fast.ops.minimax_loss import minimax_d_loss, minimax_d_loss_and_means, minimax_g_loss
+from gan_fast.ops.penalties import (
+    dragan_penalty,
+    gradient_penalty,
+    logits_and_r1,
+    logits_for_both,
+    r1_penalty,
+    r2_penalty,
+)
 
 __all__ = [
     "batch_norm_act",
@@ -40,9 +49,16 @@ __all__ = [
     "conv_transpose3d",
     "conv_transpose3d_act",
     "conv_transpose3d_bn_act",
+    "dragan_penalty",
+    "gradient_penalty",
     "instance_norm_act",
     "leaky_relu",
+    "linear",
+    "logits_and_r1",
+    "logits_for_both",
     "minimax_d_loss",
     "minimax_d_loss_and_means",
     "minimax_g_loss",
+    "r1_penalty",
+    "r2_penalty",
 ]

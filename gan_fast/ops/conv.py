@@ -77,7 +77,7 @@ class Convolution(torch.autograd.Function):
             grad_output = epilogue.backward(grad_output, output)
         if merging:
             seen = None if input is None else input.detach()
-            by_input = BackwardData.apply(grad_output, weight, seen, bias, input_like, geometry, ctx.kernels, factors)
+            by_input = BackwardData.apply(grad_output, weight, bias, seen, input_like, geometry, ctx.kernels, factors)
             by_weight = by_bias = None
         elif factors is not None and not factors.merged:
             return *_backward_with_factors(ctx, grad_output, input, weight, wanted), *(None,) * 3
@@ -137,7 +137,7 @@ class BackwardData(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, grad_output: Tensor, weight: Tensor, input: Tensor | None, bias: Tensor | None, input_like: Like,
+        ctx: Any, grad_output: Tensor, weight: Tensor, bias: Tensor | None, input: Tensor | None, input_like: Like,
         geometry: Geometry, kernels: Any, factors: Factors | None = None,
     ) -> Tensor | None:  # fmt: skip
         ctx.save_for_backward(
@@ -157,7 +157,7 @@ class BackwardData(torch.autograd.Function):
             return (None,) * 8
         grad_output, weight, input = ctx.saved_tensors
         weight_like, geometry, kernels = ctx.options
-        wanted = autograd.wanted(ctx, 4)
+        wanted = autograd.wanted(ctx, 3)
         by_grad = by_weight = by_bias = None
         if cotangent is not None:
             autograd.recording("convolution_backward", cotangent)
@@ -167,11 +167,11 @@ class BackwardData(torch.autograd.Function):
             if wanted[1]:
                 own = factors.times(input)
                 cotangent = own if cotangent is None else own.add_(cotangent)
-            if wanted[3]:
+            if wanted[2]:
                 by_bias = factors.times(grad_output).sum([0, *range(2, grad_output.dim())])
         if wanted[1]:
             by_weight = BackwardWeight.apply(grad_output, cotangent, weight_like, geometry, kernels)
-        return by_grad, by_weight, None, by_bias, *(None,) * 4
+        return by_grad, by_weight, by_bias, *(None,) * 5
 
 
 class BackwardWeight(torch.autograd.Function):
