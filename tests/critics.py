@@ -114,7 +114,7 @@ APART: dict[str, Callable[[], nn.Module]] = {
     ),
     "shared": Shared,
     "cube": Cube,
-    "dcgan": lambda: nn.Sequential(nn.Upsample(scale_factor=2), DCGANDiscriminator(image_size=16, width=4, norm="none")),
+    "dcgan": lambda: nn.Sequential(nn.Upsample(scale_factor=2), DCGANDiscriminator(3, 16, 4, "none")),
     "frozen": lambda: _with_frozen_weight(chain(nn.LeakyReLU(0.2))),
     "spectral_norm": lambda: nn.Sequential(
         nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 4, 2, 1)).eval(), nn.LeakyReLU(0.1), nn.Flatten(),

@@ -121,10 +121,12 @@ def test_points_lie_between_real_and_fake_and_around_real() -> None:
     assert torch.equal(between, again)
     u = ((between - real) / (fake - real)).flatten(1)
     assert_close([u], [u[:, :1].expand_as(u)], "u of a sample", 1e-6)
-    assert 0 <= u.min() < 0.1 and 0.9 < u.max() < 1
+    assert 0 <= u.min() < 0.1
+    assert 0.9 < u.max() < 1
     ops.dragan_penalty(seen, real, scale=0.5)
     away = (seen.points[-1] - real) / (0.5 * real.std())
-    assert away.min() >= 0 and 0.8 < away.max() < 1
+    assert away.min() >= 0
+    assert 0.8 < away.max() < 1
     ops.r1_penalty(seen, real)
     assert torch.equal(seen.points[-1], real)
 

@@ -1,0 +1,98 @@
+"""What the two players minimise, put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gan_fast import ops
+from gan_fast.objectives.losses import Objective
+from gan_fast.objectives.penalties import Penalties
+
+
+class DLoss(NamedTuple):
+    """What D minimises, and its parts and means to log, without gradient."""
+
+    total: Tensor
+    loss: Tensor
+    penalty: Tensor
+    means: Tensor
+
+
+@dataclass(frozen=True)
+class Game:
+    """An objective, the penalties that D pays beside it, and what G is asked for besides.
+
+    Args:
+        objective: the losses.
+        penalties: of D.
+        feature_matching: weight of G's squared distance between the mean features of real and of generated images; D
+            has a method ``forward_with_features`` then. 0 leaves it out.
+    """
+
+    objective: Objective
+    penalties: Penalties = field(default_factory=Penalties)
+    feature_matching: float = 0.0
+
+    def d_loss(
+        self,
+        discriminator: nn.Module,
+        real: Tensor,
+        fake: Tensor,
+        *,
+        penalty_scale: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> DLoss:
+        """Return D's loss on real and on generated images, whose graph is not followed, and its penalties.
+
+        Args:
+            penalty_scale: times the penalties' weight; 0 leaves them out.
+            generator: of the penalties' random numbers.
+        """
+        real_logits, fake_logits, penalty = self.penalties.logits(
+            discriminator, real, fake.detach(), penalty_scale, generator
+        )
+        return self._d_loss(real_logits, fake_logits, penalty)
+
+    def g_loss(self, discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+        """Return G's loss on generated images; real ones are looked at where it takes them."""
+        if self.feature_matching:
+            logits, features = discriminator.forward_with_features(fake)  # type: ignore[operator]
+            with torch.no_grad():
+                real_logits, real_features = discriminator.forward_with_features(real)  # type: ignore[operator]
+            loss = self.objective.g_loss(logits, real_logits)
+            return loss + self.feature_matching * ops.feature_matching_loss(real_features, features)
+        logits = discriminator(fake)
+        real_logits = None
+        if self.objective.g_needs_real:
+            with torch.no_grad():
+                real_logits = discriminator(real)
+        return self.objective.g_loss(logits, real_logits)
+
+    def losses(
+        self,
+        discriminator: nn.Module,
+        real: Tensor,
+        fake: Tensor,
+        *,
+        penalty_scale: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> tuple[DLoss, Tensor]:
+        """Return D's losses as :meth:`d_loss`, and G's, for one backward pass of both on their sum.
+
+        Raises:
+            ValueError: D couples the samples of a batch.
+        """
+        real_logits, (for_d, for_g), penalty = self.penalties.logits(
+            discriminator, real, fake, penalty_scale, generator, for_both=True
+        )
+        return self._d_loss(real_logits, for_d, penalty), self.objective.g_loss(for_g, real_logits.detach())
+
+    def _d_loss(self, real_logits: Tensor, fake_logits: Tensor, penalty: Tensor | None) -> DLoss:
+        loss, means = self.objective.d_loss(real_logits, fake_logits)
+        if penalty is None:
+            return DLoss(loss, loss.detach(), torch.zeros_like(loss), means)
+        return DLoss(loss + penalty, loss.detach(), penalty.detach(), means)
