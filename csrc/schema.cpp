@@ -29,12 +29,12 @@ STABLE_TORCH_LIBRARY(gan_fast, m) {
       " -> (Tensor grad_grad_output, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
 
   m.def(
-      "minimax_loss_forward(Tensor logits, float target, Tensor? other_logits, float other_target, float scale,"
-      " bool means_wanted, bool grad_wanted, bool other_grad_wanted)"
-      " -> (Tensor loss, Tensor mean_probabilities, Tensor grad_logits, Tensor grad_other_logits)");
+      "adversarial_loss_forward(Tensor logits, float target, Tensor? other_logits, float other_target, float scale,"
+      " str kind, str relation, bool means_wanted, bool grad_wanted, bool other_grad_wanted)"
+      " -> (Tensor loss, Tensor means, Tensor grad_logits, Tensor grad_other_logits)");
   m.def(
-      "minimax_loss_backward(Tensor grad_loss, Tensor logits, float target, Tensor? other_logits, float other_target,"
-      " float scale) -> (Tensor grad_logits, Tensor grad_other_logits)");
+      "adversarial_loss_backward(Tensor grad_loss, Tensor logits, float target, Tensor? other_logits,"
+      " float other_target, float scale, str kind, str relation) -> (Tensor grad_logits, Tensor grad_other_logits)");
 
   m.def(
       "im2col(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int[] positions)"

@@ -150,9 +150,13 @@ def _norm_samples() -> list[NormSample]:
 NORM_SAMPLES = _norm_samples()
 
 
+LOSS_KINDS = ("bce", "hinge", "linear", "squared")
+LOSS_RELATIONS = ("none", "paired", "average")
+
+
 @dataclass(frozen=True)
 class LossSample:
-    """Shapes and targets of the minimax losses; ``scale`` multiplies standard normal logits."""
+    """Shapes and targets of the adversarial losses; ``scale`` multiplies standard normal logits."""
 
     real_shape: tuple[int, ...]
     fake_shape: tuple[int, ...]
@@ -161,10 +165,24 @@ class LossSample:
     scale: float = 2.0
     layout: str = "contiguous"
     small: bool = True
+    kind: str = "bce"
+    relation: str = "none"
 
     def __str__(self) -> str:
         shapes = "_".join("x".join(map(str, s)) or "scalar" for s in (self.real_shape, self.fake_shape))
-        return f"{shapes}-{self.real_target:g}-{self.fake_target:g}-{self.scale:g}-{self.layout}"
+        loss = f"{self.kind}-{self.relation}"
+        return f"{loss}-{shapes}-{self.real_target:g}-{self.fake_target:g}-{self.scale:g}-{self.layout}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of d_loss_and_means."""
+        targets = {"real_target": self.real_target, "fake_target": self.fake_target}
+        return {"kind": self.kind, "relation": self.relation, **targets}
+
+    @property
+    def arguments(self) -> tuple[float, float, float, str, str]:
+        """Of the native ops, beside the logits."""
+        return self.real_target, self.fake_target, 1.0, self.kind, self.relation
 
     def make(self, dtype: torch.dtype, seed: int = 0, requires_grad: bool = True) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -177,20 +195,37 @@ class LossSample:
         return logits[0], logits[1]
 
 
-LOSS_SAMPLES = [
-    LossSample((), ()),
-    LossSample((1,), (1,)),
-    LossSample((7,), (13,)),
-    LossSample((4, 1), (4, 1), real_target=0.9),
-    LossSample((4, 1), (4, 1), real_target=0.9, fake_target=0.1),
-    LossSample((2, 1, 3, 5), (2, 1, 3, 5), scale=10.0),
-    LossSample((6,), (6,), scale=60.0),
-    *(LossSample((3, 2, 3, 4), (3, 2, 3, 4), layout=layout) for layout in LAYOUTS if layout != "contiguous"),
-    LossSample((128,), (128,), small=False),
-    LossSample((16, 1, 30, 30), (16, 1, 30, 30), small=False),
-    LossSample((5, 1, 61, 67), (3, 1, 30, 30), small=False),
-    LossSample((70000,), (40000,), small=False),
-]
+def _loss_samples() -> list[LossSample]:
+    samples = [
+        LossSample((), ()),
+        LossSample((1,), (1,)),
+        LossSample((7,), (13,)),
+        LossSample((4, 1), (4, 1), real_target=0.9),
+        LossSample((4, 1), (4, 1), real_target=0.9, fake_target=0.1),
+        LossSample((2, 1, 3, 5), (2, 1, 3, 5), scale=10.0),
+        LossSample((6,), (6,), scale=60.0),
+        *(LossSample((3, 2, 3, 4), (3, 2, 3, 4), layout=layout) for layout in LAYOUTS if layout != "contiguous"),
+        LossSample((128,), (128,), small=False),
+        LossSample((16, 1, 30, 30), (16, 1, 30, 30), small=False),
+        LossSample((5, 1, 61, 67), (3, 1, 30, 30), small=False),
+        LossSample((70000,), (40000,), small=False),
+    ]
+    for kind in LOSS_KINDS:
+        for relation in LOSS_RELATIONS:
+            if (kind, relation) == ("bce", "none"):
+                continue
+            which: dict[str, Any] = {"kind": kind, "relation": relation}
+            paired = relation == "paired"
+            samples += [
+                LossSample((13,), (13,) if paired else (7,), **which),
+                LossSample((3, 1, 5), (3, 1, 5), 0.9, 0.0 if paired else 0.1, layout="transposed", **which),
+                # Several blocks, and both threads.
+                LossSample((5, 1, 61, 67), (5, 1, 61, 67) if paired else (3, 1, 30, 30), small=False, **which),
+            ]
+    return samples
+
+
+LOSS_SAMPLES = _loss_samples()
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,39 @@ GAN_FAST_INLINE F64 log1p_unit(F64 x) {
   return 2.0 * (s + s * s2 * p);
 }
 
+// The same two in single precision, within a unit in the last place, for sums of many values and for what is rounded
+// once more behind them.
+
+GAN_FAST_INLINE F32 exp_nonpositive(F32 x) {
+  constexpr float kLog2e = 1.44269504f;
+  constexpr float kLn2High = 0.693145751953125f;  // the low 9 bits are zero: exact product with any n here
+  constexpr float kLn2Low = 1.42860682e-6f;
+  constexpr float kUnderflow = -104.0f;  // e^-104 is below half the smallest subnormal float
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
+  constexpr float kFactorial[] = {1, 1, 2, 6, 24, 120, 720, 5040};
+  x = x < kUnderflow ? F32{} + kUnderflow : x;
+  const F32 shifted = x * kLog2e + kRound;
+  const F32 n = shifted - kRound;
+  const F32 r = (x - n * kLn2High) - n * kLn2Low;
+  F32 q = F32{} + 1 / kFactorial[7];
+  GAN_FAST_UNROLL
+  for (int k = 6; k >= 2; --k) q = q * r + 1 / kFactorial[k];
+  // n reaches -150: scale in two halves.
+  const I32 exponent = bit_cast<I32>(shifted) - bit_cast<I32>(F32{} + kRound);
+  const I32 half = exponent >> 1;
+  const auto power = [](I32 e) { return bit_cast<F32>((e + 127) << 23); };
+  return (1.0f + (r + r * r * q)) * power(half) * power(exponent - half);
+}
+
+GAN_FAST_INLINE F32 log1p_unit(F32 x) {
+  const F32 s = x / (x + 2.0f);
+  const F32 s2 = s * s;
+  F32 p = F32{} + 1.0f / 15;
+  GAN_FAST_UNROLL
+  for (int k = 13; k >= 3; k -= 2) p = p * s2 + 1.0f / k;
+  return 2.0f * (s + s * s2 * p);
+}
+
 GAN_FAST_INLINE F64 minus_abs(F64 x) { return x < 0.0 ? x : -x; }
 
 // sigmoid from e = exp(-|x|), which callers that need softplus too have at hand.

@@ -1,6 +1,6 @@
 """What the two players minimise, by name."""
 
-from gan_fast.objectives.minimax import Minimax
-from gan_fast.objectives.registry import NAMES, Objective, make_objective
+from gan_fast.objectives.losses import NAMES, AdversarialLoss
+from gan_fast.objectives.registry import Objective, make_objective
 
-__all__ = ["NAMES", "Minimax", "Objective", "make_objective"]
+__all__ = ["NAMES", "AdversarialLoss", "Objective", "make_objective"]

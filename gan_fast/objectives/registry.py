@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Protocol
 
 from torch import Tensor
 
-from gan_fast.objectives.minimax import Minimax
+from gan_fast.objectives.losses import NAMES, AdversarialLoss
 
 
 class Objective(Protocol):
     """What a training step asks of an objective."""
 
-    def d_loss(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return D's scalar loss and, without gradient, two means to log: of D on real and on generated images."""
+    @property
+    def g_needs_real(self) -> bool:
+        """Whether :meth:`g_loss` wants ``real_logits``."""
         ...
 
-    def g_loss(self, fake_logits: Tensor) -> Tensor:
+    def d_loss(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return D's scalar loss and, without gradient, three means to log.
+
+        They are of D on real and on generated images, and how often it tells them apart.
+        """
+        ...
+
+    def g_loss(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
         """Return G's scalar loss."""
         ...
-
-
-_MAKERS: dict[str, Callable[[float, float], Objective]] = {
-    "minimax": partial(Minimax, True),
-    "non_saturating": partial(Minimax, False),
-}
-NAMES = tuple(_MAKERS)
 
 
 def make_objective(name: str, *, real_label: float = 1.0, fake_label: float = 0.0) -> Objective:
@@ -39,8 +38,8 @@ def make_objective(name: str, *, real_label: float = 1.0, fake_label: float = 0.
         fake_label: D's target for generated images, in [0, 1].
 
     Raises:
-        ValueError: another name; the message lists the names there are.
+        ValueError: another name; the message lists the names there are. A fake label where logits are paired.
     """
-    if name not in _MAKERS:
+    if name not in NAMES:
         raise ValueError(f"make_objective: expected name one of {', '.join(NAMES)}, got {name!r}")
-    return _MAKERS[name](real_label, fake_label)
+    return AdversarialLoss(name, real_label, fake_label)

@@ -1,5 +1,17 @@
 """Ops with the signatures of ``torch.nn.functional``; differentiable to second order and beyond."""
 
+from gan_fast.ops.adversarial_loss import (
+    hinge_d_loss,
+    hinge_g_loss,
+    least_squares_d_loss,
+    least_squares_g_loss,
+    minimax_d_loss,
+    minimax_g_loss,
+    relativistic_d_loss,
+    relativistic_g_loss,
+    wasserstein_d_loss,
+    wasserstein_g_loss,
+)
 from gan_fast.ops.batch_norm_act import batch_norm_act
 from gan_fast.ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from gan_fast.ops.conv_bn_act import (
@@ -19,7 +31,6 @@ from gan_fast.ops.conv_bn_act import (
 from gan_fast.ops.instance_norm_act import instance_norm_act
 from gan_fast.ops.leaky_relu import leaky_relu
 from gan_fast.ops.linear import linear
-from gan_fast.ops.minimax_loss import minimax_d_loss, minimax_d_loss_and_means, minimax_g_loss
 from gan_fast.ops.penalties import (
     dragan_penalty,
     gradient_penalty,
@@ -51,14 +62,21 @@ __all__ = [
     "conv_transpose3d_bn_act",
     "dragan_penalty",
     "gradient_penalty",
+    "hinge_d_loss",
+    "hinge_g_loss",
     "instance_norm_act",
     "leaky_relu",
+    "least_squares_d_loss",
+    "least_squares_g_loss",
     "linear",
     "logits_and_r1",
     "logits_for_both",
     "minimax_d_loss",
-    "minimax_d_loss_and_means",
     "minimax_g_loss",
     "r1_penalty",
     "r2_penalty",
+    "relativistic_d_loss",
+    "relativistic_g_loss",
+    "wasserstein_d_loss",
+    "wasserstein_g_loss",
 ]

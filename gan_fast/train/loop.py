@@ -17,7 +17,7 @@ from gan_fast.train.config import TrainConfig
 from gan_fast.train.graph import CapturedStep, Subject, graphs_on
 from gan_fast.train.step import average_into, d_step, g_step
 
-LOGGED = ("d_loss", "g_loss", "d_real", "d_fake")
+LOGGED = ("d_loss", "g_loss", "d_real", "d_fake", "d_accuracy")
 _RESULTS = (*LOGGED, "skipped")
 
 # Drawn at once by `sample`, so that the memory it takes does not grow with the number of images.
@@ -117,8 +117,8 @@ class Trainer:
 
         Returns:
             Scalar tensors on the device, without gradient, new ones at each call: "d_loss" (of the last update of D),
-            "g_loss", "d_real" (mean D(x)), "d_fake" (mean D(G(z)), before that update), and "skipped" (1 where an
-            update was skipped).
+            "g_loss", "d_real" (mean D(x)), "d_fake" (mean D(G(z))), "d_accuracy" (the share of x and G(z) that D tells
+            apart; all three before that update), and "skipped" (1 where an update was skipped).
 
         Raises:
             TypeError: a batch is not a tensor, or not of floating point.
@@ -178,10 +178,10 @@ class Trainer:
                 self.discriminator, self.d_optimizer, self.objective, batch, fake, self._autocast()
             )
             skipped = torch.maximum(skipped, skip)
-        g_loss, skip = g_step(self.discriminator, self.g_optimizer, self.objective, fake, self._autocast())
+        g_loss, skip = g_step(self.discriminator, self.g_optimizer, self.objective, batches[-1], fake, self._autocast())
         skipped = torch.maximum(skipped, skip)
         self._finish(buffers, kept, skipped)
-        return torch.stack((d_loss, g_loss, means[0], means[1], skipped))
+        return torch.stack((d_loss, g_loss, *means.unbind(), skipped))
 
     @torch.no_grad()
     def _finish(self, buffers: list[Tensor], kept: list[Tensor], skipped: Tensor) -> None:
@@ -208,8 +208,8 @@ class Trainer:
 
         Args:
             on_log: called every ``log_every`` steps with a row of "step", the means since the last row of "d_loss",
-                "g_loss", "d_real" and "d_fake", "images_per_s" (real images), "time_s" (of this call) and
-                "skipped_steps" (since the training began).
+                "g_loss", "d_real", "d_fake" and "d_accuracy", "images_per_s" (real images), "time_s" (of this call)
+                and "skipped_steps" (since the training began).
             on_step: called after every iteration with the number of iterations done.
 
         Returns:

@@ -197,7 +197,7 @@ class Run:
                 self._rows.append({name: _json_number(value) for name, value in row.items()})
                 metrics.write(json.dumps(self._rows[-1]) + "\n")
                 metrics.flush()
-                shown = {name: f"{row[name]:.3f}" for name in ("d_loss", "g_loss", "d_real", "d_fake")}
+                shown = {name: f"{row[name]:.3f}" for name in LOGGED}
                 bar.set_postfix({**shown, "images/s": f"{row['images_per_s']:.0f}"}, refresh=False)
                 if self._writer is not None:
                     for name, value in row.items():

@@ -34,7 +34,7 @@ def d_step(
         autocast: a fresh context for the forward passes.
 
     Returns:
-        The loss; (mean D(x), mean D(G(z))); 1 where the update was skipped, else 0: all without gradient.
+        The loss; (mean D(x), mean D(G(z)), accuracy); 1 where the update was skipped, else 0: all without gradient.
 
     Notes:
         x and G(z) go through D one after the other, so that batch norm sees each by itself.
@@ -50,10 +50,11 @@ def g_step(
     discriminator: nn.Module,
     optimizer: torch.optim.Optimizer,
     objective: Objective,
+    real: Tensor,
     fake: Tensor,
     autocast: AbstractContextManager,
 ) -> tuple[Tensor, Tensor]:
-    """Update G once, on D's answer to G(z).
+    """Update G once, on D's answer to G(z), and to x where the objective's loss for G is of both.
 
     Args: as :func:`d_step`; ``optimizer`` is G's, and ``fake`` has G's graph behind it.
 
@@ -65,7 +66,11 @@ def g_step(
     """
     with frozen(discriminator):
         with autocast:
-            loss = objective.g_loss(discriminator(fake))
+            real_logits = None
+            if objective.g_needs_real:
+                with torch.no_grad():
+                    real_logits = discriminator(real)
+            loss = objective.g_loss(discriminator(fake), real_logits)
         optimizer.zero_grad()
         loss.backward()
     return loss.detach(), update_if_finite(optimizer)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from cuda_emulated import LossKernels, on_cuda
+from gan_fast.ops.minimax_loss import DispatchedMinimaxLoss, reference
 from samples import DTYPES, LOSS_SAMPLES, LossSample
 from tolerances import assert_as_exact
 from torch import Tensor
 
 import gan_fast
-from gan_fast.ops.minimax_loss import DispatchedMinimaxLoss, reference
 
 
 @pytest.fixture(params=["emulated", "cuda"])

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from gan_fast.ops.minimax_loss import reference
 from samples import LOSS_SAMPLES, LossSample
 from tolerances import assert_as_exact
 from torch import Tensor
@@ -11,7 +12,6 @@ from triton_device import DEVICE, interpreted
 
 import gan_fast
 from gan_fast import ops
-from gan_fast.ops.minimax_loss import reference
 
 pytestmark = interpreted
 

@@ -1,0 +1,84 @@
+// What the adversarial losses check, and how they see logits, on every device.
+//
+// A loss is scale * (mean phi(u; target) + mean phi(v; other_target)). `kind` is phi, `relation` what u and v are:
+//   none      u = logits,                     v = other_logits, if there are any
+//   paired    u = logits - other_logits,      no v
+//   average   u = logits - mean other_logits, v = other_logits - mean logits
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "checks.h"
+
+namespace gan_fast::adversarial {
+
+constexpr const char* kForward = "adversarial_loss_forward";
+constexpr const char* kBackward = "adversarial_loss_backward";
+
+// phi(u; t):
+//   bce      (1 - t) u + log(1 + exp(-u))
+//   hinge    t relu(1 - u) + (1 - t) relu(1 + u)
+//   linear   (1 - 2 t) u
+//   squared  (u - t)^2 / 2
+enum class Kind { bce, hinge, linear, squared };
+enum class Relation { none, paired, average };
+
+// gan_fast/ops/adversarial_loss.py has the same names.
+inline Kind parse_kind(const char* op, std::string_view name) {
+  constexpr std::string_view names[] = {"bce", "hinge", "linear", "squared"};
+  for (int i = 0; i < 4; ++i) {
+    if (name == names[i]) return static_cast<Kind>(i);
+  }
+  STD_TORCH_CHECK(false, op, ": expected kind one of bce, hinge, linear, squared, got '", std::string(name), "'");
+}
+
+inline Relation parse_relation(const char* op, std::string_view name) {
+  constexpr std::string_view names[] = {"none", "paired", "average"};
+  for (int i = 0; i < 3; ++i) {
+    if (name == names[i]) return static_cast<Relation>(i);
+  }
+  STD_TORCH_CHECK(false, op, ": expected relation one of none, paired, average, got '", std::string(name), "'");
+}
+
+inline void check_batches(const char* op, const Tensor& logits, double target, const MaybeTensor& other,
+                          double other_target, Relation relation) {
+  check::floating(op, "logits", logits);
+  check::in_range(op, "target", target, 0, 1);
+  STD_TORCH_CHECK(other || relation == Relation::none, op,
+                  ": expected other_logits a tensor for a relation other than none, got None");
+  if (!other) return;
+  check::same_device(op, "other_logits", *other, logits);
+  check::dtype(op, "other_logits", *other, logits.scalar_type());
+  check::in_range(op, "other_target", other_target, 0, 1);
+  if (relation == Relation::paired) check::same_shape(op, "other_logits", *other, "logits", logits);
+}
+
+inline void check_grad_loss(const Tensor& grad_loss, const Tensor& logits) {
+  check::same_device(kBackward, "grad_loss", grad_loss, logits);
+  STD_TORCH_CHECK(grad_loss.numel() == 1, kBackward, ": expected grad_loss shape (), got ", check::shape_of(grad_loss));
+  check::dtype(kBackward, "grad_loss", grad_loss, logits.scalar_type());
+}
+
+// Logits are taken one by one, so any order will do; gradients get the strides that ATen's elementwise ops give.
+inline Tensor without_gaps(const Tensor& logits) {
+  const bool plain = is_dense(logits, MemoryFormat::Contiguous) || is_dense_in_some_order(logits);
+  return plain ? logits : torch::stable::clone(logits);
+}
+
+inline Tensor empty_as(const Tensor& x) {
+  const auto size = x.sizes(), stride = x.strides();
+  return empty_strided(x, {size.begin(), size.end()}, {stride.begin(), stride.end()}, x.scalar_type());
+}
+
+// The same logits in the order in memory that `like`, which has no gaps, has: what pairs them.
+inline Tensor in_order_of(const Tensor& like, const Tensor& logits) {
+  bool same = true;
+  for (int64_t d = 0; same && d < like.dim(); ++d) same = like.size(d) == 1 || like.stride(d) == logits.stride(d);
+  if (same) return logits;
+  Tensor copy = empty_as(like);
+  torch::stable::copy_(copy, logits);
+  return copy;
+}
+
+}  // namespace gan_fast::adversarial

@@ -1,0 +1,377 @@
+// The adversarial losses over one or two batches of logits, with their gradients and the means that go with them.
+
+#include "../common/adversarial_loss.h"
+
+#include <algorithm>
+
+#include "../common/dtype.h"
+#include "isa.h"
+#include "lanes.h"
+#include "math.h"
+
+namespace gan_fast {
+namespace {
+
+using namespace adversarial;  // kinds, relations, checks, logits without gaps
+
+// Logits are summed in blocks of this many, each by one thread, and the blocks in order: the result does not depend on
+// the number of threads.
+constexpr int64_t kBlock = 2048;
+// Fewer blocks than this are done sooner than a second thread is woken.
+constexpr int64_t kGrain = 4;
+
+// Over a block, or a batch.
+struct Sums {
+  double logits = 0;
+  double loss = 0;
+  double slopes = 0;
+  double answers = 0;  // D(x)
+  double other_answers = 0;
+  double right = 0;  // how many logits D places rightly
+
+  void operator+=(const Sums& s) {
+    logits += s.logits;
+    loss += s.loss;
+    slopes += s.slopes;
+    answers += s.answers;
+    other_answers += s.other_answers;
+    right += s.right;
+  }
+};
+
+GAN_FAST_INLINE F64 exp_nonpositive(F64 x) { return math::exp_nonpositive<F64>(x); }
+GAN_FAST_INLINE F32 exp_nonpositive(F32 x) { return math::exp_nonpositive(x); }
+GAN_FAST_INLINE F64 log1p_unit(F64 x) { return math::log1p_unit<F64>(x); }
+GAN_FAST_INLINE F32 log1p_unit(F32 x) { return math::log1p_unit(x); }
+
+// phi on lanes, in the logits' precision (single for half types). A is its scalar.
+template <class V, class A = std::remove_reference_t<decltype(V{}[0])>>
+struct Phi {
+  Kind kind;
+  A target, rest;  // rest: 1 - target
+  A weight;        // rest - target
+
+  Phi(Kind kind, double t)
+      : kind(kind), target(static_cast<A>(t)), rest(static_cast<A>(1 - t)), weight(static_cast<A>(1 - 2 * t)) {}
+
+  // bce's exp(-|u|), which its value, slope and probability share; others have no use for it.
+  GAN_FAST_INLINE V exponential(V u) const { return kind == Kind::bce ? exp_nonpositive(u < A{0} ? u : -u) : V{}; }
+
+  GAN_FAST_INLINE V value(V u, V e) const {
+    const V zero{};
+    switch (kind) {
+      case Kind::bce:  // the form whose infinities and NaN are those of ATen
+        return rest * u + ((u < zero ? -u : zero) + log1p_unit(e));
+      case Kind::hinge: {
+        // A side without weight is left out: zero times infinity would be NaN.
+        const V below = A{1} - u, above = A{1} + u;
+        const V real = target == 0 ? zero : target * (below < zero ? zero : below);
+        return rest == 0 ? real : real + rest * (above < zero ? zero : above);
+      }
+      case Kind::linear:
+        return weight * u;
+      default: {
+        const V distance = u - target;
+        return distance * distance * A{0.5};
+      }
+    }
+  }
+
+  GAN_FAST_INLINE V slope(V u, V e) const {
+    const V zero{}, one = zero + A{1};
+    switch (kind) {
+      case Kind::bce:  // sigmoid(u) - target, without cancellation where the target is 0 or 1
+        return (u < zero ? e * rest - target : rest - e * target) / (one + e);
+      case Kind::hinge:  // at the kinks 0, and through for NaN, as in ATen
+        return (one + u <= zero ? zero : zero + rest) - (one - u <= zero ? zero : zero + target);
+      case Kind::linear:
+        return zero + weight;
+      default:
+        return u - target;
+    }
+  }
+
+  GAN_FAST_INLINE static V probability(V u, V e) { return (u >= A{0} ? V{} + A{1} : e) / (A{1} + e); }
+};
+
+// A batch of logits as the kernels below see it.
+template <class T>
+struct Batch {
+  const T* logits = nullptr;
+  const T* paired = nullptr;  // u = logits - paired, else logits - shift
+  T* grad = nullptr;          // where wanted: factor (phi' - offset), for `paired` times minus one
+  T* paired_grad = nullptr;
+  int64_t count = 0;
+  Kind kind = Kind::bce;
+  double target = 0, shift = 0, factor = 0, offset = 0;
+  // D's answers, and how many of them are right: above the threshold, or below. Where `means_wanted`.
+  bool means_wanted = false, probabilities = false, above = true;
+  double threshold = 0;
+  bool slopes_wanted = false;
+
+  int64_t blocks() const { return (count + kBlock - 1) / kBlock; }
+
+  GAN_FAST_INLINE Vec<T> argument(Vec<T> x, int64_t i, int lanes) const {
+    if (paired) return x - load(paired + i, lanes);
+    return shift == 0 ? x : narrow<Vec<T>>(widen(x) - shift);
+  }
+
+  GAN_FAST_INLINE void store_grad(int64_t i, Vec<T> slope, int lanes) const {
+    const Vec<T> value = narrow<Vec<T>>((widen(slope) - offset) * factor);
+    if (grad) store(grad + i, value, lanes);
+    if (paired_grad) store(paired_grad + i, -value, lanes);
+  }
+};
+
+GAN_FAST_INLINE int lanes_at(int64_t i, int64_t end) { return static_cast<int>(end - i < kLanes ? end - i : kLanes); }
+
+// The logits' sum.
+template <class T>
+struct SumBlock : Batch<T> {
+  GAN_FAST_INLINE void operator()(Sums* sums, int64_t begin, int64_t end) const {
+    F64 logits{};
+    for (int64_t i = begin; i < end; i += kLanes) logits += widen(load(this->logits + i, lanes_at(i, end)));
+    sums->logits = sum(logits);
+  }
+};
+
+// All sums but that, and the gradients where they are wanted.
+template <class T>
+struct LossBlock : Batch<T> {
+  GAN_FAST_INLINE void operator()(Sums* sums, int64_t begin, int64_t end) const {
+    using V = Vec<T>;
+    const Phi<V> phi(this->kind, this->target);
+    const F64 zero{}, one = zero + 1.0;
+    F64 loss{}, slopes{}, answers{}, other_answers{}, right{};
+    for (int64_t i = begin; i < end; i += kLanes) {
+      const int lanes = lanes_at(i, end);
+      const V x = load(this->logits + i, lanes);
+      const V u = this->argument(x, i, lanes);
+      const V e = phi.exponential(u);
+      loss += keep(widen(phi.value(u, e)), lanes);
+      if (this->slopes_wanted) slopes += keep(widen(phi.slope(u, e)), lanes);
+      if (this->grad || this->paired_grad) this->store_grad(i, phi.slope(u, e), lanes);
+      if (!this->means_wanted) continue;
+      answers += keep(widen(this->probabilities ? Phi<V>::probability(x, e) : x), lanes);
+      const F64 at = widen(x);
+      F64 than = zero + this->threshold;
+      if (this->paired) {
+        than = widen(load(this->paired + i, lanes));
+        other_answers += keep(than, lanes);
+      }
+      right += keep(this->above ? (at > than ? one : zero) : (at < than ? one : zero), lanes);
+    }
+    *sums = {0, sum(loss), sum(slopes), sum(answers), sum(other_answers), sum(right)};
+  }
+};
+
+// The gradients alone, to the same bits.
+template <class T>
+struct GradBlock : Batch<T> {
+  GAN_FAST_INLINE void operator()(Sums*, int64_t begin, int64_t end) const {
+    const Phi<Vec<T>> phi(this->kind, this->target);
+    for (int64_t i = begin; i < end; i += kLanes) {
+      const int lanes = lanes_at(i, end);
+      const Vec<T> u = this->argument(load(this->logits + i, lanes), i, lanes);
+      this->store_grad(i, phi.slope(u, phi.exponential(u)), lanes);
+    }
+  }
+};
+
+// One kernel over the blocks of one or two batches.
+template <template <class> class Kernel, class T>
+void walk(const Batch<T> (&batches)[2], Sums (&totals)[2]) {
+  const int64_t first = batches[0].blocks(), blocks = first + batches[1].blocks();
+  Sums few[2];
+  std::vector<Sums> many(blocks > 2 ? blocks : 0);
+  Sums* sums = blocks > 2 ? many.data() : few;
+  const auto run = [&](int64_t from, int64_t to) {
+    for (int64_t b = from; b < to; ++b) {
+      const Batch<T>& batch = batches[b >= first];
+      const int64_t begin = (b >= first ? b - first : b) * kBlock;
+      isa::run(Kernel<T>{batch}, sums + b, begin, std::min(batch.count, begin + kBlock));
+    }
+  };
+  if (blocks <= kGrain) {
+    run(0, blocks);
+  } else {
+    torch::stable::parallel_for(0, blocks, kGrain, run);
+  }
+  for (int64_t b = 0; b < blocks; ++b) totals[b >= first] += sums[b];
+}
+
+// What a call of either op works on.
+struct Call {
+  Relation relation;
+  Kind kind;
+  int count;         // of batches
+  Tensor logits[2];  // without gaps; those of a pair in one order
+  Tensor grads[2];
+  double targets[2];
+  double factor;  // of the gradients
+
+  Call(const Tensor& x, double target, const MaybeTensor& other, double other_target, double factor, Kind kind,
+       Relation relation, bool grad_wanted, bool other_grad_wanted)
+      : relation(relation),
+        kind(kind),
+        count(other ? 2 : 1),
+        logits{without_gaps(x), nothing()},
+        grads{nothing(), nothing()},
+        targets{target, other_target},
+        factor(factor) {
+    if (other) logits[1] = relation == Relation::paired ? in_order_of(logits[0], *other) : without_gaps(*other);
+    if (grad_wanted) grads[0] = empty_as(logits[0]);
+    if (other && other_grad_wanted) grads[1] = empty_as(logits[1]);
+  }
+
+  // The loss before it is scaled; the gradients that are wanted; where `means` is not null mean D(x), mean D(G(z)) and
+  // accuracy. Means over no logits are 0 / 0, as in ATen.
+  template <class T>
+  double forward(double* means) const {
+    Batch<T> batches[2];
+    fill(batches);
+    const bool two = count == 2, none = relation == Relation::none;
+    for (int i = 0; i < 2; ++i) {
+      batches[i].means_wanted = means;
+      batches[i].probabilities = none && kind == Kind::bce;
+      batches[i].above = i == 0;
+      batches[i].threshold = kind == Kind::squared ? 0.5 : 0;
+    }
+    Sums sums[2];
+    if (relation == Relation::average) {
+      against_averages(batches, sums);
+    } else {
+      if (means && two && none && kind == Kind::linear) {
+        double averages[2];
+        take_averages(batches, averages);
+        for (Batch<T>& batch : batches) batch.threshold = (averages[0] + averages[1]) / 2;
+      }
+      walk<LossBlock>(batches, sums);
+    }
+    const double counts[2] = {static_cast<double>(batches[0].count), static_cast<double>(batches[1].count)};
+    const bool second = two && relation != Relation::paired;
+    if (means) {
+      means[0] = sums[0].answers / counts[0];
+      means[1] = second ? sums[1].answers / counts[1] : sums[0].other_answers / counts[0];
+      means[2] = (sums[0].right + sums[1].right) / (counts[0] + counts[1]);
+    }
+    return sums[0].loss / counts[0] + (second ? sums[1].loss / counts[1] : 0);
+  }
+
+  template <class T>
+  void backward() const {
+    Batch<T> batches[2];
+    fill(batches);
+    Sums sums[2];
+    if (relation == Relation::average) {
+      against_averages(batches, sums);
+    } else {
+      walk<GradBlock>(batches, sums);
+    }
+  }
+
+ private:
+  template <class T>
+  void fill(Batch<T> (&batches)[2]) const {
+    const auto data = [](const Tensor& t) { return t.defined() ? static_cast<T*>(t.mutable_data_ptr()) : nullptr; };
+    const bool paired = relation == Relation::paired;
+    for (int i = 0; i < (paired ? 1 : count); ++i) {
+      Batch<T>& batch = batches[i];
+      batch.logits = static_cast<const T*>(logits[i].const_data_ptr());
+      batch.grad = data(grads[i]);
+      batch.count = logits[i].numel();
+      batch.kind = kind;
+      batch.target = targets[i];
+      batch.factor = factor / static_cast<double>(batch.count);
+    }
+    if (paired) {
+      batches[0].paired = static_cast<const T*>(logits[1].const_data_ptr());
+      batches[0].paired_grad = data(grads[1]);
+    }
+  }
+
+  template <class T>
+  static void take_averages(const Batch<T> (&batches)[2], double (&averages)[2]) {
+    Sums sums[2];
+    walk<SumBlock>(batches, sums);
+    for (int i = 0; i < 2; ++i) averages[i] = sums[i].logits / static_cast<double>(batches[i].count);
+  }
+
+  // Each batch against the other's average. A gradient waits for the slopes of the other batch, which reach it through
+  // its own average.
+  template <class T>
+  static void against_averages(Batch<T> (&batches)[2], Sums (&sums)[2]) {
+    double averages[2];
+    take_averages(batches, averages);
+    const bool grads_wanted = batches[0].grad || batches[1].grad;
+    Batch<T> first[2];
+    for (int i = 0; i < 2; ++i) {
+      batches[i].shift = batches[i].threshold = averages[1 - i];
+      first[i] = batches[i];
+      first[i].grad = nullptr;
+      first[i].slopes_wanted = grads_wanted;
+    }
+    walk<LossBlock>(first, sums);
+    if (!grads_wanted) return;
+    for (int i = 0; i < 2; ++i) {
+      // Where there are no logits nothing flows.
+      const int64_t others = batches[1 - i].count;
+      batches[i].offset = others ? sums[1 - i].slopes / static_cast<double>(others) : 0;
+    }
+    Sums unused[2];
+    walk<GradBlock>(batches, unused);
+  }
+};
+
+template <class T>
+void write(const Tensor& t, int64_t index, double value) {
+  static_cast<T*>(t.mutable_data_ptr())[index] = static_cast<T>(static_cast<Compute<T>>(value));
+}
+
+double scalar_value(const Tensor& t) {
+  return for_dtype(t.scalar_type(), [&](auto tag) {
+    return static_cast<double>(*static_cast<const decltype(tag)*>(t.const_data_ptr()));
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& logits, double target, const MaybeTensor& other,
+                                                   double other_target, double scale, std::string kind,
+                                                   std::string relation, bool means_wanted, bool grad_wanted,
+                                                   bool other_grad_wanted) {
+  check::cpu(kForward, "logits", logits);
+  const Relation related = parse_relation(kForward, relation);
+  check_batches(kForward, logits, target, other, other_target, related);
+  const Call call(logits, target, other, other_target, scale, parse_kind(kForward, kind), related, grad_wanted,
+                  other_grad_wanted);
+  const Tensor loss = empty_strided(logits, {}, {}, logits.scalar_type());
+  const int64_t count = other ? 3 : 1;
+  const Tensor means = means_wanted ? empty_vector(logits, count, logits.scalar_type()) : nothing();
+  for_dtype(logits.scalar_type(), [&](auto tag) {
+    using T = decltype(tag);
+    double values[3];
+    write<T>(loss, 0, scale * call.forward<T>(means_wanted ? values : nullptr));
+    for (int64_t i = 0; means_wanted && i < count; ++i) write<T>(means, i, values[i]);
+  });
+  return {loss, means, call.grads[0], call.grads[1]};
+}
+
+std::tuple<Tensor, Tensor> backward(const Tensor& grad_loss, const Tensor& logits, double target,
+                                    const MaybeTensor& other, double other_target, double scale, std::string kind,
+                                    std::string relation) {
+  check::cpu(kBackward, "logits", logits);
+  const Relation related = parse_relation(kBackward, relation);
+  check_batches(kBackward, logits, target, other, other_target, related);
+  check_grad_loss(grad_loss, logits);
+  const Call call(logits, target, other, other_target, scale * scalar_value(grad_loss), parse_kind(kBackward, kind),
+                  related, true, true);
+  for_dtype(logits.scalar_type(), [&](auto tag) { call.backward<decltype(tag)>(); });
+  return {call.grads[0], call.grads[1]};
+}
+
+}  // namespace
+}  // namespace gan_fast
+
+STABLE_TORCH_LIBRARY_IMPL(gan_fast, CPU, m) {
+  m.impl("adversarial_loss_forward", TORCH_BOX(&gan_fast::forward));
+  m.impl("adversarial_loss_backward", TORCH_BOX(&gan_fast::backward));
+}

@@ -1,0 +1,510 @@
+from __future__ import annotations
+
+import functools
+import os
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from samples import DTYPES, LAYOUTS, LOSS_KINDS, LOSS_RELATIONS, LOSS_SAMPLES, LossSample
+from tolerances import assert_as_exact, few_numbers_factor
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import gan_fast
+from gan_fast import ops
+from gan_fast.ops import minimax_d_loss, minimax_g_loss
+from gan_fast.ops.adversarial_loss import d_loss_and_means
+
+SMALL = [s for s in LOSS_SAMPLES if s.small]
+# Of each kind and relation one.
+EACH = list({(s.kind, s.relation): s for s in reversed(SMALL)}.values())
+
+D_LOSSES: dict[str, Any] = {
+    "bce": ops.minimax_d_loss,
+    "hinge": ops.hinge_d_loss,
+    "linear": ops.wasserstein_d_loss,
+    "squared": ops.least_squares_d_loss,
+}
+G_LOSSES: dict[str, dict[str, Any]] = {
+    "bce": {"g": minimax_g_loss, "saturating": functools.partial(minimax_g_loss, saturating=True)},
+    "hinge": {"g": ops.hinge_g_loss},
+    "linear": {"g": ops.wasserstein_g_loss},
+    "squared": {"g": ops.least_squares_g_loss},
+}
+
+
+def losses_of(sample: LossSample) -> dict[str, Any]:
+    """The public functions that compute a sample's losses, each of (real, fake), by name."""
+    targets = {"real_target": sample.real_target, "fake_target": sample.fake_target}
+    if sample.relation == "none":
+        d_loss = functools.partial(D_LOSSES[sample.kind], **targets)
+        g_losses = {name: lambda _, fake, g=g: g(fake) for name, g in G_LOSSES[sample.kind].items()}
+        return {"d": d_loss, **g_losses}
+    which = {"average": sample.relation == "average", "kind": sample.kind}
+    d_loss = functools.partial(ops.relativistic_d_loss, **which, **targets)
+    return {"d": d_loss, "g": functools.partial(ops.relativistic_g_loss, **which)}
+
+
+def second_order(
+    sample: LossSample, logits: tuple[Tensor, Tensor], backend: str, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """Losses, means, first gradients and gradients of <first gradients, directions representable in dtype>; by name."""
+    real, fake = (t.detach().requires_grad_() for t in logits)
+    result: dict[str, Tensor] = {}
+    with gan_fast.use_backend(backend):
+        result["means"] = d_loss_and_means(real, fake, **sample.options)[1]
+        for name, function in losses_of(sample).items():
+            inputs = [real, fake] if name == "d" or sample.relation != "none" else [fake]
+            loss = function(real, fake)
+            scale = torch.tensor(0.75, dtype=loss.dtype, requires_grad=True)
+            first = torch.autograd.grad(loss, inputs, scale, create_graph=True)
+            directions = [
+                torch.randn(t.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+                .to(dtype or t.dtype)
+                .to(t.dtype)
+                for t in inputs
+            ]
+            scalar = sum((g * v).sum() for g, v in zip(first, directions))
+            second = torch.autograd.grad(scalar, [scale, *inputs], allow_unused=True, materialize_grads=True)
+            result[f"{name}_loss"] = loss.detach()
+            for order, grads in (("first", first), ("second", second)):
+                result |= {f"{name}_{order}_{i}": g.detach() for i, g in enumerate(grads)}
+    return result
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sample", LOSS_SAMPLES, ids=str)
+def test_equals_eager_to_second_order(sample: LossSample, dtype: torch.dtype) -> None:
+    logits = sample.make(dtype)
+    ours = second_order(sample, logits, "cpu")
+    eager = second_order(sample, logits, "reference")
+    real, fake = logits
+    exact = second_order(sample, (real.detach().double(), fake.detach().double()), "reference", dtype)
+    for name, value in eager.items():
+        # A few numbers that cancel against an average eager may get all right.
+        factor = 4.0 if sample.relation == "average" and value.numel() < 32 else 2.0
+        assert_as_exact(ours[name], value, exact[name], name, factor)
+        if "first" in name:
+            like = fake if ours[name].shape == fake.shape and sample.relation != "paired" else real
+            assert ours[name].stride() == torch.empty_like(like).stride(), f"{name}: strides"
+
+
+@pytest.mark.parametrize("sample", [s for s in SMALL if s.layout != "expanded"], ids=str)
+def test_numerical_derivatives(sample: LossSample) -> None:
+    real, fake = sample.make(torch.float64)
+    for name, function in losses_of(sample).items():
+        inputs: tuple[Tensor, ...] = (real, fake)
+        if name != "d" and sample.relation == "none":
+            function, inputs = functools.partial(function, None), (fake,)
+        assert torch.autograd.gradcheck(function, inputs)
+        # What has no second derivative gives zeros.
+        assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("sample", EACH, ids=str)
+def test_third_derivative(sample: LossSample) -> None:
+    def third(backend: str) -> Tensor:
+        real, fake = sample.make(torch.float64)
+        with gan_fast.use_backend(backend):
+            grad = losses_of(sample)["d"](real, fake)
+            for _ in range(3):
+                (grad,) = torch.autograd.grad((grad**2).sum(), fake, create_graph=True)
+            return grad
+
+    torch.testing.assert_close(third("cpu"), third("reference"))
+
+
+@pytest.mark.parametrize("sample", [s for s in SMALL if len(s.real_shape) != 1], ids=str)
+def test_opcheck(sample: LossSample) -> None:
+    real, fake = sample.make(torch.float32)
+    op = torch.ops.gan_fast
+    for other in (fake, None) if sample.relation == "none" else (fake,):
+        arguments = (real, sample.real_target, other, sample.fake_target, -1.0, sample.kind, sample.relation)
+        for wanted in (False, True):
+            torch.library.opcheck(op.adversarial_loss_forward.default, (*arguments, wanted, wanted, not wanted))
+        grad = torch.ones(())
+        torch.library.opcheck(op.adversarial_loss_backward.default, (grad, *arguments))
+
+
+@pytest.mark.parametrize("sample", EACH, ids=str)
+def test_compiles_whole(sample: LossSample) -> None:
+    def step(real: Tensor, fake: Tensor) -> Tensor:
+        return sum(loss(real, fake) for loss in losses_of(sample).values())  # type: ignore[return-value]
+
+    def run(function: Any) -> list[Tensor]:
+        real, fake = LossSample((4, 1, 3, 3), (4, 1, 3, 3)).make(torch.float32)
+        loss = function(real, fake)
+        loss.backward()
+        return [loss.detach(), real.grad, fake.grad]
+
+    torch._dynamo.reset()
+    torch.testing.assert_close(run(torch.compile(step, fullgraph=True, backend="aot_eager")), run(step))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e4, -1e4, 1e-40])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("which", EACH, ids=lambda s: f"{s.kind}-{s.relation}")
+def test_special_values(which: LossSample, dtype: torch.dtype, value: float) -> None:
+    sample = LossSample((9,), (9,), kind=which.kind, relation=which.relation)
+    logits = sample.make(dtype, requires_grad=False)
+    # Beside each other, and each beside a plain value.
+    logits[0][3:5] = logits[1][4:6] = value
+    ours, eager = second_order(sample, logits, "cpu"), second_order(sample, logits, "reference")
+    exact = second_order(sample, (logits[0].double(), logits[1].double()), "reference", dtype)
+    for name, expected in eager.items():
+        if name == "means" or "loss" in name or "first" in name:
+            assert_as_exact(ours[name], expected, exact[name], name)
+
+
+@pytest.mark.parametrize("value", [1.0, -1.0])
+def test_slope_at_a_kink_is_zero(value: float) -> None:
+    at = torch.full((3,), value, requires_grad=True)
+    (ours,) = torch.autograd.grad(ops.hinge_d_loss(at, torch.zeros(3), real_target=0.5), at)
+    (eager,) = torch.autograd.grad((F.relu(1 - at) / 2 + F.relu(1 + at) / 2).mean(), at)
+    assert torch.equal(ours, eager)
+
+
+@pytest.mark.parametrize("relation", ["paired", "average"])
+def test_gradients_of_no_logits(relation: str) -> None:
+    """Of neither batch, and of one against nothing."""
+    for counts in ((0, 0), (0, 3), (3, 0)) if relation == "average" else ((0, 0),):
+        results = []
+        for backend in ("cpu", "reference"):
+            real, fake = (torch.ones(count, requires_grad=True) for count in counts)
+            with gan_fast.use_backend(backend):
+                loss, means = d_loss_and_means(real, fake, relation=relation)
+            results.append((loss, means, *torch.autograd.grad(loss, (real, fake))))
+        torch.testing.assert_close(*results, equal_nan=True)
+
+
+def test_pairs_in_different_orders_of_memory() -> None:
+    real = torch.randn(3, 4, 5)
+    fake = torch.randn(5, 4, 3).transpose(0, 2)
+    results = []
+    for other in (fake, fake.contiguous(), fake.contiguous()[..., :1].expand(3, 4, 5)):
+        leaves = real.clone().requires_grad_(), other.detach().requires_grad_()
+        loss, means = d_loss_and_means(*leaves, relation="paired")
+        with gan_fast.use_backend("reference"):
+            want, want_means = d_loss_and_means(*leaves, relation="paired")
+        torch.testing.assert_close((loss, means), (want, want_means))
+        results.append(torch.autograd.grad(loss, leaves))
+        torch.testing.assert_close(results[-1], torch.autograd.grad(want, leaves))
+        torch.library.opcheck(
+            torch.ops.gan_fast.adversarial_loss_forward.default,
+            (leaves[0], 1.0, leaves[1], 0.0, 1.0, "bce", "paired", True, True, True),
+        )
+
+
+def test_no_logits_are_nan_as_in_torch() -> None:
+    real, fake = torch.ones(0, requires_grad=True), torch.ones(0, requires_grad=True)
+    loss = minimax_d_loss(real, fake)
+    assert loss.isnan()
+    loss.backward()
+    assert real.grad is not None
+    assert real.grad.shape == (0,)
+
+
+@pytest.mark.parametrize("sample", [s for s in EACH if s.relation != "none"], ids=str)
+def test_one_gradient_of_a_relation(sample: LossSample) -> None:
+    logits = sample.make(torch.float32)
+    both = torch.autograd.grad(losses_of(sample)["d"](*logits), logits)
+    for wanted, want in enumerate(both):
+        leaves = [t.detach().requires_grad_(i == wanted) for i, t in enumerate(logits)]
+        for factor in (1, 2):
+            (grad,) = torch.autograd.grad(factor * losses_of(sample)["d"](*leaves), leaves[wanted])
+            torch.testing.assert_close(grad, factor * want)
+
+
+def test_only_wanted_gradients() -> None:
+    for wanted in (0, 1):
+        logits = LossSample((4,), (5,)).make(torch.float32, requires_grad=False)
+        logits[wanted].requires_grad_()
+        minimax_d_loss(*logits).backward()
+        grads = [t.grad for t in logits]
+        assert grads[1 - wanted] is None
+        expected = torch.sigmoid(logits[wanted].detach()) - (1.0 if wanted == 0 else 0.0)
+        torch.testing.assert_close(grads[wanted], expected / expected.numel())
+
+
+@pytest.mark.parametrize("sample", EACH, ids=str)
+def test_means(sample: LossSample) -> None:
+    real, fake = sample.make(torch.float64)
+    _, means = d_loss_and_means(real, fake, **sample.options)
+    assert not means.requires_grad
+    r, f = real.detach(), fake.detach()
+    answers = (r.sigmoid(), f.sigmoid()) if (sample.kind, sample.relation) == ("bce", "none") else (r, f)
+    threshold = {"squared": 0.5, "linear": (r.mean() + f.mean()) / 2}.get(sample.kind, 0.0)
+    placed = {
+        "none": lambda: torch.cat([(r > threshold).flatten(), (f < threshold).flatten()]),
+        "paired": lambda: r > f,
+        "average": lambda: torch.cat([(r > f.mean()).flatten(), (f < r.mean()).flatten()]),
+    }[sample.relation]()
+    want = torch.stack([answers[0].mean(), answers[1].mean(), placed.double().mean()])
+    torch.testing.assert_close(means, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sample", LOSS_SAMPLES, ids=str)
+def test_gradients_prepared_by_forward(sample: LossSample, dtype: torch.dtype) -> None:
+    """Those for a loss gradient of one have the backward kernel's bits, and belong to whoever receives them."""
+    inputs = sample.make(dtype)
+    one = torch.ones((), dtype=dtype)
+    loss = losses_of(sample)["d"](*inputs)
+    by_kernel = torch.autograd.grad(loss, inputs, one, create_graph=True)
+    prepared = torch.autograd.grad(loss, inputs, one, retain_graph=True)
+    for got, want in zip(prepared, by_kernel):
+        assert torch.equal(got, want)
+        assert got.stride() == want.stride()
+        got.zero_()
+    for got, want in zip(torch.autograd.grad(loss, inputs, one, retain_graph=True), by_kernel):
+        assert torch.equal(got, want)
+    halves = torch.autograd.grad(loss, inputs, one / 2, retain_graph=True)
+    fresh = losses_of(sample)["d"](*inputs)
+    batched = torch.autograd.grad(fresh, inputs, torch.stack([one, one / 2]), is_grads_batched=True)
+    for got, whole, half in zip(batched, by_kernel, halves):
+        assert torch.equal(got, torch.stack([whole, half]))
+
+
+def test_changed_logits_and_freed_graphs_are_refused() -> None:
+    leaf = torch.ones(3, requires_grad=True)
+    logits = leaf * 2
+    loss = minimax_g_loss(logits)
+    logits.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    loss = minimax_g_loss(leaf)
+    loss.backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+
+
+def test_autocast_computes_in_float32() -> None:
+    real, fake = LossSample((8,), (8,)).make(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = minimax_d_loss(real, fake)
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert real.grad is not None
+    assert real.grad.dtype == torch.bfloat16
+
+
+def test_same_bits_for_any_number_of_threads() -> None:
+    threads = torch.get_num_threads()
+    for relation in LOSS_RELATIONS:
+        sample = LossSample((70000,), (70000,) if relation == "paired" else (3, 1, 30, 30), relation=relation)
+        results = []
+        try:
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                logits = sample.make(torch.float32)
+                loss, means = d_loss_and_means(*logits, **sample.options)
+                results.append((loss, means, *torch.autograd.grad(2 * loss, logits)))
+        finally:
+            torch.set_num_threads(threads)
+        for other in results[1:]:
+            assert all(map(torch.equal, results[0], other))
+
+
+_BITS = """
+import torch
+from gan_fast.ops.adversarial_loss import d_loss_and_means
+for kind in ("bce", "hinge", "linear", "squared"):
+    for relation in ("none", "paired", "average"):
+        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+            draw = torch.Generator().manual_seed(0)
+            logits = [(torch.randn(4133, generator=draw) * 9).to(dtype).requires_grad_() for _ in range(2)]
+            loss, means = d_loss_and_means(*logits, kind=kind, relation=relation, real_target=0.9)
+            results = (loss, means, *torch.autograd.grad(loss, logits))
+            print([hash(t.detach().double().numpy().tobytes()) for t in results])
+"""
+
+
+def test_same_bits_for_any_instruction_set() -> None:
+    found = set()
+    for isa in ("baseline", "avx2", "best"):
+        environment = {**os.environ, "GAN_FAST_ISA": isa, "PYTHONHASHSEED": "0"}
+        command = [sys.executable, "-c", _BITS]
+        found.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert len(found) == 1
+    assert len(found.pop().splitlines()) == 48
+
+
+@settings(max_examples=300)
+@given(
+    kind=st.sampled_from(LOSS_KINDS),
+    relation=st.sampled_from(LOSS_RELATIONS),
+    real_shape=st.lists(st.integers(1, 9), max_size=3).map(tuple),
+    fake_shape=st.lists(st.integers(1, 9), max_size=3).map(tuple),
+    real_target=st.floats(0, 1),
+    fake_target=st.floats(0, 1),
+    scale=st.sampled_from([0.1, 3.0, 100.0]),
+    layout=st.sampled_from(sorted(LAYOUTS)),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**16),
+)
+def test_drawn_inputs_equal_eager(
+    kind: str, relation: str, real_shape: tuple[int, ...], fake_shape: tuple[int, ...], real_target: float, fake_target: float, scale: float,
+    layout: str, dtype: torch.dtype, seed: int,
+) -> None:  # fmt: skip
+    if relation == "paired":
+        fake_shape, fake_target = real_shape, 0.0
+    if min(len(real_shape), len(fake_shape)) < 2:
+        layout = "contiguous"
+    sample = LossSample(real_shape, fake_shape, real_target, fake_target, scale, layout, kind=kind, relation=relation)
+    logits = sample.make(dtype, seed)
+    ours, eager = second_order(sample, logits, "cpu"), second_order(sample, logits, "reference")
+    exact = second_order(sample, (logits[0].detach().double(), logits[1].detach().double()), "reference", dtype)
+    for name, value in eager.items():
+        # Against an average a few numbers cancel, which eager may get all right.
+        factor = few_numbers_factor(value) if relation == "average" else 4.0
+        assert_as_exact(ours[name], value, exact[name], name, factor)
+
+
+BAD_INPUTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    ("relativistic_d", {"fake_logits": torch.ones(3)}, ValueError,
+     "expected fake_logits shape (2,) as real_logits, got (3,)"),
+    ("relativistic_g", {"fake_logits": torch.ones(3)}, ValueError,
+     "expected fake_logits shape (2,) as real_logits, got (3,)"),
+    ("relativistic_g", {"real_logits": None}, TypeError, "expected real_logits type Tensor, got NoneType"),
+    ("relativistic_d", {"fake_target": 0.1}, ValueError,
+     "expected fake_target 0 where average is False, got 0.1; pairs have one target, real_target"),
+    ("relativistic_d", {"kind": "mse"}, ValueError, "expected kind one of bce, hinge, linear, squared, got 'mse'"),
+    ("relativistic_g", {"kind": None, "average": True}, ValueError,
+     "expected kind one of bce, hinge, linear, squared, got None"),
+    ("hinge_d", {"real_target": 1.1}, ValueError, "expected real_target in [0, 1], got 1.1"),
+    ("wasserstein_g", {"fake_logits": 1.0}, TypeError, "expected fake_logits type Tensor, got float"),
+    ("least_squares_d", {"fake_logits": None}, TypeError, "expected fake_logits type Tensor, got NoneType"),
+    ("minimax_d", {"real_logits": 1.0}, TypeError, "expected real_logits type Tensor, got float"),
+    ("minimax_d", {"fake_logits": torch.ones(2, dtype=torch.int32)}, TypeError,
+     "expected fake_logits dtype float64, float32, bfloat16 or float16, got int32"),
+    ("minimax_d", {"fake_logits": torch.ones(2, dtype=torch.float64)}, TypeError,
+     "expected fake_logits dtype float32 as real_logits, got float64"),
+    ("minimax_d", {"fake_logits": torch.ones(2, device="meta")}, ValueError,
+     "expected fake_logits device cpu as real_logits, got meta"),
+    ("minimax_d", {"real_target": 1.1}, ValueError, "expected real_target in [0, 1], got 1.1"),
+    ("minimax_d", {"fake_target": -0.1}, ValueError, "expected fake_target in [0, 1], got -0.1"),
+    ("minimax_d", {"real_target": float("nan")}, ValueError, "expected real_target in [0, 1], got nan"),
+    ("minimax_d", {"fake_logits": None}, TypeError, "expected fake_logits type Tensor, got NoneType"),
+    ("minimax_d", {"real_target": torch.tensor(0.9)}, TypeError, "expected real_target type float, got Tensor"),
+    ("minimax_d", {"fake_target": "0.1"}, TypeError, "expected fake_target type float, got str"),
+    ("minimax_g", {"fake_logits": torch.ones(2, dtype=torch.complex64)}, TypeError,
+     "expected fake_logits dtype float64, float32, bfloat16 or float16, got complex64"),
+    ("minimax_g", {"fake_logits": None}, TypeError, "expected fake_logits type Tensor, got NoneType"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu", "reference"])
+@pytest.mark.parametrize(("loss", "change", "error", "message"), BAD_INPUTS, ids=[m[3][:60] for m in BAD_INPUTS])
+def test_bad_input(loss: str, change: dict[str, Any], error: type[Exception], message: str, backend: str) -> None:
+    arguments: dict[str, Any] = {"fake_logits": torch.ones(2)}
+    if loss.endswith("d") or loss == "relativistic_g":
+        arguments["real_logits"] = torch.ones(2)
+    function = getattr(ops, f"{loss}_loss")
+    with gan_fast.use_backend(backend), pytest.raises(error) as caught:
+        function(**{**arguments, **change})
+    assert str(caught.value) == f"{loss}_loss: {message}"
+
+
+def test_raw_ops_refuse_mixed_dtypes() -> None:
+    with pytest.raises(RuntimeError, match="expected other_logits dtype Float, got Double"):
+        torch.ops.gan_fast.adversarial_loss_forward(
+            torch.ones(2), 1.0, torch.ones(2).double(), 0.0, 1.0, "bce", "none", False, False, False
+        )
+
+
+RAW_BAD: list[tuple[dict[str, Any], str]] = [
+    ({"kind": "mse"}, "expected kind one of bce, hinge, linear, squared, got 'mse'"),
+    ({"relation": "pairs"}, "expected relation one of none, paired, average, got 'pairs'"),
+    ({"relation": "average", "other_logits": None}, "expected other_logits a tensor for a relation other than none"),
+    ({"relation": "paired"}, "expected other_logits shape (2,) as logits, got (3,)"),
+    ({"target": 2.0}, "expected target in [0, 1], got 2"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), RAW_BAD, ids=[m for _, m in RAW_BAD])
+def test_raw_ops_name_bad_input(change: dict[str, Any], message: str) -> None:
+    arguments = {
+        "logits": torch.ones(2), "target": 1.0, "other_logits": torch.ones(3), "other_target": 0.0, "scale": 1.0,
+        "kind": "bce", "relation": "none",
+    } | change  # fmt: skip
+    wanted = {"means_wanted": True, "grad_wanted": True, "other_grad_wanted": True}
+    with pytest.raises(RuntimeError, match=re.escape(f"adversarial_loss_forward: {message}")):
+        torch.ops.gan_fast.adversarial_loss_forward(**arguments, **wanted)
+    with pytest.raises(RuntimeError, match=re.escape(f"adversarial_loss_backward: {message}")):
+        torch.ops.gan_fast.adversarial_loss_backward(torch.ones(()), **arguments)
+
+
+def test_tensors_that_are_not_plain() -> None:
+    """What stands between a tensor and its values in torch stands between it and the kernel too."""
+    negated = torch._neg_view(torch.randn(7))  # as x.conj().imag: the values' signs are a bit of the tensor
+    expected = minimax_g_loss(negated.clone())
+    assert torch.equal(minimax_g_loss(negated), expected)
+    zeros = torch._efficientzerotensor(7)
+    assert torch.equal(minimax_g_loss(zeros), minimax_g_loss(torch.zeros(7)))
+    with FakeTensorMode():
+        assert minimax_g_loss(torch.empty(7)).shape == ()
+    escaped: list[Tensor] = []
+    torch.func.grad(lambda t: (escaped.append(t), t.sum())[1])(torch.ones(7))
+    assert torch.equal(minimax_g_loss(escaped[0]), minimax_g_loss(torch.ones(7)))
+
+
+def test_what_needs_no_gradient_is_not_kept() -> None:
+    real, fake = torch.ones(3, requires_grad=True), torch.ones(3)
+    loss = minimax_d_loss(real, fake)
+    fake.add_(1)
+    loss.backward()
+    with torch.inference_mode():
+        fake = torch.ones(3)
+    minimax_d_loss(real, fake).backward()
+    assert fake.grad is None
+
+
+def test_batches_of_second_gradients() -> None:
+    real, fake = LossSample((3,), (3,)).make(torch.float64)
+    for average in (False, True):
+
+        def hessian(backend: str, average: bool = average) -> Any:
+            with gan_fast.use_backend(backend):
+                loss = functools.partial(ops.relativistic_d_loss, average=average)
+                (grad,) = torch.autograd.grad(loss(real, fake), real, create_graph=True)
+            return torch.autograd.grad(grad, (real, fake), torch.eye(3).double(), is_grads_batched=True)
+
+        torch.testing.assert_close(hessian("cpu"), hessian("reference"))
+
+
+def test_batched_gradients_with_a_graph_are_refused() -> None:
+    logits = torch.ones(3, requires_grad=True)
+    loss = minimax_g_loss(logits)
+    with pytest.raises(NotImplementedError, match="create_graph False beside is_grads_batched True, got both"):
+        torch.autograd.grad(loss, logits, torch.ones(2), is_grads_batched=True, create_graph=True)
+
+
+def test_other_devices_and_tracers_are_served() -> None:
+    assert minimax_g_loss(torch.ones(3, device="meta")).shape == ()
+    traced = torch.jit.trace(minimax_g_loss, torch.randn(5, requires_grad=True))
+    assert torch.equal(traced(torch.ones(5)), minimax_g_loss(torch.ones(5)))
+
+
+def test_modes_and_profilers_see_the_op() -> None:
+    seen: list[str] = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    logits = torch.ones(7)
+    with Record():
+        minimax_g_loss(logits)
+    assert seen == ["gan_fast.adversarial_loss_forward.default"]
+    with torch.profiler.profile(acc_events=True) as profile:
+        minimax_g_loss(logits)
+    assert "gan_fast::adversarial_loss_forward" in {event.key for event in profile.key_averages()}
