@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gan_fast import ops
-from gan_fast.objectives.losses import Objective
 from gan_fast.objectives.penalties import Penalties
+from gan_fast.objectives.registry import Objective
 
 
 class DLoss(NamedTuple):
@@ -52,10 +52,11 @@ class Game:
             penalty_scale: times the penalties' weight; 0 leaves them out.
             generator: of the penalties' random numbers.
         """
-        real_logits, fake_logits, penalty = self.penalties.logits(
-            discriminator, real, fake.detach(), penalty_scale, generator
-        )
-        return self._d_loss(real_logits, fake_logits, penalty)
+        fake, penalties = fake.detach(), self._penalties(penalty_scale)
+        real_logits, terms = penalties.of_real(discriminator, real)
+        fake_logits, more = penalties.of_fake(discriminator, fake)
+        more += penalties.elsewhere(discriminator, real, fake, generator)
+        return self._d_loss(real_logits, fake_logits, terms + more, penalty_scale)
 
     def g_loss(self, discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
         """Return G's loss on generated images; real ones are looked at where it takes them."""
@@ -86,13 +87,21 @@ class Game:
         Raises:
             ValueError: D couples the samples of a batch.
         """
-        real_logits, (for_d, for_g), penalty = self.penalties.logits(
-            discriminator, real, fake, penalty_scale, generator, for_both=True
-        )
-        return self._d_loss(real_logits, for_d, penalty), self.objective.g_loss(for_g, real_logits.detach())
+        penalties = self._penalties(penalty_scale)
+        real_logits, terms = penalties.of_real(discriminator, real)
+        for_d, for_g = ops.logits_for_both(discriminator, fake)
+        terms += penalties.elsewhere(discriminator, real, fake.detach(), generator)
+        if "r2" in penalties.names:
+            terms.append(ops.r2_penalty(discriminator, fake))
+        d_loss = self._d_loss(real_logits, for_d, terms, penalty_scale)
+        return d_loss, self.objective.g_loss(for_g, real_logits.detach())
 
-    def _d_loss(self, real_logits: Tensor, fake_logits: Tensor, penalty: Tensor | None) -> DLoss:
+    def _penalties(self, scale: float) -> Penalties:
+        return self.penalties if scale else Penalties()
+
+    def _d_loss(self, real_logits: Tensor, fake_logits: Tensor, terms: list[Tensor], scale: float) -> DLoss:
         loss, means = self.objective.d_loss(real_logits, fake_logits)
-        if penalty is None:
+        if not terms:
             return DLoss(loss, loss.detach(), torch.zeros_like(loss), means)
+        penalty = self.penalties.weight * scale * torch.stack(terms).sum()
         return DLoss(loss + penalty, loss.detach(), penalty.detach(), means)

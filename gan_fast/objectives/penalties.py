@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,39 +25,38 @@ class Penalties:
         center: the gradient norm that "gradient_penalty" and "dragan" pull to: 1, or 0.
 
     Notes:
-        The formulas are those of :func:`gan_fast.ops.gradient_penalty`, ``dragan_penalty``, ``r1_penalty``.
+        gan_fast.ops has the formulas. Those at the images that D sees anyhow share its passes.
     """
 
     names: tuple[str, ...] = ()
     weight: float = 10.0
     center: float = 1.0
 
-    def logits(
-        self, critic: Critic, real: Tensor, fake: Tensor, scale: float, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return D's logits for real and for generated images, and the penalties times weight and ``scale``.
+    def of_real(self, critic: Critic, real: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return D's logits for real images, and the penalties at the same images."""
+        return _logits(critic, real, "r1" in self.names)
 
-        What a penalty can share of D's passes over the images themselves it does. ``scale`` 0 leaves the penalties out.
-        """
-        wanted = self.names if scale else ()
-        terms: list[Tensor] = []
-        logits = []
-        for images, name in ((real, "r1"), (fake, "r2")):
-            if name in wanted:
-                of_images, term = ops.logits_and_r1(critic, images)
-                terms.append(term)
-            else:
-                of_images = critic(images)
-            logits.append(of_images)
-        if "gradient_penalty" in wanted:
+    def of_fake(self, critic: Critic, fake: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """As :meth:`of_real`, for generated images."""
+        return _logits(critic, fake, "r2" in self.names)
+
+    def elsewhere(
+        self, critic: Critic, real: Tensor, fake: Tensor, generator: torch.Generator | None
+    ) -> list[Tensor]:
+        """Return the penalties at images that D sees for their sake alone; ``generator`` is of where those are."""
+        terms = []
+        if "gradient_penalty" in self.names:
             terms.append(ops.gradient_penalty(critic, real, fake, center=self.center, generator=generator))
-        if "dragan" in wanted:
+        if "dragan" in self.names:
             terms.append(ops.dragan_penalty(critic, real, center=self.center, generator=generator))
-        return logits[0], logits[1], sum_of(terms, self.weight * scale)
+        return terms
 
 
-def sum_of(terms: Sequence[Tensor], weight: float) -> Tensor | None:
-    return weight * torch.stack(list(terms)).sum() if terms else None
+def _logits(critic: Critic, images: Tensor, penalized: bool) -> tuple[Tensor, list[Tensor]]:
+    if not penalized:
+        return critic(images), []
+    logits, term = ops.logits_and_r1(critic, images)
+    return logits, [term]
 
 
 def parse_penalties(text: str) -> tuple[str, ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gan_fast import objectives
 
 PRECISIONS = ("fp32", "bf16", "auto")
 CUDA_GRAPH = ("auto", "on", "off")
+UPDATES = ("alternating", "one_stage")
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,31 @@ class TrainConfig:
     """
 
     objective: str = "non_saturating"
-    """The generator's loss: "non_saturating" or "minimax"."""
+    """The losses: "minimax", "non_saturating", "hinge", "wasserstein", "least_squares", "relativistic" or
+    "relativistic_average"."""
+    penalty: str = "none"
+    """What the discriminator pays for its gradient by the images: "none", "gradient_penalty" (WGAN-GP), "dragan", "r1",
+    "r2", or several joined by +, as "r1+r2"."""
+    penalty_weight: float = 10.0
+    """Of each penalty; r1 and r2 have a factor 1/2 of their own."""
+    penalty_center: float = 1.0
+    """The gradient norm that gradient_penalty and dragan pull to."""
+    penalty_every: int = 1
+    """Discriminator updates from one with penalties to the next; they weigh as many times more."""
+    regularizers: tuple[str, ...] = ()
+    """Any of "spectral_norm" and "weight_clipping" (of the discriminator), "feature_matching" (for the generator) and
+    "instance_noise" (on all images that the discriminator sees)."""
+    clip_value: float = 0.01
+    """weight_clipping: the discriminator's parameters stay in [-clip_value, clip_value]."""
+    noise_std: float = 0.1
+    """instance_noise: standard deviation at the first step, on images in [-1, 1]; it falls linearly."""
+    noise_steps: int | None = None
+    """instance_noise: steps until it is gone; unset: all steps."""
+    feature_weight: float = 1.0
+    """feature_matching: weight beside the generator's loss."""
+    update: str = "alternating"
+    """"alternating": the generator learns from the discriminator just updated; "one_stage": both from one pass through
+    the one before, which is another algorithm and a cheaper one, for discriminators without batch norm."""
     d_steps: int = 1
     """Discriminator updates before each generator update."""
     batch_size: int = 64
@@ -65,7 +91,7 @@ class TrainConfig:
             raise self._error("seed", "below 2**63", self.seed)
         if self.latent_dim is not None:
             self._check_int("latent_dim", 1)
-        for name in ("d_lr", "g_lr"):
+        for name in ("d_lr", "g_lr", "clip_value"):
             value = self._number(name, getattr(self, name))
             if not (0 < value < math.inf):
                 raise self._error(name, "in (0, inf)", value)
@@ -76,8 +102,14 @@ class TrainConfig:
         for name in ("real_label", "fake_label"):
             if not 0 <= self._number(name, getattr(self, name)) <= 1:
                 raise self._error(name, "in [0, 1]", getattr(self, name))
+        for name in ("penalty_weight", "penalty_center", "noise_std", "feature_weight"):
+            value = self._number(name, getattr(self, name))
+            if not (0 <= value < math.inf):
+                raise self._error(name, "in [0, inf)", value)
+        self._check_regularization()
         for name, allowed in (
             ("objective", objectives.NAMES),
+            ("update", UPDATES),
             ("precision", PRECISIONS),
             ("cuda_graph", CUDA_GRAPH),
         ):
@@ -85,6 +117,28 @@ class TrainConfig:
                 raise self._error(name, f"one of {', '.join(allowed)}", getattr(self, name))
         if not isinstance(self.device, str):
             raise self._type_error("device", "str", self.device)
+
+    def _check_regularization(self) -> None:
+        if not isinstance(self.penalty, str):
+            raise self._type_error("penalty", "str", self.penalty)
+        try:
+            objectives.parse_penalties(self.penalty)
+        except ValueError as error:
+            raise ValueError(f"TrainConfig: expected penalty {error}") from None
+        if isinstance(self.regularizers, str) or not isinstance(self.regularizers, Sequence):
+            raise self._type_error("regularizers", "tuple of str", self.regularizers)
+        # A list is what JSON makes of a tuple; equal configurations must compare equal.
+        object.__setattr__(self, "regularizers", tuple(self.regularizers))
+        names = self.regularizers
+        if any(name not in objectives.REGULARIZERS for name in names) or len(set(names)) != len(names):
+            raise self._error("regularizers", f"any of {', '.join(objectives.REGULARIZERS)}, each once", names)
+        if self.noise_steps is not None:
+            self._check_int("noise_steps", 1)
+        if self.update == "one_stage":
+            if self.d_steps != 1:
+                raise self._error("d_steps", "1 for update one_stage", self.d_steps)
+            if "feature_matching" in names:
+                raise self._error("regularizers", "without feature_matching for update one_stage", names)
 
     def _check_int(self, name: str, minimum: int) -> None:
         value = getattr(self, name)
@@ -114,4 +168,4 @@ class TrainConfig:
         return TypeError(f"TrainConfig: expected {name} type {want}, got {type(have).__name__}")
 
 
-_INTEGERS = {"d_steps": 1, "batch_size": 2, "steps": 1, "seed": 0, "log_every": 1, "max_skipped_steps": 1}
+_INTEGERS = {"d_steps": 1, "penalty_every": 1, "batch_size": 2, "steps": 1, "seed": 0, "log_every": 1, "max_skipped_steps": 1}

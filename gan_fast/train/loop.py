@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import copy
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -12,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from gan_fast.data import DeviceLoader, ImageData
-from gan_fast.objectives import make_objective
+from gan_fast import nn as gan_fast_nn
+from gan_fast import ops
+from gan_fast.objectives import Game, InstanceNoise, Penalties, clip_weights, make_objective, parse_penalties
 from gan_fast.train.config import TrainConfig
 from gan_fast.train.graph import CapturedStep, Subject, graphs_on
-from gan_fast.train.step import average_into, d_step, g_step
+from gan_fast.train.step import average_into, d_step, g_step, one_stage_step
 
-LOGGED = ("d_loss", "g_loss", "d_real", "d_fake", "d_accuracy")
+LOGGED = ("d_loss", "g_loss", "d_real", "d_fake", "d_accuracy", "penalty")
 _RESULTS = (*LOGGED, "skipped")
 
 # Drawn at once by `sample`, so that the memory it takes does not grow with the number of images.
@@ -91,10 +95,16 @@ class Trainer:
         self.latent_dim = _latent_dim(config, generator)
         self.generator = generator.to(self.device).train()
         self.discriminator = discriminator.to(self.device).train()
+        if "spectral_norm" in config.regularizers:
+            gan_fast_nn.spectral_norm(self.discriminator)
         self.ema_generator = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.data = self._batch_source(data)
         self.objective = make_objective(config.objective, real_label=config.real_label, fake_label=config.fake_label)
-        self._captured_step = self._make_captured_step()
+        self.penalties = Penalties(parse_penalties(config.penalty), config.penalty_weight, config.penalty_center)
+        self._noise = self._make_noise()
+        self._feature_weight = self._check_features()
+        # A graph for each order of updates with and without penalties.
+        self._captured_steps = self._make_captured_steps()
         self.d_optimizer = self._adam(self.discriminator, config.d_lr, config.d_betas)
         self.g_optimizer = self._adam(self.generator, config.g_lr, config.g_betas)
         self.latent_rng = torch.Generator(self.device).manual_seed(config.seed)
@@ -105,6 +115,7 @@ class Trainer:
         self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=self.device)
         # A tensor: as a number it would be frozen in a CUDA graph. In double, so that each dtype of G rounds it once.
         self._average_weight = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._noise_std = torch.zeros((), dtype=torch.float64, device=self.device)
         self._layout = _layout(self.discriminator)
         self._stop_requested = False
 
@@ -132,10 +143,14 @@ class Trainer:
         step = self.steps_done + 1
         decay = min(self.config.ema_decay, step / (step + 9))
         self._average_weight.fill_(1.0 - decay)
-        if self._captured_step is None:
-            values = self._iterate(batches)
+        if self._noise is not None:
+            self._noise_std.fill_(self._noise.std_at(self.steps_done))
+        scales = self._penalty_scales()
+        iterate = functools.partial(self._iterate, scales)
+        if self._captured_steps is None:
+            values = iterate(batches)
         else:
-            values = self._captured_step(self._iterate, batches, self._subject())
+            values = self._captured_steps[scales](iterate, batches, self._subject())
         self.steps_done = step
         return dict(zip(_RESULTS, values.unbind(), strict=True))
 
@@ -161,7 +176,14 @@ class Trainer:
             batches[index] = batch.to(self.dtype, memory_format=layout)
         return batches * d_steps if isinstance(real, Tensor) else batches
 
-    def _iterate(self, batches: Sequence[Tensor]) -> Tensor:
+    def _penalty_scales(self) -> tuple[float, ...]:
+        """How much the penalties weigh in each of the coming updates of D."""
+        every, first = self.config.penalty_every, self.steps_done * self.config.d_steps
+        if not self.penalties.names:
+            return (0.0,) * self.config.d_steps
+        return tuple(float(every) if (first + i) % every == 0 else 0.0 for i in range(self.config.d_steps))
+
+    def _iterate(self, penalty_scales: Sequence[float], batches: Sequence[Tensor]) -> Tensor:
         """Queue one iteration. What differs from one to the next is in tensors, for a CUDA graph to find.
 
         Returns:
@@ -169,19 +191,33 @@ class Trainer:
         """
         buffers = [*self.discriminator.buffers(), *self.generator.buffers()]
         kept = [b.clone() for b in buffers]
+        game = Game(self.objective, self.penalties, self._feature_weight)
+        one_stage = self.config.update == "one_stage"
         skipped = torch.zeros((), device=self.device)
-        for index, batch in enumerate(batches):
+        for index, (batch, scale) in enumerate(zip(batches, penalty_scales, strict=True)):
             # The last images are G's to learn from as well: only they need a graph.
             with torch.set_grad_enabled(index == len(batches) - 1), self._autocast():
                 fake = self.generator(self._latents(len(batch)))
-            d_loss, means, skip = d_step(
-                self.discriminator, self.d_optimizer, self.objective, batch, fake, self._autocast()
-            )
+            rest = (game, self._seen(batch), self._seen(fake), self._autocast(), scale, self.latent_rng)
+            if one_stage:
+                d_loss, g_loss, skip = one_stage_step(self.discriminator, self.d_optimizer, self.g_optimizer, *rest)
+            else:
+                d_loss, skip = d_step(self.discriminator, self.d_optimizer, *rest)
             skipped = torch.maximum(skipped, skip)
-        g_loss, skip = g_step(self.discriminator, self.g_optimizer, self.objective, batches[-1], fake, self._autocast())
-        skipped = torch.maximum(skipped, skip)
+            if "weight_clipping" in self.config.regularizers:
+                clip_weights(list(self.discriminator.parameters()), self.config.clip_value)
+        if not one_stage:
+            real, fake = self._seen(batches[-1]), self._seen(fake)
+            g_loss, skip = g_step(self.discriminator, self.g_optimizer, game, real, fake, self._autocast())
+            skipped = torch.maximum(skipped, skip)
         self._finish(buffers, kept, skipped)
-        return torch.stack((d_loss, g_loss, *means.unbind(), skipped))
+        return torch.stack((d_loss.loss, g_loss, *d_loss.means.unbind(), d_loss.penalty, skipped))
+
+    def _seen(self, images: Tensor) -> Tensor:
+        """The images as D gets to see them."""
+        if self._noise is None:
+            return images
+        return ops.add_noise(images, self._noise_std.to(images.dtype), generator=self.latent_rng)
 
     @torch.no_grad()
     def _finish(self, buffers: list[Tensor], kept: list[Tensor], skipped: Tensor) -> None:
@@ -349,17 +385,35 @@ class Trainer:
 
     def _adam(self, module: nn.Module, lr: float, betas: tuple[float, float]) -> torch.optim.Adam:
         trainable = [p for p in module.parameters() if p.requires_grad]
-        adam = torch.optim.Adam(trainable, lr, betas, fused=True, capturable=self._captured_step is not None)
+        adam = torch.optim.Adam(trainable, lr, betas, fused=True, capturable=self._captured_steps is not None)
         # It would warn of the iterations before the capture.
         adam._warned_capturable_if_run_uncaptured = True
         return adam
 
-    def _make_captured_step(self) -> CapturedStep | None:
+    def _make_captured_steps(self) -> dict[tuple[float, ...], CapturedStep] | None:
         wanted = self.config.cuda_graph
         graphs = graphs_on(self.device) if wanted != "off" else None
-        if graphs is None and wanted == "on":
-            raise ValueError(f"TrainConfig: expected device a GPU for cuda_graph on, got {self.device}")
-        return CapturedStep(graphs, required=wanted == "on") if graphs is not None else None
+        if graphs is None:
+            if wanted == "on":
+                raise ValueError(f"TrainConfig: expected device a GPU for cuda_graph on, got {self.device}")
+            return None
+        return collections.defaultdict(functools.partial(CapturedStep, graphs, required=wanted == "on"))
+
+    def _make_noise(self) -> InstanceNoise | None:
+        config = self.config
+        if "instance_noise" not in config.regularizers:
+            return None
+        return InstanceNoise(config.noise_std, config.noise_steps or config.steps)
+
+    def _check_features(self) -> float:
+        if "feature_matching" not in self.config.regularizers:
+            return 0.0
+        if not hasattr(self.discriminator, "forward_with_features"):
+            raise ValueError(
+                "Trainer: expected discriminator.forward_with_features(images) -> (logits, features) for "
+                f"feature_matching, got a {type(self.discriminator).__name__} without it"
+            )
+        return self.config.feature_weight
 
     def _subject(self) -> Subject:
         return Subject(
@@ -367,7 +421,7 @@ class Trainer:
             average=self.ema_generator,
             optimizers=(self.g_optimizer, self.d_optimizer),
             objective=self.objective,
-            counters=(self.skipped_steps, self.skipped_in_a_row, self._average_weight),
+            counters=(self.skipped_steps, self.skipped_in_a_row, self._average_weight, self._noise_std),
             generator=self.latent_rng,
         )
 
