@@ -19,6 +19,7 @@ from gan_fast.ops.conv_bn_act import (
 from gan_fast.ops.instance_norm_act import instance_norm_act
 from gan_fast.ops.leaky_relu import leaky_relu
 from gan_fast.ops.minimax_loss import minimax_d_loss, minimax_d_loss_and_means, minimax_g_loss
+from gan_fast.ops.sample_norm_penalty import sample_norm_penalty
 
 __all__ = [
     "batch_norm_act",
@@ -45,4 +46,5 @@ __all__ = [
     "minimax_d_loss",
     "minimax_d_loss_and_means",
     "minimax_g_loss",
+    "sample_norm_penalty",
 ]
