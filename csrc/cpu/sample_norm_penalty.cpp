@@ -174,7 +174,7 @@ Tensor backward(const Tensor& grad_penalty, const Tensor& input, const Tensor& n
   std::vector<double> factors(static_cast<size_t>(samples.count));
   for (int64_t n = 0; n < samples.count; ++n) {
     const double norm = value_at(norms, n * norms.stride(0));
-    // A quotient of infinities is NaN, as in ATen. A norm of zero has no direction, and no gradient but by its square.
+    // A quotient of infinities is NaN, as in ATen. A norm of zero has no direction, and no gradient.
     const double slope = center == 0 ? 1 : (norm - center) / norm;
     factors[n] = center != 0 && norm == 0 ? 0 : factor * coefficient(coefficients, n) * slope;
   }

@@ -1,4 +1,4 @@
-"""How far the norms of samples lie from a center, squared and averaged: what gradient penalties end in, in one kernel."""
+"""How far norms of samples lie from a center, squared and averaged: what gradient penalties end in, in one kernel."""
 
 from __future__ import annotations
 
@@ -69,31 +69,42 @@ class SampleNormPenalty(torch.autograd.Function):
             return (None,) * 4
         input, coefficients, norms = ctx.saved_tensors
         center, scale = ctx.options
-        recording = autograd.recording(f"{OP}_backward", grad_penalty)
-        input_wanted, coefficients_wanted = autograd.wanted(ctx, 2)
-        by_input: Tensor | None = None
-        by_coefficients: Tensor | None = None
-        if input_wanted:
-            arguments = (grad_penalty, input, norms, coefficients, center, scale)
+        arguments = (grad_penalty, input, norms, coefficients, center, scale)
+        wanted = autograd.wanted(ctx, 2)
+        if autograd.recording(f"{OP}_backward", grad_penalty):
             # A node of its own only where somebody will differentiate again.
-            if recording:
-                by_input = SampleNormPenaltyBackward.apply(*arguments, ctx.kernels)
-            else:
-                # The dispatcher takes a batch of gradients apart.
-                batched = torch._C._functorch.is_legacy_batchedtensor(grad_penalty)
-                by_input = (_native if batched else ctx.kernels).backward(*arguments)
-        if coefficients_wanted:
-            # To be differentiated again they must come from the input: the norms that are kept have no history.
-            deviations = (
-                _norms_and_deviations(input.double(), center)[1] if recording else (norms.double() - center).square()
-            )
-            unit = deviations * (scale / max(input.size(0), 1))
-            by_coefficients = (grad_penalty.double() * unit).to(coefficients.dtype)
+            by_input, by_coefficients = SampleNormPenaltyBackward.apply(*arguments, *wanted, ctx.kernels)
+        else:
+            # The dispatcher takes a batch of gradients apart.
+            batched = torch._C._functorch.is_legacy_batchedtensor(grad_penalty)
+            by_input, by_coefficients = _gradients(_native if batched else ctx.kernels, *arguments, *wanted)
         return by_input, by_coefficients, None, None
 
 
+def _gradients(
+    kernels: Any,
+    grad_penalty: Tensor,
+    input: Tensor,
+    norms: Tensor,
+    coefficients: Tensor | None,
+    center: float,
+    scale: float,
+    input_wanted: bool,
+    coefficients_wanted: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    by_input: Tensor | None = None
+    by_coefficients: Tensor | None = None
+    if input_wanted:
+        by_input = kernels.backward(grad_penalty, input, norms, coefficients, center, scale)
+    if coefficients_wanted:
+        # N numbers: ATen's, in float64.
+        unit = (norms.double() - center).square() * (scale / max(input.size(0), 1))
+        by_coefficients = (grad_penalty.double() * unit).to(norms.dtype)
+    return by_input, by_coefficients
+
+
 class SampleNormPenaltyBackward(torch.autograd.Function):
-    """grad_input of torch.ops.gan_fast.sample_norm_penalty_backward; norms are those of input, and move with it."""
+    """Both gradients of the penalty; norms are those of input, and move with it."""
 
     @staticmethod
     def forward(
@@ -104,22 +115,21 @@ class SampleNormPenaltyBackward(torch.autograd.Function):
         coefficients: Tensor | None,
         center: float,
         scale: float,
-        kernels: Any = None,
-    ) -> Tensor:
+        input_wanted: bool,
+        coefficients_wanted: bool,
+        kernels: Any,
+    ) -> tuple[Tensor | None, Tensor | None]:
         if ctx.needs_input_grad[2]:
             raise NotImplementedError(f"{OP}_backward: expected norms not to require grad, got one that does")
-        grad_input: Tensor = (kernels or _kernels(input)).backward(
-            grad_penalty, input, norms, coefficients, center, scale
-        )
         ctx.save_for_backward(grad_penalty, input, coefficients)
         ctx.options = (center, scale)
         ctx.set_materialize_grads(False)
-        return grad_input
+        return _gradients(
+            kernels, grad_penalty, input, norms, coefficients, center, scale, input_wanted, coefficients_wanted
+        )
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
-        if cotangent is None:
-            return (None,) * 7
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_penalty, input, coefficients = ctx.saved_tensors
         center, scale = ctx.options
 
@@ -130,10 +140,17 @@ class SampleNormPenaltyBackward(torch.autograd.Function):
         # Of an input that needs no gradient itself too: the gradient's own gradient goes through it.
         leaf = input if input.requires_grad else input.detach().requires_grad_()
         by_grad, by_input, by_coefficients = autograd.differentiate_reference(
-            penalty, (leaf, coefficients), grad_penalty, (cotangent, None)
+            penalty, (leaf, coefficients), grad_penalty, cotangents
         )
-        needed = ctx.needs_input_grad
-        return by_grad, by_input if needed[1] else None, None, by_coefficients if needed[3] else None, *(None,) * 3
+        by_input = by_input if ctx.needs_input_grad[1] else None
+        return by_grad, by_input, None, by_coefficients, *(None,) * 5
+
+
+def _backward(grad_penalty: Tensor, input: Tensor, *others: Any) -> Tensor:
+    """torch.ops.gan_fast.sample_norm_penalty_backward above the kernels: the gradient by input alone."""
+    arguments = (grad_penalty, input, *others)
+    grad_input: Tensor = SampleNormPenaltyBackward.apply(*arguments, True, False, _kernels(input))[0]
+    return grad_input
 
 
 def _forward_fake(input: Tensor, coefficients: Tensor | None, center: float, scale: float) -> tuple[Tensor, Tensor]:
@@ -150,7 +167,7 @@ def _backward_fake(
 for _name in ("forward", "backward"):
     autograd.register_triton(f"{OP}_{_name}", OP, _name)
 autograd.register("sample_norm_penalty_forward", SampleNormPenalty.apply, _forward_fake)
-autograd.register("sample_norm_penalty_backward", SampleNormPenaltyBackward.apply, _backward_fake)
+autograd.register("sample_norm_penalty_backward", _backward, _backward_fake)
 
 
 def _check(input: Tensor, coefficients: Tensor | None, center: float, scale: float) -> None:
