@@ -19,9 +19,11 @@ from gan_fast.ops.conv_bn_act import (
 from gan_fast.ops.instance_norm_act import instance_norm_act
 from gan_fast.ops.leaky_relu import leaky_relu
 from gan_fast.ops.minimax_loss import minimax_d_loss, minimax_d_loss_and_means, minimax_g_loss
+from gan_fast.ops.noise import add_noise, interpolate, perturb
 from gan_fast.ops.sample_norm_penalty import sample_norm_penalty
 
 __all__ = [
+    "add_noise",
     "batch_norm_act",
     "conv1d",
     "conv1d_act",
@@ -42,9 +44,11 @@ __all__ = [
     "conv_transpose3d_act",
     "conv_transpose3d_bn_act",
     "instance_norm_act",
+    "interpolate",
     "leaky_relu",
     "minimax_d_loss",
     "minimax_d_loss_and_means",
     "minimax_g_loss",
+    "perturb",
     "sample_norm_penalty",
 ]
