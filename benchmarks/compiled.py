@@ -119,7 +119,7 @@ def binary(case: str, architecture: int, kernel: Any) -> Binary:
 
 def cases() -> dict[str, Callable[[], Any]]:
     """Launches of every kernel, at the shapes of DCGAN-64's layers and at ragged ones."""
-    from gan_fast.triton_kernels import batch_norm_act, conv, leaky_relu, minimax_loss
+    from gan_fast.triton_kernels import batch_norm_act, conv, leaky_relu, minimax_loss, sample_norm_penalty
 
     def norm(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, activation: str) -> None:
         x = torch.empty(shape, dtype=dtype).contiguous(memory_format=layout)
@@ -190,6 +190,25 @@ def cases() -> dict[str, Callable[[], Any]]:
     ):
         name = f"leaky_relu {count} {dtype}{'' if signs_wanted else ' without signs'}".replace("torch.", "")
         found[name] = lambda a=(count, dtype, signs_wanted): leaky(*a)
+
+    def norm_penalty(shape: tuple[int, ...], dtype: torch.dtype, weighted: bool) -> None:
+        x, vector = torch.empty(shape, dtype=dtype), torch.empty(shape[0])
+        coefficients = vector if weighted else None
+        sample_norm_penalty.forward(x, coefficients, 1.0, 0.5)
+        sample_norm_penalty.backward(torch.ones(()), x, vector, coefficients, 1.0, 0.5)
+
+    # A penalty's batches; one sample; samples that do not begin at sixteen bytes; more values than 32 bits can tell, in
+    # all and in one sample.
+    for shape, dtype, weighted in (
+        ((128, 3, 64, 64), torch.float32, False),
+        ((128, 3, 64, 64), torch.bfloat16, True),
+        ((1, 3, 1024, 1024), torch.float16, False),
+        ((5, 67, 7, 9), torch.float32, True),
+        ((2**20, 2**11 + 16), torch.bfloat16, False),
+        ((2, 2**31 + 16), torch.bfloat16, False),
+    ):
+        name = f"sample_norm_penalty {'x'.join(map(str, shape))} {dtype}{' weighted' * weighted}".replace("torch.", "")
+        found[name] = lambda a=(shape, dtype, weighted): norm_penalty(*a)
     return found
 
 

@@ -37,6 +37,13 @@ STABLE_TORCH_LIBRARY(gan_fast, m) {
       " float other_target, float scale, str kind, str relation) -> (Tensor grad_logits, Tensor grad_other_logits)");
 
   m.def(
+      "sample_norm_penalty_forward(Tensor input, Tensor? coefficients, float center, float scale)"
+      " -> (Tensor penalty, Tensor norms)");
+  m.def(
+      "sample_norm_penalty_backward(Tensor grad_penalty, Tensor input, Tensor norms, Tensor? coefficients,"
+      " float center, float scale) -> Tensor grad_input");
+
+  m.def(
       "im2col(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int[] positions)"
       " -> Tensor columns");
   m.def(

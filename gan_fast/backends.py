@@ -39,12 +39,16 @@ _tracing = torch._C._get_tracing_state
 _native_ops: dict[str, str | None] = {}
 # Public op -> the file of triton_kernels/ that serves it.
 _triton_files: dict[str, str] = {}
+# Public ops that draw random numbers: what serves decides what is drawn, so that none is chosen by its time.
+_drawing: set[str] = set()
 # Native ops whose kernel for a device is Triton's.
 _by_triton: set[tuple[str, str]] = set()
 
 
-def register(op: str, native_op: str | None, triton_file: str | None = None) -> None:
+def register(op: str, native_op: str | None, triton_file: str | None = None, draws: bool = False) -> None:
     _native_ops[op] = native_op
+    if draws:
+        _drawing.add(op)
     if triton_file is not None:
         _triton_files[op] = triton_file
 
@@ -147,10 +151,12 @@ def _served_by(op: str, device_type: str, dtype: torch.dtype) -> str:
     key = (op, device_type, dtype)
     if key not in _served:
         reason = _unavailable(op, device_type)
-        if reason is None:
+        if reason is None and op not in _drawing:
             _served[key] = "native"
         elif device_type == "cuda" and _triton_unavailable(op, device_type, dtype) is None:
             _served[key] = "triton"
+        elif reason is None:
+            _served[key] = "native"
         else:
             # Without a native module extension.py has said so already, for all ops.
             if extension.available():
@@ -349,6 +355,8 @@ def _explain(op: str, device_type: str) -> str:
     if _requested == "reference":
         return "reference: asked for by name"
     small = f"ATen's own op for tensors of up to {SMALL} values"
+    if _requested == "auto" and op in _drawing:
+        return "Triton kernel" if _served_by(op, device_type, torch.float32) == "triton" else "ATen's ops"
     if _requested == "auto":
         names = candidates(op, device_type, torch.float32)
         if device_type in _MEASURED_ON and len(names) > 2:

@@ -229,6 +229,71 @@ LOSS_SAMPLES = _loss_samples()
 
 
 @dataclass(frozen=True)
+class SampleNormSample:
+    """Arguments of sample_norm_penalty; ``std`` multiplies standard normal values."""
+
+    shape: tuple[int, ...]
+    center: float = 1.0
+    scale: float = 1.0
+    weighted: bool = False
+    std: float = 0.5
+    layout: str = "contiguous"
+    small: bool = True
+
+    def __str__(self) -> str:
+        parts = ["x".join(map(str, self.shape)), f"center{self.center:g}", self.layout]
+        parts += ["weighted"] if self.weighted else []
+        parts += [] if self.scale == 1 else [f"scale{self.scale:g}"]
+        parts += [] if self.std == 0.5 else [f"std{self.std:g}"]
+        return "-".join(parts)
+
+    def make(self, dtype: torch.dtype, seed: int = 0, requires_grad: bool = True) -> dict[str, Any]:
+        """Keyword arguments for the op; coefficients in float32 beside half inputs."""
+        generator = torch.Generator().manual_seed(seed)
+        x = (torch.randn(self.shape, generator=generator, dtype=torch.float64) * self.std).to(dtype)
+        x = LAYOUTS[self.layout](x) if x.dim() > 1 and x.numel() else x
+        coefficients = None
+        if self.weighted:
+            values = 1 + torch.randn(self.shape[0], generator=generator, dtype=torch.float64)
+            values = values.to(torch.float64 if dtype == torch.float64 else torch.float32)
+            coefficients = values.requires_grad_(requires_grad)
+        return {
+            "input": x.detach().requires_grad_(requires_grad),
+            "coefficients": coefficients,
+            "center": self.center,
+            "scale": self.scale,
+        }
+
+
+SAMPLE_NORM_SAMPLES = [
+    SampleNormSample((1,)),
+    SampleNormSample((6,), weighted=True),
+    SampleNormSample((4, 1), 0.0, 0.5),
+    SampleNormSample((3, 7), 0.7, weighted=True),
+    SampleNormSample((1, 3, 5, 5)),
+    SampleNormSample((2, 3, 4, 5), 0.0, 0.5),
+    SampleNormSample((2, 3, 4, 5), 0.0, 10.0, weighted=True),
+    SampleNormSample((2, 3, 2, 3, 2), 1.0, 10.0, weighted=True),
+    SampleNormSample((3, 2, 4, 4), std=20.0),
+    SampleNormSample((3, 2, 4, 4), -1.5, weighted=True),
+    *(
+        SampleNormSample((3, 2, 3, 4), center, weighted=center > 0, layout=layout)
+        for layout in LAYOUTS
+        if layout != "contiguous"
+        for center in (0.0, 1.0)
+    ),
+    # A channels-last sample by itself is dense whatever its strides are; (N, C) is so only in its own order.
+    SampleNormSample((1, 3, 4, 4), layout="transposed"),
+    SampleNormSample((5, 6), layout="transposed"),
+    # Workloads: blocks of a sample and threads; many short samples.
+    SampleNormSample((32, 3, 64, 64), std=0.01, small=False),
+    SampleNormSample((2, 3, 191, 173), weighted=True, std=0.003, small=False),
+    SampleNormSample((4, 3, 65, 67), 0.0, 0.5, layout="channels_last", small=False),
+    SampleNormSample((3000, 9), weighted=True, small=False),
+]
+
+
+@dataclass(frozen=True)
 class ConvSample:
     """Arguments of a convolution; ``layout`` is the input's and the weight's."""
 

@@ -14,7 +14,7 @@ from triton_device import needs_triton
 
 import gan_fast
 from gan_fast import backends, extension
-from gan_fast.ops import batch_norm_act, minimax_d_loss
+from gan_fast.ops import batch_norm_act, minimax_d_loss, sample_norm_penalty
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,7 +32,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def test_info_names_what_serves_every_op() -> None:
     text = gan_fast.info()
-    for op in ("batch_norm_act", "minimax_d_loss", "minimax_g_loss"):
+    for op in ("batch_norm_act", "minimax_d_loss", "minimax_g_loss", "sample_norm_penalty"):
         (line,) = (line for line in text.splitlines() if line.split()[:2] == [op, "cpu"])
         assert "cpu kernel: native kernel registered" in line
     assert extension.build_info()["compiler"] in text
@@ -73,10 +73,12 @@ def test_the_kernel_really_serves(monkeypatch: pytest.MonkeyPatch) -> None:
 
     module = sys.modules["gan_fast.ops.batch_norm_act"]
     losses = sys.modules["gan_fast.ops.minimax_loss"]
-    for target in (module, losses):
+    norms = sys.modules["gan_fast.ops.sample_norm_penalty"]
+    for target in (module, losses, norms):
         monkeypatch.setattr(target, "reference", lambda *_: pytest.fail("the reference was called"))
     batch_norm_act(torch.ones(2, 3), None, None, training=True)
     minimax_d_loss(torch.ones(2), torch.ones(3))
+    sample_norm_penalty(torch.ones(2, 3))
 
 
 def test_falls_back_to_the_reference_with_one_logged_line() -> None:
@@ -124,6 +126,7 @@ def test_unserved_device_is_logged_once(caplog: pytest.LogCaptureFixture) -> Non
         ("batch_norm_act", "forward", lambda: batch_norm_act(torch.ones(2, 3), None, None, training=True)),
         ("minimax_loss", "forward", lambda: gan_fast.ops.minimax_g_loss(torch.ones(3))),
         ("leaky_relu", "forward", lambda: gan_fast.ops.leaky_relu(torch.ones(3))),
+        ("sample_norm_penalty", "forward", lambda: gan_fast.ops.sample_norm_penalty(torch.ones(3, 2))),
         ("conv", "convolve", lambda: gan_fast.ops.conv2d(torch.ones(1, 2, 4, 4), torch.ones(2, 2, 3, 3))),
     ],
 )
@@ -160,7 +163,7 @@ def test_every_instruction_set_gives_the_same_bits() -> None:
     code = """
 import hashlib, torch
 from gan_fast import extension
-from gan_fast.ops import batch_norm_act, minimax_d_loss
+from gan_fast.ops import batch_norm_act, minimax_d_loss, sample_norm_penalty
 torch.manual_seed(0)
 digest = hashlib.sha256()
 for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
@@ -172,7 +175,9 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             (g,) = torch.autograd.grad(y.float().square().sum(), x, create_graph=True)
             (h,) = torch.autograd.grad(g.float().square().sum(), x)
             loss = minimax_d_loss(y.flatten(), x.flatten())
-            for t in (y, g, h, loss):
+            penalty, norms = sample_norm_penalty(x, center=1.0)
+            (by_norms,) = torch.autograd.grad(penalty, x)
+            for t in (y, g, h, loss, penalty, norms, by_norms):
                 digest.update(t.detach().double().contiguous().numpy().tobytes())
 print(extension.build_info()["instruction_set"], digest.hexdigest())
 """

@@ -159,7 +159,9 @@ def test_a_file_that_cannot_be_read_or_written(
 
 @needs_triton
 @pytest.mark.parametrize("quickest", ["cpu", "reference", "triton"])
-@pytest.mark.parametrize("op", ["batch_norm_act", "instance_norm_act", "minimax_g_loss", "minimax_d_loss"])
+@pytest.mark.parametrize(
+    "op", ["batch_norm_act", "instance_norm_act", "minimax_g_loss", "minimax_d_loss", "sample_norm_penalty"]
+)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_every_op_runs_on_what_was_quickest(op: str, quickest: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
@@ -189,6 +191,7 @@ def test_every_op_runs_on_what_was_quickest(op: str, quickest: str, monkeypatch:
         "instance_norm_act": lambda: ops.instance_norm_act(x),
         "minimax_g_loss": lambda: ops.minimax_g_loss(x.to(torch.bfloat16)),
         "minimax_d_loss": lambda: ops.minimax_d_loss(x.to(torch.bfloat16), x.to(torch.bfloat16)),
+        "sample_norm_penalty": lambda: ops.sample_norm_penalty(x)[0],
     }[op]
     if "loss" in op:
         # The short way of plain CPU tensors is no GPU's.
@@ -268,6 +271,7 @@ def of_many_kinds(x: torch.Tensor) -> dict[str, torch.Tensor]:
         "conv2d": ops.conv2d(x, weight),
         "leaky_relu": ops.leaky_relu(x, 0.2),
         "minimax_g_loss": ops.minimax_g_loss(x.bfloat16()),
+        "sample_norm_penalty": ops.sample_norm_penalty(x)[0],
     }
 
 

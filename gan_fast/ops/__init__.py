@@ -31,6 +31,7 @@ from gan_fast.ops.conv_bn_act import (
 from gan_fast.ops.instance_norm_act import instance_norm_act
 from gan_fast.ops.leaky_relu import leaky_relu
 from gan_fast.ops.linear import linear
+from gan_fast.ops.noise import add_noise, interpolate, perturb
 from gan_fast.ops.penalties import (
     dragan_penalty,
     gradient_penalty,
@@ -39,8 +40,10 @@ from gan_fast.ops.penalties import (
     r1_penalty,
     r2_penalty,
 )
+from gan_fast.ops.sample_norm_penalty import sample_norm_penalty
 
 __all__ = [
+    "add_noise",
     "batch_norm_act",
     "conv1d",
     "conv1d_act",
@@ -65,6 +68,7 @@ __all__ = [
     "hinge_d_loss",
     "hinge_g_loss",
     "instance_norm_act",
+    "interpolate",
     "leaky_relu",
     "least_squares_d_loss",
     "least_squares_g_loss",
@@ -73,10 +77,12 @@ __all__ = [
     "logits_for_both",
     "minimax_d_loss",
     "minimax_g_loss",
+    "perturb",
     "r1_penalty",
     "r2_penalty",
     "relativistic_d_loss",
     "relativistic_g_loss",
+    "sample_norm_penalty",
     "wasserstein_d_loss",
     "wasserstein_g_loss",
 ]

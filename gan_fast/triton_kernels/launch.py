@@ -22,6 +22,22 @@ def on(tensor: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
+def in_order_of(t: Tensor, like: Tensor) -> Tensor:
+    """t with its values in memory as ``like`` has them; the stride of a single element says nothing."""
+    same = all(size == 1 or own == other for size, own, other in zip(t.shape, t.stride(), like.stride()))
+    return t if same and not t.is_neg() else torch.empty_like(like).copy_(t)
+
+
+def sample_by_sample(t: Tensor) -> Tensor:
+    """t where samples lie in memory one after the other, each without gaps in whatever order; else so copied."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(t.stride()[1:], t.shape[1:]) if size != 1):
+        if stride != expected:
+            return t.contiguous()
+        expected *= size
+    return t if t.size(0) <= 1 or t.stride(0) == expected else t.contiguous()
+
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

@@ -81,12 +81,6 @@ def _columns(dtype: torch.dtype) -> int:
     return _ROW_BYTES // dtype.itemsize
 
 
-def _in_order_of(t: Tensor, like: Tensor) -> Tensor:
-    """t with its values in memory as ``like`` has them; the stride of a single element says nothing."""
-    same = all(size == 1 or own == other for size, own, other in zip(t.shape, t.stride(), like.stride()))
-    return t if same and not t.is_neg() else torch.empty_like(like).copy_(t)
-
-
 def forward(input: Tensor, negative_slope: float, signs_wanted: bool) -> tuple[Tensor, Tensor | None]:
     """Return leaky_relu(input) and, where wanted, the bits that :func:`backward` goes by.
 
@@ -100,7 +94,7 @@ def forward(input: Tensor, negative_slope: float, signs_wanted: bool) -> tuple[T
     signs = torch.empty(tiles * columns, dtype=torch.uint8, device=input.device) if signs_wanted else None
     if tiles:
         with launch.on(input):
-            x = _in_order_of(input, output)
+            x = launch.in_order_of(input, output)
             leaky_relu_kernel[(tiles,)](x, output, signs, x.numel(), float(negative_slope), columns, num_warps=_WARPS)
     return output, signs
 
@@ -115,7 +109,7 @@ def backward(grad_output: Tensor, signs: Tensor, strides: Sequence[int], negativ
     columns = _columns(grad_output.dtype)
     if signs.numel():
         with launch.on(grad_output):
-            grad = _in_order_of(grad_output, grad_input)
+            grad = launch.in_order_of(grad_output, grad_input)
             leaky_relu_backward_kernel[(signs.numel() // columns,)](
                 grad, signs, grad_input, grad.numel(), float(negative_slope), columns, num_warps=_WARPS
             )

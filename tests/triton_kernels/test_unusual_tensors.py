@@ -24,6 +24,7 @@ OPS: dict[str, Callable[[Tensor], Tensor]] = {
     ),
     "leaky_relu": lambda x: ops.leaky_relu(x, 0.2),
     "minimax_g_loss": lambda x: ops.minimax_g_loss(x),
+    "sample_norm_penalty": lambda x: ops.sample_norm_penalty(x, center=1.0)[0],
 }
 
 
