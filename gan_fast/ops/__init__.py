@@ -16,8 +16,10 @@ from gan_fast.ops.conv_bn_act import (
     conv_transpose3d_act,
     conv_transpose3d_bn_act,
 )
+from gan_fast.ops.feature_matching_loss import feature_matching_loss
 from gan_fast.ops.instance_norm_act import instance_norm_act
 from gan_fast.ops.leaky_relu import leaky_relu
+from gan_fast.ops.minibatch_stddev import minibatch_stddev
 from gan_fast.ops.minimax_loss import minimax_d_loss, minimax_d_loss_and_means, minimax_g_loss
 
 __all__ = [
@@ -40,8 +42,10 @@ __all__ = [
     "conv_transpose3d",
     "conv_transpose3d_act",
     "conv_transpose3d_bn_act",
+    "feature_matching_loss",
     "instance_norm_act",
     "leaky_relu",
+    "minibatch_stddev",
     "minimax_d_loss",
     "minimax_d_loss_and_means",
     "minimax_g_loss",
