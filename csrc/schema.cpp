@@ -36,6 +36,12 @@ STABLE_TORCH_LIBRARY(gan_fast, m) {
       "minimax_loss_backward(Tensor grad_loss, Tensor logits, float target, Tensor? other_logits, float other_target,"
       " float scale) -> (Tensor grad_logits, Tensor grad_other_logits)");
 
+  m.def("minibatch_discrimination_forward(Tensor projected) -> Tensor output");
+  m.def("minibatch_discrimination_backward(Tensor grad_output, Tensor projected) -> Tensor grad_projected");
+  m.def(
+      "minibatch_discrimination_double_backward(Tensor cotangent, Tensor grad_output, Tensor projected)"
+      " -> (Tensor grad_grad_output, Tensor grad_projected)");
+
   m.def(
       "im2col(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int[] positions)"
       " -> Tensor columns");
