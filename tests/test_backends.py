@@ -172,7 +172,10 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             (g,) = torch.autograd.grad(y.float().square().sum(), x, create_graph=True)
             (h,) = torch.autograd.grad(g.float().square().sum(), x)
             loss = minimax_d_loss(y.flatten(), x.flatten())
-            for t in (y, g, h, loss):
+            pairs = torch.ops.gan_fast.minibatch_discrimination_forward(x.flatten(2) / 99)
+            (p,) = torch.autograd.grad(pairs.float().square().sum(), x, create_graph=True)
+            (q,) = torch.autograd.grad(p.float().square().sum(), x)
+            for t in (y, g, h, loss, pairs, p, q):
                 digest.update(t.detach().double().contiguous().numpy().tobytes())
 print(extension.build_info()["instruction_set"], digest.hexdigest())
 """

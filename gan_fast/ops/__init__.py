@@ -19,6 +19,7 @@ from gan_fast.ops.conv_bn_act import (
 from gan_fast.ops.feature_matching_loss import feature_matching_loss
 from gan_fast.ops.instance_norm_act import instance_norm_act
 from gan_fast.ops.leaky_relu import leaky_relu
+from gan_fast.ops.minibatch_discrimination import minibatch_discrimination
 from gan_fast.ops.minibatch_stddev import minibatch_stddev
 from gan_fast.ops.minimax_loss import minimax_d_loss, minimax_d_loss_and_means, minimax_g_loss
 
@@ -45,6 +46,7 @@ __all__ = [
     "feature_matching_loss",
     "instance_norm_act",
     "leaky_relu",
+    "minibatch_discrimination",
     "minibatch_stddev",
     "minimax_d_loss",
     "minimax_d_loss_and_means",
