@@ -43,6 +43,12 @@ STABLE_TORCH_LIBRARY(gan_fast, m) {
       "sample_norm_penalty_backward(Tensor grad_penalty, Tensor input, Tensor norms, Tensor? coefficients,"
       " float center, float scale) -> Tensor grad_input");
 
+  m.def("minibatch_discrimination_forward(Tensor projected) -> Tensor output");
+  m.def("minibatch_discrimination_backward(Tensor grad_output, Tensor projected) -> Tensor grad_projected");
+  m.def(
+      "minibatch_discrimination_double_backward(Tensor cotangent, Tensor grad_output, Tensor projected)"
+      " -> (Tensor grad_grad_output, Tensor grad_projected)");
+
   m.def(
       "im2col(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int[] positions)"
       " -> Tensor columns");

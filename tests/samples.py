@@ -496,3 +496,76 @@ def every_tap_sees_an_input(sample: ConvSample) -> bool:
         )
         for tap in range(kernel)
     )
+
+
+@dataclass(frozen=True)
+class StdDevSample:
+    """Arguments of minibatch_stddev, but for dtype."""
+
+    shape: tuple[int, ...]
+    group_size: int | None = 4
+    num_channels: int = 1
+    layout: str = "contiguous"
+
+    def __str__(self) -> str:
+        return f"{'x'.join(map(str, self.shape))}-{self.group_size}-{self.num_channels}-{self.layout}"
+
+    def make(self, dtype: torch.dtype, seed: int = 0, requires_grad: bool = True) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(seed)
+        x = (torch.randn(self.shape, generator=generator, dtype=torch.float64) * 2 + 0.5).to(dtype)
+        x = LAYOUTS[self.layout](x) if x.numel() else x
+        return {
+            "input": x.detach().requires_grad_(requires_grad),
+            "group_size": self.group_size,
+            "num_channels": self.num_channels,
+        }
+
+
+STDDEV_SAMPLES = [
+    *(StdDevSample((8, 6, 3, 2), num_channels=2, layout=layout) for layout in LAYOUTS),
+    StdDevSample((2, 3, 2, 2)),  # a batch smaller than a group
+    StdDevSample((6, 3, 2, 2), group_size=None),
+    StdDevSample((6, 4, 2, 2), group_size=3, num_channels=4),
+    StdDevSample((3, 4, 2, 2), group_size=1),
+    StdDevSample((1, 2, 1, 1)),
+    StdDevSample((4, 5)),
+    StdDevSample((4, 2, 3)),
+    StdDevSample((4, 2, 2, 1, 3)),
+    StdDevSample((0, 2, 3, 3)),
+    StdDevSample((32, 64, 4, 4)),
+]
+
+
+@dataclass(frozen=True)
+class DiscriminationSample:
+    """Projected features (N, B, C) of minibatch discrimination; ``scale`` makes distances of that size."""
+
+    shape: tuple[int, int, int]
+    layout: str = "contiguous"
+    scale: float = 1.0
+    small: bool = True
+
+    def __str__(self) -> str:
+        return f"{'x'.join(map(str, self.shape))}-{self.layout}-{self.scale:g}"
+
+    def make(self, dtype: torch.dtype, seed: int = 0, requires_grad: bool = True) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(self.shape, generator=generator, dtype=torch.float64) * self.scale / max(self.shape[2], 1)
+        x = LAYOUTS[self.layout](x.to(dtype)) if x.numel() else x.to(dtype)
+        return {"projected": x.detach().requires_grad_(requires_grad)}
+
+
+DISCRIMINATION_SAMPLES = [
+    *(DiscriminationSample((4, 3, 5), layout) for layout in LAYOUTS),
+    DiscriminationSample((2, 1, 1)),
+    DiscriminationSample((3, 8, 2)),
+    DiscriminationSample((5, 9, 3)),
+    DiscriminationSample((6, 17, 4), "channels_last"),
+    DiscriminationSample((5, 4, 3), scale=30.0),
+    DiscriminationSample((1, 4, 3)),  # nobody to compare with
+    DiscriminationSample((0, 4, 3)),
+    DiscriminationSample((3, 0, 2)),
+    DiscriminationSample((3, 4, 0)),
+    DiscriminationSample((64, 100, 5), small=False),
+    DiscriminationSample((33, 50, 16), small=False),
+]

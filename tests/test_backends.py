@@ -177,7 +177,10 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             loss = minimax_d_loss(y.flatten(), x.flatten())
             penalty, norms = sample_norm_penalty(x, center=1.0)
             (by_norms,) = torch.autograd.grad(penalty, x)
-            for t in (y, g, h, loss, penalty, norms, by_norms):
+            pairs = torch.ops.gan_fast.minibatch_discrimination_forward(x.flatten(2) / 99)
+            (p,) = torch.autograd.grad(pairs.float().square().sum(), x, create_graph=True)
+            (q,) = torch.autograd.grad(p.float().square().sum(), x)
+            for t in (y, g, h, loss, penalty, norms, by_norms, pairs, p, q):
                 digest.update(t.detach().double().contiguous().numpy().tobytes())
 print(extension.build_info()["instruction_set"], digest.hexdigest())
 """

@@ -101,7 +101,8 @@ class DCGANDiscriminator(nn.Module):
         width: channels of the first hidden layer; doubles with each halving of the image.
         norm: "batch" or "none" (gradient penalties want none).
 
-    Shapes: (N, channels, image_size, image_size) to logits (N,).
+    Shapes: (N, channels, image_size, image_size) to logits (N,). ``features`` and ``forward_with_features`` give the
+    maps before the last block, which feature matching (:func:`gan_fast.ops.feature_matching_loss`) compares.
 
     Raises:
         ValueError: an argument out of range; an input of another shape.
@@ -128,11 +129,25 @@ class DCGANDiscriminator(nn.Module):
         self.blocks = ChannelsLastSequential(*blocks)
         initialize(self)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def _check(self, images: Tensor) -> None:
         wanted = (self.channels, self.image_size, self.image_size)
         if images.dim() != 4 or images.shape[1:] != wanted:
             raise ValueError(
                 f"DCGANDiscriminator: expected images shape (N, {', '.join(map(str, wanted))}), "
                 f"got {tuple(images.shape)}"
             )
+
+    def forward(self, images: Tensor) -> Tensor:
+        self._check(images)
         return self.blocks(images).flatten()
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the maps that the last block sees, (N, width * image_size / 8, 4, 4)."""
+        self._check(images)
+        return self.blocks.forward_to(images, -1)[0]
+
+    def forward_with_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what ``forward`` and ``features`` give, from one pass."""
+        self._check(images)
+        features, logits = self.blocks.forward_to(images, -1)
+        return logits().flatten(), features

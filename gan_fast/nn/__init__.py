@@ -19,6 +19,7 @@ from gan_fast.nn.conv_bn_act import (
 )
 from gan_fast.nn.instance_norm_act import InstanceNormAct1d, InstanceNormAct2d, InstanceNormAct3d
 from gan_fast.nn.leaky_relu import LeakyReLU
+from gan_fast.nn.minibatch import MinibatchDiscrimination, MinibatchStdDev
 
 __all__ = [
     "BatchNormAct1d",
@@ -47,4 +48,6 @@ __all__ = [
     "InstanceNormAct2d",
     "InstanceNormAct3d",
     "LeakyReLU",
+    "MinibatchDiscrimination",
+    "MinibatchStdDev",
 ]

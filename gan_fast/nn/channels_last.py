@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,10 +27,39 @@ class ChannelsLastSequential(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         if not conv_kernels.gain_by_channels_last(input):
             return super().forward(input)
-        copy = _ToChannelsLast.apply(input) if input.requires_grad else layout.to_channels_last(input)
-        recompute.attach(copy, layout.to_channels_last, input)
-        output: Tensor = super().forward(copy)
-        return output.contiguous() if output.dim() == 4 else output
+        output: Tensor = super().forward(_inside(input))
+        return _outside(output)
+
+    def forward_to(self, input: Tensor, end: int) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Run the modules before index ``end``, negative from the back; the others when they are asked for.
+
+        Returns:
+            What ``self[:end]`` gives, and a call that continues with ``self[end:]`` to what ``forward`` gives: one pass
+            in all. Hooks of the chain itself do not see it.
+        """
+        modules = list(self)
+        gain = conv_kernels.gain_by_channels_last(input)
+        inner = _inside(input) if gain else input
+        for module in modules[:end]:
+            inner = module(inner)
+
+        def rest() -> Tensor:
+            output = inner
+            for module in modules[end:]:
+                output = module(output)
+            return _outside(output) if gain else output
+
+        return _outside(inner) if gain else inner, rest
+
+
+def _inside(input: Tensor) -> Tensor:
+    copy = _ToChannelsLast.apply(input) if input.requires_grad else layout.to_channels_last(input)
+    recompute.attach(copy, layout.to_channels_last, input)
+    return copy
+
+
+def _outside(output: Tensor) -> Tensor:
+    return output.contiguous() if output.dim() == 4 else output
 
 
 class _ToChannelsLast(torch.autograd.Function):

@@ -28,9 +28,12 @@ from gan_fast.ops.conv_bn_act import (
     conv_transpose3d_act,
     conv_transpose3d_bn_act,
 )
+from gan_fast.ops.feature_matching_loss import feature_matching_loss
 from gan_fast.ops.instance_norm_act import instance_norm_act
 from gan_fast.ops.leaky_relu import leaky_relu
 from gan_fast.ops.linear import linear
+from gan_fast.ops.minibatch_discrimination import minibatch_discrimination
+from gan_fast.ops.minibatch_stddev import minibatch_stddev
 from gan_fast.ops.noise import add_noise, interpolate, perturb
 from gan_fast.ops.penalties import (
     dragan_penalty,
@@ -64,6 +67,7 @@ __all__ = [
     "conv_transpose3d_act",
     "conv_transpose3d_bn_act",
     "dragan_penalty",
+    "feature_matching_loss",
     "gradient_penalty",
     "hinge_d_loss",
     "hinge_g_loss",
@@ -75,6 +79,8 @@ __all__ = [
     "linear",
     "logits_and_r1",
     "logits_for_both",
+    "minibatch_discrimination",
+    "minibatch_stddev",
     "minimax_d_loss",
     "minimax_g_loss",
     "perturb",

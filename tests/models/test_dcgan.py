@@ -73,6 +73,45 @@ def test_equals_the_eager_network(norm: str) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_one_pass_gives_logits_and_features(norm: str, memory_format: torch.memory_format) -> None:
+    discriminator = DCGANDiscriminator(channels=3, image_size=32, width=8, norm=norm).eval()
+    x = torch.randn(4, 3, 32, 32).contiguous(memory_format=memory_format)
+    runs = []
+    handle = discriminator.blocks[0].register_forward_pre_hook(lambda *_: runs.append(1))
+    logits, features = discriminator.forward_with_features(x)
+    handle.remove()
+    assert len(runs) == 1
+    assert torch.equal(logits, discriminator(x))
+    assert torch.equal(features, discriminator.features(x))
+    assert features.shape == (4, 32, 4, 4)
+    assert features.is_contiguous(memory_format=memory_format)
+    torch.testing.assert_close(discriminator.blocks[-1](features).flatten(), logits)
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_features_are_differentiable_beside_logits(norm: str) -> None:
+    """To second order, as the blocks one after the other are."""
+    discriminator = DCGANDiscriminator(channels=1, image_size=16, width=8, norm=norm).double()
+
+    def by_blocks(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        for block in discriminator.blocks[:-1]:
+            images = block(images)
+        return discriminator.blocks[-1](images).flatten(), images
+
+    x = torch.randn(4, 1, 16, 16, dtype=torch.float64)
+    results = []
+    for function in (discriminator.forward_with_features, by_blocks):
+        images = x.clone().requires_grad_()
+        logits, features = function(images)
+        inputs = [images, *discriminator.parameters()]
+        grads = torch.autograd.grad(logits.square().sum() + features.pow(3).sum(), inputs, create_graph=True)
+        results.append((logits, features, *grads, *torch.autograd.grad(grads[0].square().sum(), inputs[:2])))
+    for ours, want in zip(*results):
+        torch.testing.assert_close(ours, want)
+
+
 def test_state_dict_keys() -> None:
     keys = list(DCGANGenerator(image_size=16).state_dict())
     assert keys[:3] == ["blocks.0.conv.weight", "blocks.0.bn.weight", "blocks.0.bn.bias"]
