@@ -72,7 +72,7 @@ def test_the_kernel_really_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     from gan_fast.ops import batch_norm_act as module_function  # noqa: F401
 
     module = sys.modules["gan_fast.ops.batch_norm_act"]
-    losses = sys.modules["gan_fast.ops.minimax_loss"]
+    losses = sys.modules["gan_fast.ops.adversarial_loss"]
     norms = sys.modules["gan_fast.ops.sample_norm_penalty"]
     for target in (module, losses, norms):
         monkeypatch.setattr(target, "reference", lambda *_: pytest.fail("the reference was called"))
@@ -124,7 +124,7 @@ def test_unserved_device_is_logged_once(caplog: pytest.LogCaptureFixture) -> Non
     ("file", "function", "call"),
     [
         ("batch_norm_act", "forward", lambda: batch_norm_act(torch.ones(2, 3), None, None, training=True)),
-        ("minimax_loss", "forward", lambda: gan_fast.ops.minimax_g_loss(torch.ones(3))),
+        ("adversarial_loss", "forward", lambda: gan_fast.ops.minimax_g_loss(torch.ones(3))),
         ("leaky_relu", "forward", lambda: gan_fast.ops.leaky_relu(torch.ones(3))),
         ("sample_norm_penalty", "forward", lambda: gan_fast.ops.sample_norm_penalty(torch.ones(3, 2))),
         ("conv", "convolve", lambda: gan_fast.ops.conv2d(torch.ones(1, 2, 4, 4), torch.ones(2, 2, 3, 3))),
@@ -163,7 +163,8 @@ def test_every_instruction_set_gives_the_same_bits() -> None:
     code = """
 import hashlib, torch
 from gan_fast import extension
-from gan_fast.ops import batch_norm_act, minimax_d_loss, sample_norm_penalty
+from gan_fast.ops import batch_norm_act, sample_norm_penalty
+from gan_fast.ops.adversarial_loss import d_loss_and_means
 torch.manual_seed(0)
 digest = hashlib.sha256()
 for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
@@ -174,6 +175,7 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             y = batch_norm_act(x, None, None, training=True, activation=activation, negative_slope=0.2)
             (g,) = torch.autograd.grad(y.float().square().sum(), x, create_graph=True)
             (h,) = torch.autograd.grad(g.float().square().sum(), x)
+<<<<<<< HEAD
             loss = minimax_d_loss(y.flatten(), x.flatten())
             penalty, norms = sample_norm_penalty(x, center=1.0)
             (by_norms,) = torch.autograd.grad(penalty, x)
@@ -181,7 +183,16 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             (p,) = torch.autograd.grad(pairs.float().square().sum(), x, create_graph=True)
             (q,) = torch.autograd.grad(p.float().square().sum(), x)
             for t in (y, g, h, loss, penalty, norms, by_norms, pairs, p, q):
+=======
+            for t in (y, g, h):
+>>>>>>> h-losses
                 digest.update(t.detach().double().contiguous().numpy().tobytes())
+    for kind in ("bce", "hinge", "linear", "squared"):
+        for relation in ("none", "paired", "average"):
+            logits = [t.detach().flatten().requires_grad_() for t in (x, y)]
+            loss, means = d_loss_and_means(*logits, kind=kind, relation=relation, real_target=0.9)
+            for t in (loss, means, *torch.autograd.grad(loss, logits)):
+                digest.update(t.detach().double().numpy().tobytes())
 print(extension.build_info()["instruction_set"], digest.hexdigest())
 """
     best = extension.build_info()["best_instruction_set"]

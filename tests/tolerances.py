@@ -10,11 +10,14 @@ from torch import Tensor
 _ROUNDINGS = {torch.float64: 4096, torch.float32: 3, torch.bfloat16: 1, torch.float16: 1}
 
 
-def assert_as_exact(ours: Tensor, eager: Tensor, exact: Tensor, what: str, factor: float = 2.0) -> None:
+def assert_as_exact(
+    ours: Tensor, eager: Tensor, exact: Tensor, what: str, factor: float = 2.0, cancelled: float = 0.0
+) -> None:
     """Assert ours is at most ``factor`` times as far from ``exact`` (float64) as eager is, element by maximum.
 
     Where inputs are drawn a result may be a single number that eager got right by luck: a larger factor there, which
-    the roundings below are scaled by as well.
+    the roundings below are scaled by as well. ``cancelled`` is the size of the terms of a sum that may leave next to
+    nothing: it counts as a value of the result's.
 
     NaN and infinity must stand where eager has them, but for eager's own overflows: there ours may be right.
     """
@@ -36,7 +39,7 @@ def assert_as_exact(ours: Tensor, eager: Tensor, exact: Tensor, what: str, facto
         return  # eager overflowed everywhere: nothing to measure by
     eager_error = (eager - exact)[by_eager].abs().max().item()
     our_error = (ours - exact)[compared].abs().max().item()
-    largest = exact[compared].abs().max().item()
+    largest = max(exact[compared].abs().max().item(), cancelled)
     if dtype == torch.float64:
         largest = max(largest, 1.0)  # what the tests' values are made of, where a result is their cancellation
     floor = _ROUNDINGS[dtype] * torch.finfo(dtype).eps * largest / 2 + torch.finfo(dtype).tiny

@@ -44,54 +44,64 @@ GAN_FAST_INLINE F32 exp_nonpositive(F32 x) { return math::exp_nonpositive(x); }
 GAN_FAST_INLINE F64 log1p_unit(F64 x) { return math::log1p_unit<F64>(x); }
 GAN_FAST_INLINE F32 log1p_unit(F32 x) { return math::log1p_unit(x); }
 
-// phi on lanes, in the logits' precision (single for half types). A is its scalar.
-template <class V, class A = std::remove_reference_t<decltype(V{}[0])>>
-struct Phi {
-  Kind kind;
-  A target, rest;  // rest: 1 - target
-  A weight;        // rest - target
+// phi on lanes: bce in the logits' precision V (single for half types), what takes no exponential in double, where
+// arguments may cancel.
+template <class V>
+class Phi {
+  using A = std::remove_reference_t<decltype(V{}[0])>;
 
-  Phi(Kind kind, double t)
-      : kind(kind), target(static_cast<A>(t)), rest(static_cast<A>(1 - t)), weight(static_cast<A>(1 - 2 * t)) {}
+ public:
+  Phi(Kind kind, double target) : kind_(kind), target_(target), rest_(1 - target) {}
 
-  // bce's exp(-|u|), which its value, slope and probability share; others have no use for it.
-  GAN_FAST_INLINE V exponential(V u) const { return kind == Kind::bce ? exp_nonpositive(u < A{0} ? u : -u) : V{}; }
+  // bce's exp(-|u|), which its value, slope and probability share.
+  GAN_FAST_INLINE V exponential(F64 u) const {
+    if (kind_ != Kind::bce) return V{};
+    return exp_nonpositive(narrow<V>(u < 0.0 ? u : -u));
+  }
 
-  GAN_FAST_INLINE V value(V u, V e) const {
-    const V zero{};
-    switch (kind) {
-      case Kind::bce:  // the form whose infinities and NaN are those of ATen
-        return rest * u + ((u < zero ? -u : zero) + log1p_unit(e));
+  GAN_FAST_INLINE F64 value(F64 u, V e) const {
+    const F64 zero{};
+    switch (kind_) {
+      case Kind::bce: {  // the form whose infinities and NaN are those of ATen
+        const V x = narrow<V>(u), none{};
+        return widen(static_cast<A>(rest_) * x + ((x < none ? -x : none) + log1p_unit(e)));
+      }
       case Kind::hinge: {
         // A side without weight is left out: zero times infinity would be NaN.
-        const V below = A{1} - u, above = A{1} + u;
-        const V real = target == 0 ? zero : target * (below < zero ? zero : below);
-        return rest == 0 ? real : real + rest * (above < zero ? zero : above);
+        const F64 below = 1.0 - u, above = 1.0 + u;
+        const F64 real = target_ == 0 ? zero : target_ * (below < zero ? zero : below);
+        return rest_ == 0 ? real : real + rest_ * (above < zero ? zero : above);
       }
       case Kind::linear:
-        return weight * u;
+        return (rest_ - target_) * u;
       default: {
-        const V distance = u - target;
-        return distance * distance * A{0.5};
+        const F64 distance = u - target_;
+        return distance * distance * 0.5;
       }
     }
   }
 
-  GAN_FAST_INLINE V slope(V u, V e) const {
-    const V zero{}, one = zero + A{1};
-    switch (kind) {
-      case Kind::bce:  // sigmoid(u) - target, without cancellation where the target is 0 or 1
-        return (u < zero ? e * rest - target : rest - e * target) / (one + e);
+  GAN_FAST_INLINE F64 slope(F64 u, V e) const {
+    const F64 zero{};
+    switch (kind_) {
+      case Kind::bce: {  // sigmoid(u) - target, without cancellation where the target is 0 or 1
+        const A target = static_cast<A>(target_), rest = static_cast<A>(rest_);
+        return widen((narrow<V>(u) < V{} ? e * rest - target : rest - e * target) / (A{1} + e));
+      }
       case Kind::hinge:  // at the kinks 0, and through for NaN, as in ATen
-        return (one + u <= zero ? zero : zero + rest) - (one - u <= zero ? zero : zero + target);
+        return (1.0 + u <= zero ? zero : zero + rest_) - (1.0 - u <= zero ? zero : zero + target_);
       case Kind::linear:
-        return zero + weight;
+        return zero + (rest_ - target_);
       default:
-        return u - target;
+        return u - target_;
     }
   }
 
-  GAN_FAST_INLINE static V probability(V u, V e) { return (u >= A{0} ? V{} + A{1} : e) / (A{1} + e); }
+  GAN_FAST_INLINE static F64 probability(V x, V e) { return widen((x >= A{0} ? V{} + A{1} : e) / (A{1} + e)); }
+
+ private:
+  Kind kind_;
+  double target_, rest_;  // rest: 1 - target
 };
 
 // A batch of logits as the kernels below see it.
@@ -111,13 +121,12 @@ struct Batch {
 
   int64_t blocks() const { return (count + kBlock - 1) / kBlock; }
 
-  GAN_FAST_INLINE Vec<T> argument(Vec<T> x, int64_t i, int lanes) const {
-    if (paired) return x - load(paired + i, lanes);
-    return shift == 0 ? x : narrow<Vec<T>>(widen(x) - shift);
+  GAN_FAST_INLINE F64 argument(Vec<T> x, int64_t i, int lanes) const {
+    return widen(x) - (paired ? widen(load(paired + i, lanes)) : F64{} + shift);
   }
 
-  GAN_FAST_INLINE void store_grad(int64_t i, Vec<T> slope, int lanes) const {
-    const Vec<T> value = narrow<Vec<T>>((widen(slope) - offset) * factor);
+  GAN_FAST_INLINE void store_grad(int64_t i, F64 slope, int lanes) const {
+    const Vec<T> value = narrow<Vec<T>>((slope - offset) * factor);
     if (grad) store(grad + i, value, lanes);
     if (paired_grad) store(paired_grad + i, -value, lanes);
   }
@@ -146,13 +155,13 @@ struct LossBlock : Batch<T> {
     for (int64_t i = begin; i < end; i += kLanes) {
       const int lanes = lanes_at(i, end);
       const V x = load(this->logits + i, lanes);
-      const V u = this->argument(x, i, lanes);
+      const F64 u = this->argument(x, i, lanes);
       const V e = phi.exponential(u);
-      loss += keep(widen(phi.value(u, e)), lanes);
-      if (this->slopes_wanted) slopes += keep(widen(phi.slope(u, e)), lanes);
+      loss += keep(phi.value(u, e), lanes);
+      if (this->slopes_wanted) slopes += keep(phi.slope(u, e), lanes);
       if (this->grad || this->paired_grad) this->store_grad(i, phi.slope(u, e), lanes);
       if (!this->means_wanted) continue;
-      answers += keep(widen(this->probabilities ? Phi<V>::probability(x, e) : x), lanes);
+      answers += keep(this->probabilities ? Phi<V>::probability(x, e) : widen(x), lanes);
       const F64 at = widen(x);
       F64 than = zero + this->threshold;
       if (this->paired) {
@@ -172,7 +181,7 @@ struct GradBlock : Batch<T> {
     const Phi<Vec<T>> phi(this->kind, this->target);
     for (int64_t i = begin; i < end; i += kLanes) {
       const int lanes = lanes_at(i, end);
-      const Vec<T> u = this->argument(load(this->logits + i, lanes), i, lanes);
+      const F64 u = this->argument(load(this->logits + i, lanes), i, lanes);
       this->store_grad(i, phi.slope(u, phi.exponential(u)), lanes);
     }
   }

@@ -378,7 +378,8 @@ def d_loss_and_means(
     """Return a loss of the discriminator and, from the same kernel, three means without gradient.
 
     mean D(x) and mean D(G(z)), where D is sigmoid(logit) for kind "bce" with relation "none" and the logit itself
-    otherwise; accuracy, the share of both batches that D places rightly: real logits above and fake ones below 0 ("bce",
+    otherwise; accuracy, the share of both batches that D places rightly: real logits above and fake ones below 0
+    ("bce",
     "hinge"), 1/2 ("squared"), or half-way between the two means ("linear"). With relation "paired" the share of pairs
     whose real logit is above the fake one, with "average" each logit against the mean of the other batch.
     """

@@ -27,7 +27,7 @@ from gan_fast.train.checkpoint import (
     write_safely,
 )
 from gan_fast.train.config import TrainConfig
-from gan_fast.train.loop import Trainer, TrainingDivergedError, draw_latents, resolve_device
+from gan_fast.train.loop import LOGGED, Trainer, TrainingDivergedError, draw_latents, resolve_device
 from gan_fast.train.pictures import write_curves, write_grid
 from gan_fast.train.process import stopping_signals
 from gan_fast.version import __version__
