@@ -175,17 +175,12 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             y = batch_norm_act(x, None, None, training=True, activation=activation, negative_slope=0.2)
             (g,) = torch.autograd.grad(y.float().square().sum(), x, create_graph=True)
             (h,) = torch.autograd.grad(g.float().square().sum(), x)
-<<<<<<< HEAD
-            loss = minimax_d_loss(y.flatten(), x.flatten())
             penalty, norms = sample_norm_penalty(x, center=1.0)
             (by_norms,) = torch.autograd.grad(penalty, x)
             pairs = torch.ops.gan_fast.minibatch_discrimination_forward(x.flatten(2) / 99)
             (p,) = torch.autograd.grad(pairs.float().square().sum(), x, create_graph=True)
             (q,) = torch.autograd.grad(p.float().square().sum(), x)
-            for t in (y, g, h, loss, penalty, norms, by_norms, pairs, p, q):
-=======
-            for t in (y, g, h):
->>>>>>> h-losses
+            for t in (y, g, h, penalty, norms, by_norms, pairs, p, q):
                 digest.update(t.detach().double().contiguous().numpy().tobytes())
     for kind in ("bce", "hinge", "linear", "squared"):
         for relation in ("none", "paired", "average"):
