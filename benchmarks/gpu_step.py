@@ -133,8 +133,8 @@ class Setting:
 
         def captured() -> bool:
             # "on" is an error where a capture fails, but not where the step never holds still for one.
-            step = made._captured_step
-            return step is not None and step._captured is not None
+            steps = made._captured_steps or {}
+            return any(step._captured is not None for step in steps.values())
 
         return Step(work, search, captured)
 

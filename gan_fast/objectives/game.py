@@ -60,18 +60,18 @@ class Game:
 
     def g_loss(self, discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
         """Return G's loss on generated images; real ones are looked at where it takes them."""
+        real_logits = None
         if self.feature_matching:
             logits, features = discriminator.forward_with_features(fake)  # type: ignore[operator]
             with torch.no_grad():
                 real_logits, real_features = discriminator.forward_with_features(real)  # type: ignore[operator]
-            loss = self.objective.g_loss(logits, real_logits)
-            return loss + self.feature_matching * ops.feature_matching_loss(real_features, features)
+            matching = self.feature_matching * ops.feature_matching_loss(real_features, features)
+            return self._g_loss(logits, real_logits) + matching
         logits = discriminator(fake)
-        real_logits = None
-        if self.objective.g_needs_real:
+        if self._g_needs_real:
             with torch.no_grad():
                 real_logits = discriminator(real)
-        return self.objective.g_loss(logits, real_logits)
+        return self._g_loss(logits, real_logits)
 
     def losses(
         self,
@@ -94,7 +94,18 @@ class Game:
         if "r2" in penalties.names:
             terms.append(ops.r2_penalty(discriminator, fake))
         d_loss = self._d_loss(real_logits, for_d, terms, penalty_scale)
-        return d_loss, self.objective.g_loss(for_g, real_logits.detach())
+        return d_loss, self._g_loss(for_g, real_logits.detach())
+
+    @property
+    def _g_needs_real(self) -> bool:
+        return getattr(self.objective, "g_needs_real", False)
+
+    def _g_loss(self, fake_logits: Tensor, real_logits: Tensor | None) -> Tensor:
+        return (
+            self.objective.g_loss(fake_logits, real_logits)
+            if self._g_needs_real
+            else self.objective.g_loss(fake_logits)
+        )
 
     def _penalties(self, scale: float) -> Penalties:
         return self.penalties if scale else Penalties()

@@ -40,9 +40,7 @@ class Penalties:
         """As :meth:`of_real`, for generated images."""
         return _logits(critic, fake, "r2" in self.names)
 
-    def elsewhere(
-        self, critic: Critic, real: Tensor, fake: Tensor, generator: torch.Generator | None
-    ) -> list[Tensor]:
+    def elsewhere(self, critic: Critic, real: Tensor, fake: Tensor, generator: torch.Generator | None) -> list[Tensor]:
         """Return the penalties at images that D sees for their sake alone; ``generator`` is of where those are."""
         terms = []
         if "gradient_penalty" in self.names:

@@ -10,12 +10,10 @@ from gan_fast.objectives.losses import NAMES, AdversarialLoss
 
 
 class Objective(Protocol):
-    """What a training step asks of an objective."""
+    """What a training step asks of an objective.
 
-    @property
-    def g_needs_real(self) -> bool:
-        """Whether :meth:`g_loss` wants ``real_logits``."""
-        ...
+    One with an attribute ``g_needs_real`` that is true is given D's logits for real images by :meth:`g_loss` too.
+    """
 
     def d_loss(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return D's scalar loss and, without gradient, three means to log.

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +32,7 @@ class InstanceNoise:
 
 
 @torch.no_grad()
-def clip_weights(parameters: Sequence[Tensor], value: float) -> None:
+def clip_weights(parameters: list[Tensor], value: float) -> None:
     """Clip parameters to [-value, value] in place.
 
     Source: Arjovsky, Chintala and Bottou, Wasserstein GAN, 2017 (arXiv 1701.07875), algorithm 1.

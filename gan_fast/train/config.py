@@ -168,4 +168,12 @@ class TrainConfig:
         return TypeError(f"TrainConfig: expected {name} type {want}, got {type(have).__name__}")
 
 
-_INTEGERS = {"d_steps": 1, "penalty_every": 1, "batch_size": 2, "steps": 1, "seed": 0, "log_every": 1, "max_skipped_steps": 1}
+_INTEGERS = {
+    "d_steps": 1,
+    "penalty_every": 1,
+    "batch_size": 2,
+    "steps": 1,
+    "seed": 0,
+    "log_every": 1,
+    "max_skipped_steps": 1,
+}

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from gan_fast.data import DeviceLoader, ImageData
 from gan_fast import nn as gan_fast_nn
 from gan_fast import ops
+from gan_fast.data import DeviceLoader, ImageData
 from gan_fast.objectives import Game, InstanceNoise, Penalties, clip_weights, make_objective, parse_penalties
 from gan_fast.train.config import TrainConfig
 from gan_fast.train.graph import CapturedStep, Subject, graphs_on

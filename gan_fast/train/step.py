@@ -99,9 +99,7 @@ def one_stage_step(
         through D forward and one backward: in passes of D and G, each taken as one, 9 instead of 11.
     """
     with autocast:
-        d_loss, g_loss = game.losses(
-            discriminator, real, fake, penalty_scale=penalty_scale, generator=generator
-        )
+        d_loss, g_loss = game.losses(discriminator, real, fake, penalty_scale=penalty_scale, generator=generator)
     d_optimizer.zero_grad()
     g_optimizer.zero_grad()
     (d_loss.total + g_loss).backward()

@@ -79,7 +79,7 @@ def make_pair(device, change=lambda generator, discriminator: None, **options):
 
 
 def counts(trainer):
-    graphs = trainer._captured_step._graphs
+    graphs = next(iter(trainer._captured_steps.values()))._graphs
     return graphs.warm_ups, graphs.captures, graphs.replays
 
 
@@ -549,7 +549,7 @@ def test_nothing_is_said_where_all_goes_well(device, caplog):
 @CPU_ONLY
 def test_a_cpu_has_no_graphs():
     players = make_players(torch.float32)
-    assert Trainer(TrainConfig(latent_dim=LATENT_DIM), *players)._captured_step is None
+    assert Trainer(TrainConfig(latent_dim=LATENT_DIM), *players)._captured_steps is None
     with pytest.raises(ValueError, match=r"^TrainConfig: expected device a GPU for cuda_graph on, got cpu$"):
         Trainer(TrainConfig(latent_dim=LATENT_DIM, cuda_graph="on"), *players)
 

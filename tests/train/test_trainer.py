@@ -355,7 +355,8 @@ def test_fit_reports_means_and_stops_when_asked():
     assert rows == logged
     assert [row["step"] for row in rows] == [4, 8]
     assert set(rows[0]) == {
-        "step", "d_loss", "g_loss", "d_real", "d_fake", "images_per_s", "time_s", "skipped_steps",
+        "step", "d_loss", "g_loss", "d_real", "d_fake", "d_accuracy", "penalty", "images_per_s", "time_s",
+        "skipped_steps",
     }  # fmt: skip
     same = make_trainer(steps=10)
     loader = DeviceLoader(make_images(), 8)
