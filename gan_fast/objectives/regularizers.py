@@ -15,7 +15,7 @@ REGULARIZERS = ("spectral_norm", "weight_clipping", "feature_matching", "instanc
 
 @dataclass(frozen=True)
 class InstanceNoise:
-    """Gaussian noise on all images that D sees, less from step to step: std (1 - t / steps) at step t from 0, then none.
+    """Gaussian noise on all images that D sees: of standard deviation std (1 - t / steps) at step t from 0, then none.
 
     Args:
         std: at the first step, on images in [-1, 1].

@@ -180,7 +180,7 @@ def test_feature_matching_is_a_term_of_the_generators_loss():
     term = 3.0 * (features[0] - features[1]).square().mean()
     difference = matched.step(REAL)["g_loss"] - plain.step(REAL)["g_loss"]
     torch.testing.assert_close(difference, term, check_dtype=False)
-    with pytest.raises(ValueError, match="expected discriminator.forward_with_features"):
+    with pytest.raises(ValueError, match=r"expected discriminator\.forward_with_features"):
         Trainer(TrainConfig(regularizers=("feature_matching",), latent_dim=LATENT_DIM), *make_players())
 
 
