@@ -1,0 +1,234 @@
+"""Images moved at random: towards others, within their spread, by noise. Random numbers have no gradient."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gan_fast import backends
+from gan_fast.ops import autograd, checks
+
+INTERPOLATE, PERTURB, ADD_NOISE = "interpolate", "perturb", "add_noise"
+for _op in (INTERPOLATE, PERTURB, ADD_NOISE):
+    backends.register(_op, None, triton_file="noise", draws=True)
+
+
+def _kernels(op: str, input: Tensor) -> ModuleType | None:
+    """Triton's functions where they serve, else None for ATen's."""
+    # A trace or a compiled graph holds ATen's ops.
+    if autograd.captured() or not backends.native(op, input.device.type, input.dtype):
+        return None
+    return backends.triton_kernels(op, input)
+
+
+def _seed(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """What kernels draw from, on the device: the host waits for nothing, and a CUDA graph draws anew at each replay."""
+    return torch.empty((), dtype=torch.int64, device=like.device).random_(generator=generator)
+
+
+def _drawing_dtype(like: Tensor) -> torch.dtype:
+    """Halves are drawn and computed with in float32: of U[0, 1) bfloat16 has 256 values."""
+    return torch.float64 if like.dtype == torch.float64 else torch.float32
+
+
+def _per_sample(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """U[0, 1), one for each sample."""
+    shape = (like.size(0), *(1,) * (like.dim() - 1))
+    return torch.rand(shape, dtype=_drawing_dtype(like), device=like.device, generator=generator)
+
+
+def _memory(like: Tensor) -> tuple[Tensor, Tensor]:
+    """A new tensor for a number per value, and its memory in order: in another ATen takes six times as long to draw."""
+    values = torch.empty_like(like, dtype=_drawing_dtype(like), requires_grad=False)
+    return values, values.as_strided((values.numel(),), (1,))
+
+
+def _check(op: str, argument: str, value: Tensor, generator: torch.Generator | None) -> None:
+    checks.floating(op, argument, value)
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"{op}: expected generator type Generator, got {type(generator).__name__}")
+    have, want = generator.device, value.device
+    if have.type != want.type or (have.index or 0) != (want.index or 0):
+        raise ValueError(f"{op}: expected generator device {want} as {argument}, got {have}")
+
+
+def _check_samples(op: str, argument: str, value: Tensor, generator: torch.Generator | None) -> None:
+    _check(op, argument, value, generator)
+    if value.dim() == 0:
+        raise ValueError(f"{op}: expected {argument} dimensions at least 1 (N, ...), got shape ()")
+
+
+class Interpolate(torch.autograd.Function):
+    """interpolate by a kernel; its derivative is linear and written in ATen, so that it has any order."""
+
+    @staticmethod
+    def forward(ctx: Any, real: Tensor, fake: Tensor, seed: Tensor, kernels: Any) -> Tensor:
+        output: Tensor
+        output, u = kernels.interpolate(real, fake, seed)
+        ctx.save_for_backward(u.view(-1, *(1,) * (real.dim() - 1)))
+        ctx.set_materialize_grads(False)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
+        (u,) = ctx.saved_tensors
+        if grad_output is None:
+            return (None,) * 4
+        by_real, by_fake = (
+            (grad_output * share).to(grad_output.dtype) if wanted else None
+            for share, wanted in zip((1 - u, u), ctx.needs_input_grad)
+        )
+        return by_real, by_fake, None, None
+
+
+def interpolate(real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Return a point between each real image and the fake one beside it, uniformly drawn.
+
+    output_n = real_n + u_n * (fake_n - real_n), u_n ~ U[0, 1), one for all elements of sample n.
+
+    Args:
+        real: (N, ...), float64, float32, bfloat16 or float16, any strides.
+        fake: of real's shape, dtype and device.
+        generator: what is drawn from, on the images' device; None stands for the device's default one.
+
+    Returns:
+        Tensor of real's shape and dtype, exactly real where u_n is 0.
+
+    Raises:
+        TypeError: wrong type or dtype, or two dtypes.
+        ValueError: two shapes or devices, no dimension.
+
+    Notes:
+        Derivatives: by real and fake, of any order.
+        Arithmetic: float32 for the half types.
+        Backends: ATen's ops; on a GPU a Triton kernel (not for float64), which draws other numbers from one seed.
+
+    Source: Gulrajani et al., Improved Training of Wasserstein GANs, 2017 (arXiv 1704.00028), algorithm 1.
+    """
+    op = INTERPOLATE
+    _check_samples(op, "real", real, generator)
+    checks.floating(op, "fake", fake)
+    checks.same_device(op, "fake", fake, "real", real)
+    if fake.shape != real.shape:
+        raise ValueError(f"{op}: expected fake shape {tuple(real.shape)} as real, got {tuple(fake.shape)}")
+    if fake.dtype != real.dtype:
+        have, want = checks.name_of(fake.dtype), checks.name_of(real.dtype)
+        raise TypeError(f"{op}: expected fake dtype {want} as real, got {have}")
+    kernels = _kernels(op, real)
+    output: Tensor
+    if kernels is not None:
+        output = Interpolate.apply(real, fake, _seed(real, generator), kernels)
+        return output
+    u = _per_sample(real, generator)
+    return torch.lerp(real.to(u.dtype), fake.to(u.dtype), u).to(real.dtype)
+
+
+def perturb(real: Tensor, *, scale: float = 0.5, generator: torch.Generator | None = None) -> Tensor:
+    """Return a point in the neighbourhood of each real image, as DRAGAN takes it.
+
+    output_n = real_n + u_n * scale * std * v, u_n ~ U[0, 1) for all elements of sample n, v ~ U[0, 1) for each of them;
+    std is that of all elements of all samples, unbiased.
+
+    Args:
+        real: (N, ...), float64, float32, bfloat16 or float16, any strides.
+        scale: share of the standard deviation that is the farthest.
+        generator: what is drawn from, on the images' device; None stands for the device's default one.
+
+    Returns:
+        Tensor of real's shape and dtype, without gradient: points that a penalty is taken at begin there.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: no dimension, or a generator of another device.
+
+    Notes:
+        One element in all: NaN, as ``torch.std`` gives it.
+        The host does not wait for the deviation.
+        Arithmetic: float32 for the half types.
+        Backends: ATen's ops; on a GPU a Triton kernel (not for float64), which draws other numbers from one seed.
+
+    Source: Kodali et al., On Convergence and Stability of GANs, 2017 (arXiv 1705.07215), and its authors' code.
+    """
+    _check_samples(PERTURB, "real", real, generator)
+    checks.number(PERTURB, "scale", scale)
+    kernels = _kernels(PERTURB, real)
+    real = real.detach()
+    if real.numel() == 0:
+        return torch.empty_like(real)
+    std = real.std()
+    if kernels is not None:
+        output: Tensor = kernels.perturb(real, std, _seed(real, generator), float(scale))
+        return output
+    factor = _per_sample(real, generator) * (std * float(scale))
+    noise, memory = _memory(real)
+    memory.uniform_(generator=generator)
+    return noise.mul_(factor).add_(real).to(real.dtype)
+
+
+class AddNoise(torch.autograd.Function):
+    """add_noise by a kernel: the gradient passes."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, std: float | Tensor, seed: Tensor, kernels: Any) -> Tensor:
+        output: Tensor = kernels.add_noise(input, std, seed)
+        ctx.set_materialize_grads(False)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        return grad_output, None, None, None
+
+
+def add_noise(input: Tensor, std: float | Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Return images with normal noise, as instance noise puts it before a discriminator.
+
+    output = input + std * z, z ~ N(0, 1) for each element.
+
+    Args:
+        input: any shape and strides, float64, float32, bfloat16 or float16.
+        std: at least 0; a float, or a tensor without dimensions on input's device, which a schedule may write to
+            between two replays of a CUDA graph.
+        generator: what is drawn from, on input's device; None stands for the device's default one.
+
+    Returns:
+        Tensor of input's shape and dtype.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a std below 0, of another shape or device or that requires grad; a generator of another device.
+
+    Notes:
+        Derivatives: the gradient by input is the output's own; a std has none.
+        Arithmetic: float32 for the half types.
+        Backends: ATen's ops; on a GPU a Triton kernel (not for float64), which draws other numbers from one seed.
+
+    Source: Sonderby et al., Amortised MAP Inference for Image Super-resolution, 2017 (arXiv 1610.04490), section 4;
+        Arjovsky and Bottou, Towards Principled Methods for Training GANs, 2017 (arXiv 1701.04862), section 3.
+    """
+    op = ADD_NOISE
+    _check(op, "input", input, generator)
+    if isinstance(std, Tensor):
+        checks.floating(op, "std", std)
+        checks.same_device(op, "std", std, "input", input)
+        checks.shape(op, "std", std, ())
+        if std.requires_grad:
+            raise ValueError(f"{op}: expected std not to require grad, got one that does: it has no gradient")
+    else:
+        checks.number(op, "std", std)
+        if not std >= 0:
+            raise ValueError(f"{op}: expected std at least 0, got {std!r}")
+    kernels = _kernels(op, input)
+    if kernels is not None:
+        output: Tensor = AddNoise.apply(input, std, _seed(input, generator), kernels)
+        return output
+    noise, memory = _memory(input)
+    if isinstance(std, Tensor):
+        memory.normal_(generator=generator).mul_(std)
+    else:
+        memory.normal_(0.0, float(std), generator=generator)
+    return noise.add_(input).to(input.dtype)
