@@ -119,7 +119,7 @@ def binary(case: str, architecture: int, kernel: Any) -> Binary:
 
 def cases() -> dict[str, Callable[[], Any]]:
     """Launches of every kernel, at the shapes of DCGAN-64's layers and at ragged ones."""
-    from gan_fast.triton_kernels import batch_norm_act, conv, leaky_relu, minimax_loss, sample_norm_penalty
+    from gan_fast.triton_kernels import batch_norm_act, conv, leaky_relu, minimax_loss, noise, sample_norm_penalty
 
     def norm(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, activation: str) -> None:
         x = torch.empty(shape, dtype=dtype).contiguous(memory_format=layout)
@@ -209,6 +209,21 @@ def cases() -> dict[str, Callable[[], Any]]:
     ):
         name = f"sample_norm_penalty {'x'.join(map(str, shape))} {dtype}{' weighted' * weighted}".replace("torch.", "")
         found[name] = lambda a=(shape, dtype, weighted): norm_penalty(*a)
+
+    def noisy(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        x, seed, std = torch.empty(shape, dtype=dtype), torch.zeros((), dtype=torch.int64), torch.ones(())
+        noise.interpolate(x, x, seed)
+        noise.perturb(x, std, seed, 0.5)
+        noise.add_noise(x, 0.1, seed)
+        noise.add_noise(x, std, seed)
+
+    for shape, dtype in (
+        ((128, 3, 64, 64), torch.float32),
+        ((128, 3, 64, 64), torch.bfloat16),
+        ((5, 67, 7, 9), torch.float16),
+        ((2, 2**31 + 16), torch.bfloat16),
+    ):
+        found[f"noise {'x'.join(map(str, shape))} {dtype}".replace("torch.", "")] = lambda a=(shape, dtype): noisy(*a)
     return found
 
 

@@ -83,7 +83,9 @@ def backward_turns(
         leaf = x.detach().requires_grad_()
         grad = inputs[index - 1][:, : leaf.size(1)]
         output = function(leaf)
-        if grad.shape != output.shape:
+        if output.dim() == 0:
+            grad = torch.ones_like(output)
+        elif grad.shape != output.shape:
             grad = torch.randn_like(output)
         turns.append(functools.partial(turn, output, (leaf, *leaves), grad))
     return turns
@@ -195,6 +197,78 @@ def _leaky_relu(machine: Machine) -> Iterator[Case]:
                     EAGER: functools.partial(turns, eager, inputs),
                     OURS: functools.partial(turns, ours, inputs),
                     **ours_by_name(machine, functools.partial(turns, ours, inputs)),
+                },
+                TOLERANCES[dtype],
+                bytes=moved * tensor_bytes,
+            )
+
+
+def sample_norm_penalty(machine: Machine) -> Iterator[Record]:
+    """sample_norm_penalty, forward and backward, on gradients by a batch of images."""
+    yield from measure_all(machine, _sample_norm_penalty(machine))
+
+
+def _image_batches(machine: Machine, dtype: torch.dtype) -> tuple[list[Tensor], int]:
+    """Batches of images that no cache holds together, and the bytes of one."""
+    shape = (machine.size(128, 4), 3, *(machine.size(64, 8),) * 2)
+    tensor_bytes = math.prod(shape) * dtype.itemsize
+    count = machine.turns(2 * tensor_bytes)
+    return [torch.randn(shape, device=machine.device).to(dtype) / 100 for _ in range(count)], tensor_bytes
+
+
+def _sample_norm_penalty(machine: Machine) -> Iterator[Case]:
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs, tensor_bytes = _image_batches(machine, dtype)
+
+        def eager(x: Tensor) -> Tensor:
+            return ((x.float().flatten(1).norm(dim=1) - 1) ** 2).mean()
+
+        def ours(x: Tensor) -> Tensor:
+            return ops.sample_norm_penalty(x, center=1.0)[0]
+
+        for passes, turns, moved in (
+            ("forward", forward_turns, 1),
+            ("backward", functools.partial(backward_turns, leaves=()), 2),
+        ):
+            yield Case(
+                f"sample_norm_penalty {passes} (128x3x64x64) {_name(dtype)}",
+                {
+                    EAGER: functools.partial(turns, eager, inputs),
+                    OURS: functools.partial(turns, ours, inputs),
+                    **ours_by_name(machine, functools.partial(turns, ours, inputs)),
+                },
+                TOLERANCES[dtype],
+                bytes=moved * tensor_bytes,
+            )
+
+
+def noise(machine: Machine) -> Iterator[Record]:
+    """interpolate, perturb and add_noise: all is drawn and added, times zero, so that results can be compared."""
+    yield from measure_all(machine, _noise(machine))
+
+
+def _noise(machine: Machine) -> Iterator[Case]:
+    std = torch.zeros((), device=machine.device)
+
+    def uniform(x: Tensor) -> Tensor:
+        return torch.rand(len(x), 1, 1, 1, device=x.device, dtype=x.dtype)
+
+    functions: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], int]] = {
+        "interpolate": (lambda x: x + uniform(x) * (x - x), lambda x: ops.interpolate(x, x), 2),
+        "perturb": (
+            lambda x: x + uniform(x) * 0.0 * x.std() * torch.rand_like(x), lambda x: ops.perturb(x, scale=0.0), 3,
+        ),
+        "add_noise": (lambda x: x + std * torch.randn_like(x), lambda x: ops.add_noise(x, std), 2),
+    }  # fmt: skip
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs, tensor_bytes = _image_batches(machine, dtype)
+        for op, (eager, ours, moved) in functions.items():
+            yield Case(
+                f"{op} (128x3x64x64) {_name(dtype)}",
+                {
+                    EAGER: functools.partial(forward_turns, eager, inputs),
+                    OURS: functools.partial(forward_turns, ours, inputs),
+                    **ours_by_name(machine, functools.partial(forward_turns, ours, inputs)),
                 },
                 TOLERANCES[dtype],
                 bytes=moved * tensor_bytes,

@@ -43,6 +43,7 @@ def cases(device: torch.device) -> Iterator[tuple[str, Callable[[], Tensor]]]:
                 yield "batch_norm_act", lambda norm=norm: norm(True)
                 yield "batch_norm_act", lambda norm=norm: norm(False)
                 yield "leaky_relu", lambda x=x: ops.leaky_relu(x, 0.2)
+                yield "sample_norm_penalty", lambda x=x: ops.sample_norm_penalty(x, center=1.0)[0]
     for count in (1, 128, 1000):
         for dtype in DTYPES:
             real, fake = leaf(count, dtype=dtype), leaf(count, dtype=dtype)

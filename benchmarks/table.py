@@ -203,12 +203,13 @@ README_CASES = (
     "minimax_d_loss forward + backward (128) float32",
     "minimax_d_loss forward + backward (16x1x30x30) float32",
     "minimax_g_loss forward + backward (128) float32",
+    "sample_norm_penalty center 1 forward + backward (32x3x64x64) float32",
     "DCGAN iteration 16 px, 1 channels, width 64, batch 64 float32",
     "DCGAN iteration 64 px, 3 channels, width 64, batch 32 float32",
 )
 # What README shows of a GPU's parts; the others' figures are in the results.
 README_STEPS = ("step", "compiled_step", "autotuned_step", "large_step")
-README_OPS = ("norms", "blocks", "losses", "leaky_relu", "penalty")
+README_OPS = ("norms", "blocks", "losses", "leaky_relu", "penalty", "sample_norm_penalty", "noise")
 
 
 def cpu_section(results: Iterable[Mapping[str, Any]]) -> str:

@@ -127,6 +127,9 @@ def test_unserved_device_is_logged_once(caplog: pytest.LogCaptureFixture) -> Non
         ("adversarial_loss", "forward", lambda: gan_fast.ops.minimax_g_loss(torch.ones(3))),
         ("leaky_relu", "forward", lambda: gan_fast.ops.leaky_relu(torch.ones(3))),
         ("sample_norm_penalty", "forward", lambda: gan_fast.ops.sample_norm_penalty(torch.ones(3, 2))),
+        ("noise", "interpolate", lambda: gan_fast.ops.interpolate(torch.ones(3, 2), torch.ones(3, 2))),
+        ("noise", "perturb", lambda: gan_fast.ops.perturb(torch.ones(3, 2))),
+        ("noise", "add_noise", lambda: gan_fast.ops.add_noise(torch.ones(3, 2), 0.1)),
         ("conv", "convolve", lambda: gan_fast.ops.conv2d(torch.ones(1, 2, 4, 4), torch.ones(2, 2, 3, 3))),
     ],
 )

@@ -41,7 +41,7 @@ def _per_sample(like: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _memory(like: Tensor) -> tuple[Tensor, Tensor]:
-    """A new tensor for a number per value, and its memory in order: drawn in another, normals take six times as long."""
+    """A new tensor for a number per value, and its memory in order: in another ATen takes six times as long to draw."""
     values = torch.empty_like(like, dtype=_drawing_dtype(like), requires_grad=False)
     return values, values.as_strided((values.numel(),), (1,))
 

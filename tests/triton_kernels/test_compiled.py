@@ -25,7 +25,7 @@ def test_compiles_without_spills(architecture: int, tmp_path: Path) -> None:
         cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "0"}, check=True, capture_output=True, text=True,
     )  # fmt: skip
     binaries = json.loads(found.read_text())
-    assert len({b["kernel"] for b in binaries}) == 19
+    assert len({b["kernel"] for b in binaries}) == 22
     for b in binaries:
         assert b["spills"] == 0, b
         assert b["shared_bytes"] <= SHARED[architecture], b
@@ -35,7 +35,9 @@ def test_compiles_without_spills(architecture: int, tmp_path: Path) -> None:
         ragged = ragged or "minimax" in b["case"]
         # What merges sums reads few of them.
         if not ragged and not b["kernel"].startswith(("finish", "merge_norms")):
-            assert b["load_bits"] == 128, b
+            # Of what is drawn for itself a thread has four neighbours.
+            draws = b["kernel"].startswith(("perturb", "add_noise"))
+            assert b["load_bits"] == (64 if draws and "float32" not in b["case"] else 128), b
         if b["kernel"].startswith("leaky_relu"):
             assert b["store_bits"] == 128, b
             # Of a multiprocessor's 65536 registers at least 768 threads, each with eight loads under way.

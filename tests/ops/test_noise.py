@@ -1,0 +1,345 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from derivatives import strides
+from samples import DTYPES, LAYOUTS
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from triton_device import DEVICE, interpreted
+
+import gan_fast
+from gan_fast import backends, ops
+from gan_fast.ops import noise
+
+pytestmark = interpreted
+
+BACKENDS = ("reference", "cpu", "triton")
+TRITON_DTYPES = DTYPES[1:]
+SHAPE = (8, 3, 20, 20)
+
+OPS: dict[str, Callable[..., Tensor]] = {
+    "interpolate": lambda x, **options: ops.interpolate(x, x.flip(-1) + 3, **options),
+    "perturb": ops.perturb,
+    "add_noise": lambda x, **options: ops.add_noise(x, 0.5, **options),
+    "add_noise_of_tensor": lambda x, **options: ops.add_noise(x, torch.full((), 0.5, device=x.device), **options),
+}
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Any:
+    if request.param == "cpu" and DEVICE.type != "cpu":
+        pytest.skip("needs tensors on the CPU")
+    with gan_fast.use_backend(request.param):
+        yield request.param
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator(DEVICE).manual_seed(seed)
+
+
+def images(shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, device=DEVICE, dtype=torch.float32).to(dtype)
+
+
+def drawn_by_interpolate(count: int, length: int = 7) -> Tensor:
+    """u of every value, (count, length)."""
+    zeros = torch.zeros(count, length, device=DEVICE)
+    return ops.interpolate(zeros, zeros + 1, generator=generator())
+
+
+def assert_uniform(values: Tensor) -> None:
+    """Within five standard errors of U[0, 1)'s mean, variance and tenths."""
+    values, count = values.double().flatten(), values.numel()
+    assert values.min().item() >= 0
+    assert values.max().item() < 1
+    assert abs(values.mean().item() - 1 / 2) < 5 * (1 / 12 / count) ** 0.5
+    assert abs(values.var().item() - 1 / 12) < 5 * (1 / 180 / count) ** 0.5
+    tenths = torch.histc(values, 10, 0, 1) / count
+    assert (tenths - 0.1).abs().max().item() < 5 * (0.09 / count) ** 0.5
+
+
+def assert_uncorrelated(a: Tensor, b: Tensor) -> None:
+    a, b = a.double().flatten(), b.double().flatten()
+    a, b = (a - a.mean()) / a.std(), (b - b.mean()) / b.std()
+    assert abs((a * b).mean().item()) < 5 / a.numel() ** 0.5
+
+
+def test_interpolate_draws_one_number_a_sample(backend: str) -> None:
+    u = drawn_by_interpolate(600)
+    assert torch.equal(u, u[:, :1].expand_as(u))
+    assert_uniform(u[:, 0])
+    # Neighbours are independent.
+    assert_uncorrelated(u[:-1, 0], u[1:, 0])
+
+
+def test_interpolate_lies_between(backend: str) -> None:
+    real, fake = images(), images()
+    output = ops.interpolate(real, fake, generator=generator())
+    u = drawn_by_interpolate(SHAPE[0])[:, :1].reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(output, real + u * (fake - real))
+
+
+def test_interpolate_is_exactly_real_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise, "_per_sample", lambda like, _: torch.zeros(like.size(0), 1))
+    real, fake = torch.randn(4, 50) * 1e-3, torch.randn(4, 50) * 1e3
+    assert torch.equal(ops.interpolate(real, fake), real)
+
+
+def test_perturb_moves_within_the_spread(backend: str) -> None:
+    """One number a sample times one a value, times half of the deviation of all values."""
+    real = images((200, 3, 16, 16)) * 4 + 1
+    moved = (ops.perturb(real, generator=generator()) - real).double().flatten(1) / (0.5 * real.std().double())
+    u = 2 * moved.mean(1)
+    assert moved.min().item() > -1e-6
+    assert_uniform_roughly(u)
+    # Given its sample's number a value is uniform: of 768 the largest is close to that number.
+    within = moved / moved.amax(1, keepdim=True) * (768 / 769)
+    assert_uniform(within.clamp(min=0))
+    assert_uncorrelated(within[:-1], within[1:])
+    assert_uncorrelated(within[:, :-1], within[:, 1:])
+    assert_uncorrelated(moved.amax(1)[:, None].expand_as(within), within)
+
+
+def assert_uniform_roughly(values: Tensor) -> None:
+    """What is estimated with an error: its mean and variance."""
+    count = values.numel()
+    assert abs(values.mean().item() - 1 / 2) < 5 * (1 / 12 / count) ** 0.5 + 0.02
+    assert abs(values.var().item() - 1 / 12) < 5 * (1 / 180 / count) ** 0.5 + 0.01
+
+
+def test_perturb_scales(backend: str) -> None:
+    real = images()
+    half, whole = (ops.perturb(real, scale=scale, generator=generator()) - real for scale in (0.5, 1.0))
+    torch.testing.assert_close(2 * half, whole, rtol=1e-4, atol=1e-5)
+    assert torch.equal(ops.perturb(real, scale=0), real)
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_add_noise_is_normal(backend: str, on_device: bool) -> None:
+    x = images((32, 3, 32, 32)) * 0.01
+    std = torch.full((), 2.0, device=DEVICE) if on_device else 2.0
+    z = (ops.add_noise(x, std, generator=generator()) - x).double() / 2
+    count = z.numel()
+    assert abs(z.mean().item()) < 5 / count**0.5
+    assert abs(z.var().item() - 1) < 5 * (2 / count) ** 0.5
+    assert abs((z**3).mean().item()) < 5 * (15 / count) ** 0.5
+    assert abs((z**4).mean().item() - 3) < 5 * (96 / count) ** 0.5
+    for quantile in (-2.0, -1.0, -0.3, 0.5, 1.5):
+        share = 0.5 * (1 + math.erf(quantile / 2**0.5))
+        assert abs((z < quantile).double().mean().item() - share) < 5 * (share * (1 - share) / count) ** 0.5
+    flat = z.flatten()
+    # Neighbours, the four numbers of one count, programs.
+    for step in (1, 2, 3, 512, 1024, 1536, 2048):
+        assert_uncorrelated(flat[:-step], flat[step:])
+        assert_uncorrelated(flat[:-step] ** 2, flat[step:] ** 2)
+
+
+def test_a_schedule_on_the_device_is_read_at_each_call(backend: str) -> None:
+    x, std = images(), torch.full((), 1.0, device=DEVICE)
+    first = ops.add_noise(x, std, generator=generator())
+    std.fill_(0.25)
+    second = ops.add_noise(x, std, generator=generator())
+    torch.testing.assert_close((second - x) * 4, first - x, rtol=1e-3, atol=1e-4)
+    std.zero_()
+    assert torch.equal(ops.add_noise(x, std), x)
+    assert torch.equal(ops.add_noise(x, 0), x)
+    torch.testing.assert_close(ops.add_noise(x, 1.0, generator=generator()), first)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_generator_tells_what_is_drawn(op: str, backend: str) -> None:
+    x, own = images(), generator()
+    first, second = OPS[op](x, generator=own), OPS[op](x, generator=own)
+    assert not torch.equal(first, second)
+    own.manual_seed(0)
+    assert torch.equal(OPS[op](x, generator=own), first)
+    # The default one, which another leaves alone.
+    torch.manual_seed(0)
+    first = OPS[op](x)
+    torch.manual_seed(0)
+    OPS[op](x, generator=own)
+    assert torch.equal(OPS[op](x), first)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("op", OPS)
+def test_dtypes(op: str, dtype: torch.dtype, backend: str) -> None:
+    if dtype == torch.float64 and backend == "triton":
+        with pytest.raises(RuntimeError, match=r"no Triton kernel for torch\.float64"):
+            OPS[op](images(dtype=torch.float64))
+        return
+    x = images(dtype=dtype)
+    output = OPS[op](x, generator=generator())
+    assert output.dtype == dtype
+    if dtype != torch.float64:
+        # Halves draw and compute as float32 does, and round once; the interpreter cuts bfloat16 off.
+        wide = OPS[op](x.float(), generator=generator())
+        # A deviation of halves is one itself.
+        rounding = 2 * torch.finfo(dtype).eps
+        torch.testing.assert_close(output.float(), wide, rtol=rounding, atol=2 * rounding)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(4, 3, 5, 6), (3, 700), (2, 3, 40, 40)], ids=str)
+@pytest.mark.parametrize("op", OPS)
+def test_layouts(op: str, shape: tuple[int, ...], layout: str, backend: str) -> None:
+    """Every value gets its own number; dense images keep their strides."""
+    x = LAYOUTS[layout](images(shape).cpu()).to(DEVICE)
+    before = x.clone()
+    output = OPS[op](x, generator=generator())
+    assert torch.equal(x, before)
+    moved = (output - x).double()
+    if op == "interpolate":
+        way = (x.flip(-1) + 3 - x).double()
+        u = (moved / way).flatten(1).median(1).values
+        torch.testing.assert_close(moved, u.reshape(-1, *(1,) * (x.dim() - 1)) * way, rtol=1e-4, atol=1e-5)
+        assert u.unique().numel() == shape[0]
+    else:
+        # Equal numbers are rare among so few; what overlaps or is left out would be equal, or not at all moved.
+        assert moved.flatten().unique().numel() > 0.98 * moved.numel()
+        assert moved.count_nonzero() > 0.98 * moved.numel()
+    if layout in ("contiguous", "channels_last", "offset"):
+        assert strides(output) == strides(x)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "gaps", "transposed"])
+def test_fake_images_of_another_layout(layout: str, backend: str) -> None:
+    real, fake = images((3, 4, 5, 6)), images((3, 4, 5, 6))
+    want = ops.interpolate(real, fake, generator=generator())
+    got = ops.interpolate(real, LAYOUTS[layout](fake.cpu()).to(DEVICE), generator=generator())
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0), (1,), (5,), (1, 1)], ids=str)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.filterwarnings("ignore:std")
+def test_edge_shapes(op: str, shape: tuple[int, ...], backend: str) -> None:
+    x = images(shape)
+    output = OPS[op](x)
+    assert output.shape == shape
+    assert bool(output.isfinite().all()) == (op != "perturb" or x.numel() != 1)
+
+
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+def test_gradients_of_add_noise(dtype: torch.dtype, backend: str) -> None:
+    x = images(dtype=dtype).requires_grad_()
+    output = ops.add_noise(x, 0.5)
+    grad = images(dtype=dtype).requires_grad_()
+    (by_x,) = torch.autograd.grad(output, x, grad, create_graph=True)
+    assert torch.equal(by_x, grad)
+    (second,) = torch.autograd.grad(by_x.sum(), grad)
+    assert torch.equal(second, torch.ones_like(grad))
+
+
+def test_gradients_of_interpolate(backend: str) -> None:
+    real, fake = images().requires_grad_(), images().requires_grad_()
+    u = drawn_by_interpolate(SHAPE[0])[:, :1].reshape(-1, 1, 1, 1)
+    output = ops.interpolate(real, fake, generator=generator())
+    grad = images().requires_grad_()
+    by_real, by_fake = torch.autograd.grad(output, (real, fake), grad, create_graph=True)
+    torch.testing.assert_close((by_real, by_fake), ((1 - u) * grad, u * grad))
+    (second,) = torch.autograd.grad(by_fake.sum(), grad)
+    torch.testing.assert_close(second, u.expand(SHAPE))
+    only_fake = ops.interpolate(real.detach(), fake, generator=generator())
+    torch.testing.assert_close(torch.autograd.grad(only_fake, fake, grad)[0], u * grad)
+
+
+def test_perturb_gives_points_without_a_past(backend: str) -> None:
+    assert not ops.perturb(images().requires_grad_()).requires_grad
+    assert ops.perturb(images()).requires_grad_().is_leaf
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_where_others_look_on(op: str) -> None:
+    x = images()
+    assert OPS[op](x.to("meta")).shape == SHAPE
+    with FakeTensorMode() as mode:
+        assert OPS[op](mode.from_tensor(x)).shape == SHAPE
+    compiled = torch.compile(OPS[op], fullgraph=True, backend="aot_eager")
+    assert compiled(x).shape == SHAPE
+    batched = torch.func.vmap(OPS[op], randomness="different")(torch.stack([x, x]))
+    assert batched.shape == (2, *SHAPE)
+    assert not torch.equal(batched[0], batched[1])
+
+
+def test_on_a_gpu_triton_serves_unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What serves decides what is drawn: no clock may."""
+    monkeypatch.setattr(backends, "_served", {})
+    for op in ("interpolate", "perturb", "add_noise"):
+        assert backends._served_by(op, "cuda", torch.float32) == "triton"
+        assert backends._served_by(op, "cuda", torch.float64) == "native"
+        assert backends._served_by(op, "cpu", torch.float32) == "native"
+        assert backends._explain(op, "cuda") == "Triton kernel"
+        assert backends._explain(op, "cpu") == "ATen's ops"
+
+
+def test_a_backend_that_is_not_there_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    for op, call in OPS.items():
+        with gan_fast.use_backend("triton"), pytest.raises(RuntimeError, match="to be available, got: no Triton for"):
+            call(torch.ones(2, 3))
+        with gan_fast.use_backend("cuda"), pytest.raises(RuntimeError, match="expected input device cuda for backend"):
+            call(torch.ones(2, 3))
+        assert call(torch.ones(2, 3)).shape == (2, 3), op
+
+
+def test_numbers_of_other_types(backend: str) -> None:
+    x = images()
+    assert torch.equal(
+        ops.perturb(x, scale=np.float32(0.5), generator=generator()), ops.perturb(x, generator=generator())
+    )
+    noisy = [ops.add_noise(x, std, generator=generator()) for std in (np.float64(2), 2, 2.0)]
+    assert torch.equal(noisy[0], noisy[2])
+    assert torch.equal(noisy[1], noisy[2])
+
+
+IMAGES = torch.ones(4, 2)
+BAD_INPUTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    ("interpolate", {"real": 1.0}, TypeError, "expected real type Tensor, got float"),
+    ("interpolate", {"real": torch.ones(())}, ValueError,
+     "expected real dimensions at least 1 (N, ...), got shape ()"),
+    ("interpolate", {"real": torch.ones(4, 2, dtype=torch.uint8)}, TypeError,
+     "expected real dtype float64, float32, bfloat16 or float16, got uint8"),
+    ("interpolate", {"fake": None}, TypeError, "expected fake type Tensor, got NoneType"),
+    ("interpolate", {"fake": torch.ones(2)}, ValueError, "expected fake shape (4, 2) as real, got (2,)"),
+    ("interpolate", {"fake": IMAGES.half()}, TypeError, "expected fake dtype float32 as real, got float16"),
+    ("interpolate", {"fake": IMAGES.to("meta")}, ValueError, "expected fake device cpu as real, got meta"),
+    ("interpolate", {"generator": 3}, TypeError, "expected generator type Generator, got int"),
+    ("interpolate", {"real": IMAGES.to("meta"), "fake": IMAGES.to("meta"), "generator": torch.Generator()},
+     ValueError, "expected generator device meta as real, got cpu"),
+    ("perturb", {"real": [1.0]}, TypeError, "expected real type Tensor, got list"),
+    ("perturb", {"real": torch.ones(())}, ValueError, "expected real dimensions at least 1 (N, ...), got shape ()"),
+    ("perturb", {"scale": "1"}, TypeError, "expected scale type float, got str"),
+    ("perturb", {"scale": torch.ones(())}, TypeError, "expected scale type float, got Tensor"),
+    ("perturb", {"generator": "cpu"}, TypeError, "expected generator type Generator, got str"),
+    ("add_noise", {"input": torch.ones(2, dtype=torch.int64)}, TypeError,
+     "expected input dtype float64, float32, bfloat16 or float16, got int64"),
+    ("add_noise", {"std": "0.1"}, TypeError, "expected std type float, got str"),
+    ("add_noise", {"std": None}, TypeError, "expected std type float, got NoneType"),
+    ("add_noise", {"std": -0.1}, ValueError, "expected std at least 0, got -0.1"),
+    ("add_noise", {"std": float("nan")}, ValueError, "expected std at least 0, got nan"),
+    ("add_noise", {"std": torch.ones(1)}, ValueError, "expected std shape (), got (1,)"),
+    ("add_noise", {"std": torch.ones((), dtype=torch.int32)}, TypeError,
+     "expected std dtype float64, float32, bfloat16 or float16, got int32"),
+    ("add_noise", {"std": torch.ones((), device="meta")}, ValueError, "expected std device cpu as input, got meta"),
+    ("add_noise", {"std": torch.ones((), requires_grad=True)}, ValueError,
+     "expected std not to require grad, got one that does: it has no gradient"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu", "reference"])
+@pytest.mark.parametrize(
+    ("op", "change", "error", "message"), BAD_INPUTS, ids=[f"{m[0]}-{m[3][:50]}" for m in BAD_INPUTS]
+)
+def test_bad_input(op: str, change: dict[str, Any], error: type[Exception], message: str, backend: str) -> None:
+    usual = {"interpolate": {"real": IMAGES, "fake": IMAGES}, "perturb": {"real": IMAGES},
+             "add_noise": {"input": IMAGES, "std": 0.1}}  # fmt: skip
+    with gan_fast.use_backend(backend), pytest.raises(error) as caught:
+        getattr(ops, op)(**{**usual[op], **change})
+    assert str(caught.value) == f"{op}: {message}"
