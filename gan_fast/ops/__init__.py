@@ -22,6 +22,7 @@ from gan_fast.ops.leaky_relu import leaky_relu
 from gan_fast.ops.minibatch_discrimination import minibatch_discrimination
 from gan_fast.ops.minibatch_stddev import minibatch_stddev
 from gan_fast.ops.minimax_loss import minimax_d_loss, minimax_d_loss_and_means, minimax_g_loss
+from gan_fast.ops.spectral_norm import spectral_norm
 
 __all__ = [
     "batch_norm_act",
@@ -51,4 +52,5 @@ __all__ = [
     "minimax_d_loss",
     "minimax_d_loss_and_means",
     "minimax_g_loss",
+    "spectral_norm",
 ]
