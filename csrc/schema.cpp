@@ -50,6 +50,13 @@ STABLE_TORCH_LIBRARY(gan_fast, m) {
       " -> (Tensor grad_grad_output, Tensor grad_projected)");
 
   m.def(
+      "spectral_norm_forward(Tensor weight, Tensor(a!) u, Tensor(b!) v, int n_power_iterations, float eps, int dim)"
+      " -> (Tensor output, Tensor sigma)");
+  m.def(
+      "spectral_norm_backward(Tensor grad_output, Tensor weight, Tensor u, Tensor v, Tensor sigma, int dim)"
+      " -> Tensor grad_weight");
+
+  m.def(
       "im2col(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int[] positions)"
       " -> Tensor columns");
   m.def(

@@ -569,3 +569,46 @@ DISCRIMINATION_SAMPLES = [
     DiscriminationSample((64, 100, 5), small=False),
     DiscriminationSample((33, 50, 16), small=False),
 ]
+
+
+@dataclass(frozen=True)
+class SpectralSample:
+    """A weight to normalise, with vectors after some steps of power iteration."""
+
+    shape: tuple[int, ...]
+    dim: int = 0
+    n_power_iterations: int = 1
+    small: bool = True
+
+    def __str__(self) -> str:
+        return f"{'x'.join(map(str, self.shape))}-dim{self.dim}-{self.n_power_iterations}"
+
+    def make(self, dtype: torch.dtype, seed: int = 0, requires_grad: bool = True) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(self.shape, generator=generator, dtype=torch.float64) / 4
+        matrix = weight.movedim(self.dim, 0).flatten(1)
+        v = torch.randn(matrix.size(1), generator=generator, dtype=torch.float64)
+        u = F.normalize(matrix @ v, dim=0)
+        return {
+            "weight": weight.to(dtype, copy=True).requires_grad_(requires_grad),
+            "u": u.to(dtype),
+            "v": F.normalize(matrix.T @ u, dim=0).to(dtype),
+            "n_power_iterations": self.n_power_iterations,
+            "dim": self.dim,
+        }
+
+
+SPECTRAL_SAMPLES = [
+    SpectralSample((4, 5)),
+    SpectralSample((3, 4, 2, 3)),
+    SpectralSample((3, 4, 2, 3), dim=1),
+    SpectralSample((3, 2, 3), dim=2),
+    SpectralSample((3, 4, 2, 3), n_power_iterations=0),
+    SpectralSample((3, 4, 2, 3), dim=1, n_power_iterations=0),
+    SpectralSample((3, 4, 2, 3), n_power_iterations=3),
+    SpectralSample((1, 9, 4, 4)),
+    SpectralSample((37, 17)),  # blocks of several rows, the last of fewer
+    SpectralSample((17, 1)),
+    SpectralSample((128, 64, 4, 4), small=False),
+    SpectralSample((64, 130, 4, 4), dim=1, small=False),
+]

@@ -183,7 +183,11 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             pairs = torch.ops.gan_fast.minibatch_discrimination_forward(x.flatten(2) / 99)
             (p,) = torch.autograd.grad(pairs.float().square().sum(), x, create_graph=True)
             (q,) = torch.autograd.grad(p.float().square().sum(), x)
-            for t in (y, g, h, penalty, norms, by_norms, pairs, p, q):
+            weight = x.detach().contiguous()
+            normalized, sigma = torch.ops.gan_fast.spectral_norm_forward(
+                weight, weight.new_ones(19), weight.new_ones(weight.numel() // 19), 1, 1e-12, 1
+            )
+            for t in (y, g, h, penalty, norms, by_norms, pairs, p, q, normalized, sigma):
                 digest.update(t.detach().double().contiguous().numpy().tobytes())
     for kind in ("bce", "hinge", "linear", "squared"):
         for relation in ("none", "paired", "average"):

@@ -20,6 +20,7 @@ from gan_fast.nn.conv_bn_act import (
 from gan_fast.nn.instance_norm_act import InstanceNormAct1d, InstanceNormAct2d, InstanceNormAct3d
 from gan_fast.nn.leaky_relu import LeakyReLU
 from gan_fast.nn.minibatch import MinibatchDiscrimination, MinibatchStdDev
+from gan_fast.nn.spectral_norm import remove_spectral_norm, spectral_norm
 
 __all__ = [
     "BatchNormAct1d",
@@ -50,4 +51,6 @@ __all__ = [
     "LeakyReLU",
     "MinibatchDiscrimination",
     "MinibatchStdDev",
+    "remove_spectral_norm",
+    "spectral_norm",
 ]

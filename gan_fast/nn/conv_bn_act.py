@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from gan_fast.nn.batch_norm_act import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from gan_fast.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
@@ -22,10 +23,11 @@ _FORMATS = (None, torch.contiguous_format, torch.channels_last, torch.channels_l
 def _unseen(child: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a child is as we made it and nobody looks at what goes in or comes out: then ``forward`` is all of it.
 
-    Tracers that do look (torch.fx) give it something else than a tensor, which callers ask for themselves.
+    Its parameters may be parametrised: what they are computed to is looked up once. Tracers that do look (torch.fx)
+    give it something else than a tensor, which callers ask for themselves.
     """
     own = child.__dict__
-    return type(child) is kind and not (
+    return (type(child) is kind or _only_parametrized(child, kind)) and not (
         own["_forward_hooks"]
         or own["_forward_pre_hooks"]
         or own["_backward_hooks"]
@@ -34,6 +36,12 @@ def _unseen(child: nn.Module, kind: type[nn.Module]) -> bool:
         or own.get("_compiled_call_impl") is not None
         or nn.modules.module._has_any_global_hook()
     )
+
+
+def _only_parametrized(child: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a child has the class that torch makes of ``kind`` for tensors that are computed, and nothing more."""
+    made = type(child)
+    return made.__bases__ == (kind,) and parametrize.is_parametrized(child) and "forward" not in vars(made)
 
 
 class _ConvAct(nn.Module):
@@ -85,7 +93,8 @@ class _ConvAct(nn.Module):
     def _run(self, input: Tensor, *output_size: list[int] | None) -> Tensor:
         conv: Any = self._modules["conv"]
         memory_format = self.memory_format
-        if memory_format not in (None, torch.contiguous_format) and input.dim() != conv.weight.dim():
+        # Not by the weight's dims: one that is computed (spectral norm) is another at each look.
+        if memory_format not in (None, torch.contiguous_format) and input.dim() != len(conv.kernel_size) + 2:
             memory_format = None
         if type(input) is Tensor and _unseen(conv, self.conv_type):
             epilogue = Epilogue(self.activation, self.negative_slope, memory_format)
@@ -180,14 +189,16 @@ class _ConvBNAct(nn.Module):
         conv: Any = self._modules["conv"]
         bn: Any = self._modules["bn"]
         output: Tensor
-        if type(input) is not Tensor or not (_unseen(conv, self.conv_type) and _unseen(bn, self.bn_type)):
+        unseen = type(input) is Tensor and type(bn) is self.bn_type and _unseen(bn, self.bn_type)
+        if not (unseen and _unseen(conv, self.conv_type)):
             output = bn(conv(input, *output_size))
             return output
-        if input.dim() != conv.weight.dim():
+        if input.dim() != len(conv.kernel_size) + 2:
             return bn.forward(conv.forward(input, *output_size))
+        weight, bias = weight_and_bias(conv)
         if not bn.training and may_fold(input):
             folded = fold(
-                conv.transposed, conv.groups, input, conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight,
+                conv.transposed, conv.groups, input, weight, bias, bn.running_mean, bn.running_var, bn.weight,
                 bn.bias, bn.eps,
             )  # fmt: skip
             if folded is not None:
@@ -195,7 +206,7 @@ class _ConvBNAct(nn.Module):
                 epilogue = Epilogue(bn.activation, bn.negative_slope)
                 return conv._conv_forward(input, *folded, epilogue, None, *output_size)
         epilogue = Epilogue(statistics=bn.training)
-        return conv._conv_forward(input, *weight_and_bias(conv), epilogue, bn.normalize, *output_size)
+        return conv._conv_forward(input, weight, bias, epilogue, bn.normalize, *output_size)
 
 
 class _ConvTransposeBNAct(_ConvBNAct):

@@ -44,6 +44,7 @@ from gan_fast.ops.penalties import (
     r2_penalty,
 )
 from gan_fast.ops.sample_norm_penalty import sample_norm_penalty
+from gan_fast.ops.spectral_norm import spectral_norm
 
 __all__ = [
     "add_noise",
@@ -89,6 +90,7 @@ __all__ = [
     "relativistic_d_loss",
     "relativistic_g_loss",
     "sample_norm_penalty",
+    "spectral_norm",
     "wasserstein_d_loss",
     "wasserstein_g_loss",
 ]
