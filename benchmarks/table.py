@@ -203,6 +203,9 @@ README_CASES = (
     "minimax_d_loss forward + backward (128) float32",
     "minimax_d_loss forward + backward (16x1x30x30) float32",
     "minimax_g_loss forward + backward (128) float32",
+    "hinge_d_loss forward + backward (128) float32",
+    "least_squares_d_loss forward + backward (128) float32",
+    "relativistic_d_loss average forward + backward (128) float32",
     "DCGAN iteration 16 px, 1 channels, width 64, batch 64 float32",
     "DCGAN iteration 64 px, 3 channels, width 64, batch 32 float32",
 )

@@ -9,7 +9,9 @@
 
 namespace gan_fast::cuda {
 
-constexpr int kLossThreads = 1024;
+// In double they want more registers than 1024 threads have.
+template <class T>
+constexpr int kLossThreads = std::is_same_v<T, double> ? 512 : 1024;
 constexpr int kLossSums = 5;
 
 // phi: bce in the logits' precision A (single for half types), what takes no exponential in double.
@@ -59,8 +61,8 @@ struct Phi {
 };
 
 // Sums over a block of what its threads have, for all of them.
-template <int N>
-__device__ inline void sum_block(double (*scratch)[kLossThreads], double (&values)[N]) {
+template <int N, int kThreads>
+__device__ inline void sum_block(double (*scratch)[kThreads], double (&values)[N]) {
   const int thread = threadIdx.x;
   __syncthreads();  // those of the last call have been read
   for (int n = 0; n < N; ++n) scratch[n][thread] = values[n];
@@ -88,9 +90,9 @@ __device__ T narrowed(double x) {
 
 // Means over no logits are 0 / 0, as in ATen.
 template <class T>
-__global__ void __launch_bounds__(kLossThreads) loss_forward_kernel(const LossArguments<T> a) {
+__global__ void __launch_bounds__(kLossThreads<T>) loss_forward_kernel(const LossArguments<T> a) {
   using A = Compute<T>;
-  __shared__ double scratch[kLossSums][kLossThreads];
+  __shared__ double scratch[kLossSums][kLossThreads<T>];
   const bool none = a.relation == Relation::none, average = a.relation == Relation::average;
   const bool paired = a.relation == Relation::paired, probabilities = none && a.kind == Kind::bce;
   const double counts[2] = {static_cast<double>(a.first.count), static_cast<double>(a.second.count)};
@@ -179,7 +181,7 @@ template <class T, class Launch>
 void run_loss_forward(const Launch& launch, const LossArguments<T>& a) {
   const int64_t most = a.first.count > a.second.count ? a.first.count : a.second.count;
   int threads = 32;
-  while (threads < most && threads < kLossThreads) threads *= 2;
+  while (threads < most && threads < kLossThreads<T>) threads *= 2;
   launch(loss_forward_kernel<T>, 1, threads, a);
 }
 

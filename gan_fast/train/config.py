@@ -21,7 +21,8 @@ class TrainConfig:
     """
 
     objective: str = "non_saturating"
-    """The generator's loss: "non_saturating" or "minimax"."""
+    """The losses of both players: "non_saturating", "minimax", "hinge", "wasserstein", "least_squares", "relativistic"
+    or "relativistic_average"."""
     d_steps: int = 1
     """Discriminator updates before each generator update."""
     batch_size: int = 64
