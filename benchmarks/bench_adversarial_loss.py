@@ -1,7 +1,8 @@
-"""The minimax losses, forward and backward: tiny work, where calls cost more than arithmetic."""
+"""The adversarial losses, forward and backward: tiny work, where calls cost more than arithmetic."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -55,6 +56,25 @@ def bench_d_loss(compare: Callable[[Case], None], shape: tuple[int, ...]) -> Non
         OURS: ops.minimax_d_loss,
     }
     compare(case("minimax_d_loss", shape, ("real_logits", "fake_logits"), losses))
+
+
+@pytest.mark.parametrize(
+    ("name", "eager", "ours"),
+    [
+        ("hinge_d_loss", steps.hinge_d_loss, ops.hinge_d_loss),
+        ("least_squares_d_loss", steps.least_squares_d_loss, ops.least_squares_d_loss),
+        (
+            "relativistic_d_loss average",
+            steps.relativistic_average_d_loss,
+            functools.partial(ops.relativistic_d_loss, average=True),
+        ),
+    ],
+)
+def bench_other_d_losses(
+    compare: Callable[[Case], None], name: str, eager: Callable[..., Tensor], ours: Callable[..., Tensor]
+) -> None:
+    losses = {"eager": eager, "torch.compile": torch.compile(eager), OURS: ours}
+    compare(case(name, (128,), ("real_logits", "fake_logits"), losses))
 
 
 def bench_g_loss(compare: Callable[[Case], None]) -> None:

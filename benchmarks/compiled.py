@@ -119,7 +119,8 @@ def binary(case: str, architecture: int, kernel: Any) -> Binary:
 
 def cases() -> dict[str, Callable[[], Any]]:
     """Launches of every kernel, at the shapes of DCGAN-64's layers and at ragged ones."""
-    from gan_fast.triton_kernels import batch_norm_act, conv, leaky_relu, minimax_loss, noise, sample_norm_penalty
+    from gan_fast.ops.adversarial_loss import KINDS
+    from gan_fast.triton_kernels import adversarial_loss, batch_norm_act, conv, leaky_relu, noise, sample_norm_penalty
 
     def norm(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, activation: str) -> None:
         x = torch.empty(shape, dtype=dtype).contiguous(memory_format=layout)
@@ -165,13 +166,18 @@ def cases() -> dict[str, Callable[[], Any]]:
             arguments = (c_in, c_out, size, transposed, dtype, "tanh" if last else "leaky_relu", not last)
             found[name] = lambda a=arguments: convolution(*a)
 
-    def loss(dtype: torch.dtype) -> None:
+    def loss(dtype: torch.dtype, kind: str, relation: str) -> None:
         logits = torch.empty(128, dtype=dtype)
-        minimax_loss.forward(logits, 1.0, logits, 0.0, 1.0, True, True, True)
-        minimax_loss.backward(torch.ones(()), logits, 1.0, logits, 0.0, 1.0)
+        arguments = (logits, 1.0, logits, 0.0, 1.0, kind, relation)
+        adversarial_loss.forward(*arguments, True, True, True)
+        adversarial_loss.backward(torch.ones(()), *arguments)
 
-    for dtype in (torch.bfloat16, torch.float32):
-        found[f"minimax_loss 128 {dtype}".replace("torch.", "")] = lambda a=dtype: loss(a)
+    for kind, relation, dtype in (
+        *(("bce", relation, torch.bfloat16) for relation in ("none", "paired", "average")),
+        *((kind, relation, torch.float32) for kind in KINDS for relation in ("none", "average")),
+    ):
+        name = f"adversarial_loss {kind} {relation} 128 {dtype}".replace("torch.", "")
+        found[name] = lambda a=(dtype, kind, relation): loss(*a)
 
     def leaky(count: int, dtype: torch.dtype, signs_wanted: bool) -> None:
         x = torch.empty(count, dtype=dtype)

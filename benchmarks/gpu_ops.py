@@ -418,14 +418,17 @@ def _value_and_gradients(loss: Callable[..., Tensor], leaves: Sequence[Tensor]) 
 
 
 def losses(machine: Machine) -> Iterator[Record]:
-    """The minimax losses of 128 logits: times, and how many kernels a call launches."""
+    """Adversarial losses of 128 logits: times, and how many kernels a call launches."""
     compiler = _Compiler(machine)
+    relativistic_average = functools.partial(ops.relativistic_d_loss, average=True)
     launches: list[tuple[str, dict[str, Callable[[], Sequence[Work]]]]] = []
 
     def cases() -> Iterator[Case]:
         for name, count, eager, ours in (
             ("minimax_d_loss", 2, steps.d_loss, ops.minimax_d_loss),
             ("minimax_g_loss", 1, steps.g_loss, ops.minimax_g_loss),
+            ("hinge_d_loss", 2, steps.hinge_d_loss, ops.hinge_d_loss),
+            ("relativistic_d_loss average", 2, steps.relativistic_average_d_loss, relativistic_average),
         ):
             drawn = torch.randn(machine.turns(1), count, 128, device=machine.device)
             logits = [tuple(t.clone().requires_grad_() for t in turn) for turn in drawn]

@@ -49,6 +49,12 @@ def cases(device: torch.device) -> Iterator[tuple[str, Callable[[], Tensor]]]:
             real, fake = leaf(count, dtype=dtype), leaf(count, dtype=dtype)
             yield "minimax_d_loss", lambda real=real, fake=fake: ops.minimax_d_loss(real, fake)
             yield "minimax_g_loss", lambda fake=fake: ops.minimax_g_loss(fake)
+            yield "hinge_d_loss", lambda real=real, fake=fake: ops.hinge_d_loss(real, fake)
+            for average in (False, True):
+                yield (
+                    "relativistic_d_loss",
+                    lambda real=real, fake=fake, average=average: ops.relativistic_d_loss(real, fake, average=average),
+                )
 
 
 def main() -> None:

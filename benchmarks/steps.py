@@ -28,6 +28,20 @@ def d_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     return bce(real_logits, torch.ones_like(real_logits)) + bce(fake_logits, torch.zeros_like(fake_logits))
 
 
+def hinge_d_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    return F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()
+
+
+def least_squares_d_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    mse = F.mse_loss
+    real, fake = torch.ones_like(real_logits), torch.zeros_like(fake_logits)
+    return 0.5 * (mse(real_logits, real) + mse(fake_logits, fake))
+
+
+def relativistic_average_d_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    return d_loss(real_logits - fake_logits.mean(), fake_logits - real_logits.mean())
+
+
 def g_loss(fake_logits: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(fake_logits, torch.ones_like(fake_logits))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from samples import LOSS_KINDS, LOSS_RELATIONS
 from torch import Tensor
 
 from gan_fast import backends, extension, layout
@@ -261,35 +262,35 @@ class LossKernels(Kernels):
             return Batch()
         return Batch(logits.data_ptr(), None if grad is None else grad.data_ptr(), logits.numel(), target)
 
-    def forward(  # type: ignore[override]
-        self, logits: Tensor, target: float, other_logits: Tensor | None, other_target: float, scale: float,
-        means_wanted: bool, grad_wanted: bool, other_grad_wanted: bool,
-    ) -> tuple[Tensor | None, ...]:  # fmt: skip
-        x = logits.detach().contiguous()
-        other = None if other_logits is None else other_logits.detach().contiguous()
-        loss = self._new((), (), x.dtype)
-        means = self._new((1 if other is None else 2,), (1,), x.dtype) if means_wanted else None
-        grad = self._like(x, grad_wanted)
-        other_grad = None if other is None else self._like(other, other_grad_wanted)
-        self.library.minimax_forward(
-            DTYPES.index(x.dtype), self.backwards, self._batch(x, target, grad),
-            self._batch(other, other_target, other_grad), other is not None, ctypes.c_double(scale), _pointer(loss),
-            _pointer(means),
-        )  # fmt: skip
-        self._finish()
-        return loss, means, grad, other_grad
-
-    def backward(  # type: ignore[override]
-        self, grad_loss: Tensor, logits: Tensor, target: float, other_logits: Tensor | None, other_target: float,
-        scale: float,
+    def _launch(
+        self, forward: bool, grad_loss: Tensor | None, logits: Tensor, target: float, other_logits: Tensor | None,
+        other_target: float, scale: float, kind: str, relation: str, wanted: tuple[bool, bool],
+        loss: Tensor | None = None, means: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
         x = logits.detach().contiguous()
         other = None if other_logits is None else other_logits.detach().contiguous()
-        grad = self._like(x)
-        other_grad = None if other is None else self._like(other)
-        self.library.minimax_backward(
-            DTYPES.index(x.dtype), self.backwards, _pointer(grad_loss), self._batch(x, target, grad),
-            self._batch(other, other_target, other_grad), ctypes.c_double(scale),
+        grad = self._like(x, wanted[0])
+        other_grad = None if other is None else self._like(other, wanted[1])
+        self.library.adversarial_loss(
+            DTYPES.index(x.dtype), self.backwards, forward, _pointer(grad_loss), self._batch(x, target, grad),
+            self._batch(other, other_target, other_grad), other is not None, ctypes.c_double(scale),
+            LOSS_KINDS.index(kind), LOSS_RELATIONS.index(relation), _pointer(loss), _pointer(means),
         )  # fmt: skip
         self._finish()
         return grad, other_grad
+
+    def forward(  # type: ignore[override]
+        self, logits: Tensor, target: float, other_logits: Tensor | None, other_target: float, scale: float, kind: str,
+        relation: str, means_wanted: bool, grad_wanted: bool, other_grad_wanted: bool,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        loss = self._new((), (), logits.dtype)
+        means = self._new((1 if other_logits is None else 3,), (1,), logits.dtype) if means_wanted else None
+        arguments = (logits, target, other_logits, other_target, scale, kind, relation)
+        return loss, means, *self._launch(True, None, *arguments, (grad_wanted, other_grad_wanted), loss, means)
+
+    def backward(  # type: ignore[override]
+        self, grad_loss: Tensor, logits: Tensor, target: float, other_logits: Tensor | None, other_target: float,
+        scale: float, kind: str, relation: str,
+    ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+        arguments = (logits, target, other_logits, other_target, scale, kind, relation)
+        return self._launch(False, grad_loss, *arguments, (True, True))

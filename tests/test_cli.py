@@ -15,6 +15,7 @@ from train.players import assert_same_state
 from gan_fast import cli
 from gan_fast.train import TrainConfig, Trainer, run
 from gan_fast.train.checkpoint import load_checkpoint, previous_of
+from gan_fast.train.loop import LOGGED
 from gan_fast.train.pictures import image_grid
 
 SMALL = [
@@ -80,7 +81,7 @@ def test_folder_of_a_run(finished):
     assert record["versions"]["torch"] == torch.__version__
     rows = rows_of(finished)
     assert [row["step"] for row in rows] == [3, 6, 9, 10]
-    names = {"step", "d_loss", "g_loss", "d_real", "d_fake", "images_per_s", "time_s", "skipped_steps"}
+    names = {"step", *LOGGED, "images_per_s", "time_s", "skipped_steps"}
     assert all(set(row) == names for row in rows)
     assert [row["time_s"] for row in rows] == sorted(row["time_s"] for row in rows)
     coverage = json.loads((finished / "class_coverage.json").read_text())

@@ -1,28 +1,16 @@
 // What the adversarial losses check, and how they see logits, on every device.
-//
-// A loss is scale * (mean phi(u; target) + mean phi(v; other_target)). `kind` is phi, `relation` what u and v are:
-//   none      u = logits,                     v = other_logits, if there are any
-//   paired    u = logits - other_logits,      no v
-//   average   u = logits - mean other_logits, v = other_logits - mean logits
 #pragma once
 
 #include <string>
 #include <string_view>
 
+#include "adversarial_kind.h"
 #include "checks.h"
 
 namespace gan_fast::adversarial {
 
 constexpr const char* kForward = "adversarial_loss_forward";
 constexpr const char* kBackward = "adversarial_loss_backward";
-
-// phi(u; t):
-//   bce      (1 - t) u + log(1 + exp(-u))
-//   hinge    t relu(1 - u) + (1 - t) relu(1 + u)
-//   linear   (1 - 2 t) u
-//   squared  (u - t)^2 / 2
-enum class Kind { bce, hinge, linear, squared };
-enum class Relation { none, paired, average };
 
 // gan_fast/ops/adversarial_loss.py has the same names.
 inline Kind parse_kind(const char* op, std::string_view name) {

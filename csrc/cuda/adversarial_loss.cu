@@ -1,23 +1,23 @@
-// Launches of minimax_loss.cuh's kernels for every dtype.
+// Launches of adversarial_loss.cuh's kernels for every dtype.
 
+#include "adversarial_loss.cuh"
 #include "launch.cuh"
-#include "minimax_loss.cuh"
 
 namespace gan_fast::cuda {
 
 template <class T>
-void loss_forward(const Stream& stream, const LossForwardArguments<T>& arguments) {
+void loss_forward(const Stream& stream, const LossArguments<T>& arguments) {
   run_loss_forward(Launch(stream), arguments);
 }
 
 template <class T>
-void loss_backward(const Stream& stream, const LossBackwardArguments<T>& arguments) {
+void loss_backward(const Stream& stream, const LossArguments<T>& arguments) {
   run_loss_backward(Launch(stream), arguments);
 }
 
-#define GAN_FAST_INSTANTIATE(T)                                                 \
-  template void loss_forward<T>(const Stream&, const LossForwardArguments<T>&); \
-  template void loss_backward<T>(const Stream&, const LossBackwardArguments<T>&);
+#define GAN_FAST_INSTANTIATE(T)                                          \
+  template void loss_forward<T>(const Stream&, const LossArguments<T>&); \
+  template void loss_backward<T>(const Stream&, const LossArguments<T>&);
 
 GAN_FAST_INSTANTIATE(double)
 GAN_FAST_INSTANTIATE(float)

@@ -1,9 +1,13 @@
-// The minimax losses on a GPU, as host code sees them: pointers and sizes, no torch.
+// The adversarial losses on a GPU, as host code sees them: pointers and sizes, no torch.
 #pragma once
 
+#include "../common/adversarial_kind.h"
 #include "device.h"
 
 namespace gan_fast::cuda {
+
+using adversarial::Kind;
+using adversarial::Relation;
 
 template <class T>
 struct LossBatch {
@@ -14,24 +18,21 @@ struct LossBatch {
 };
 
 template <class T>
-struct LossForwardArguments {
+struct LossArguments {
+  const T* grad_loss;  // null: one
   LossBatch<T> first, second;
   bool two;
   double scale;
-  T *loss, *means;  // means: null where nobody asked
+  Kind kind;
+  Relation relation;
+  T *loss, *means;  // null where nobody asked
 };
 
+// For double, float, __half and __nv_bfloat16, defined in adversarial_loss.cu. The first gives all that is asked for,
+// the second the gradients alone.
 template <class T>
-struct LossBackwardArguments {
-  const T* grad_loss;
-  LossBatch<T> first, second;
-  double scale;
-};
-
-// For double, float, __half and __nv_bfloat16, defined in minimax_loss.cu.
+void loss_forward(const Stream& stream, const LossArguments<T>& arguments);
 template <class T>
-void loss_forward(const Stream& stream, const LossForwardArguments<T>& arguments);
-template <class T>
-void loss_backward(const Stream& stream, const LossBackwardArguments<T>& arguments);
+void loss_backward(const Stream& stream, const LossArguments<T>& arguments);
 
 }  // namespace gan_fast::cuda

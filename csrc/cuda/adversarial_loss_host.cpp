@@ -1,70 +1,76 @@
-// Mean binary cross entropy with logits over one or two batches of logits, on a GPU: checks and allocation.
+// The adversarial losses over one or two batches of logits, on a GPU: checks and allocation.
 
-#include "../common/minimax_loss.h"
+#include "../common/adversarial_loss.h"
+#include "adversarial_loss.h"
 #include "host.h"
-#include "minimax_loss.h"
 
 namespace gan_fast {
 namespace {
 
-using namespace minimax;  // checks, logits without gaps
+using namespace adversarial;  // kinds, relations, checks, logits without gaps
 
-// A batch of logits without gaps, and room for its gradient.
-struct Batch {
-  Tensor logits = nothing();
-  Tensor grad = nothing();
-  double target = 0;
+// Batches of logits without gaps, those of a pair in one order, and room for their gradients.
+struct Batches {
+  Tensor logits[2], grads[2];
+  double targets[2];
 
-  Batch() = default;
-
-  Batch(const Tensor& t, double target, bool grad_wanted)
-      : logits(without_gaps(t)), grad(grad_wanted ? grad_for(logits) : nothing()), target(target) {}
+  Batches(const Tensor& x, double target, const MaybeTensor& other, double other_target, Relation relation,
+          bool grad_wanted, bool other_grad_wanted)
+      : logits{without_gaps(x), nothing()}, grads{nothing(), nothing()}, targets{target, other_target} {
+    if (other) logits[1] = relation == Relation::paired ? in_order_of(logits[0], *other) : without_gaps(*other);
+    if (grad_wanted) grads[0] = empty_as(logits[0]);
+    if (other && other_grad_wanted) grads[1] = empty_as(logits[1]);
+  }
 
   template <class T>
-  cuda::LossBatch<T> pointers() const {
-    if (!logits.defined()) return {};
-    return {cuda::data<T>(logits), cuda::mutable_data<T>(grad), logits.numel(), target};
+  cuda::LossBatch<T> at(int i) const {
+    if (!logits[i].defined()) return {};
+    return {cuda::data<T>(logits[i]), cuda::mutable_data<T>(grads[i]), logits[i].numel(), targets[i]};
   }
 };
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& logits, double target, const MaybeTensor& other,
-                                                   double other_target, double scale, bool means_wanted,
-                                                   bool grad_wanted, bool other_grad_wanted) {
+                                                   double other_target, double scale, std::string kind,
+                                                   std::string relation, bool means_wanted, bool grad_wanted,
+                                                   bool other_grad_wanted) {
   check::cuda(kForward, "logits", logits);
-  check_batches(kForward, logits, target, other, other_target);
+  const Kind phi = parse_kind(kForward, kind);
+  const Relation related = parse_relation(kForward, relation);
+  check_batches(kForward, logits, target, other, other_target, related);
   const cuda::OnDevice device(kForward, logits);
-  const Batch first(logits, target, grad_wanted);
-  const Batch second = other ? Batch(*other, other_target, other_grad_wanted) : Batch();
+  const Batches batches(logits, target, other, other_target, related, grad_wanted, other_grad_wanted);
   const Tensor loss = empty_strided(logits, {}, {}, logits.scalar_type());
-  const Tensor means = means_wanted ? empty_vector(logits, other ? 2 : 1, logits.scalar_type()) : nothing();
+  const Tensor means = means_wanted ? empty_vector(logits, other ? 3 : 1, logits.scalar_type()) : nothing();
   cuda::for_dtype(logits.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
-    cuda::loss_forward<T>(device.stream(), {first.pointers<T>(), second.pointers<T>(), other.has_value(), scale,
-                                            cuda::mutable_data<T>(loss), cuda::mutable_data<T>(means)});
+    cuda::loss_forward<T>(device.stream(), {nullptr, batches.at<T>(0), batches.at<T>(1), other.has_value(), scale, phi,
+                                            related, cuda::mutable_data<T>(loss), cuda::mutable_data<T>(means)});
   });
-  return {loss, means, first.grad, second.grad};
+  return {loss, means, batches.grads[0], batches.grads[1]};
 }
 
 std::tuple<Tensor, Tensor> backward(const Tensor& grad_loss, const Tensor& logits, double target,
-                                    const MaybeTensor& other, double other_target, double scale) {
+                                    const MaybeTensor& other, double other_target, double scale, std::string kind,
+                                    std::string relation) {
   check::cuda(kBackward, "logits", logits);
-  check_batches(kBackward, logits, target, other, other_target);
+  const Kind phi = parse_kind(kBackward, kind);
+  const Relation related = parse_relation(kBackward, relation);
+  check_batches(kBackward, logits, target, other, other_target, related);
   check_grad_loss(grad_loss, logits);
   const cuda::OnDevice device(kBackward, logits);
-  const Batch first(logits, target, true);
-  const Batch second = other ? Batch(*other, other_target, true) : Batch();
+  const Batches batches(logits, target, other, other_target, related, true, true);
   cuda::for_dtype(logits.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
-    cuda::loss_backward<T>(device.stream(),
-                           {cuda::data<T>(grad_loss), first.pointers<T>(), second.pointers<T>(), scale});
+    cuda::loss_backward<T>(device.stream(), {cuda::data<T>(grad_loss), batches.at<T>(0), batches.at<T>(1),
+                                             other.has_value(), scale, phi, related, nullptr, nullptr});
   });
-  return {first.grad, second.grad};
+  return {batches.grads[0], batches.grads[1]};
 }
 
 }  // namespace
 }  // namespace gan_fast
 
 STABLE_TORCH_LIBRARY_IMPL(gan_fast, CUDA, m) {
-  m.impl("minimax_loss_forward", TORCH_BOX(&gan_fast::forward));
-  m.impl("minimax_loss_backward", TORCH_BOX(&gan_fast::backward));
+  m.impl("adversarial_loss_forward", TORCH_BOX(&gan_fast::forward));
+  m.impl("adversarial_loss_backward", TORCH_BOX(&gan_fast::backward));
 }

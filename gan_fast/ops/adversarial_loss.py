@@ -362,8 +362,8 @@ def _check(
     checks.in_range(op, "fake_target", other_target, 0, 1)
     checks.one_of(op, "kind", kind, KINDS)
     if relation == "paired" and fake_logits.shape != real_logits.shape:
-        have, want = tuple(fake_logits.shape), tuple(real_logits.shape)
-        raise ValueError(f"{op}: expected fake_logits shape {want} as real_logits, got {have}")
+        shape = tuple(real_logits.shape)
+        raise ValueError(f"{op}: expected fake_logits shape {shape} as real_logits, got {tuple(fake_logits.shape)}")
 
 
 def d_loss_and_means(

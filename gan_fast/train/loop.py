@@ -43,8 +43,8 @@ class BatchSource(Protocol):
 class Trainer:
     """Train a generator G against a discriminator D.
 
-    One iteration: ``d_steps`` times, D ascends mean log D(x) + mean log(1 - D(G(z))) on fresh x and z; then G descends
-    the objective's loss on the last of these z, under the D just updated. Adam for both; an exponential moving average
+    One iteration: ``d_steps`` times, D descends the objective's loss on fresh x and z; then G descends
+    its own on the last of these z, under the D just updated. Adam for both; an exponential moving average
     of G is what samples are drawn from.
 
     Args:

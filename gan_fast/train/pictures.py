@@ -63,7 +63,7 @@ def write_curves(file: BinaryIO, rows: Sequence[Mapping[str, float | None]]) -> 
     losses, answers = figure.subplots(2, 1, sharex=True)
     panels = (
         (losses, "loss", (("d_loss", "D loss", "#2b6cb0"), ("g_loss", "G loss", "#c05621"))),
-        (answers, "mean probability", (("d_real", "D(x)", "#2f855a"), ("d_fake", "D(G(z))", "#97266d"))),
+        (answers, "mean answer of D", (("d_real", "D(x)", "#2f855a"), ("d_fake", "D(G(z))", "#97266d"))),
     )
     for axes, label, lines in panels:
         for name, title, colour in lines:
@@ -75,8 +75,11 @@ def write_curves(file: BinaryIO, rows: Sequence[Mapping[str, float | None]]) -> 
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    answers.axhline(0.5, color="0.6", linewidth=0.8, linestyle="--")
-    answers.set_ylim(0, 1)
+    # Probabilities, where the objective makes them of D's logits.
+    drawn = [value for row in rows for name in ("d_real", "d_fake") if (value := row[name]) is not None]
+    if all(0 <= value <= 1 for value in drawn):
+        answers.axhline(0.5, color="0.6", linewidth=0.8, linestyle="--")
+        answers.set_ylim(0, 1)
     answers.set_xlabel("step")
     answers.xaxis.set_major_locator(MaxNLocator(integer=True))
     # Through memory: matplotlib seeks, and a half-written figure would hide what went wrong with the disk.

@@ -1,4 +1,4 @@
-"""The minimax losses in Triton: one launch gives the loss, the mean probabilities and the gradients.
+"""The adversarial losses in Triton: one launch gives the loss, the means and the gradients.
 
 One program walks over all logits, in float64 and in an order that their number alone decides: losses have hundreds of
 logits, a patch discriminator's some ten thousand, and a second launch would cost more than a wider first one saves.
@@ -19,59 +19,224 @@ _WARPS = 4
 
 
 @triton.jit
-def _one_side(pointer, grad_pointer, count, target, scale, BLOCK: tl.constexpr):
-    """Sums of bce(x, target) and sigmoid(x) over one batch of logits, and scale / count (sigmoid(x) - target)."""
+def _load(pointer, i, count):
+    return tl.load(pointer + i, mask=i < count, other=0.0).to(tl.float64)
+
+
+@triton.jit
+def _argument(x, paired_pointer, i, count, shift):
+    """x against its partner, or against an average."""
+    if paired_pointer is not None:
+        return x - _load(paired_pointer, i, count)
+    return x - shift
+
+
+@triton.jit
+def _phi(u, target, KIND: tl.constexpr):
+    """phi(u; target) of csrc/common/adversarial_loss.h, its slope, and sigmoid(u) where phi is bce."""
+    if KIND == "bce":
+        e = tl.exp(-tl.abs(u))
+        # In float64, what log(1 + e) loses for a small e is below what any logit's dtype can show.
+        softplus = tl.log(1 + e) + tl.where(u < 0, -u, 0.0)
+        probability = tl.where(u < 0, e, 1.0) / (1 + e)
+        return (1 - target) * u + softplus, probability - target, probability
+    elif KIND == "hinge":
+        below = 1 - u
+        above = 1 + u
+        # A side without weight is left out: zero times infinity would be NaN.
+        real = tl.where((below <= 0) | (target == 0), 0.0, target * below)
+        fake = tl.where((above <= 0) | (target == 1), 0.0, (1 - target) * above)
+        # At the kinks 0, and through for NaN, as in ATen.
+        slope = tl.where(above <= 0, 0.0, 1 - target) - tl.where(below <= 0, 0.0, target)
+        return real + fake, slope.to(tl.float64), u
+    elif KIND == "linear":
+        return (1 - 2 * target) * u, tl.zeros_like(u) + (1 - 2 * target), u
+    else:
+        return (u - target) * (u - target) / 2, u - target, u
+
+
+@triton.jit
+def _store_grads(grad_pointer, paired_grad_pointer, i, count, grad):
+    if grad_pointer is not None:
+        tl.store(grad_pointer + i, grad.to(tl.float32).to(grad_pointer.dtype.element_ty), mask=i < count)
+    if paired_grad_pointer is not None:
+        tl.store(
+            paired_grad_pointer + i, (-grad).to(tl.float32).to(paired_grad_pointer.dtype.element_ty), mask=i < count
+        )
+
+
+@triton.jit
+def _average(pointer, count, share, BLOCK: tl.constexpr):
+    total = tl.zeros((BLOCK,), tl.float64)
+    for first in range(0, count, BLOCK):
+        total += _load(pointer, first + tl.arange(0, BLOCK), count)
+    return tl.sum(total) * share
+
+
+@triton.jit
+def _sums(
+    pointer, paired_pointer, count, target, shift, threshold, grad_pointer, paired_grad_pointer, factor,
+    KIND: tl.constexpr, ABOVE: tl.constexpr, PROBABILITY: tl.constexpr, MEANS: tl.constexpr, SLOPES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sums over one batch, and factor phi': loss, slopes, D's answers, the partners', how many logits are
+    placed rightly."""
     losses = tl.zeros((BLOCK,), tl.float64)
-    probabilities = tl.zeros((BLOCK,), tl.float64)
+    slopes = tl.zeros((BLOCK,), tl.float64)
+    answers = tl.zeros((BLOCK,), tl.float64)
+    other_answers = tl.zeros((BLOCK,), tl.float64)
+    right = tl.zeros((BLOCK,), tl.float64)
     for first in range(0, count, BLOCK):
         i = first + tl.arange(0, BLOCK)
-        x = tl.load(pointer + i, mask=i < count, other=0.0).to(tl.float64)
-        e = tl.exp(-tl.abs(x))
-        # In float64, what log(1 + e) loses for a small e is below what any logit's dtype can show.
-        softplus = tl.log(1 + e) + tl.where(x < 0, -x, 0.0)
-        probability = tl.where(x < 0, e, 1.0) / (1 + e)
-        losses += tl.where(i < count, (1 - target) * x + softplus, 0.0)
-        probabilities += tl.where(i < count, probability, 0.0)
-        if grad_pointer is not None:
-            grad = (probability - target) * scale / count
-            tl.store(grad_pointer + i, grad.to(tl.float32).to(grad_pointer.dtype.element_ty), mask=i < count)
-    return tl.sum(losses) / count, tl.sum(probabilities) / count
+        x = _load(pointer, i, count)
+        value, slope, probability = _phi(_argument(x, paired_pointer, i, count, shift), target, KIND)
+        losses += tl.where(i < count, value, 0.0)
+        if SLOPES:
+            slopes += tl.where(i < count, slope, 0.0)
+        _store_grads(grad_pointer, paired_grad_pointer, i, count, slope * factor)
+        if MEANS:
+            answers += tl.where(i < count, probability if PROBABILITY else x, 0.0)
+            than = threshold
+            if paired_pointer is not None:
+                than = _load(paired_pointer, i, count)
+                other_answers += than
+            if ABOVE:
+                right += tl.where((i < count) & (x > than), 1.0, 0.0)
+            else:
+                right += tl.where((i < count) & (x < than), 1.0, 0.0)
+    return tl.sum(losses), tl.sum(slopes), tl.sum(answers), tl.sum(other_answers), tl.sum(right)
+
+
+@triton.jit
+def _grads(pointer, count, target, shift, grad_pointer, factor, offset, KIND: tl.constexpr, BLOCK: tl.constexpr):
+    """factor (phi' - offset)."""
+    for first in range(0, count, BLOCK):
+        i = first + tl.arange(0, BLOCK)
+        _, slope, _ = _phi(_load(pointer, i, count) - shift, target, KIND)
+        _store_grads(grad_pointer, None, i, count, (slope - offset) * factor)
 
 
 @triton.jit
 def forward_kernel(
-    pointer, other_pointer, loss_pointer, means_pointer, grad_pointer, other_grad_pointer, count, other_count,
-    target, other_target, scale, BLOCK: tl.constexpr,
+    pointer, other_pointer, grad_loss_pointer, loss_pointer, means_pointer, grad_pointer, other_grad_pointer, count,
+    other_count, target, other_target, scale, KIND: tl.constexpr, RELATION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """scale (mean bce(logits, target) + mean bce(other, other_target)), mean probabilities, gradients."""
-    kind = loss_pointer.dtype.element_ty
-    loss, mean = _one_side(pointer, grad_pointer, count, target, scale, BLOCK)
+    """The loss, the means, and the gradients for a loss gradient of one, or of what ``grad_loss_pointer`` has."""
+    MEANS: tl.constexpr = means_pointer is not None
+    PROBABILITY: tl.constexpr = KIND == "bce" and RELATION == "none"
+    factor = scale + tl.zeros((), tl.float64)
+    # Over no logits it is infinite, and their mean NaN, as in ATen.
+    share = (tl.zeros((), tl.float64) + 1.0) / count
+    other_share = (tl.zeros((), tl.float64) + 1.0) / other_count
+    threshold = tl.zeros((), tl.float64) + (0.5 if KIND == "squared" else 0.0)
+    zero = tl.zeros((), tl.float64)
+    if RELATION == "average":
+        SLOPES: tl.constexpr = grad_pointer is not None or other_grad_pointer is not None
+        mean = _average(pointer, count, share, BLOCK)
+        other_mean = _average(other_pointer, other_count, other_share, BLOCK)
+        losses, slopes, _, _, right = _sums(
+            pointer, None, count, target, other_mean, other_mean, None, None, zero, KIND, True, False, MEANS, SLOPES,
+            BLOCK,
+        )  # fmt: skip
+        loss = losses * share
+        losses, other_slopes, _, _, other_right = _sums(
+            other_pointer, None, other_count, other_target, mean, mean, None, None, zero, KIND, False, False, MEANS,
+            SLOPES, BLOCK,
+        )  # fmt: skip
+        loss += losses * other_share
+        accuracy = (right + other_right) / (count + other_count)
+        if grad_loss_pointer is not None:
+            factor *= tl.load(grad_loss_pointer).to(tl.float64)
+        # A gradient waits for the slopes of the other batch, which reach it through its own average; where there are no
+        # logits nothing flows.
+        if grad_pointer is not None:
+            offset = tl.where(other_count > 0, other_slopes * other_share, 0.0)
+            _grads(pointer, count, target, other_mean, grad_pointer, factor * share, offset, KIND, BLOCK)
+        if other_grad_pointer is not None:
+            offset = tl.where(count > 0, slopes * share, 0.0)
+            _grads(
+                other_pointer, other_count, other_target, mean, other_grad_pointer, factor * other_share, offset, KIND,
+                BLOCK,
+            )  # fmt: skip
+    elif RELATION == "paired":
+        losses, _, answers, other_answers, right = _sums(
+            pointer, other_pointer, count, target, zero, zero, grad_pointer, other_grad_pointer, factor * share, KIND,
+            True, False, MEANS, False, BLOCK,
+        )  # fmt: skip
+        loss, mean, other_mean, accuracy = losses * share, answers * share, other_answers * share, right * share
+    else:
+        if MEANS and KIND == "linear" and other_pointer is not None:
+            threshold = (
+                _average(pointer, count, share, BLOCK) + _average(other_pointer, other_count, other_share, BLOCK)
+            ) / 2
+        losses, _, answers, _, right = _sums(
+            pointer, None, count, target, zero, threshold, grad_pointer, None, factor * share, KIND, True, PROBABILITY,
+            MEANS, False, BLOCK,
+        )  # fmt: skip
+        loss, mean, other_mean, accuracy = losses * share, answers * share, zero, zero
+        if other_pointer is not None:
+            losses, _, answers, _, other_right = _sums(
+                other_pointer, None, other_count, other_target, zero, threshold, other_grad_pointer, None,
+                factor * other_share, KIND, False, PROBABILITY, MEANS, False, BLOCK,
+            )  # fmt: skip
+            loss += losses * other_share
+            other_mean = answers * other_share
+            accuracy = (right + other_right) / (count + other_count)
+    if loss_pointer is not None:
+        tl.store(loss_pointer, (loss * scale).to(tl.float32).to(loss_pointer.dtype.element_ty))
     if means_pointer is not None:
-        tl.store(means_pointer, mean.to(tl.float32).to(kind))
-    if other_pointer is not None:
-        other_loss, other_mean = _one_side(other_pointer, other_grad_pointer, other_count, other_target, scale, BLOCK)
-        loss += other_loss
-        if means_pointer is not None:
-            tl.store(means_pointer + 1, other_mean.to(tl.float32).to(kind))
-    tl.store(loss_pointer, (loss * scale).to(tl.float32).to(kind))
+        dtype = means_pointer.dtype.element_ty
+        tl.store(means_pointer, mean.to(tl.float32).to(dtype))
+        if other_pointer is not None:
+            tl.store(means_pointer + 1, other_mean.to(tl.float32).to(dtype))
+            tl.store(means_pointer + 2, accuracy.to(tl.float32).to(dtype))
 
 
 @triton.jit
-def backward_kernel(pointer, grad_loss_pointer, grad_pointer, count, target, scale, BLOCK: tl.constexpr):
-    """grad_loss scale / count (sigmoid(x) - target)."""
+def backward_kernel(
+    pointer, paired_pointer, grad_loss_pointer, grad_pointer, paired_grad_pointer, count, target, scale,
+    KIND: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """grad_loss scale / count phi', where no logit depends on all the others."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(pointer + i, mask=i < count, other=0.0).to(tl.float64)
-    e = tl.exp(-tl.abs(x))
-    probability = tl.where(x < 0, e, 1.0) / (1 + e)
-    grad = tl.load(grad_loss_pointer).to(tl.float64) * scale / count * (probability - target)
-    tl.store(grad_pointer + i, grad.to(tl.float32).to(grad_pointer.dtype.element_ty), mask=i < count)
+    _, slope, _ = _phi(_argument(_load(pointer, i, count), paired_pointer, i, count, 0.0), target, KIND)
+    grad = tl.load(grad_loss_pointer).to(tl.float64) * scale / count * slope
+    _store_grads(grad_pointer, paired_grad_pointer, i, count, grad)
 
 
-def _like(logits: Tensor | None, grad: Tensor | None) -> Tensor | None:
+def _in_strides_of(logits: Tensor | None, grad: Tensor | None) -> Tensor | None:
     """A gradient of contiguous values in the strides that one has."""
     if logits is None or grad is None or logits.is_contiguous():
         return grad
     return torch.empty_like(logits).copy_(grad)
+
+
+def _walk(
+    logits: Tensor,
+    target: float,
+    other_logits: Tensor | None,
+    other_target: float,
+    scale: float,
+    kind: str,
+    relation: str,
+    wanted: tuple[bool, bool],
+    grad_loss: Tensor | None = None,
+    loss: Tensor | None = None,
+    means: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Launch the one program; return the gradients that are wanted."""
+    x = logits.contiguous()
+    other = None if other_logits is None else other_logits.contiguous()
+    grad = torch.empty_like(x) if wanted[0] else None
+    other_grad = torch.empty_like(other) if wanted[1] and other is not None else None
+    with launch.on(logits):
+        forward_kernel[(1,)](
+            x, other, grad_loss, loss, means, grad, other_grad, x.numel(), 0 if other is None else other.numel(),
+            target, other_target, scale, kind, relation, _BLOCK, num_warps=_WARPS,
+        )  # fmt: skip
+    # Pairs have one order in memory.
+    other_like = logits if relation == "paired" else other_logits
+    return _in_strides_of(logits, grad), _in_strides_of(other_like, other_grad)
 
 
 @launch.of_values
@@ -81,40 +246,51 @@ def forward(
     other_logits: Tensor | None,
     other_target: float,
     scale: float,
+    kind: str,
+    relation: str,
     means_wanted: bool,
     grad_wanted: bool,
     other_grad_wanted: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """torch.ops.gan_fast.minimax_loss_forward."""
+    """torch.ops.gan_fast.adversarial_loss_forward."""
     loss = logits.new_empty(())
-    means = logits.new_empty(1 if other_logits is None else 2) if means_wanted else None
-    x = logits.contiguous()
-    other = None if other_logits is None else other_logits.contiguous()
-    grad = torch.empty_like(x) if grad_wanted else None
-    other_grad = torch.empty_like(other) if other_grad_wanted and other is not None else None
-    with launch.on(logits):
-        forward_kernel[(1,)](
-            x, other, loss, means, grad, other_grad, x.numel(), 0 if other is None else other.numel(),
-            target, other_target, scale, _BLOCK, num_warps=_WARPS,
-        )  # fmt: skip
-    return loss, means, _like(logits, grad), _like(other_logits, other_grad)
+    means = logits.new_empty(1 if other_logits is None else 3) if means_wanted else None
+    wanted = (grad_wanted, other_grad_wanted)
+    arguments = (logits, target, other_logits, other_target, scale, kind, relation)
+    return loss, means, *_walk(*arguments, wanted, loss=loss, means=means)
 
 
 @launch.of_values
 def backward(
-    grad_loss: Tensor, logits: Tensor, target: float, other_logits: Tensor | None, other_target: float, scale: float
-) -> tuple[Tensor, Tensor | None]:
-    """torch.ops.gan_fast.minimax_loss_backward."""
+    grad_loss: Tensor,
+    logits: Tensor,
+    target: float,
+    other_logits: Tensor | None,
+    other_target: float,
+    scale: float,
+    kind: str,
+    relation: str,
+) -> tuple[Tensor | None, Tensor | None]:
+    """torch.ops.gan_fast.adversarial_loss_backward."""
+    if relation == "average":
+        return _walk(
+            logits, target, other_logits, other_target, scale, kind, relation, (True, True), grad_loss=grad_loss
+        )
 
-    def one_side(values: Tensor, target: float) -> Tensor:
+    def one_side(values: Tensor, partners: Tensor | None, target: float) -> tuple[Tensor | None, Tensor | None]:
         x = values.contiguous()
+        paired = None if partners is None else partners.contiguous()
         grad = torch.empty_like(x)
+        paired_grad = None if paired is None else torch.empty_like(paired)
         if x.numel():
             grid = (triton.cdiv(x.numel(), _BLOCK),)
-            backward_kernel[grid](x, grad_loss, grad, x.numel(), target, scale, _BLOCK)
-        result = _like(values, grad)
-        assert result is not None
-        return result
+            backward_kernel[grid](
+                x, paired, grad_loss, grad, paired_grad, x.numel(), target, scale, kind, _BLOCK
+            )  # fmt: skip
+        return _in_strides_of(values, grad), _in_strides_of(values, paired_grad)
 
     with launch.on(logits):
-        return one_side(logits, target), None if other_logits is None else one_side(other_logits, other_target)
+        if relation == "paired":
+            return one_side(logits, other_logits, target)
+        grad = one_side(logits, None, target)[0]
+        return grad, None if other_logits is None else one_side(other_logits, None, other_target)[0]

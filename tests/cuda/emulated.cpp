@@ -2,8 +2,8 @@
 
 #include "emulator.h"
 //
+#include "../../csrc/cuda/adversarial_loss.cuh"
 #include "../../csrc/cuda/batch_norm_act.cuh"
-#include "../../csrc/cuda/minimax_loss.cuh"
 
 using namespace gan_fast;
 using namespace gan_fast::cuda;
@@ -130,21 +130,25 @@ void visits(const Shape* shape, int width, int64_t blocks, int32_t* counts) {
   }
 }
 
-void minimax_forward(int dtype, bool backwards, LossBatch<void> first, LossBatch<void> second, bool two, double scale,
-                     void* loss, void* means) {
+void adversarial_loss(int dtype, bool backwards, bool forward, const void* grad_loss, LossBatch<void> first,
+                      LossBatch<void> second, bool two, double scale, int kind, int relation, void* loss, void* means) {
   for_dtype(dtype, [&](auto tag) {
     using T = decltype(tag);
-    run_loss_forward(emulator::Launch{1, backwards},
-                     LossForwardArguments<T>{batch<T>(first), batch<T>(second), two, scale, as<T>(loss), as<T>(means)});
-  });
-}
-
-void minimax_backward(int dtype, bool backwards, const void* grad_loss, LossBatch<void> first, LossBatch<void> second,
-                      double scale) {
-  for_dtype(dtype, [&](auto tag) {
-    using T = decltype(tag);
-    run_loss_backward(emulator::Launch{1, backwards},
-                      LossBackwardArguments<T>{as<T>(grad_loss), batch<T>(first), batch<T>(second), scale});
+    const LossArguments<T> arguments{as<T>(grad_loss),
+                                     batch<T>(first),
+                                     batch<T>(second),
+                                     two,
+                                     scale,
+                                     static_cast<Kind>(kind),
+                                     static_cast<Relation>(relation),
+                                     as<T>(loss),
+                                     as<T>(means)};
+    const emulator::Launch launch{1, backwards};
+    if (forward) {
+      run_loss_forward(launch, arguments);
+    } else {
+      run_loss_backward(launch, arguments);
+    }
   });
 }
 }

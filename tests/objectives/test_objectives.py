@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.functional import softplus
 
 from gan_fast import objectives
 
@@ -17,7 +18,8 @@ def test_losses_are_those_of_the_game(name, g_loss):
     loss, means = objective.d_loss(REAL, FAKE)
     d_x, d_gz = REAL.sigmoid(), FAKE.sigmoid()
     torch.testing.assert_close(loss, -(d_x.log().mean() + (1 - d_gz).log().mean()))
-    torch.testing.assert_close(means, torch.stack((d_x.mean(), d_gz.mean())))
+    right = torch.cat((d_x > 0.5, d_gz < 0.5)).float().mean()
+    torch.testing.assert_close(means, torch.stack((d_x.mean(), d_gz.mean(), right)))
     torch.testing.assert_close(objective.g_loss(FAKE), g_loss(d_gz))
 
 
@@ -29,6 +31,50 @@ def test_labels_smooth_the_discriminators_loss_only():
     torch.testing.assert_close(smoothed.g_loss(FAKE), objectives.make_objective("non_saturating").g_loss(FAKE))
 
 
+relu, square = torch.relu, torch.square
+PAIRED = FAKE[:3]
+
+
+@pytest.mark.parametrize(
+    ("name", "fake", "d_loss", "g_loss"),
+    [
+        ("hinge", FAKE, lambda r, f: relu(1 - r).mean() + relu(1 + f).mean(), lambda r, f: -f.mean()),
+        ("wasserstein", FAKE, lambda r, f: f.mean() - r.mean(), lambda r, f: -f.mean()),
+        (
+            "least_squares",
+            FAKE,
+            lambda r, f: (square(r - 1).mean() + square(f).mean()) / 2,
+            lambda r, f: square(f - 1).mean() / 2,
+        ),
+        ("relativistic", PAIRED, lambda r, f: softplus(f - r).mean(), lambda r, f: softplus(r - f).mean()),
+        (
+            "relativistic_average",
+            FAKE,
+            lambda r, f: softplus(f.mean() - r).mean() + softplus(f - r.mean()).mean(),
+            lambda r, f: softplus(r.mean() - f).mean() + softplus(r - f.mean()).mean(),
+        ),
+    ],
+)
+def test_losses_are_those_of_the_papers(name, fake, d_loss, g_loss):
+    objective = objectives.make_objective(name)
+    assert objective.g_needs_real == name.startswith("relativistic")
+    loss, means = objective.d_loss(REAL, fake)
+    torch.testing.assert_close(loss, d_loss(REAL, fake))
+    torch.testing.assert_close(means[:2], torch.stack((REAL.mean(), fake.mean())))
+    torch.testing.assert_close(objective.g_loss(fake, REAL), g_loss(REAL, fake))
+
+
+def test_pairs_have_one_label():
+    objectives.make_objective("relativistic", real_label=0.9)
+    objectives.make_objective("relativistic_average", fake_label=0.1)
+    message = "expected fake_label 0 for objective relativistic, got 0.1; pairs have one target, real_label"
+    with pytest.raises(ValueError, match=message):
+        objectives.make_objective("relativistic", fake_label=0.1)
+
+
 def test_unknown_name_lists_those_there_are():
-    with pytest.raises(ValueError, match=r"^make_objective: expected name one of minimax, non_saturating, got 'wgan'$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^make_objective: expected name one of minimax, non_saturating, hinge, wasserstein, least_squares, relativistic, relativistic_average, got 'wgan'$",
+    ):
         objectives.make_objective("wgan")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gan_fast import objectives
 from gan_fast.train import TrainConfig
 from gan_fast.train.run import RunConfig
 
@@ -23,10 +24,13 @@ def test_a_pair_from_json_equals_the_tuple():
     assert TrainConfig(d_betas=[0.5, 0.999]) == TrainConfig()
 
 
+OBJECTIVES = f"one of {', '.join(objectives.NAMES)}"
+
+
 @pytest.mark.parametrize(
     ("field", "value", "error", "want"),
     [
-        ("objective", "wgan", ValueError, "one of minimax, non_saturating, got 'wgan'"),
+        ("objective", "wgan", ValueError, OBJECTIVES + ", got 'wgan'"),
         ("precision", "fp16", ValueError, "one of fp32, bf16, auto, got 'fp16'"),
         ("cuda_graph", True, ValueError, "one of auto, on, off, got True"),
         ("d_steps", 0, ValueError, "at least 1, got 0"),
@@ -56,6 +60,9 @@ def test_a_pair_from_json_equals_the_tuple():
 def test_bad_values_are_named(field, value, error, want):
     with pytest.raises(error, match=f"^{re.escape(f'TrainConfig: expected {field} {want}')}$"):
         TrainConfig(**{field: value})
+
+
+OBJECTIVES = f"one of {', '.join(objectives.NAMES)}"
 
 
 @pytest.mark.parametrize(

@@ -234,12 +234,14 @@ class Doubled:
     def __init__(self, objective):
         self.objective = objective
 
+    g_needs_real = False
+
     def d_loss(self, real, fake):
         loss, means = self.objective.d_loss(real, fake)
         return loss * 2, means
 
-    def g_loss(self, fake):
-        return self.objective.g_loss(fake) * 2
+    def g_loss(self, fake, real=None):
+        return self.objective.g_loss(fake, real) * 2
 
 
 @pytest.mark.parametrize(
@@ -340,6 +342,8 @@ class Penalised:
     def __init__(self, objective, discriminator, points):
         self.objective, self.discriminator, self.points = objective, discriminator, points
 
+    g_needs_real = False
+
     def d_loss(self, real, fake):
         loss, means = self.objective.d_loss(real, fake)
         x = self.points.detach().requires_grad_()
@@ -347,8 +351,8 @@ class Penalised:
             (slope,) = torch.autograd.grad(self.discriminator(x).sum(), x, create_graph=True)
         return loss + 5 * slope.square().sum((1, 2, 3)).mean(), means
 
-    def g_loss(self, fake):
-        return self.objective.g_loss(fake)
+    def g_loss(self, fake, real=None):
+        return self.objective.g_loss(fake, real)
 
 
 def test_a_gradient_penalty_is_captured_with_its_double_backward(device):

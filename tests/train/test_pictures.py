@@ -33,9 +33,10 @@ def test_large_images_are_not_shrunk():
     assert image_grid(torch.zeros(16, 3, 256, 256)).size == (4 * 258 + 2, 4 * 258 + 2)
 
 
-def test_curves_are_a_picture_also_with_gaps():
+@pytest.mark.parametrize("d_real", [0.6, 7.0])
+def test_curves_are_a_picture_also_with_gaps(d_real):
     rows = [
-        {"step": step, "d_loss": 1.0, "g_loss": None if step == 2 else 0.7, "d_real": 0.6, "d_fake": 0.4}
+        {"step": step, "d_loss": 1.0, "g_loss": None if step == 2 else 0.7, "d_real": d_real, "d_fake": 0.4}
         for step in range(1, 5)
     ]
     file = io.BytesIO()

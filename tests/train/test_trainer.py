@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from train.players import LATENT_DIM, assert_same_state, make_images, make_players, make_trainer
 from train.recorder import SYNCHRONISING
 
-from gan_fast import models
+from gan_fast import models, objectives
 from gan_fast.data import DeviceLoader
 from gan_fast.train import TrainConfig, Trainer, TrainingDivergedError
 
@@ -65,6 +65,27 @@ def test_same_as_a_plain_loop(objective, d_steps):
     # Weights, and the running statistics of batch norm, which every pass of either player moves.
     for ours, theirs in ((trainer.generator, generator), (trainer.discriminator, discriminator)):
         torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("objective", objectives.NAMES)
+def test_every_objective_trains(objective):
+    trainer = make_trainer(data=False, dtype=torch.float64, objective=objective)
+    answers, inputs = [], []
+    trainer.discriminator.register_forward_hook(lambda module, args, output: answers.append(output.detach()))
+    trainer.discriminator.register_forward_hook(lambda module, args, output: inputs.append(args[0].detach()))
+    before = copy.deepcopy(trainer.generator.state_dict())
+    result = trainer.step(REAL.double())
+    assert all(value.isfinite() for value in result.values())
+    assert 0 <= result["d_accuracy"] <= 1
+    # D's loss sees x and G(z); G's loss sees D as it is after its update, on x too where it needs that.
+    loss = objectives.make_objective(objective)
+    torch.testing.assert_close(result["d_loss"], loss.d_loss(answers[0], answers[1])[0])
+    assert len(answers) == (4 if loss.g_needs_real else 3)
+    real = answers[2] if loss.g_needs_real else None
+    torch.testing.assert_close(result["g_loss"], loss.g_loss(answers[-1], real))
+    if loss.g_needs_real:
+        assert torch.equal(inputs[2], inputs[0])
+    assert any(not torch.equal(now, before[name]) for name, now in trainer.generator.state_dict().items())
 
 
 def test_our_dcgan_is_the_plain_one_with_fused_kernels():
