@@ -43,7 +43,7 @@ def gradient_penalty(
         critic: any function of images: (N, ...) to (N, ...); of several outputs a sample (patches) the gradient is that
             of their sum. A conditional critic comes as a closure over its labels. May have batch norm, compiled parts.
         real: (N, ...), float64, float32, bfloat16 or float16.
-        fake: as real in shape, dtype and device. Neither gets a gradient.
+        fake: as real in shape, dtype (any, under autocast) and device. Neither gets a gradient.
         center: 1, or 0 for a zero-centered penalty.
         coefficients: c_n, (N,), or None for 1 each.
         generator: of u.
@@ -69,8 +69,11 @@ def gradient_penalty(
     """
     op = "gradient_penalty"
     checks.floating(op, "real", real)
-    checks.floating(op, "fake", fake)
-    points = interpolate(real.detach(), fake.detach(), generator=generator)
+    fake = checks.floating(op, "fake", fake).detach()
+    if autograd.is_autocast_enabled(real.device.type):
+        # There generators return another dtype than data have.
+        fake = fake.to(real.dtype)
+    points = interpolate(real.detach(), fake, generator=generator)
     return _penalty(op, critic, points, coefficients, center, 1.0)
 
 
