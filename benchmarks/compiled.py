@@ -119,7 +119,7 @@ def binary(case: str, architecture: int, kernel: Any) -> Binary:
 
 def cases() -> dict[str, Callable[[], Any]]:
     """Launches of every kernel, at the shapes of DCGAN-64's layers and at ragged ones."""
-    from gan_fast.triton_kernels import batch_norm_act, conv, leaky_relu, minimax_loss
+    from gan_fast.triton_kernels import batch_norm_act, conv, leaky_relu, minibatch_discrimination, minimax_loss
 
     def norm(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, activation: str) -> None:
         x = torch.empty(shape, dtype=dtype).contiguous(memory_format=layout)
@@ -172,6 +172,20 @@ def cases() -> dict[str, Callable[[], Any]]:
 
     for dtype in (torch.bfloat16, torch.float32):
         found[f"minimax_loss 128 {dtype}".replace("torch.", "")] = lambda a=dtype: loss(a)
+
+    def discriminate(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+        x, g = torch.empty(shape, dtype=dtype), torch.empty(shape[:2], dtype=dtype)
+        minibatch_discrimination.forward(x)
+        minibatch_discrimination.backward(g, x)
+        minibatch_discrimination.double_backward(x, g, x)
+
+    for shape, dtype in (
+        ((128, 64, 16), torch.bfloat16),
+        ((128, 64, 16), torch.float32),
+        ((65, 100, 5), torch.float32),
+    ):
+        name = f"minibatch_discrimination {'x'.join(map(str, shape))} {dtype}".replace("torch.", "")
+        found[name] = lambda a=(shape, dtype): discriminate(*a)
 
     def leaky(count: int, dtype: torch.dtype, signs_wanted: bool) -> None:
         x = torch.empty(count, dtype=dtype)

@@ -105,6 +105,7 @@ PARTS: dict[str, Part] = {
     "compiled_step": Part(step_part("compiled_step"), 60, may_run_out=True),
     "penalty": Part(ops_part("penalty"), 30),
     "leaky_relu": Part(ops_part("leaky_relu"), 25),
+    "discrimination": Part(ops_part("discrimination"), 30),
     "large_step": Part(step_part("large_step"), 60),
     "sanitizer": Part(gpu_checks.sanitize, 120),
     "convolutions": Part(ops_part("convolutions"), 50),

@@ -123,6 +123,11 @@ def test_unserved_device_is_logged_once(caplog: pytest.LogCaptureFixture) -> Non
     [
         ("batch_norm_act", "forward", lambda: batch_norm_act(torch.ones(2, 3), None, None, training=True)),
         ("minimax_loss", "forward", lambda: gan_fast.ops.minimax_g_loss(torch.ones(3))),
+        (
+            "minibatch_discrimination",
+            "forward",
+            lambda: gan_fast.ops.minibatch_discrimination(torch.ones(2, 3), torch.ones(3, 2, 2)),
+        ),
         ("leaky_relu", "forward", lambda: gan_fast.ops.leaky_relu(torch.ones(3))),
         ("conv", "convolve", lambda: gan_fast.ops.conv2d(torch.ones(1, 2, 4, 4), torch.ones(2, 2, 3, 3))),
     ],

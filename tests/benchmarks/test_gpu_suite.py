@@ -25,8 +25,8 @@ from gan_fast.capture import CudaGraphs
 CPU = torch.device("cpu")
 HALVES = torch.full((3,), 0.5)
 # Those that run kernels or steps; the others run commands, and have tests of their own below.
-MEASURING = ("rates", "losses", "norms", "blocks", "penalty", "leaky_relu", "convolutions", "step", "compiled_step",
-             "large_step", "autotuned_step")  # fmt: skip
+MEASURING = ("rates", "losses", "norms", "blocks", "penalty", "leaky_relu", "discrimination", "convolutions", "step",
+             "compiled_step", "large_step", "autotuned_step")  # fmt: skip
 # What a CPU cannot have.
 ABSENT = {"leaky_relu": "no Triton kernel for this op"}
 
