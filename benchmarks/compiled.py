@@ -120,7 +120,15 @@ def binary(case: str, architecture: int, kernel: Any) -> Binary:
 def cases() -> dict[str, Callable[[], Any]]:
     """Launches of every kernel, at the shapes of DCGAN-64's layers and at ragged ones."""
     from gan_fast.ops.adversarial_loss import KINDS
-    from gan_fast.triton_kernels import adversarial_loss, batch_norm_act, conv, leaky_relu, noise, sample_norm_penalty
+    from gan_fast.triton_kernels import (
+        adversarial_loss,
+        batch_norm_act,
+        conv,
+        leaky_relu,
+        minibatch_discrimination,
+        noise,
+        sample_norm_penalty,
+    )
 
     def norm(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, activation: str) -> None:
         x = torch.empty(shape, dtype=dtype).contiguous(memory_format=layout)
@@ -178,6 +186,20 @@ def cases() -> dict[str, Callable[[], Any]]:
     ):
         name = f"adversarial_loss {kind} {relation} 128 {dtype}".replace("torch.", "")
         found[name] = lambda a=(dtype, kind, relation): loss(*a)
+
+    def discriminate(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+        x, g = torch.empty(shape, dtype=dtype), torch.empty(shape[:2], dtype=dtype)
+        minibatch_discrimination.forward(x)
+        minibatch_discrimination.backward(g, x)
+        minibatch_discrimination.double_backward(x, g, x)
+
+    for shape, dtype in (
+        ((128, 64, 16), torch.bfloat16),
+        ((128, 64, 16), torch.float32),
+        ((65, 100, 5), torch.float32),
+    ):
+        name = f"minibatch_discrimination {'x'.join(map(str, shape))} {dtype}".replace("torch.", "")
+        found[name] = lambda a=(shape, dtype): discriminate(*a)
 
     def leaky(count: int, dtype: torch.dtype, signs_wanted: bool) -> None:
         x = torch.empty(count, dtype=dtype)

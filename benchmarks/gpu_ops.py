@@ -275,6 +275,48 @@ def _noise(machine: Machine) -> Iterator[Case]:
             )
 
 
+def discrimination(machine: Machine) -> Iterator[Record]:
+    """minibatch_discrimination of 128 samples, forward, and forward with backward."""
+    compiler = _Compiler(machine)
+
+    def cases() -> Iterator[Case]:
+        n, features, b = machine.size(128, 4), machine.size(512, 8), machine.size(64, 3)
+        make = functools.partial(torch.randn, device=machine.device)
+        weight = (make(features, b, 16) / features**0.5 / 16).requires_grad_()
+        inputs = [make(n, features).requires_grad_() for _ in range(machine.turns(1))]
+        grad = make(n, features + b)
+
+        def eager(x: Tensor) -> Tensor:
+            m = (x @ weight.flatten(1)).view(len(x), b, 16)
+            closeness = torch.exp(-(m.unsqueeze(0) - m.unsqueeze(1)).abs().sum(3)).sum(0) - 1
+            return torch.cat([x, closeness], 1)
+
+        def ours(x: Tensor) -> Tensor:
+            return ops.minibatch_discrimination(x, weight)
+
+        def both(function: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) -> Sequence[Work]:
+            return both_turns(function, inputs, (weight,), grad)
+
+        for passes, turns in (("forward", forward_turns), ("forward + backward", both)):
+
+            def of(function: Callable[[Tensor], Tensor], turns: Any = turns) -> Sequence[Work]:
+                return turns(function, inputs)
+
+            mine = functools.partial(of, ours)
+            yield Case(
+                f"minibatch_discrimination {passes} (N=128, B=64, C=16) float32",
+                {
+                    EAGER: functools.partial(of, eager),
+                    OURS: mine,
+                    **ours_by_name(machine, mine),
+                    COMPILED: functools.partial(compiler.turns, eager, of),
+                },
+                TOLERANCES[torch.float32],
+            )
+
+    yield from measure_all(machine, cases())
+
+
 class _Convolution:
     """A layer of DCGAN-64 in bfloat16, channels-last: its tensors, and who computes it."""
 

@@ -107,6 +107,7 @@ PARTS: dict[str, Part] = {
     "leaky_relu": Part(ops_part("leaky_relu"), 25),
     "sample_norm_penalty": Part(ops_part("sample_norm_penalty"), 25),
     "noise": Part(ops_part("noise"), 25),
+    "discrimination": Part(ops_part("discrimination"), 30),
     "large_step": Part(step_part("large_step"), 60),
     "sanitizer": Part(gpu_checks.sanitize, 120),
     "convolutions": Part(ops_part("convolutions"), 50),

@@ -125,6 +125,11 @@ def test_unserved_device_is_logged_once(caplog: pytest.LogCaptureFixture) -> Non
     [
         ("batch_norm_act", "forward", lambda: batch_norm_act(torch.ones(2, 3), None, None, training=True)),
         ("adversarial_loss", "forward", lambda: gan_fast.ops.minimax_g_loss(torch.ones(3))),
+        (
+            "minibatch_discrimination",
+            "forward",
+            lambda: gan_fast.ops.minibatch_discrimination(torch.ones(2, 3), torch.ones(3, 2, 2)),
+        ),
         ("leaky_relu", "forward", lambda: gan_fast.ops.leaky_relu(torch.ones(3))),
         ("sample_norm_penalty", "forward", lambda: gan_fast.ops.sample_norm_penalty(torch.ones(3, 2))),
         ("noise", "interpolate", lambda: gan_fast.ops.interpolate(torch.ones(3, 2), torch.ones(3, 2))),

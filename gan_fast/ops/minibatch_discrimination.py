@@ -12,13 +12,18 @@ from gan_fast import backends
 from gan_fast.ops import autograd, checks
 
 OP = "minibatch_discrimination"
-backends.register(OP, "minibatch_discrimination_forward")
+backends.register(OP, "minibatch_discrimination_forward", triton_file=OP)
 
 _native = SimpleNamespace(
     forward=autograd.kernel("minibatch_discrimination_forward"),
     backward=autograd.kernel("minibatch_discrimination_backward"),
     double_backward=autograd.kernel("minibatch_discrimination_double_backward"),
 )
+
+
+def _kernels(projected: Tensor) -> Any:
+    """What serves: functions of the native ops' names and signatures."""
+    return backends.triton_kernels(OP, projected) or _native
 
 
 def reference(projected: Tensor) -> Tensor:
@@ -37,7 +42,8 @@ class MinibatchDiscrimination(torch.autograd.Function):
     def forward(ctx: Any, projected: Tensor) -> Tensor:
         ctx.save_for_backward(projected)
         ctx.set_materialize_grads(False)
-        output: Tensor = _native.forward(projected)
+        ctx.kernels = _kernels(projected)
+        output: Tensor = ctx.kernels.forward(projected)
         return output
 
     @staticmethod
@@ -45,10 +51,14 @@ class MinibatchDiscrimination(torch.autograd.Function):
         if grad_output is None:
             return None
         (projected,) = ctx.saved_tensors
-        recording = autograd.recording("minibatch_discrimination_backward", grad_output)
+        grad: Tensor
         # A node of its own only where somebody will differentiate again.
-        function = MinibatchDiscriminationBackward.apply if recording else _native.backward
-        grad: Tensor = function(grad_output, projected)
+        if autograd.recording("minibatch_discrimination_backward", grad_output):
+            grad = MinibatchDiscriminationBackward.apply(grad_output, projected, ctx.kernels)
+        else:
+            # The dispatcher takes a batch of gradients apart.
+            batched = torch._C._functorch.is_legacy_batchedtensor(grad_output)
+            grad = (_native if batched else ctx.kernels).backward(grad_output, projected)
         return grad
 
 
@@ -56,21 +66,21 @@ class MinibatchDiscriminationBackward(torch.autograd.Function):
     """grad_i = sum over j of -exp(-|x_i - x_j|_1) (grad_output_i + grad_output_j) sign(x_i - x_j)."""
 
     @staticmethod
-    def forward(ctx: Any, grad_output: Tensor, projected: Tensor) -> Tensor:
+    def forward(ctx: Any, grad_output: Tensor, projected: Tensor, kernels: Any = None) -> Tensor:
+        ctx.kernels = kernels or _kernels(projected)
         ctx.save_for_backward(grad_output, projected)
         ctx.set_materialize_grads(False)
-        grad: Tensor = _native.backward(grad_output, projected)
+        grad: Tensor = ctx.kernels.backward(grad_output, projected)
         return grad
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
         if cotangent is None:
-            return None, None
+            return None, None, None
         grad_output, projected = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return autograd.differentiate_reference(reference, (projected,), grad_output, (cotangent,))
-        by_grad_output, by_projected = _native.double_backward(cotangent, grad_output, projected)
-        return by_grad_output, by_projected
+            return *autograd.differentiate_reference(reference, (projected,), grad_output, (cotangent,)), None
+        return *ctx.kernels.double_backward(cotangent, grad_output, projected), None
 
 
 def _forward_fake(projected: Tensor) -> Tensor:
@@ -85,6 +95,8 @@ def _double_backward_fake(cotangent: Tensor, grad_output: Tensor, projected: Ten
     return _forward_fake(projected), _backward_fake(grad_output, projected)
 
 
+for _name in ("forward", "backward", "double_backward"):
+    autograd.register_triton(f"minibatch_discrimination_{_name}", OP, _name)
 autograd.register("minibatch_discrimination_forward", MinibatchDiscrimination.apply, _forward_fake)
 autograd.register("minibatch_discrimination_backward", MinibatchDiscriminationBackward.apply, _backward_fake)
 autograd.register(
@@ -113,12 +125,13 @@ def minibatch_discrimination(input: Tensor, weight: Tensor) -> Tensor:
     Notes:
         Derivatives: first and second by kernels, higher ones through ATen. At M_n,b,c = M_m,b,c the distance has the
             gradient zero, as ATen's abs.
-        Memory: backward keeps M alone, (N, B, C); pairs are computed again, where the formula in ATen keeps three
-            tensors of (N, N, B, C).
+        Memory: backward keeps M alone, (N, B, C); pairs are computed again, where the formula in ATen keeps their
+            differences, (N, N, B, C).
         Accumulation: float64; deterministic for any number of threads and any CPU instruction set, but for the product.
         Autocast: the product in autocast's dtype, as ``torch.mm``; all after it in float32.
         One sample has no others: zeros. No samples: an empty result.
-        Backends: native CPU kernel; the reference elsewhere and under functorch transforms.
+        Backends: native CPU kernel; on a GPU the quicker of Triton's, which has no float64 and sums in float32, and the
+            reference; the reference elsewhere and under functorch transforms.
 
     Source: Salimans et al., Improved Techniques for Training GANs, 2016 (arXiv 1606.03498), section 3.2; a sample is
     not compared with itself, as in the authors' code.
@@ -140,10 +153,28 @@ def minibatch_discrimination(input: Tensor, weight: Tensor) -> Tensor:
     projected = torch.mm(input, weight.flatten(1)).view(input.size(0), *weight.shape[1:])
     if autocast and projected.dtype.itemsize == 2:
         projected = projected.float()
-    if torch.jit.is_tracing() or not backends.native(OP, device, projected.dtype):
+    if torch.jit.is_tracing():
+        # A trace holds ATen's ops.
         closeness = reference(projected)
-    elif torch.compiler.is_compiling():
-        closeness = torch.ops.gan_fast.minibatch_discrimination_forward(projected)
     else:
-        closeness = MinibatchDiscrimination.apply(projected)
+        closeness = backends.serve(OP, _serve, (projected,), lambda: _shape_class(projected), unmeasured="triton")
     return torch.cat([input, closeness], 1)
+
+
+def _shape_class(projected: Tensor) -> tuple[str, ...]:
+    """What the time depends on, sizes to a power of two."""
+    sizes = (
+        f"2^{size.bit_length()} {name}" for size, name in zip(projected.shape, ("samples", "kernels", "components"))
+    )
+    return (checks.name_of(projected.dtype), *sizes)
+
+
+def _serve(projected: Tensor) -> Tensor:
+    if not backends.native(OP, projected.device.type, projected.dtype):
+        return reference(projected)
+    output: Tensor
+    if torch.compiler.is_compiling():
+        output = torch.ops.gan_fast.minibatch_discrimination_forward(projected)
+    else:
+        output = MinibatchDiscrimination.apply(projected)
+    return output

@@ -25,14 +25,14 @@ def test_compiles_without_spills(architecture: int, tmp_path: Path) -> None:
         cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "0"}, check=True, capture_output=True, text=True,
     )  # fmt: skip
     binaries = json.loads(found.read_text())
-    assert len({b["kernel"] for b in binaries}) == 22
+    assert len({b["kernel"] for b in binaries}) == 24
     for b in binaries:
         assert b["spills"] == 0, b
         assert b["shared_bytes"] <= SHARED[architecture], b
         # Sixteen bytes at a time where rows begin at sixteen bytes.
         ragged = any(size in b["case"] for size in ("67", "17 ->", "3 -> 64", "100 ->"))
-        # A loss is a few hundred bytes.
-        ragged = ragged or "adversarial" in b["case"]
+        # A loss is a few hundred bytes, a sample's components under one kernel are some ten.
+        ragged = ragged or "adversarial" in b["case"] or "discrimination" in b["case"]
         # What merges sums reads few of them.
         if not ragged and not b["kernel"].startswith(("finish", "merge_norms")):
             # Of what is drawn for itself a thread has four neighbours.

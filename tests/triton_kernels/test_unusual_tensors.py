@@ -23,6 +23,9 @@ OPS: dict[str, Callable[[Tensor], Tensor]] = {
         x, torch.linspace(-1, 1, 3 * 4 * 9, device=x.device).view(4, 3, 3, 3)
     ),
     "leaky_relu": lambda x: ops.leaky_relu(x, 0.2),
+    "minibatch_discrimination": lambda x: ops.minibatch_discrimination(
+        x.flatten(1), torch.linspace(-0.1, 0.1, 100 * 2 * 3, device=x.device).view(100, 2, 3)
+    ),
     "minimax_g_loss": lambda x: ops.minimax_g_loss(x),
     "sample_norm_penalty": lambda x: ops.sample_norm_penalty(x, center=1.0)[0],
 }
