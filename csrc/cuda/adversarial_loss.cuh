@@ -9,9 +9,9 @@
 
 namespace gan_fast::cuda {
 
-// In double they want more registers than 1024 threads have.
+// In double more threads would not have registers enough.
 template <class T>
-constexpr int kLossThreads = std::is_same_v<T, double> ? 512 : 1024;
+constexpr int kLossThreads = std::is_same_v<T, double> ? 256 : 1024;
 constexpr int kLossSums = 5;
 
 // phi: bce in the logits' precision A (single for half types), what takes no exponential in double.
@@ -88,70 +88,90 @@ __device__ T narrowed(double x) {
   return narrow<T>(static_cast<Compute<T>>(x));
 }
 
+// What threads find in a batch: losses; slopes where it is against an average, else D's answers, and the partners'; how
+// many logits are placed rightly. Gradients, but for those against averages.
+struct LossSums {
+  double losses = 0, slopes_or_answers = 0, other_answers = 0, right = 0;
+};
+
+template <class T>
+__device__ LossSums loss_batch(const LossArguments<T>& a, const LossBatch<T>& batch, bool is_first, double shift,
+                               double threshold, double factor) {
+  using A = Compute<T>;
+  const bool paired = a.relation == Relation::paired, average = a.relation == Relation::average;
+  const bool probabilities = a.relation == Relation::none && a.kind == Kind::bce;
+  const Phi<A> phi{a.kind, batch.target};
+  LossSums sums;
+  for (int64_t i = threadIdx.x; i < batch.count; i += blockDim.x) {
+    const A x = widen(batch.logits[i]);
+    const double other = paired ? static_cast<double>(widen(a.second.logits[i])) : shift;
+    const double u = static_cast<double>(x) - other;
+    const A e = phi.exponential(u);
+    const double slope = phi.slope(u, e), grad = factor * slope;
+    sums.losses += phi.value(u, e);
+    sums.slopes_or_answers += average ? slope : probabilities ? (x < 0 ? e : A{1}) / (1 + e) : x;
+    if (paired) sums.other_answers += other;
+    const double than = paired ? other : threshold;
+    sums.right += is_first ? x > than : x < than;
+    if (average) continue;
+    if (batch.grad) batch.grad[i] = narrowed<T>(grad);
+    if (paired && a.second.grad) a.second.grad[i] = narrowed<T>(-grad);
+  }
+  return sums;
+}
+
+// factor (phi' - offset), against an average.
+template <class T>
+__device__ void grad_batch(Kind kind, const LossBatch<T>& batch, double shift, double offset, double factor) {
+  if (!batch.grad) return;
+  const Phi<Compute<T>> phi{kind, batch.target};
+  for (int64_t i = threadIdx.x; i < batch.count; i += blockDim.x) {
+    const double u = static_cast<double>(widen(batch.logits[i])) - shift;
+    batch.grad[i] = narrowed<T>(factor * (phi.slope(u, phi.exponential(u)) - offset));
+  }
+}
+
 // Means over no logits are 0 / 0, as in ATen.
 template <class T>
 __global__ void __launch_bounds__(kLossThreads<T>) loss_forward_kernel(const LossArguments<T> a) {
-  using A = Compute<T>;
   __shared__ double scratch[kLossSums][kLossThreads<T>];
-  const bool none = a.relation == Relation::none, average = a.relation == Relation::average;
-  const bool paired = a.relation == Relation::paired, probabilities = none && a.kind == Kind::bce;
-  const double counts[2] = {static_cast<double>(a.first.count), static_cast<double>(a.second.count)};
+  const bool average = a.relation == Relation::average, paired = a.relation == Relation::paired;
+  const double count = static_cast<double>(a.first.count), other_count = static_cast<double>(a.second.count);
   const double factor = a.scale * (a.grad_loss ? static_cast<double>(widen(*a.grad_loss)) : 1);
   double averages[2] = {};
-  if (average || (a.means && a.two && none && a.kind == Kind::linear)) {
+  double threshold = a.kind == Kind::squared ? 0.5 : 0, other_threshold = threshold;
+  if (average || (a.means && a.two && !paired && a.kind == Kind::linear)) {
     averages[0] = sum_logits(a.first);
     averages[1] = sum_logits(a.second);
     sum_block(scratch, averages);
-    for (int side = 0; side < 2; ++side) averages[side] /= counts[side];
+    averages[0] /= count;
+    averages[1] /= other_count;
+    threshold = average ? averages[1] : (averages[0] + averages[1]) / 2;
+    other_threshold = average ? averages[0] : threshold;
   }
-  const double midpoint = a.kind == Kind::linear ? (averages[0] + averages[1]) / 2 : a.kind == Kind::squared ? 0.5 : 0;
-  // Losses; D's answers (slopes where they are against averages); how many logits are placed rightly.
-  double sums[kLossSums] = {};
-  for (int side = 0; side < (a.two && !paired ? 2 : 1); ++side) {
-    const LossBatch<T>& batch = side ? a.second : a.first;
-    const Phi<A> phi{a.kind, batch.target};
-    const double shift = average ? averages[1 - side] : 0;
-    for (int64_t i = threadIdx.x; i < batch.count; i += blockDim.x) {
-      const A x = widen(batch.logits[i]);
-      const A other = paired ? widen(a.second.logits[i]) : A{0};
-      const double u = static_cast<double>(x) - (paired ? static_cast<double>(other) : shift);
-      const A e = phi.exponential(u);
-      const double slope = phi.slope(u, e);
-      sums[side] += phi.value(u, e);
-      sums[2 + side] += average ? slope : probabilities ? (x < 0 ? e : A{1}) / (1 + e) : x;
-      if (paired) sums[3] += other;
-      const double than = paired ? static_cast<double>(other) : average ? shift : midpoint;
-      sums[4] += side ? x < than : x > than;
-      if (average) continue;
-      if (batch.grad) batch.grad[i] = narrowed<T>(factor / counts[side] * slope);
-      if (paired && a.second.grad) a.second.grad[i] = narrowed<T>(-(factor / counts[side] * slope));
-    }
-  }
+  const double shift = average ? averages[1] : 0, other_shift = average ? averages[0] : 0;
+  const LossSums first = loss_batch(a, a.first, true, shift, threshold, factor / count);
+  LossSums second;
+  if (a.two && !paired) second = loss_batch(a, a.second, false, other_shift, other_threshold, factor / other_count);
+  double sums[kLossSums] = {first.losses, second.losses, first.slopes_or_answers,
+                            paired ? first.other_answers : second.slopes_or_answers, first.right + second.right};
   sum_block(scratch, sums);
   if (threadIdx.x == 0 && a.loss) {
-    const double other = a.two && !paired ? sums[1] / counts[1] : 0;
-    *a.loss = narrowed<T>(a.scale * (sums[0] / counts[0] + other));
+    const double other = a.two && !paired ? sums[1] / other_count : 0;
+    *a.loss = narrowed<T>(a.scale * (sums[0] / count + other));
   }
   if (threadIdx.x == 0 && a.means) {
-    a.means[0] = narrowed<T>(average ? averages[0] : sums[2] / counts[0]);
+    a.means[0] = narrowed<T>(average ? averages[0] : sums[2] / count);
     if (a.two) {
-      a.means[1] = narrowed<T>(average ? averages[1] : sums[3] / counts[1]);
-      a.means[2] = narrowed<T>(sums[4] / (paired ? counts[0] : counts[0] + counts[1]));
+      a.means[1] = narrowed<T>(average ? averages[1] : sums[3] / other_count);
+      a.means[2] = narrowed<T>(sums[4] / (paired ? count : count + other_count));
     }
   }
   if (!average) return;
   // A gradient waits for the slopes of the other batch, which reach it through its own average; where there are no
   // logits nothing flows.
-  for (int side = 0; side < 2; ++side) {
-    const LossBatch<T>& batch = side ? a.second : a.first;
-    if (!batch.grad) continue;
-    const Phi<A> phi{a.kind, batch.target};
-    const double offset = counts[1 - side] > 0 ? sums[3 - side] / counts[1 - side] : 0;
-    for (int64_t i = threadIdx.x; i < batch.count; i += blockDim.x) {
-      const double u = static_cast<double>(widen(batch.logits[i])) - averages[1 - side];
-      batch.grad[i] = narrowed<T>(factor / counts[side] * (phi.slope(u, phi.exponential(u)) - offset));
-    }
-  }
+  grad_batch(a.kind, a.first, averages[1], a.second.count ? sums[3] / other_count : 0, factor / count);
+  grad_batch(a.kind, a.second, averages[0], a.first.count ? sums[2] / count : 0, factor / other_count);
 }
 
 // The gradients of both batches where none depends on all logits: `split` blocks for the first or for pairs, the others

@@ -176,10 +176,12 @@ def test_parameters_require_gradients_again_after_an_exception():
     kept = [p.requires_grad for p in trainer.discriminator.parameters()]
 
     class Failing:
-        def d_loss(self, real, fake):
-            return real.mean() - fake.mean(), torch.zeros(2)
+        g_needs_real = False
 
-        def g_loss(self, fake):
+        def d_loss(self, real, fake):
+            return real.mean() - fake.mean(), torch.zeros(3)
+
+        def g_loss(self, fake, real=None):
             assert not any(p.requires_grad for p in trainer.discriminator.parameters())
             raise RuntimeError("out of memory")
 
@@ -335,6 +337,8 @@ def test_non_finite_batch_changes_nothing_but_the_count():
 class Poisoned:
     """An objective whose losses are NaN."""
 
+    g_needs_real = False
+
     def __init__(self, objective):
         self.objective = objective
 
@@ -342,7 +346,7 @@ class Poisoned:
         loss, means = self.objective.d_loss(real, fake)
         return loss * float("nan"), means
 
-    def g_loss(self, fake):
+    def g_loss(self, fake, real=None):
         return self.objective.g_loss(fake) * float("nan")
 
 
