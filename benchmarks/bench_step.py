@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -22,15 +23,15 @@ SIZES = ((16, 1, 64, 64), (64, 3, 64, 32))
 TOLERANCE = 1e-3
 
 
-def trainer(models: Pair, real: Tensor) -> Work:
+def trainer(models: Pair, real: Tensor, results: tuple[str, ...] = ("d_loss", "g_loss"), **options: Any) -> Work:
     """Trainer.step: beside the updates it averages G and guards against NaN."""
-    made = Trainer(TrainConfig(batch_size=len(real), precision="fp32"), *models, None)
+    made = Trainer(TrainConfig(batch_size=len(real), precision="fp32", **options), *models, None)
     # The same latents at each call, as the other providers have them: else losses could not be compared.
     made.generator.register_forward_pre_hook(lambda module, args: made.latent_rng.manual_seed(0) and None)
 
     def work() -> dict[str, Tensor]:
         losses = made.step(real)
-        return {name: losses[name] for name in ("d_loss", "g_loss")}
+        return {name: losses[name] for name in results}
 
     return work
 
@@ -70,4 +71,20 @@ def bench_iteration(
         OURS: trainer(ours(), real),
     }
     name = f"DCGAN iteration {image_size} px, {channels} channels, width {width}, batch {batch_size} float32"
+    compare(Case(name, providers, TOLERANCE, device))
+
+
+def bench_one_stage(compare: Callable[[Case], None]) -> None:
+    """Both players from one pass through D, against our own alternating step: other algorithms, equal in D's loss."""
+    device = default_device()
+    torch.manual_seed(0)
+    real = torch.rand(32, 3, 64, 64, device=device) * 2 - 1
+
+    def provider(update: str) -> Work:
+        torch.manual_seed(0)
+        models = DCGANGenerator(LATENT_DIM), DCGANDiscriminator(norm="none")
+        return trainer(models, real, ("d_loss",), update=update)
+
+    providers = {f"{OURS}, alternating": provider("alternating"), OURS: provider("one_stage")}
+    name = "one-stage DCGAN iteration against our alternating one, 64 px, batch 32, no norm in D, float32"
     compare(Case(name, providers, TOLERANCE, device))

@@ -26,6 +26,17 @@ def eager_models(image_size: int, channels: int, width: int) -> Pair:
     return nn.Sequential(*generator), nn.Sequential(*discriminator)
 
 
+def eager_critic(image_size: int, channels: int, width: int) -> nn.Sequential:
+    """DCGAN's discriminator without batch norm, with biases in its place; parameters in the order of our model's."""
+    sizes = [width]
+    while sizes[-1] < width * image_size // 8:
+        sizes.append(2 * sizes[-1])
+    layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
+    for size in sizes[:-1]:
+        layers += [nn.Conv2d(size, 2 * size, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
+    return nn.Sequential(*layers, nn.Conv2d(sizes[-1], 1, 4, 1, 0, bias=False), nn.Flatten(0))
+
+
 def _halvings(largest: int, smallest: int) -> list[int]:
     sizes = [largest]
     while sizes[-1] > smallest:

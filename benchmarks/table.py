@@ -200,6 +200,9 @@ README_CASES = (
     "tiny 3x3 block 16 -> 16 channels, forward + backward (1x16x8x8) float32 contiguous",
     "gradient penalty, critic of 5 convolutions (32x3x64x64) float32 contiguous",
     "gradient penalty, critic of 5 convolutions (32x3x64x64) float32 channels_last",
+    "gradient penalty, DCGAN-64 critic without norm, batch 32 float32",
+    "WGAN-GP critic iteration, DCGAN-64 critic without norm, batch 32 float32",
+    "logistic loss and R1 on real images, DCGAN-64 critic without norm, batch 32 float32",
     "minimax_d_loss forward + backward (128) float32",
     "minimax_d_loss forward + backward (16x1x30x30) float32",
     "minimax_g_loss forward + backward (128) float32",
@@ -209,6 +212,7 @@ README_CASES = (
     "sample_norm_penalty center 1 forward + backward (32x3x64x64) float32",
     "DCGAN iteration 16 px, 1 channels, width 64, batch 64 float32",
     "DCGAN iteration 64 px, 3 channels, width 64, batch 32 float32",
+    "one-stage DCGAN iteration against our alternating one, 64 px, batch 32, no norm in D, float32",
 )
 # What README shows of a GPU's parts; the others' figures are in the results.
 README_STEPS = ("step", "compiled_step", "autotuned_step", "large_step")
