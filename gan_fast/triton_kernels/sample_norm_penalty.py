@@ -74,8 +74,8 @@ def scale_samples_kernel(
         factor *= tl.load(coefficients_pointer + sample * coefficients_stride).to(tl.float64)
     if center != 0:
         norm = tl.load(norms_pointer + sample * norms_stride).to(tl.float64)
-        # A quotient of infinities is NaN, as in ATen. A norm of zero has no direction, and no gradient.
-        factor = tl.where(norm == 0, 0.0, factor * ((norm - center) / tl.where(norm == 0, 1.0, norm)))
+        # A quotient of infinities is NaN, as in ATen. A norm of zero has zeros alone to multiply.
+        factor *= (norm - center) / tl.where(norm == 0, 1.0, norm)
     i = (tl.program_id(0) % tiles).to(tl.int64) * TILE + tl.arange(0, TILE)
     x = tl.load(x_pointer + sample * length + i, mask=i < length).to(tl.float64)
     grad = (factor * x).to(tl.float32).to(grad_pointer.dtype.element_ty)

@@ -70,7 +70,7 @@ def test_as_the_native_kernel(center: float, value: float) -> None:
     x = torch.randn(3, 5, 4, device=DEVICE)
     x[1] = value
     x.requires_grad_()
-    coefficients = torch.tensor([0.5, -2.0, 3.0], device=DEVICE)[:, None].expand(3, 2)[:, 0]
+    coefficients = torch.tensor([0.5, 9.0, -2.0, 9.0, 3.0, 9.0], device=DEVICE)[::2]
     results = []
     for backend, leaf in (("triton", x), ("cpu", x.detach().cpu().requires_grad_())):
         with gan_fast.use_backend(backend):
@@ -78,6 +78,19 @@ def test_as_the_native_kernel(center: float, value: float) -> None:
             results.append([t.cpu() for t in (value_.detach(), norms, torch.autograd.grad(value_, leaf)[0])])
     for ours, native in zip(*results):
         torch.testing.assert_close(ours, native, rtol=1e-6, atol=0, equal_nan=True)
+
+
+def test_vectors_with_strides() -> None:
+    from gan_fast.triton_kernels import sample_norm_penalty as kernels
+
+    x = torch.randn(5, 7, device=DEVICE)
+    coefficients, norms = torch.rand(5, 2, device=DEVICE)[:, 0], x.norm(dim=1, keepdim=True).repeat(1, 2)[:, 0]
+    got, wide = (
+        kernels.backward(torch.ones((), device=DEVICE), x, n, c, 1.0, 1.0)
+        for n, c in ((norms, coefficients), (norms.contiguous(), coefficients.contiguous()))
+    )
+    torch.testing.assert_close(got, wide)
+    torch.testing.assert_close(got, 2 / 5 * (coefficients * (1 - 1 / norms))[:, None] * x)
 
 
 def test_nothing_to_take_a_mean_of() -> None:
