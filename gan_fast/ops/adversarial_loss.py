@@ -11,7 +11,7 @@ A loss is scale * (mean phi(u; target) + mean phi(v; other_target)). ``kind`` is
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +21,9 @@ from torch import Tensor
 
 from gan_fast import backends
 from gan_fast.ops import autograd, checks
+
+# Both targets, scale, kind, relation.
+_Options = tuple[float, float, float, str, str]
 
 KINDS = ("bce", "hinge", "linear", "squared")
 
@@ -104,54 +107,41 @@ def _means(logits: Tensor, other_logits: Tensor | None, kind: str, relation: str
     return torch.stack([*means, share.to(logits.dtype)])
 
 
-class _LossNode(torch.autograd.Function):
-    """What the two nodes below share: they differ in what they return."""
-
-    @staticmethod
-    def save(ctx: Any, logits: Tensor, other_logits: Tensor | None, *options: Any) -> None:
-        wanted, _, other_wanted, *_ = ctx.needs_input_grad
-        if options[-1] != "none":  # a gradient by one takes both
-            wanted = other_wanted = wanted or other_wanted
-        ctx.save_for_backward(logits if wanted else None, other_logits if other_wanted else None)
-        ctx.options = options
-        ctx.unit_grads = None
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        count = len(ctx.needs_input_grad)
-        if grad_loss is None:
-            return (None,) * count
-        logits, other_logits = ctx.saved_tensors  # even where unread: torch objects to changed logits and a freed graph
-        # Handed out once: whoever receives them may write to them.
-        unit_grads, ctx.unit_grads = ctx.unit_grads, None
-        if (
-            unit_grads is not None
-            and not torch.is_grad_enabled()
-            and autograd.plain(grad_loss)
-            and grad_loss.item() == 1
-        ):
-            grad, other_grad = unit_grads
-        else:
-            target, other_target, *options = ctx.options
-            # A node of its own only where somebody will differentiate again.
-            recording = autograd.recording("adversarial_loss_backward", grad_loss)
-            first = (logits, target, other_logits, other_target)
-            if logits is None:
-                first = (other_logits, other_target, None, 0.0)
-            if recording:
-                grad, other_grad = AdversarialLossBackward.apply(grad_loss, *first, *options, ctx.kernels)
-            else:
-                # The dispatcher takes a batch of gradients apart.
-                batched = torch._C._functorch.is_legacy_batchedtensor(grad_loss)
-                grad, other_grad = (_native if batched else ctx.kernels).backward(grad_loss, *first, *options)
-            if logits is None:
-                grad, other_grad = other_grad, grad
-        wanted, _, other_wanted, *_ = ctx.needs_input_grad
-        return grad if wanted else None, None, other_grad if other_wanted else None, *(None,) * (count - 3)
+def _save(
+    ctx: Any, logits: Tensor, other_logits: Tensor | None, options: _Options, wanted: tuple[bool, ...], kernels: Any
+) -> None:
+    """Keep for :func:`_grads` what the gradients that are wanted need."""
+    by_logits, by_other = wanted
+    if options[-1] != "none":  # a gradient by one takes both
+        by_logits = by_other = by_logits or by_other
+    ctx.save_for_backward(logits if by_logits else None, other_logits if by_other else None)
+    ctx.options, ctx.kernels = options, kernels
+    ctx.set_materialize_grads(False)
 
 
-class DispatchedAdversarialLoss(_LossNode):
+def _grads(ctx: Any, grad_loss: Tensor, unit_grads: Sequence[Tensor | None] | None) -> Sequence[Tensor | None]:
+    """The gradients by both batches, or None where nobody wants one.
+
+    ``unit_grads`` are those for a loss gradient of one, where they are known.
+    """
+    logits, other_logits = ctx.saved_tensors  # even where unread: torch objects to changed logits and a freed graph
+    if unit_grads is not None and not torch.is_grad_enabled() and autograd.plain(grad_loss) and grad_loss.item() == 1:
+        return unit_grads
+    target, other_target, *options = ctx.options
+    first = (logits, target, other_logits, other_target)
+    if logits is None:
+        first = (other_logits, other_target, None, 0.0)
+    # A node of its own only where somebody will differentiate again.
+    if autograd.recording("adversarial_loss_backward", grad_loss):
+        grad, other_grad = AdversarialLossBackward.apply(grad_loss, *first, *options, ctx.kernels)
+    else:
+        # The dispatcher takes a batch of gradients apart.
+        batched = torch._C._functorch.is_legacy_batchedtensor(grad_loss)
+        grad, other_grad = (_native if batched else ctx.kernels).backward(grad_loss, *first, *options)
+    return (other_grad, grad) if logits is None else (grad, other_grad)
+
+
+class DispatchedAdversarialLoss(torch.autograd.Function):
     """All outputs of torch.ops.gan_fast.adversarial_loss_forward; loss alone has a gradient."""
 
     @staticmethod
@@ -166,16 +156,23 @@ class DispatchedAdversarialLoss(_LossNode):
         relation: str,
         *wanted: bool,
     ) -> tuple[Tensor | None, ...]:
-        options = (scale, kind, relation)
-        _LossNode.save(ctx, logits, other_logits, target, other_target, *options)
-        ctx.kernels = _kernels(logits)
-        loss, *others = ctx.kernels.forward(logits, target, other_logits, other_target, *options, *wanted)
+        by_logits, _, by_other, *_ = ctx.needs_input_grad
+        options, kernels = (target, other_target, scale, kind, relation), _kernels(logits)
+        _save(ctx, logits, other_logits, options, (by_logits, by_other), kernels)
+        arguments = (logits, target, other_logits, other_target, scale, kind, relation, *wanted)
+        loss, *others = kernels.forward(*arguments)
         ctx.mark_non_differentiable(*(t for t in others if t is not None))
         return loss, *others
 
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        by_logits, _, by_other, *others = ctx.needs_input_grad
+        grad, other_grad = (None, None) if grad_loss is None else _grads(ctx, grad_loss, None)
+        return grad if by_logits else None, None, other_grad if by_other else None, *(None for _ in others)
 
-class AdversarialLoss(_LossNode):
-    """loss and means of plain CPU tensors.
+
+class AdversarialLoss(torch.autograd.Function):
+    """loss, and means where they are wanted, of plain CPU tensors.
 
     The forward kernel has the exponentials at hand, so it writes the gradients for a loss gradient of one too: what
     ``loss.backward()`` starts from, and then has nothing left to compute. Any other goes through the backward kernel.
@@ -184,28 +181,29 @@ class AdversarialLoss(_LossNode):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        logits: Tensor,
-        target: float,
-        other_logits: Tensor | None,
-        other_target: float,
-        scale: float,
-        kind: str,
-        relation: str,
-        means_wanted: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        options = (scale, kind, relation)
-        _LossNode.save(ctx, logits, other_logits, target, other_target, *options)
-        ctx.kernels = _native
-        wanted, _, other_wanted, *_ = ctx.needs_input_grad
-        loss, means, *grads = _forward_on_cpu(
-            logits, target, other_logits, other_target, *options, means_wanted, wanted, other_wanted
+        ctx: Any, logits: Tensor, other_logits: Tensor | None, options: _Options, means_wanted: bool
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        by_logits, by_other, *_ = wanted = ctx.needs_input_grad
+        target, other_target, scale, kind, relation = options
+        loss, means, *ctx.unit_grads = _forward_on_cpu(
+            logits, target, other_logits, other_target, scale, kind, relation, means_wanted, by_logits, by_other
         )
-        if wanted or other_wanted:
-            ctx.unit_grads = grads
-        if means is not None:
-            ctx.mark_non_differentiable(means)
+        if by_logits or by_other:
+            _save(ctx, logits, other_logits, options, wanted[:2], _native)
+        if means is None:
+            return loss
+        ctx.mark_non_differentiable(means)
         return loss, means
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_loss is None:
+            return None, None, None, None
+        # Handed out once: whoever receives them may write to them.
+        unit_grads, ctx.unit_grads = ctx.unit_grads, None
+        grad, other_grad = _grads(ctx, grad_loss, unit_grads)
+        by_logits, by_other, *_ = ctx.needs_input_grad
+        return grad if by_logits else None, other_grad if by_other else None, None, None
 
 
 _apply = autograd.eager(AdversarialLoss)
@@ -290,7 +288,7 @@ def _loss(
     kind: str = "bce",
     relation: str = "none",
     means_wanted: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Any]:
     """The loss and the means, those only where they are wanted, from what serves the op here."""
     # The kernel checks tensors too, and for some hundred logits `_check` would take as long as it does. What it refuses
     # goes the general way, which serves it or names the fault.
@@ -302,11 +300,12 @@ def _loss(
         and isinstance(other_target, (int, float))
         and isinstance(kind, str)
         and not torch.is_autocast_enabled("cpu")
-        and backends.native(op, "cpu", logits.dtype)
-        and backends.triton_kernels(op, logits) is None
+        and backends.native_on_cpu(op)
     ):
         try:
-            return _apply(logits, target, other_logits, other_target, scale, kind, relation, means_wanted)
+            options = (target, other_target, scale, kind, relation)
+            results = _apply(logits, other_logits, options, means_wanted)
+            return results if means_wanted else (results, None)
         except RuntimeError as refusal:
             if "adversarial_loss_forward: expected" not in str(refusal):
                 raise
