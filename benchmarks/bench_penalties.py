@@ -18,8 +18,8 @@ from gan_fast.objectives import Game, Penalties, make_objective
 
 BATCH_SIZE, IMAGE_SIZE = 32, 64
 WEIGHT = 10.0
-# Of some four million values under the activations' kinks, about one lies so near that two orders of the same sum put it
-# on either side, which changes a gradient by up to a thousandth: also eager's, from one memory format to the other.
+# Of some four million values under the kinks of activations about one lies so near that two orders of a sum put it
+# on either side, which changes a gradient by up to a thousandth: also of eager, from one memory format to the other.
 # Where none does, gradients agree to 2e-6; tests/ops/test_penalties.py holds them to 1e-10 in float64.
 TOLERANCE = 5e-3
 
