@@ -384,13 +384,16 @@ def backward(
                     _, by_weight = product.from_big(known_input, grad_output, None)
                     by_weight = by_weight if _is_finite(grad_output) else None
     left = (input_wanted and by_input is None, weight_wanted and by_weight is None, bias_wanted)
+    if bias_wanted and not left[1] and grad_output.is_cpu:
+        # oneDNN would compute the weight's gradient on the way.
+        by_bias, left = grad_output.sum([0, *range(2, grad_output.dim())]), (left[0], False, False)
     if any(left):
         input, weight = (t if isinstance(t, Tensor) else t.unread(grad_output) for t in (input, weight))
         bias_shape = [grad_output.shape[1]] if bias_wanted else None
         grads = torch.ops.aten.convolution_backward(grad_output, input, weight, bias_shape, *geometry, left)
         by_input = grads[0] if by_input is None else by_input
         by_weight = grads[1] if by_weight is None else by_weight
-        by_bias = grads[2]
+        by_bias = grads[2] if by_bias is None else by_bias
     return by_input, by_weight, by_bias
 
 
