@@ -17,9 +17,9 @@ using namespace adversarial;  // kinds, relations, checks, logits without gaps
 // Logits are summed in blocks of this many, each by one thread, and the blocks in order: the result does not depend on
 // the number of threads.
 constexpr int64_t kBlock = 2048;
-// Fewer blocks than this are done sooner than a second thread is woken, as ATen has it (at::internal::GRAIN_SIZE): with
-// 8192 logits for each thread a busy machine took milliseconds instead of a tenth of one.
-constexpr int64_t kGrain = 16;
+// Fewer blocks than this are done sooner than a second thread is woken: a logit takes some thirty times as long as what
+// ATen has its threshold for (at::internal::GRAIN_SIZE, 32768 values).
+constexpr int64_t kGrain = 4;
 
 // Over a block, or a batch.
 struct Sums {
@@ -47,61 +47,54 @@ GAN_FAST_INLINE F32 log1p_unit(F32 x) { return math::log1p_unit(x); }
 
 // phi on lanes: bce in the logits' precision V (single for half types), what takes no exponential in double, where
 // arguments may cancel.
-template <class V>
+template <class V, Kind kKind>
 class Phi {
   using A = std::remove_reference_t<decltype(V{}[0])>;
 
  public:
-  Phi(Kind kind, double target) : kind_(kind), target_(target), rest_(1 - target) {}
+  explicit Phi(double target) : target_(target), rest_(1 - target) {}
 
   // bce's exp(-|u|), which its value, slope and probability share.
   GAN_FAST_INLINE V exponential(F64 u) const {
-    if (kind_ != Kind::bce) return V{};
+    if constexpr (kKind != Kind::bce) return V{};
     return exp_nonpositive(narrow<V>(u < 0.0 ? u : -u));
   }
 
   GAN_FAST_INLINE F64 value(F64 u, V e) const {
     const F64 zero{};
-    switch (kind_) {
-      case Kind::bce: {  // the form whose infinities and NaN are those of ATen
-        const V x = narrow<V>(u), none{};
-        return widen(static_cast<A>(rest_) * x + ((x < none ? -x : none) + log1p_unit(e)));
-      }
-      case Kind::hinge: {
-        // A side without weight is left out: zero times infinity would be NaN.
-        const F64 below = 1.0 - u, above = 1.0 + u;
-        const F64 real = target_ == 0 ? zero : target_ * (below < zero ? zero : below);
-        return rest_ == 0 ? real : real + rest_ * (above < zero ? zero : above);
-      }
-      case Kind::linear:
-        return (rest_ - target_) * u;
-      default: {
-        const F64 distance = u - target_;
-        return distance * distance * 0.5;
-      }
+    if constexpr (kKind == Kind::bce) {  // the form whose infinities and NaN are those of ATen
+      const V x = narrow<V>(u), none{};
+      return widen(static_cast<A>(rest_) * x + ((x < none ? -x : none) + log1p_unit(e)));
+    } else if constexpr (kKind == Kind::hinge) {
+      // A side without weight is left out: zero times infinity would be NaN.
+      const F64 below = 1.0 - u, above = 1.0 + u;
+      const F64 real = target_ == 0 ? zero : target_ * (below < zero ? zero : below);
+      return rest_ == 0 ? real : real + rest_ * (above < zero ? zero : above);
+    } else if constexpr (kKind == Kind::linear) {
+      return (rest_ - target_) * u;
+    } else {
+      const F64 distance = u - target_;
+      return distance * distance * 0.5;
     }
   }
 
   GAN_FAST_INLINE F64 slope(F64 u, V e) const {
     const F64 zero{};
-    switch (kind_) {
-      case Kind::bce: {  // sigmoid(u) - target, without cancellation where the target is 0 or 1
-        const A target = static_cast<A>(target_), rest = static_cast<A>(rest_);
-        return widen((narrow<V>(u) < V{} ? e * rest - target : rest - e * target) / (A{1} + e));
-      }
-      case Kind::hinge:  // at the kinks 0, and through for NaN, as in ATen
-        return (1.0 + u <= zero ? zero : zero + rest_) - (1.0 - u <= zero ? zero : zero + target_);
-      case Kind::linear:
-        return zero + (rest_ - target_);
-      default:
-        return u - target_;
+    if constexpr (kKind == Kind::bce) {  // sigmoid(u) - target, without cancellation where the target is 0 or 1
+      const A target = static_cast<A>(target_), rest = static_cast<A>(rest_);
+      return widen((narrow<V>(u) < V{} ? e * rest - target : rest - e * target) / (A{1} + e));
+    } else if constexpr (kKind == Kind::hinge) {  // at the kinks 0, and through for NaN, as in ATen
+      return (1.0 + u <= zero ? zero : zero + rest_) - (1.0 - u <= zero ? zero : zero + target_);
+    } else if constexpr (kKind == Kind::linear) {
+      return zero + (rest_ - target_);
+    } else {
+      return u - target_;
     }
   }
 
   GAN_FAST_INLINE static F64 probability(V x, V e) { return widen((x >= A{0} ? V{} + A{1} : e) / (A{1} + e)); }
 
  private:
-  Kind kind_;
   double target_, rest_;  // rest: 1 - target
 };
 
@@ -133,36 +126,43 @@ struct Batch {
   }
 };
 
-GAN_FAST_INLINE int lanes_at(int64_t i, int64_t end) { return static_cast<int>(end - i < kLanes ? end - i : kLanes); }
+// step(i, lanes) over a block: with all lanes, known when it is compiled, and once with those that are left.
+template <class Step>
+GAN_FAST_INLINE void for_lanes(int64_t begin, int64_t end, const Step& step) {
+  int64_t i = begin;
+  for (; i + kLanes <= end; i += kLanes) step(i, kLanes);
+  if (i < end) step(i, static_cast<int>(end - i));
+}
 
 // The logits' sum.
 template <class T>
 struct SumBlock : Batch<T> {
   GAN_FAST_INLINE void operator()(Sums* sums, int64_t begin, int64_t end) const {
     F64 logits{};
-    for (int64_t i = begin; i < end; i += kLanes) logits += widen(load(this->logits + i, lanes_at(i, end)));
+    for_lanes(begin, end,
+              [&](int64_t i, int lanes) GAN_FAST_INLINE_LAMBDA { logits += widen(load(this->logits + i, lanes)); });
     sums->logits = sum(logits);
   }
 };
 
 // All sums but that, and the gradients where they are wanted.
-template <class T>
+template <class T, Kind kKind>
 struct LossBlock : Batch<T> {
   GAN_FAST_INLINE void operator()(Sums* sums, int64_t begin, int64_t end) const {
     using V = Vec<T>;
-    const Phi<V> phi(this->kind, this->target);
+    using P = Phi<V, kKind>;
+    const P phi(this->target);
     const F64 zero{}, one = zero + 1.0;
     F64 loss{}, slopes{}, answers{}, other_answers{}, right{};
-    for (int64_t i = begin; i < end; i += kLanes) {
-      const int lanes = lanes_at(i, end);
+    for_lanes(begin, end, [&](int64_t i, int lanes) GAN_FAST_INLINE_LAMBDA {
       const V x = load(this->logits + i, lanes);
       const F64 u = this->argument(x, i, lanes);
       const V e = phi.exponential(u);
       loss += keep(phi.value(u, e), lanes);
       if (this->slopes_wanted) slopes += keep(phi.slope(u, e), lanes);
       if (this->grad || this->paired_grad) this->store_grad(i, phi.slope(u, e), lanes);
-      if (!this->means_wanted) continue;
-      answers += keep(this->probabilities ? Phi<V>::probability(x, e) : widen(x), lanes);
+      if (!this->means_wanted) return;
+      answers += keep(this->probabilities ? P::probability(x, e) : widen(x), lanes);
       const F64 at = widen(x);
       F64 than = zero + this->threshold;
       if (this->paired) {
@@ -170,26 +170,25 @@ struct LossBlock : Batch<T> {
         other_answers += keep(than, lanes);
       }
       right += keep(this->above ? (at > than ? one : zero) : (at < than ? one : zero), lanes);
-    }
+    });
     *sums = {0, sum(loss), sum(slopes), sum(answers), sum(other_answers), sum(right)};
   }
 };
 
 // The gradients alone, to the same bits.
-template <class T>
+template <class T, Kind kKind>
 struct GradBlock : Batch<T> {
   GAN_FAST_INLINE void operator()(Sums*, int64_t begin, int64_t end) const {
-    const Phi<Vec<T>> phi(this->kind, this->target);
-    for (int64_t i = begin; i < end; i += kLanes) {
-      const int lanes = lanes_at(i, end);
+    const Phi<Vec<T>, kKind> phi(this->target);
+    for_lanes(begin, end, [&](int64_t i, int lanes) GAN_FAST_INLINE_LAMBDA {
       const F64 u = this->argument(load(this->logits + i, lanes), i, lanes);
       this->store_grad(i, phi.slope(u, phi.exponential(u)), lanes);
-    }
+    });
   }
 };
 
 // One kernel over the blocks of one or two batches.
-template <template <class> class Kernel, class T>
+template <class Kernel, class T>
 void walk(const Batch<T> (&batches)[2], Sums (&totals)[2]) {
   const int64_t first = batches[0].blocks(), blocks = first + batches[1].blocks();
   Sums few[2];
@@ -199,7 +198,7 @@ void walk(const Batch<T> (&batches)[2], Sums (&totals)[2]) {
     for (int64_t b = from; b < to; ++b) {
       const Batch<T>& batch = batches[b >= first];
       const int64_t begin = (b >= first ? b - first : b) * kBlock;
-      isa::run(Kernel<T>{batch}, sums + b, begin, std::min(batch.count, begin + kBlock));
+      isa::run(Kernel{batch}, sums + b, begin, std::min(batch.count, begin + kBlock));
     }
   };
   if (blocks <= kGrain) {
@@ -208,6 +207,21 @@ void walk(const Batch<T> (&batches)[2], Sums (&totals)[2]) {
     torch::stable::parallel_for(0, blocks, kGrain, run);
   }
   for (int64_t b = 0; b < blocks; ++b) totals[b >= first] += sums[b];
+}
+
+// The same with the kernel for the batches' kind.
+template <template <class, Kind> class Kernel, class T>
+void walk_kind(const Batch<T> (&batches)[2], Sums (&totals)[2]) {
+  switch (batches[0].kind) {
+    case Kind::bce:
+      return walk<Kernel<T, Kind::bce>>(batches, totals);
+    case Kind::hinge:
+      return walk<Kernel<T, Kind::hinge>>(batches, totals);
+    case Kind::linear:
+      return walk<Kernel<T, Kind::linear>>(batches, totals);
+    default:
+      return walk<Kernel<T, Kind::squared>>(batches, totals);
+  }
 }
 
 // What a call of either op works on.
@@ -256,7 +270,7 @@ struct Call {
         take_averages(batches, averages);
         for (Batch<T>& batch : batches) batch.threshold = (averages[0] + averages[1]) / 2;
       }
-      walk<LossBlock>(batches, sums);
+      walk_kind<LossBlock>(batches, sums);
     }
     const double counts[2] = {static_cast<double>(batches[0].count), static_cast<double>(batches[1].count)};
     const bool second = two && relation != Relation::paired;
@@ -276,7 +290,7 @@ struct Call {
     if (relation == Relation::average) {
       against_averages(batches, sums);
     } else {
-      walk<GradBlock>(batches, sums);
+      walk_kind<GradBlock>(batches, sums);
     }
   }
 
@@ -303,7 +317,7 @@ struct Call {
   template <class T>
   static void take_averages(const Batch<T> (&batches)[2], double (&averages)[2]) {
     Sums sums[2];
-    walk<SumBlock>(batches, sums);
+    walk<SumBlock<T>>(batches, sums);
     for (int i = 0; i < 2; ++i) averages[i] = sums[i].logits / static_cast<double>(batches[i].count);
   }
 
@@ -321,7 +335,7 @@ struct Call {
       first[i].grad = nullptr;
       first[i].slopes_wanted = grads_wanted;
     }
-    walk<LossBlock>(first, sums);
+    walk_kind<LossBlock>(first, sums);
     if (!grads_wanted) return;
     for (int i = 0; i < 2; ++i) {
       // Where there are no logits nothing flows.
@@ -329,7 +343,7 @@ struct Call {
       batches[i].offset = others ? sums[1 - i].slopes / static_cast<double>(others) : 0;
     }
     Sums unused[2];
-    walk<GradBlock>(batches, unused);
+    walk_kind<GradBlock>(batches, unused);
   }
 };
 
