@@ -19,7 +19,7 @@ from train.players import LATENT_DIM, assert_same_state, make_images, make_playe
 from train.recorder import RecordedGraphs
 
 import gan_fast
-from gan_fast import models
+from gan_fast import models, ops
 from gan_fast.train import TrainConfig, Trainer, graph, loop
 
 EAGER_FIRST = graph.WARM_UP + 1
@@ -363,6 +363,41 @@ def test_a_gradient_penalty_is_captured_with_its_double_backward(device):
         run_both(pair, real, device)
         assert_same_trainers(pair, device)
     assert counts(pair[0]) == (EAGER_FIRST, 1, 8 - EAGER_FIRST)
+
+
+def without_norm(generator, discriminator):
+    discriminator[3] = nn.Identity()
+
+
+REGULARIZED = [
+    {"objective": "wasserstein", "penalty": "gradient_penalty", "d_steps": 2},
+    {"objective": "relativistic", "penalty": "r1+r2+dragan"},
+    {"objective": "hinge", "regularizers": ("spectral_norm", "weight_clipping", "instance_noise"), "clip_value": 0.1},
+    {"update": "one_stage", "penalty": "r1"},
+]
+
+
+@pytest.mark.parametrize("options", REGULARIZED, ids=lambda options: " ".join(map(str, options.values())))
+def test_penalties_and_regularizers_are_captured(device, options, monkeypatch):
+    # What passes go by on a CPU the recorder does not see, but for what is asked of the dispatcher.
+    monkeypatch.setattr(ops.autograd, "plain", lambda *_: False)
+    with gan_fast.use_backend("auto" if "update" in options else gan_fast.backends.requested()):
+        pair = make_pair(device, without_norm, steps=20, **options)
+        for real in batches(8):
+            run_both(pair, real, device)
+            assert_same_trainers(pair, device)
+        assert counts(pair[0]) == (EAGER_FIRST, 1, 8 - EAGER_FIRST)
+
+
+def test_updates_with_and_without_penalties_have_a_graph_each(device):
+    pair = make_pair(device, without_norm, penalty="gradient_penalty", penalty_every=3)
+    for real in batches(16):
+        run_both(pair, real, device)
+        assert_same_trainers(pair, device)
+    graphs = next(iter(pair[0]._captured_steps.values()))._graphs
+    assert len(pair[0]._captured_steps) == 2
+    assert graphs.captures == 2
+    assert graphs.replays == 16 - 2 * EAGER_FIRST + 1
 
 
 def test_our_dcgan_is_captured(device):
