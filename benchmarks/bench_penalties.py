@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import steps
 from benchmarks.harness import OURS, Case, Work, default_device
 from benchmarks.networks import eager_critic
 from gan_fast import ops
 from gan_fast.models import DCGANDiscriminator
-from gan_fast.objectives import Game, Penalties, make_objective
 
 BATCH_SIZE, IMAGE_SIZE = 32, 64
 WEIGHT = 10.0
@@ -26,43 +26,13 @@ TOLERANCE = 5e-3
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
-def eager_penalty(critic: nn.Module, points: Tensor, penalty: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    points = points.detach().requires_grad_()
-    logits = critic(points)
-    (grad,) = torch.autograd.grad(logits.sum(), points, create_graph=True)
-    return logits, penalty(grad)
-
-
-def wgan_gp(grad: Tensor) -> Tensor:
-    return ((grad.flatten(1).norm(2, dim=1) - 1) ** 2).mean()
-
-
 def r1(grad: Tensor) -> Tensor:
     return 0.5 * grad.square().sum(dim=(1, 2, 3)).mean()
 
 
-def between(real: Tensor, fake: Tensor) -> Tensor:
-    u = torch.rand(len(real), 1, 1, 1, device=real.device)
-    return u * real + (1 - u) * fake
-
-
-def eager_gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-    return eager_penalty(critic, between(fake, real), wgan_gp)[1]
-
-
-def eager_critic_iteration(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-    loss = critic(fake).mean() - critic(real).mean()
-    return loss + WEIGHT * eager_gradient_penalty(critic, real, fake)
-
-
 def eager_logistic_r1(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-    logits, penalty = eager_penalty(critic, real, r1)
+    logits, penalty = steps.penalized(critic, real, r1)
     return F.softplus(-logits).mean() + WEIGHT * penalty
-
-
-def our_critic_iteration(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-    game = Game(make_objective("wasserstein"), Penalties(("gradient_penalty",), WEIGHT))
-    return game.d_loss(critic, real, fake).total
 
 
 def our_logistic_r1(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
@@ -71,8 +41,8 @@ def our_logistic_r1(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, tuple[Loss, Loss]] = {
-    "gradient penalty": (eager_gradient_penalty, ops.gradient_penalty),
-    "WGAN-GP critic iteration": (eager_critic_iteration, our_critic_iteration),
+    "gradient penalty": (steps.gradient_penalty, ops.gradient_penalty),
+    "WGAN-GP critic iteration": (steps.wgan_gp, steps.our_wgan_gp),
     "logistic loss and R1 on real images": (eager_logistic_r1, our_logistic_r1),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from benchmarks import harness, roofline, steps
 from benchmarks.gpu_machine import Machine, Record, add_times, race, reason
 from benchmarks.harness import OURS, Work
-from benchmarks.networks import LATENT_DIM, Pair, eager_models
+from benchmarks.networks import LATENT_DIM, Pair, eager_critic, eager_models
 from gan_fast.models import DCGANDiscriminator, DCGANGenerator
 from gan_fast.train import TrainConfig, Trainer
 
 EAGER = "eager float32"
 TUNED = "eager bfloat16 channels_last, fused Adam"
 GRAPHED = "the same in a CUDA graph captured by hand"
+CRITIC_GRAPHED = "eager bfloat16 channels_last in a CUDA graph"
 # The losses of the first iteration, in bfloat16 against eager's in float32; a wrong gradient is further off.
 TOLERANCE = 0.1
 # More than any provider takes until it runs as it will run on: compiled, captured.
@@ -90,22 +91,13 @@ class Setting:
         """The tuned step captured by hand, whole: forward, backward and both updates, from static inputs."""
         static = self.real.contiguous(memory_format=torch.channels_last).clone()
         step = steps.tuned(self.eager_models(torch.channels_last), static, self.draw, half=True)
-        calls = 0
-        replay: Work = step
-        losses: Mapping[str, Tensor] = {}
+        recorded = _recorded(self.machine, step)
 
         def work() -> Mapping[str, Tensor]:
-            nonlocal calls, replay, losses
             static.copy_(self.real)
-            calls += 1
-            if calls <= EAGER_BEFORE_CAPTURE:
-                return step()
-            if not losses:
-                replay, losses = self.machine.record(step)
-            replay()
-            return losses
+            return recorded.work()
 
-        return Step(work, search=True, captured=lambda: bool(losses) and not self.machine.dry)
+        return replace(recorded, work=work)
 
     def compiled(self, mode: str) -> Step:
         def wrap(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -150,7 +142,7 @@ def step(machine: Machine, batch: int = 128) -> Iterator[Record]:
         f"{OURS}, cudnn.benchmark": lambda: setting.trainer(search=True),
         TUNED: setting.tuned,
     }
-    yield from measure(machine, batch, providers)
+    yield from measure(machine, f"DCGAN-64 training step, batch {batch}", roofline.step_flop(batch), providers)
 
 
 def large_step(machine: Machine) -> Iterator[Record]:
@@ -165,23 +157,68 @@ def compiled_step(machine: Machine, mode: str = "default") -> Iterator[Record]:
         EAGER: setting.classic,
         f"torch.compile {mode} of {TUNED}": lambda: setting.compiled(mode),
     }
-    yield from measure(machine, 128, providers)
+    yield from measure(machine, "DCGAN-64 training step, batch 128", roofline.step_flop(128), providers)
 
 
 def autotuned_step(machine: Machine) -> Iterator[Record]:
     yield from compiled_step(machine, "max-autotune")
 
 
-def measure(machine: Machine, batch: int, providers: Mapping[str, Callable[[], Step]]) -> Iterator[Record]:
+def critic_iteration(machine: Machine) -> Iterator[Record]:
+    """An iteration of a WGAN-GP critic, loss on real and on generated images, penalty and update, in CUDA graphs."""
+    batch = 128
+    size, width = machine.size(64, 16), machine.size(64, 8)
+    torch.manual_seed(0)
+    weights = eager_critic(size, 3, width)
+    images = [torch.rand(machine.size(batch, 4), 3, size, size, device=machine.device) * 2 - 1 for _ in range(2)]
+
+    def provider(loss: Callable[[nn.Module, Tensor, Tensor], Tensor], critic: nn.Module, graphed: bool = True) -> Step:
+        for parameter, value in zip(critic.parameters(), weights.parameters(), strict=True):
+            parameter.data.copy_(value)
+        layout = torch.channels_last if graphed else torch.contiguous_format
+        critic.to(machine.device, memory_format=layout)  # type: ignore[call-overload]
+        real, fake = (t.contiguous(memory_format=layout).clone() for t in images)
+        step = steps.critic_iteration(critic, (real, fake), loss, half=graphed)
+        return _recorded(machine, step) if graphed else Step(step, search=False)
+
+    providers = {
+        EAGER: lambda: provider(steps.wgan_gp, eager_critic(size, 3, width), graphed=False),
+        OURS: lambda: provider(steps.our_wgan_gp, DCGANDiscriminator(3, size, width, "none")),
+        CRITIC_GRAPHED: lambda: provider(steps.wgan_gp, eager_critic(size, 3, width)),
+    }
+    # Real and generated images three passes each, the penalty four.
+    flop = 10 * sum(layer.flop(batch) for layer in roofline.LAYERS if layer.name.startswith("D"))
+    yield from measure(machine, f"WGAN-GP critic iteration, batch {batch}", flop, providers)
+
+
+def _recorded(machine: Machine, step: Work) -> Step:
+    """Iterations on static tensors, one by one at first, then as a CUDA graph captured by hand."""
+    calls = 0
+    replay: Work = step
+    losses: Mapping[str, Tensor] = {}
+
+    def work() -> Mapping[str, Tensor]:
+        nonlocal calls, replay, losses
+        calls += 1
+        if calls <= EAGER_BEFORE_CAPTURE:
+            return step()
+        if not losses:
+            replay, losses = machine.record(step)
+        replay()
+        return losses
+
+    return Step(work, search=True, captured=lambda: bool(losses) and not machine.dry)
+
+
+def measure(machine: Machine, case: str, flop: float, providers: Mapping[str, Callable[[], Step]]) -> Iterator[Record]:
     """Check each provider's losses of the first iteration, warm it up, time it in turns with those before it.
 
     Yields:
         After each provider all that is known by then: as gpu_machine.measure; beside it captured (where it is meant to
         be, whether a CUDA graph ran it), first_call_s, the first iteration's d_loss and g_loss, peak_memory_mib (of
         tensors) and reserved_mib (with what graphs and the allocator keep), models and optimizers included, and
-        times_floor, the time over that of the arithmetic alone at an H200's nominal rate.
+        times_floor, the time over that of ``flop`` alone at an H200's nominal rate.
     """
-    case = f"DCGAN-64 training step, batch {batch}"
     record: Record = {"case": case, "baseline": None, "providers": {}}
     works: dict[str, Step] = {}
     expected: dict[str, Tensor] = {}
@@ -226,10 +263,10 @@ def measure(machine: Machine, batch: int, providers: Mapping[str, Callable[[], S
         works[name] = work
         if not expected:
             expected, record["baseline"] = losses, name
-        add_times(record, race(machine, record, works, SAMPLE_MS), flop=roofline.step_flop(batch))
+        add_times(record, race(machine, record, works, SAMPLE_MS), flop=flop)
         for timed, step in works.items() if "fatal" not in record else ():
             found = record["providers"][timed]
-            floor_ms = roofline.step_flop(batch) / roofline.NOMINAL_TFLOPS / 1e9
+            floor_ms = flop / roofline.NOMINAL_TFLOPS / 1e9
             found["times_floor"] = harness.significant(found["time_ms"]["median"] / floor_ms)
             if not all(loss.isfinite() for loss in step().values()):
                 found["failed"] = "expected finite losses after timing, got NaN or infinity"

@@ -100,6 +100,7 @@ PARTS: dict[str, Part] = {
     # The first step of ours measures some twenty classes of shapes, each of which compiles its kernels.
     "step": Part(step_part("step"), 120),
     "norms": Part(ops_part("norms"), 80),
+    "critic_iteration": Part(step_part("critic_iteration"), 60),
     "tests": Part(gpu_checks.tests, 120),
     "blocks": Part(ops_part("blocks"), 90),
     "compiled_step": Part(step_part("compiled_step"), 60, may_run_out=True),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Work
 from benchmarks.networks import LATENT_DIM, Pair
+from gan_fast.objectives import Game, Penalties, make_objective
 
 ADAM: dict[str, Any] = {"lr": 2e-4, "betas": (0.5, 0.999)}
 
@@ -116,5 +117,53 @@ def tuned(
         discriminator.requires_grad_(True)
         g_adam.step()
         return {"d_loss": loss.detach(), "g_loss": answer.detach()}
+
+    return work
+
+
+def wgan_gp_penalty(grad: Tensor) -> Tensor:
+    return ((grad.flatten(1).norm(2, dim=1) - 1) ** 2).mean()
+
+
+def penalized(critic: nn.Module, points: Tensor, penalty: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """A critic's logits and a penalty of its gradient at the same points, as people write it."""
+    points = points.detach().requires_grad_()
+    logits = critic(points)
+    (grad,) = torch.autograd.grad(logits.sum(), points, create_graph=True)
+    return logits, penalty(grad.float())
+
+
+def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+    u = torch.rand(len(real), 1, 1, 1, device=real.device)
+    return penalized(critic, u * fake + (1 - u) * real, wgan_gp_penalty)[1]
+
+
+def wgan_gp(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+    """What a WGAN-GP critic minimises, as people write it."""
+    return critic(fake).mean() - critic(real).mean() + 10.0 * gradient_penalty(critic, real, fake)
+
+
+def our_wgan_gp(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+    """The same as Trainer has it."""
+    game = Game(make_objective("wasserstein"), Penalties(("gradient_penalty",), 10.0))
+    return game.d_loss(critic, real, fake).total
+
+
+def critic_iteration(
+    critic: nn.Module, images: tuple[Tensor, Tensor], loss: Callable[[nn.Module, Tensor, Tensor], Tensor], half: bool
+) -> Work:
+    """A critic's loss, its gradients and the update of a fused Adam; under autocast to bfloat16 where ``half``."""
+    device = images[0].device
+    adam = torch.optim.Adam(
+        critic.parameters(), lr=1e-4, betas=(0.0, 0.9), fused=True, capturable=device.type == "cuda"
+    )
+
+    def work() -> dict[str, Tensor]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            value = loss(critic, *images)
+        adam.zero_grad()
+        value.backward()
+        adam.step()
+        return {"d_loss": value.detach()}
 
     return work

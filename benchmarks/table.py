@@ -215,7 +215,7 @@ README_CASES = (
     "one-stage DCGAN iteration against our alternating one, 64 px, batch 32, no norm in D, float32",
 )
 # What README shows of a GPU's parts; the others' figures are in the results.
-README_STEPS = ("step", "compiled_step", "autotuned_step", "large_step")
+README_STEPS = ("step", "critic_iteration", "compiled_step", "autotuned_step", "large_step")
 README_OPS = ("norms", "blocks", "losses", "leaky_relu", "penalty", "sample_norm_penalty", "noise")
 
 

@@ -26,7 +26,8 @@ CPU = torch.device("cpu")
 HALVES = torch.full((3,), 0.5)
 # Those that run kernels or steps; the others run commands, and have tests of their own below.
 MEASURING = ("rates", "losses", "norms", "blocks", "penalty", "leaky_relu", "sample_norm_penalty", "noise",
-             "discrimination", "convolutions", "step", "compiled_step", "large_step", "autotuned_step")  # fmt: skip
+             "discrimination", "convolutions", "step", "critic_iteration", "compiled_step", "large_step",
+             "autotuned_step")  # fmt: skip
 # What a CPU cannot have.
 ABSENT = {"leaky_relu": "no Triton kernel for this op"}
 
