@@ -129,6 +129,28 @@ def test_resume_goes_on_as_if_never_stopped(finished, tmp_path, capsys):
     assert_same_state(*(load_checkpoint(out / "checkpoint.pt")["trainer"] for out in (finished, tmp_path / "run")))
 
 
+def test_resume_of_a_run_that_began_with_fewer_options(tmp_path, capsys):
+    train(tmp_path / "run", "--steps", "4")
+    path = tmp_path / "run" / "config.json"
+    record = json.loads(path.read_text())
+    for name in ("penalty", "regularizers", "update"):
+        del record["config"][name]
+    path.write_text(json.dumps(record))
+    train(tmp_path / "run", "--steps", "6", "--resume")
+    assert "resuming at step 4" in capsys.readouterr().out
+    assert "expected the options" in fails(
+        capsys, 2, "train", "--out", tmp_path / "run", *SMALL, *PACE, "--steps", 8, "--resume", "--penalty", "r1"
+    )
+
+
+def test_a_training_composed_of_everything(tmp_path):
+    options = ["--objective", "relativistic_average", "--penalty", "gradient_penalty+r1+r2", "--penalty-every", "2"]
+    regularizers = ["--regularizers", "spectral_norm", "weight_clipping", "instance_noise", "feature_matching"]
+    train(tmp_path / "run", "--steps", "3", *options, *regularizers)
+    train(tmp_path / "run", "--steps", "5", *options, *regularizers, "--resume")
+    assert rows_of(tmp_path / "run")[-1]["penalty"] > 0
+
+
 def test_resume_before_the_first_checkpoint_starts_over(tmp_path, capsys):
     train(tmp_path, "--steps", "2")
     for name in ("checkpoint.pt", "metrics.jsonl"):

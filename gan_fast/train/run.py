@@ -239,6 +239,8 @@ class Run:
             before = record["config"]
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"train: expected {config_path} to hold a configuration, got: {error}") from error
+        # Options that were not there yet when the run was started did what their defaults do.
+        before = {**RunConfig(data="", out=Path()).flat(), **before}
         now = self.config.flat()
         binding = difference(*({k: v for k, v in c.items() if k not in _FREE} for c in (before, now)))
         if binding:
