@@ -25,12 +25,30 @@ def test_a_pair_from_json_equals_the_tuple():
 
 
 OBJECTIVES = f"one of {', '.join(objectives.NAMES)}"
+PENALTIES = f"none, or {', '.join(objectives.PENALTIES)}, or several of these joined by +"
+REGULARIZERS = f"any of {', '.join(objectives.REGULARIZERS)}, each once"
 
 
 @pytest.mark.parametrize(
     ("field", "value", "error", "want"),
     [
         ("objective", "wgan", ValueError, OBJECTIVES + ", got 'wgan'"),
+        ("penalty", "gp", ValueError, PENALTIES + ", got 'gp'"),
+        ("penalty", "r1+r1", ValueError, PENALTIES + ", got 'r1+r1'"),
+        ("penalty", "r1+none", ValueError, PENALTIES + ", got 'r1+none'"),
+        ("penalty", "", ValueError, PENALTIES + ", got ''"),
+        ("penalty", None, TypeError, "type str, got NoneType"),
+        ("penalty_weight", -1.0, ValueError, "in [0, inf), got -1.0"),
+        ("penalty_center", float("nan"), ValueError, "in [0, inf), got nan"),
+        ("penalty_every", 0, ValueError, "at least 1, got 0"),
+        ("regularizers", ("dropout",), ValueError, REGULARIZERS + ", got ('dropout',)"),
+        ("regularizers", ("weight_clipping",) * 2, ValueError, REGULARIZERS),
+        ("regularizers", "weight_clipping", TypeError, "type tuple of str, got str"),
+        ("clip_value", 0.0, ValueError, "in (0, inf), got 0.0"),
+        ("noise_std", "much", TypeError, "type float, got str"),
+        ("noise_steps", 0, ValueError, "at least 1, got 0"),
+        ("feature_weight", -1, ValueError, "in [0, inf), got -1"),
+        ("update", "simultaneous", ValueError, "one of alternating, one_stage, got 'simultaneous'"),
         ("precision", "fp16", ValueError, "one of fp32, bf16, auto, got 'fp16'"),
         ("cuda_graph", True, ValueError, "one of auto, on, off, got True"),
         ("d_steps", 0, ValueError, "at least 1, got 0"),
@@ -58,11 +76,23 @@ OBJECTIVES = f"one of {', '.join(objectives.NAMES)}"
     ],
 )
 def test_bad_values_are_named(field, value, error, want):
-    with pytest.raises(error, match=f"^{re.escape(f'TrainConfig: expected {field} {want}')}$"):
+    with pytest.raises(error, match=f"^{re.escape(f'TrainConfig: expected {field} {want}')}"):
         TrainConfig(**{field: value})
 
 
-OBJECTIVES = f"one of {', '.join(objectives.NAMES)}"
+@pytest.mark.parametrize(
+    ("options", "want"),
+    [
+        ({"update": "one_stage", "d_steps": 2}, "expected d_steps 1 for update one_stage, got 2"),
+        (
+            {"update": "one_stage", "regularizers": ("feature_matching",)},
+            "expected regularizers without feature_matching",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_named(options, want):
+    with pytest.raises(ValueError, match=f"^TrainConfig: {want}"):
+        TrainConfig(**options)
 
 
 @pytest.mark.parametrize(

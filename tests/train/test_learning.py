@@ -1,9 +1,13 @@
 """A training short enough for a test, long enough to learn the digits."""
 
+import copy
+
 import pytest
 import torch
 
-from gan_fast.data import load_images
+from benchmarks.networks import eager_critic, eager_models
+from gan_fast import use_backend
+from gan_fast.data import DeviceLoader, load_images
 from gan_fast.metrics import class_coverage
 from gan_fast.models import DCGANDiscriminator, DCGANGenerator
 from gan_fast.train import TrainConfig, Trainer
@@ -36,3 +40,53 @@ def test_digits_are_learnt():
     assert trained.mean_top_probability > 0.77
     # The samples spread as real digits do, no less: not one good digit of each class over and over.
     assert trainer.sample(1000).std(0).mean() > 0.7 * (digits.images / 127.5 - 1).std(0).mean()
+
+
+def losses_of_eager(models, dtype, loader, steps):
+    """The alternating algorithm on torch.nn, autograd and torch's Adam."""
+    generator, critic = (copy.deepcopy(model).to(dtype) for model in models)
+    d_adam, g_adam = (torch.optim.Adam(m.parameters(), 2e-4, (0.5, 0.999)) for m in (critic, generator))
+    rng = torch.Generator().manual_seed(0)
+    bce, losses = torch.nn.functional.binary_cross_entropy_with_logits, []
+    for step in range(steps):
+        real = loader.batch(step).to(dtype)
+        z = torch.randn(len(real), 100, generator=rng)[:, :, None, None].to(dtype)
+        fake = generator(z)
+        points = real.clone().requires_grad_()
+        logits = critic(points)
+        (grad,) = torch.autograd.grad(logits.sum(), points, create_graph=True)
+        fake_logits = critic(fake.detach())
+        d_loss = bce(logits, torch.ones_like(logits)) + bce(fake_logits, torch.zeros_like(fake_logits))
+        d_adam.zero_grad()
+        (d_loss + grad.square().sum(dim=(1, 2, 3)).mean() / 2).backward()
+        d_adam.step()
+        fake_logits = critic(fake)
+        g_loss = bce(fake_logits, torch.ones_like(fake_logits))
+        g_adam.zero_grad()
+        g_loss.backward()
+        g_adam.step()
+        losses.append(torch.stack((d_loss.detach(), g_loss.detach())).double())
+    return torch.stack(losses)
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_fused_ops_follow_eagers_loss_curve():
+    """Fifty steps from one seed: as near to float64's as eager stays, while roundings grow from step to step."""
+    digits = load_images("digits", image_size=16)
+    torch.manual_seed(0)
+    generator, critic = eager_models(16, 1, 8)[0], eager_critic(16, 1, 8)
+    loader = DeviceLoader(digits.images, 32, seed=0, device="cpu")
+    config = TrainConfig(batch_size=32, penalty="r1", penalty_weight=1.0, precision="fp32", device="cpu")
+    ours = DCGANGenerator(100, 1, 16, 8), DCGANDiscriminator(1, 16, 8, "none")
+    for model, source in zip(ours, (generator, critic)):
+        for parameter, value in zip(model.parameters(), source.parameters(), strict=True):
+            parameter.data.copy_(value)
+    exact, eager = (losses_of_eager((generator, critic), dtype, loader, 50) for dtype in (torch.float64, torch.float32))
+    with use_backend("cpu"):
+        trainer = Trainer(config, *ours)
+        results = [trainer.step(loader.batch(step)) for step in range(50)]
+    curve = torch.stack([torch.stack((r["d_loss"], r["g_loss"])).double() for r in results])
+    assert exact[0, 0] - exact[-1, 0] > 0.05
+    ours_error, eager_error = ((losses - exact).abs().amax(1) for losses in (curve, eager))
+    assert ours_error[:10].max() < 1e-5
+    assert ours_error.max() < 10 * eager_error.max() + 1e-6
