@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gan_fast.models import DCGANDiscriminator
 
@@ -90,6 +92,73 @@ class Conditional(nn.Module):
         return (self.conv(x).flatten(1) * self.embed(labels)).sum(1)
 
 
+class FromImages(nn.Module):
+    """A weight that the images have a say in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(192, 4), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.first.weight * x.mean()
+        return self.last(F.leaky_relu(F.linear(x.flatten(1), weight, self.first.bias + x.mean()), 0.2))
+
+
+class LowRank(nn.Module):
+    """A weight that a layer computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Parameter(torch.randn(5, 2)), nn.Parameter(torch.randn(192, 2))
+        self.last = nn.Linear(5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(F.linear(x.flatten(1), F.linear(self.left, self.right))))
+
+
+class Shifted(nn.Module):
+    """Each sample meets the one before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(192, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return self.last(x * F.pad(x, (0, 0, 1, -1)))
+
+
+class Mish(torch.autograd.Function):
+    """The mean over the batch, by a name that torch gives to something else."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.factors = 2
+        return x + x.mean(0, keepdim=True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad + grad.mean(0, keepdim=True)
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(192, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(Mish.apply(x.flatten(1))))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.last = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2)), nn.Linear(144, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(checkpoint(self.body, x, use_reentrant=False).flatten(1))
+
+
 def chain(*activation: nn.Module, norm: Callable[[int], nn.Module] = lambda _: nn.Identity()) -> nn.Module:
     first, second = activation if len(activation) == 2 else activation * 2
     return nn.Sequential(
@@ -125,13 +194,24 @@ APART: dict[str, Callable[[], nn.Module]] = {
 
 # What keeps factors away from each of these.
 TOGETHER: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "batch_norm": (lambda: chain(nn.LeakyReLU(0.2), norm=nn.BatchNorm2d), "BatchNorm may couple the samples"),
-    "patches": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 3)), "not one logit each"),
-    "attention": (Attention, "may couple the samples"),
+    "batch_norm": (
+        lambda: chain(nn.LeakyReLU(0.2), norm=nn.BatchNorm2d),
+        "BatchNorm is not known to keep samples apart",
+    ),
+    "patches": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 3)),
+        "not return one logit each",
+    ),
+    "attention": (Attention, "is not known to keep samples apart"),
     "broadcast": (Broadcast, "broadcasts the batch"),
     "scaled": (Scaled, "a parameter is used outside of convolutions and linear layers"),
-    "group_norm": (lambda: chain(nn.ReLU(), norm=lambda c: nn.GroupNorm(2, c)), "NativeGroupNorm may couple"),
-    "instance_norm": (lambda: chain(nn.ReLU(), norm=nn.InstanceNorm2d), "changes the batch"),
+    "group_norm": (lambda: chain(nn.ReLU(), norm=lambda c: nn.GroupNorm(2, c)), "NativeGroupNorm is not known"),
+    "instance_norm": (lambda: chain(nn.ReLU(), norm=nn.InstanceNorm2d), "changes the first dim"),
+    "from_images": (FromImages, "a weight depends on the images"),
+    "low_rank": (LowRank, "a layer computes another one's weight"),
+    "shifted": (Shifted, "ConstantPadNd is not known to keep samples apart"),
+    "named": (Named, "Mish is not known to keep samples apart"),
+    "checkpointed": (Checkpointed, "Convolution is not known to keep samples apart"),
     "conditional": (Conditional, "a layer does not see the images"),
 }
 

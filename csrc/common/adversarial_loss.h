@@ -32,13 +32,15 @@ inline Relation parse_relation(const char* op, std::string_view name) {
 inline void check_batches(const char* op, const Tensor& logits, double target, const MaybeTensor& other,
                           double other_target, Relation relation) {
   check::floating(op, "logits", logits);
-  check::in_range(op, "target", target, 0, 1);
+  // Squares of differences are taken from -1 as well.
+  const double least = relation == Relation::none ? 0 : -1;
+  check::in_range(op, "target", target, least, 1);
   STD_TORCH_CHECK(other || relation == Relation::none, op,
                   ": expected other_logits a tensor for a relation other than none, got None");
   if (!other) return;
   check::same_device(op, "other_logits", *other, logits);
   check::dtype(op, "other_logits", *other, logits.scalar_type());
-  check::in_range(op, "other_target", other_target, 0, 1);
+  check::in_range(op, "other_target", other_target, least, 1);
   if (relation == Relation::paired) check::same_shape(op, "other_logits", *other, "logits", logits);
 }
 

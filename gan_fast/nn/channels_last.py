@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gan_fast import layout
-from gan_fast.ops import conv_kernels, recompute
+from gan_fast.ops import conv_kernels, per_sample, recompute
 
 
 class ChannelsLastSequential(nn.Sequential):
@@ -62,6 +62,7 @@ def _outside(output: Tensor) -> Tensor:
     return output.contiguous() if output.dim() == 4 else output
 
 
+@per_sample.keeps_samples_apart
 class _ToChannelsLast(torch.autograd.Function):
     """A copy in channels-last; its gradient has the caller's layout again."""
 

@@ -85,8 +85,10 @@ class Game:
         """Return D's losses as :meth:`d_loss`, and G's, for one backward pass of both on their sum.
 
         Raises:
-            ValueError: D couples the samples of a batch.
+            ValueError: D couples the samples of a batch; features are to be matched, which takes a pass of G's own.
         """
+        if self.feature_matching:
+            raise ValueError(f"Game.losses: expected feature_matching 0, got {self.feature_matching}")
         penalties = self._penalties(penalty_scale)
         real_logits, terms = penalties.of_real(discriminator, real)
         for_d, for_g = ops.logits_for_both(discriminator, fake)

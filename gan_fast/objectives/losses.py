@@ -52,6 +52,8 @@ class AdversarialLoss:
     fake_label: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.name not in _GAMES:
+            raise ValueError(f"AdversarialLoss: expected name one of {', '.join(NAMES)}, got {self.name!r}")
         if _GAMES[self.name].relation == "paired" and self.fake_label != 0:
             raise ValueError(
                 f"AdversarialLoss: expected fake_label 0 for objective {self.name}, got {self.fake_label}; "

@@ -32,6 +32,11 @@ class Penalties:
     weight: float = 10.0
     center: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name in self.names:
+            if name not in PENALTIES:
+                raise ValueError(f"Penalties: expected names any of {', '.join(PENALTIES)}, got {name!r}")
+
     def of_real(self, critic: Critic, real: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return D's logits for real images, and the penalties at the same images."""
         return _logits(critic, real, "r1" in self.names)

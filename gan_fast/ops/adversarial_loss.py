@@ -290,6 +290,10 @@ def _loss(
     means_wanted: bool = False,
 ) -> tuple[Tensor, Any]:
     """The loss and the means, those only where they are wanted, from what serves the op here."""
+    targets = (target, other_target)
+    if kind == "squared" and relation != "none" and all(isinstance(t, (int, float)) for t in targets):
+        # A difference of logits is asked to be 1 or -1, where a logit is asked to be 1 or 0.
+        targets = (2 * target - 1, 2 * other_target - 1)
     # The kernel checks tensors too, and for some hundred logits `_check` would take as long as it does. What it refuses
     # goes the general way, which serves it or names the fault.
     if (
@@ -303,7 +307,7 @@ def _loss(
         and backends.native_on_cpu(op)
     ):
         try:
-            options = (target, other_target, scale, kind, relation)
+            options = (*targets, scale, kind, relation)
             results = _apply(logits, other_logits, options, means_wanted)
             return results if means_wanted else (results, None)
         except RuntimeError as refusal:
@@ -317,7 +321,7 @@ def _loss(
         logits = logits.float() if logits.dtype != torch.float64 else logits
         if other_logits is not None and other_logits.dtype != torch.float64:
             other_logits = other_logits.float()
-    arguments = (logits, other_logits, target, other_target, scale, kind, relation, means_wanted)
+    arguments = (logits, other_logits, *targets, scale, kind, relation, means_wanted)
 
     def shape_class() -> tuple[str, ...]:
         sizes = [f"2^{t.numel().bit_length()}" for t in (logits, other_logits) if t is not None]
@@ -541,7 +545,8 @@ def relativistic_d_loss(
         fake_logits: D's logits for generated samples, same dtype and device; where they are paired the same shape.
         average: which of the two.
         kind: phi: "bce", "hinge", "linear" or "squared", as in :func:`minimax_d_loss`, :func:`hinge_d_loss`,
-            :func:`wasserstein_d_loss` and :func:`least_squares_d_loss`.
+            :func:`wasserstein_d_loss` and :func:`least_squares_d_loss`; "squared" asks a difference to be
+            2 target - 1: 1 or -1, as RaLSGAN does.
         real_target: target of the first term, in [0, 1].
         fake_target: target of the second term, in [0, 1]; pairs have none, and it must be 0.
 

@@ -79,7 +79,7 @@ class Convolution(torch.autograd.Function):
             seen = None if input is None else input.detach()
             by_input = BackwardData.apply(grad_output, weight, bias, seen, input_like, geometry, ctx.kernels, factors)
             by_weight = by_bias = None
-        elif factors is not None and not factors.merged:
+        elif factors is not None and not factors.merged and factors.values is not None:
             return *_backward_with_factors(ctx, grad_output, input, weight, wanted), *(None,) * 3
         elif recording:
             by_input = by_weight = None

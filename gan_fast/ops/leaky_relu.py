@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gan_fast import backends
-from gan_fast.ops import autograd, checks
+from gan_fast.ops import autograd, checks, per_sample
 
 OP = "leaky_relu"
 backends.register(OP, None, triton_file=OP)
 
 
+@per_sample.keeps_samples_apart
 class LeakyReLU(torch.autograd.Function):
     """aten::leaky_relu, which keeps its input, or Triton's, which keeps the signs of it."""
 
@@ -77,6 +78,7 @@ def _backward(ctx: Any, grad_output: Tensor | None) -> Tensor | None:
     return grad_input
 
 
+@per_sample.keeps_samples_apart
 class Rectified(torch.autograd.Function):
     """aten::relu, for no slope, or leaky_relu, which keep their output; also written over their input."""
 

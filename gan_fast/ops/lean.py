@@ -8,22 +8,29 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gan_fast import backends
-from gan_fast.ops import checks, conv
+from gan_fast.ops import checks, conv, recompute
 from gan_fast.ops.leaky_relu import Rectified
 from gan_fast.ops.leaky_relu import leaky_relu as out_of_place
 from gan_fast.ops.linear import linear
 
 
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    plain = weight.dim() == 2 and (bias is None or bias.shape == weight.shape[:1])
+    return linear(input, weight, bias) if plain and backends.requested() != "triton" else F.linear(input, weight, bias)
+
+
 def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    if type(negative_slope) not in (int, float):
+        return F.leaky_relu(input, negative_slope, inplace)
     if inplace and negative_slope > 0:
         return Rectified.apply(input, negative_slope, True)
     return F.leaky_relu_(input, negative_slope) if inplace else out_of_place(input, negative_slope)
@@ -45,7 +52,7 @@ _LEAN: dict[Callable[..., Any], Callable[..., Tensor]] = {
     torch.conv1d: conv.conv1d, torch.conv2d: conv.conv2d, torch.conv3d: conv.conv3d,
     torch.conv_transpose1d: conv.conv_transpose1d, torch.conv_transpose2d: conv.conv_transpose2d,
     torch.conv_transpose3d: conv.conv_transpose3d,
-    F.linear: linear,
+    F.linear: _linear,
     F.leaky_relu: _leaky_relu, F.leaky_relu_: _leaky_relu_,
     F.relu: _relu, torch.relu: _relu, Tensor.relu: _relu, torch.relu_: _relu_, Tensor.relu_: _relu_,
 }  # fmt: skip
@@ -56,7 +63,9 @@ class _Lean(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         ours = _LEAN.get(func)
-        if ours is not None and _may_serve(*args, **(kwargs or {})):
+        # Checkpointing computes again what it is given, elsewhere: there all must run on what it is written in.
+        free = not torch.compiler.is_compiling() and recompute.allowed()
+        if ours is not None and free and _may_serve(*args, **(kwargs or {})):
             return ours(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
@@ -71,15 +80,31 @@ def _may_serve(*args: Any, **kwargs: Any) -> bool:
 
 
 @contextmanager
-def critic_ops() -> Iterator[None]:
-    """Send what is called inside the block, by this thread, to lean ops.
+def critic_ops(critic: Callable[..., Any]) -> Iterator[None]:
+    """Send what ``critic`` calls inside the block, by this thread, to lean ops.
 
     Notes:
         Compiled modules and functions run eagerly meanwhile: what torch.compile makes has no double backward.
-        Under use_backend("reference"), "triton" and "cuda" all runs on what it is written in.
+        Under use_backend("reference"), functorch's transforms and checkpointing all runs on what it is written in.
     """
-    serves = backends.requested() in ("auto", "cpu") and not torch._C._are_functorch_transforms_active()
-    # Where nobody has compiled anything there is nothing to import for it, which takes seconds.
-    compiled = "torch._dynamo" in sys.modules
-    with torch.compiler.set_stance("force_eager") if compiled else nullcontext(), _Lean() if serves else nullcontext():
+    if torch.compiler.is_compiling():
+        # Under torch.compile all is ATen's, and the double backward torch's own affair.
         yield
+        return
+    serves = backends.requested() != "reference" and not torch._C._are_functorch_transforms_active()
+    with _eagerly(critic), _Lean() if serves else nullcontext():
+        yield
+
+
+def _eagerly(critic: Callable[..., Any]) -> AbstractContextManager[Any]:
+    """Run what is compiled in a critic as it was written."""
+    # Where nobody has compiled anything there is nothing to import for it, which takes seconds.
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    if isinstance(critic, nn.Module) and not any(map(_is_compiled, critic.modules())):
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None

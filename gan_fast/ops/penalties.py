@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -59,7 +60,8 @@ def gradient_penalty(
         Derivatives: any order, where the critic has them. Where a gradient is zero, so is the penalty's, not NaN.
         Speed: while the penalty runs the critic, its convolutions, linear layers and (leaky) ReLUs are ours, whose
             double backward costs four passes of the critic instead of six. Compiled parts run eagerly meanwhile:
-            torch.compile has no double backward.
+            torch.compile has no double backward. Inside a compiled function the critic must be a module without
+            compiled parts.
         Under autocast: the critic runs as autocast has it, in float16 in float32; interpolation, norms and penalty do
             not leave float32. With a gradient scaler: scale the loss that the penalty is added to, nothing else.
         Batch norm in training mode makes every gradient depend on the whole batch, which the paper advises against:
@@ -70,9 +72,13 @@ def gradient_penalty(
     op = "gradient_penalty"
     checks.floating(op, "real", real)
     fake = checks.floating(op, "fake", fake).detach()
+    checks.same_device(op, "fake", fake, "real", real)
+    checks.shape(op, "fake", fake, tuple(real.shape))
     if autograd.is_autocast_enabled(real.device.type):
         # There generators return another dtype than data have.
         fake = fake.to(real.dtype)
+    checks.dtype(op, "fake", fake, real.dtype)
+    _check_options(op, real, coefficients, center=center)
     points = interpolate(real.detach(), fake, generator=generator)
     return _penalty(op, critic, points, coefficients, center, 1.0)
 
@@ -101,6 +107,7 @@ def dragan_penalty(
     """
     op = "dragan_penalty"
     checks.floating(op, "real", real)
+    _check_options(op, real, coefficients, center=center, scale=scale)
     points = perturb(real.detach(), scale=scale, generator=generator)
     return _penalty(op, critic, points, coefficients, center, 1.0)
 
@@ -119,6 +126,7 @@ def r1_penalty(critic: Critic, real: Tensor, *, coefficients: Tensor | None = No
     """
     op = "r1_penalty"
     checks.floating(op, "real", real)
+    _check_options(op, real, coefficients)
     return _penalty(op, critic, real.detach(), coefficients, 0.0, 0.5)
 
 
@@ -126,6 +134,7 @@ def r2_penalty(critic: Critic, fake: Tensor, *, coefficients: Tensor | None = No
     """Return the R2 penalty: :func:`r1_penalty` at generated samples, which get no gradient."""
     op = "r2_penalty"
     checks.floating(op, "fake", fake)
+    _check_options(op, fake, coefficients)
     return _penalty(op, critic, fake.detach(), coefficients, 0.0, 0.5)
 
 
@@ -153,6 +162,8 @@ def logits_and_r1(critic: Critic, images: Tensor, *, coefficients: Tensor | None
         As :func:`gradient_penalty`.
 
     Notes:
+        What the critic computes must reach the loss by its logits: tensors that it keeps aside are not for losses.
+        Hooks of tensors see cotangents of one, and must be linear.
         Derivatives: first order on the quick way, where a second one raises; any on the general one. Backward is to be
         called once on the sum of all that is made of the two: twice, it takes the passes twice.
         Under autocast: as :func:`gradient_penalty`.
@@ -160,12 +171,13 @@ def logits_and_r1(critic: Critic, images: Tensor, *, coefficients: Tensor | None
     """
     op = "logits_and_r1"
     checks.floating(op, "images", images)
+    _check_options(op, images, coefficients)
     factors, recording = Factors(merged=True), torch.is_grad_enabled()
     with torch.enable_grad(), _without_float16(images.device.type):
         points = images.detach().requires_grad_()
-        with critic_ops(), per_sample.recorded(factors):
+        with critic_ops(critic), per_sample.recorded(factors):
             logits = _outputs(op, critic, points)
-        reason = per_sample.obstacle(logits, points) if recording else "gradients are not enabled"
+        reason = _obstacle(logits, points, factors) if recording else "gradients are not enabled"
         if reason is not None and recording:
             _log_once(f"{op}: six passes of the critic instead of four, because {reason}")
         factors.merging = reason is None
@@ -198,6 +210,7 @@ def logits_for_both(critic: Critic, images: Tensor) -> tuple[Tensor, Tensor]:
             why.
 
     Notes:
+        As :func:`logits_and_r1`, on what the critic keeps aside and on hooks.
         Derivatives: first order; a second one raises. Backward is to be called once on the sum of both losses.
 
     Source: docs/penalties.md.
@@ -208,9 +221,9 @@ def logits_for_both(critic: Critic, images: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{op}: expected images that require a gradient, got images that do not")
     factors, by_images = Factors(merged=False), Factors(merged=False)
     points = _ForImages.apply(images, by_images)
-    with critic_ops(), per_sample.recorded(factors):
+    with _without_float16(images.device.type), critic_ops(critic), per_sample.recorded(factors):
         logits = _outputs(op, critic, points)
-    reason = per_sample.obstacle(logits, points)
+    reason = _obstacle(logits, points, factors)
     if reason is not None:
         raise ValueError(f"{op}: expected critic one that takes each sample by itself, got one where {reason}")
     first, second = _ForBoth.apply(logits, factors, by_images)
@@ -269,7 +282,7 @@ def _penalty(
     recording = torch.is_grad_enabled()
     with torch.enable_grad(), _without_float16(points.device.type):
         points = points.detach().requires_grad_()
-        with critic_ops():
+        with critic_ops(critic):
             outputs = _outputs(op, critic, points)
         if center != 0 and per_sample.normalizes_batch(outputs, len(points)):
             _log_once(
@@ -280,11 +293,35 @@ def _penalty(
     return sample_norm_penalty(grads, coefficients, center=center, scale=scale)[0]
 
 
+def _obstacle(logits: Tensor, images: Tensor, factors: Factors) -> str | None:
+    if torch.compiler.is_compiling():
+        return "torch.compile's graphs know of no factors"
+    if backends.requested() == "reference":
+        return "the reference is asked for, whose layers know of no factors"
+    return per_sample.obstacle(logits, images, factors)
+
+
 def _outputs(op: str, critic: Critic, points: Tensor) -> Tensor:
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(f"{op}: expected no torch.inference_mode around it, got it; torch.no_grad will do")
     outputs = critic(points)
     if not isinstance(outputs, Tensor):
         raise TypeError(f"{op}: expected critic output type Tensor, got {type(outputs).__name__}")
+    if outputs.dim() == 0 or len(outputs) % max(len(points), 1):
+        raise ValueError(
+            f"{op}: expected critic output one or more values for each of {len(points)} samples, "
+            f"got shape {tuple(outputs.shape)}"
+        )
     return outputs
+
+
+def _check_options(op: str, images: Tensor, coefficients: Tensor | None, **numbers: float) -> None:
+    if coefficients is not None:
+        checks.floating(op, "coefficients", coefficients)
+        checks.same_device(op, "coefficients", coefficients, "images", images)
+        checks.shape(op, "coefficients", coefficients, tuple(images.shape[:1]))
+    for name, value in numbers.items():
+        checks.in_range(op, name, value, 0, math.inf)
 
 
 def _grads(op: str, outputs: Tensor, points: Tensor, recording: bool) -> Tensor:

@@ -18,6 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction, Function
+
+from gan_fast.ops import recompute
 
 _own = threading.local()
 
@@ -45,14 +48,18 @@ class Factors:
 
 
 def recording() -> Factors | None:
-    """The factors that nodes of the running forward pass must keep, if any."""
-    return getattr(_own, "factors", None)
+    """The factors that nodes of the running forward pass must keep, if any.
+
+    Not under saved-tensor hooks: what checkpointing computes again it computes elsewhere.
+    """
+    factors: Factors | None = getattr(_own, "factors", None)
+    return factors if factors is None or recompute.allowed() else None
 
 
 @contextlib.contextmanager
 def recorded(factors: Factors) -> Iterator[None]:
     """Let nodes made inside the block, by this thread, keep ``factors``."""
-    previous, _own.factors = recording(), factors
+    previous, _own.factors = getattr(_own, "factors", None), factors
     try:
         yield
     finally:
@@ -64,18 +71,25 @@ def recorded(factors: Factors) -> Iterator[None]:
 _ELEMENTWISE = {
     "LeakyRelu", "Relu", "Elu", "Softplus", "Silu", "Gelu", "Mish", "Hardtanh", "Tanh", "Sigmoid", "Abs", "Neg", "Pow",
     "Sqrt", "Exp", "Log", "Clamp", "Add", "Sub", "Mul", "Div", "Rsub", "Clone", "ToCopy", "NativeDropout",
-    "LeakyReLU", "Rectified", "_ToChannelsLast",
 }  # fmt: skip
 _BY_MAP = {
     "AvgPool2D", "AvgPool3D", "MaxPool2DWithIndices", "MaxPool3DWithIndices", "MkldnnMaxPool2D", "AdaptiveAvgPool2D",
-    "AdaptiveMaxPool2D", "ConstantPadNd", "ReflectionPad1D", "ReflectionPad2D", "ReplicationPad1D", "ReplicationPad2D",
+    "AdaptiveMaxPool2D", "ReflectionPad1D", "ReflectionPad2D", "ReplicationPad1D", "ReplicationPad2D",
     "UpsampleNearest2D", "UpsampleBilinear2D", "PixelShuffle", "PixelUnshuffle", "Unsqueeze",
 }  # fmt: skip
+# Functions of ours that do. Others are known by nothing but a name that anybody may give.
+_apart: set[type[Function]] = set()
 # They leave a sample's values together and samples in their order, whatever the first dim is counted in.
 _RESHAPES = {"View", "UnsafeView", "ReshapeAlias", "Squeeze"}
 
 
-def obstacle(outputs: Tensor, images: Tensor) -> str | None:
+def keeps_samples_apart(function: type[Function]) -> type[Function]:
+    """Declare that a Function takes each sample by itself."""
+    _apart.add(function)
+    return function
+
+
+def obstacle(outputs: Tensor, images: Tensor, factors: Factors) -> str | None:
     """Say why :class:`Factors` cannot serve a backward pass from ``outputs`` to ``images``, if so.
 
     Looks at the graph between them: every parameter must be a weight or a bias of nodes that know the factors, and
@@ -83,13 +97,13 @@ def obstacle(outputs: Tensor, images: Tensor) -> str | None:
     """
     count = len(images)
     if count == 0 or outputs.numel() != count or outputs.dim() == 0 or len(outputs) != count:
-        return f"the critic returns {tuple(outputs.shape)} for {count} samples, not one logit each"
+        return "the critic does not return one logit each for some samples"
     if outputs.grad_fn is None:
         return "the critic's output depends on nothing that requires a gradient"
     end = images.grad_fn
     # Nodes of the graph, and who uses what each puts out.
     users: dict[Any, list[Any]] = {outputs.grad_fn: []}
-    pending, layers, leaf = [outputs.grad_fn], [], None
+    pending, layers, weights, leaf = [outputs.grad_fn], [], [], None
     while pending:
         node: Any = pending.pop()
         if node is end or getattr(node, "variable", None) is images:
@@ -97,12 +111,13 @@ def obstacle(outputs: Tensor, images: Tensor) -> str | None:
             continue
         if hasattr(node, "variable"):
             return "a parameter is used outside of convolutions and linear layers"
-        reason = _obstacle_of(node, count)
+        reason = _obstacle_of(node, count, factors)
         if reason is not None:
             return reason
         edges = [edge for edge, _ in node.next_functions]
-        if _knows_factors(node):
+        if _knows(node, factors):
             layers.append(node)
+            weights += edges[1:]
             edges = edges[:1]
         for edge in edges:
             if edge is None:
@@ -118,25 +133,48 @@ def obstacle(outputs: Tensor, images: Tensor) -> str | None:
         if node not in reached:
             reached.add(node)
             pending += users[node]
-    return None if reached.issuperset(layers) and reached else "a layer does not see the images"
+    if not reached.issuperset(layers) or not reached:
+        return "a layer does not see the images"
+    return _obstacle_of_weights(weights, images, factors)
 
 
-def _knows_factors(node: Any) -> bool:
-    return getattr(node, "factors", None) is not None
+def _obstacle_of_weights(weights: list[Any], images: Tensor, factors: Factors) -> str | None:
+    """What stands behind weights and biases, such as a parametrisation, gets the gradients of all samples together."""
+    seen, pending = set(), list(weights)
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node is images.grad_fn or getattr(node, "variable", None) is images:
+            return "a weight depends on the images"
+        if _knows(node, factors):
+            return "a layer computes another one's weight"
+        pending += [edge for edge, _ in node.next_functions]
+    return None
 
 
-def _obstacle_of(node: Any, count: int) -> str | None:
+def _knows(node: Any, factors: Factors) -> bool:
+    return getattr(node, "factors", None) is factors
+
+
+def _obstacle_of(node: Any, count: int, factors: Factors) -> str | None:
     shape = _shape(node)
     kind = node.name().rstrip("0123456789").removesuffix("Backward")
-    if _knows_factors(node):
+    if _knows(node, factors):
         # Rows of a linear layer over positions are several for each sample.
-        return None if shape[0] % count == 0 else f"{kind} changes the batch"
+        return None if shape[0] % count == 0 else f"{kind} changes the first dim"
+    if isinstance(node, BackwardCFunction):
+        if hasattr(node, "factors") and node.factors is None:
+            return "a layer runs under checkpointing or other saved-tensor hooks"
+        apart = node._forward_cls in _apart and len(shape) and shape[0] == count  # type: ignore[attr-defined]
+        return None if apart else f"{kind} is not known to keep samples apart"
     if kind in _RESHAPES:
         before = getattr(node, "_saved_self_sym_sizes", shape)
         ordered = len(shape) and len(before) and shape[0] % count == 0 and before[0] % count == 0
-        return None if ordered else f"{kind} changes the batch"
+        return None if ordered else f"{kind} changes the first dim"
     if not len(shape) or shape[0] != count:
-        return f"{kind} changes the batch"
+        return f"{kind} changes the first dim"
     if kind in _ELEMENTWISE:
         # One with fewer dims would have its samples along another dim of the result.
         inputs = [edge for edge, _ in node.next_functions if edge is not None]
@@ -144,7 +182,7 @@ def _obstacle_of(node: Any, count: int) -> str | None:
     dim = _DIMS.get(kind)
     if kind in _BY_MAP or (dim is not None and dim(node, len(shape))):
         return None
-    return f"{kind} may couple the samples of a batch"
+    return f"{kind} is not known to keep samples apart"
 
 
 def _shape(node: Any) -> Sequence[int]:
@@ -159,6 +197,7 @@ _DIMS: dict[str, Callable[[Any, int], bool]] = {
     "Mean": lambda node, dims: _reduces_samples_alone(node),
     "Sum": lambda node, dims: _reduces_samples_alone(node),
     "Transpose": lambda node, dims: 0 not in _wrapped([node._saved_dim0, node._saved_dim1], dims),
+    "ConstantPadNd": lambda node, dims: len(node._saved_pad) < 2 * dims,
     "Permute": lambda node, dims: _wrapped(node._saved_dims, dims)[0] == 0,
 }
 

@@ -33,7 +33,7 @@ class TrainConfig:
     penalty_center: float = 1.0
     """The gradient norm that gradient_penalty and dragan pull to."""
     penalty_every: int = 1
-    """Discriminator updates from one with penalties to the next; they weigh as many times more."""
+    """Discriminator updates from one with penalties to the next; they weigh as many times more. Adam's rates stay."""
     regularizers: tuple[str, ...] = ()
     """Any of "spectral_norm" and "weight_clipping" (of the discriminator), "feature_matching" (for the generator) and
     "instance_noise" (on all images that the discriminator sees)."""
@@ -42,7 +42,7 @@ class TrainConfig:
     noise_std: float = 0.1
     """instance_noise: standard deviation at the first step, on images in [-1, 1]; it falls linearly."""
     noise_steps: int | None = None
-    """instance_noise: steps until it is gone; unset: all steps."""
+    """instance_noise: steps until it is gone; unset: all steps, those that a resumed run adds included."""
     feature_weight: float = 1.0
     """feature_matching: weight beside the generator's loss."""
     update: str = "alternating"
@@ -115,6 +115,10 @@ class TrainConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise self._error(name, f"one of {', '.join(allowed)}", getattr(self, name))
+        if self.objective == "relativistic" and self.fake_label != 0:
+            raise self._error(
+                "fake_label", "0 for objective relativistic, whose pairs have real_label alone", self.fake_label
+            )
         if not isinstance(self.device, str):
             raise self._type_error("device", "str", self.device)
 
@@ -151,10 +155,10 @@ class TrainConfig:
         pair = getattr(self, name)
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise self._type_error(name, "pair of float", pair)
-        # A list is what JSON makes of a tuple; equal configurations must compare equal.
-        object.__setattr__(self, name, tuple(pair))
         if not all(0 <= self._number(name, beta) < 1 for beta in pair):
-            raise self._error(name, "in [0, 1)", pair)
+            raise self._error(name, "in [0, 1)", tuple(pair))
+        # A list is what JSON makes of a tuple, and Adam takes no 0 beside 0.9; equal configurations must compare equal.
+        object.__setattr__(self, name, tuple(map(float, pair)))
 
     def _number(self, name: str, value: object) -> float:
         if not isinstance(value, (int, float)) or isinstance(value, bool):

@@ -48,9 +48,10 @@ class Trainer:
     of G is what samples are drawn from.
 
     Args:
-        config: the algorithm's settings.
+        config: the algorithm's settings: objective, penalties and regularisers among them.
         generator: maps (N, latent_dim) to (N, C, H, W) in [-1, 1]. Moved to the device, trained in place.
-        discriminator: maps (N, C, H, W) to one logit an image. Moved to the device, trained in place.
+        discriminator: maps (N, C, H, W) to one logit an image. Moved to the device, trained in place; "spectral_norm"
+            parametrises its layers. Without batch norm for update "one_stage".
         data: uint8 images (N, C, H, W), an ``ImageData``, or any object with ``batch(step)``; None where only
             :meth:`step` is used.
 
@@ -103,6 +104,7 @@ class Trainer:
         self.penalties = Penalties(parse_penalties(config.penalty), config.penalty_weight, config.penalty_center)
         self._noise = self._make_noise()
         self._feature_weight = self._check_features()
+        self._check_update()
         # A graph for each order of updates with and without penalties.
         self._captured_steps = self._make_captured_steps()
         self.d_optimizer = self._adam(self.discriminator, config.d_lr, config.d_betas)
@@ -129,7 +131,9 @@ class Trainer:
         Returns:
             Scalar tensors on the device, without gradient, new ones at each call: "d_loss" (of the last update of D),
             "g_loss", "d_real" (mean D(x)), "d_fake" (mean D(G(z))), "d_accuracy" (the share of x and G(z) that D tells
-            apart; all three before that update), and "skipped" (1 where an update was skipped).
+            apart; all three before that update), "penalty" (what D paid in that update, weighted; "d_loss" is without
+            it), and "skipped" (1 where an update was skipped). D(x) is a probability for "minimax" and
+            "non_saturating", else D's output as it is.
 
         Raises:
             TypeError: a batch is not a tensor, or not of floating point.
@@ -244,8 +248,8 @@ class Trainer:
 
         Args:
             on_log: called every ``log_every`` steps with a row of "step", the means since the last row of "d_loss",
-                "g_loss", "d_real", "d_fake" and "d_accuracy", "images_per_s" (real images), "time_s" (of this call)
-                and "skipped_steps" (since the training began).
+                "g_loss", "d_real", "d_fake", "d_accuracy" and "penalty", "images_per_s" (real images), "time_s" (of
+                this call) and "skipped_steps" (since the training began).
             on_step: called after every iteration with the number of iterations done.
 
         Returns:
@@ -404,6 +408,14 @@ class Trainer:
         if "instance_noise" not in config.regularizers:
             return None
         return InstanceNoise(config.noise_std, config.noise_steps or config.steps)
+
+    def _check_update(self) -> None:
+        norms = [m for m in self.discriminator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if self.config.update == "one_stage" and norms:
+            raise ValueError(
+                "Trainer: expected discriminator without batch norm for update one_stage, got one with "
+                f"{len(norms)}; DCGANDiscriminator(norm='none'), or --d-norm none, has none"
+            )
 
     def _check_features(self) -> float:
         if "feature_matching" not in self.config.regularizers:

@@ -391,7 +391,7 @@ def step_of(loss: float, captured: bool | None = None) -> Callable[[], gpu_step.
 
 def test_steps_with_wrong_losses_are_refused() -> None:
     providers = {"eager": step_of(1.4), "close": step_of(1.41), "off": step_of(2.0), "nan": step_of(float("nan"))}
-    *_, record = gpu_step.measure(Machine(CPU), 128, providers)
+    *_, record = gpu_step.measure(Machine(CPU), "a step", 1e9, providers)
     found = record["providers"]
     assert found["close"]["d_loss"] == 1.41
     assert all("expected d_loss within 0.1" in found[name]["failed"] for name in ("off", "nan"))
@@ -405,7 +405,9 @@ def test_each_step_s_figures_are_there_before_the_next_begins() -> None:
         return step_of(1.4)()
 
     records: list[dict[str, Any]] = []
-    for record in gpu_step.measure(Machine(CPU), 128, {"eager": step_of(1.4), "ours": step_of(1.4), "late": late}):
+    for record in gpu_step.measure(
+        Machine(CPU), "a step", 1e9, {"eager": step_of(1.4), "ours": step_of(1.4), "late": late}
+    ):
         records.append(json.loads(json.dumps(record)))
     assert seen == [{"eager", "ours"}]
     assert len(records) == 3
@@ -415,7 +417,7 @@ def test_each_step_s_figures_are_there_before_the_next_begins() -> None:
 def test_a_step_that_no_graph_ran_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(CPU)
     providers = {"eager": step_of(1.4), "kernel by kernel": step_of(1.4, False), "a graph": step_of(1.4, True)}
-    *_, record = gpu_step.measure(machine, 128, providers)
+    *_, record = gpu_step.measure(machine, "a step", 1e9, providers)
     assert [found.get("captured") for found in record["providers"].values()] == [None, False, True]
     assert "failed" not in record["providers"]["kernel by kernel"]
     monkeypatch.setattr(machine, "dry", False)
@@ -424,7 +426,7 @@ def test_a_step_that_no_graph_ran_is_not_reported(monkeypatch: pytest.MonkeyPatc
     for name in ("allocated", "peak"):
         monkeypatch.setattr(machine, name, lambda: (0, 0))
     monkeypatch.setattr(machine, "time_ms", lambda work, repeats: 1.0)
-    *_, record = gpu_step.measure(machine, 128, providers)
+    *_, record = gpu_step.measure(machine, "a step", 1e9, providers)
     assert "expected a CUDA graph after the warm-up" in record["providers"]["kernel by kernel"]["failed"]
     assert record["providers"]["a graph"]["captured"]
 

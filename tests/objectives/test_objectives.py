@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import softplus
 
-from gan_fast import objectives
+from gan_fast import objectives, ops
 
 REAL, FAKE = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([-3.0, 0.25, 1.0, 0.0])
 
@@ -76,3 +76,15 @@ def test_unknown_name_lists_those_there_are():
     names = "minimax, non_saturating, hinge, wasserstein, least_squares, relativistic, relativistic_average"
     with pytest.raises(ValueError, match=f"^make_objective: expected name one of {names}, got 'wgan'$"):
         objectives.make_objective("wgan")
+
+
+def test_least_squares_of_differences_are_from_one_and_minus_one():
+    """RaLSGAN (Jolicoeur-Martineau 2018, appendix), with least squares' 1/2."""
+    loss = ops.relativistic_d_loss(REAL, FAKE, average=True, kind="squared")
+    want = (square(REAL - FAKE.mean() - 1).mean() + square(FAKE - REAL.mean() + 1).mean()) / 2
+    torch.testing.assert_close(loss, want)
+    loss = ops.relativistic_g_loss(REAL, FAKE, average=True, kind="squared")
+    want = (square(FAKE - REAL.mean() - 1).mean() + square(REAL - FAKE.mean() + 1).mean()) / 2
+    torch.testing.assert_close(loss, want)
+    loss = ops.relativistic_d_loss(REAL, PAIRED, kind="squared")
+    torch.testing.assert_close(loss, square(REAL - PAIRED - 1).mean() / 2)

@@ -288,6 +288,18 @@ def test_a_compiled_critic_runs_eagerly(where: str) -> None:
     assert_close(grads_of(ours, critic), grads_of(eager, plain), "weights")
 
 
+# Dynamo looks at tensors where nobody should, and warns of itself.
+@pytest.mark.filterwarnings("ignore")
+def test_inside_a_compiled_function() -> None:
+    critic, real = critics.make("leaky_relu"), critics.images()
+
+    @torch.compile(backend="eager")
+    def loss(x: Tensor) -> Tensor:
+        return 2 * ops.r1_penalty(critic, 3 * x)
+
+    assert_close([loss(real)], [eager_norms(critic, 3 * real)[1].mean()], "penalty")
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_under_autocast(dtype: torch.dtype) -> None:
     critic, real, fake = critics.make("dcgan", torch.float32), critics.images().float(), critics.images(seed=2).float()
@@ -349,12 +361,16 @@ def test_torch_is_itself_again_afterwards() -> None:
 
 
 BAD = [
-    (lambda c, x: ops.gradient_penalty(c, x, x[:2]), ValueError, "interpolate: expected fake shape"),
+    (lambda c, x: ops.gradient_penalty(c, x, x[:2]), ValueError, "gradient_penalty: expected fake shape"),
     (lambda c, x: ops.gradient_penalty(c, x, x.float()), TypeError, "expected fake dtype"),
     (lambda c, x: ops.r1_penalty(c, x.long()), TypeError, "r1_penalty: expected real dtype"),
     (lambda c, x: ops.r2_penalty(c, [x]), TypeError, "r2_penalty: expected fake type Tensor, got list"),
     (lambda c, x: ops.r1_penalty(lambda y: (c(y), y), x), TypeError, "expected critic output type Tensor, got tuple"),
     (lambda c, x: ops.r1_penalty(lambda y: c(x), x), ValueError, "output does not depend on them"),
+    (lambda c, x: ops.r1_penalty(lambda y: c(y).mean(), x), ValueError, "one or more values for each of 5 samples"),
+    (lambda c, x: ops.logits_and_r1(lambda y: c(y)[:4], x), ValueError, "one or more values for each of 5 samples"),
+    (lambda c, x: ops.dragan_penalty(c, x, scale=-1.0), ValueError, "dragan_penalty: expected scale in"),
+    (lambda c, x: ops.gradient_penalty(c, x, x, center=-1.0), ValueError, "gradient_penalty: expected center in"),
     (lambda c, x: ops.logits_and_r1(lambda y: y.new_ones(5), x), ValueError, "output does not depend on them"),
     (lambda c, x: ops.logits_for_both(c, x), ValueError, "expected images that require a gradient"),
     (lambda c, x: ops.r1_penalty(c, x, coefficients=x.new_ones(2)), ValueError, "expected coefficients shape"),

@@ -22,6 +22,7 @@ def test_defaults_that_stay():
 
 def test_a_pair_from_json_equals_the_tuple():
     assert TrainConfig(d_betas=[0.5, 0.999]) == TrainConfig()
+    assert all(isinstance(beta, float) for beta in TrainConfig(d_betas=(0, 0.9)).d_betas)
 
 
 OBJECTIVES = f"one of {', '.join(objectives.NAMES)}"

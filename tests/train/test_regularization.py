@@ -216,9 +216,13 @@ def test_resumed_training_equals_one_without_a_break(options):
 
 
 def test_one_stage_needs_a_discriminator_that_keeps_samples_apart():
-    trainer = Trainer(TrainConfig(update="one_stage", latent_dim=LATENT_DIM, device="cpu"), *make_players())
-    with pytest.raises(ValueError, match="NativeBatchNorm may couple the samples of a batch"):
-        trainer.step(REAL)
+    generator, critic = make_players()
+    config = TrainConfig(update="one_stage", latent_dim=LATENT_DIM, device="cpu")
+    with pytest.raises(ValueError, match="expected discriminator without batch norm for update one_stage"):
+        Trainer(config, generator, critic)
+    critic[3] = nn.GroupNorm(2, 8).double()
+    with pytest.raises(ValueError, match="NativeGroupNorm is not known to keep samples apart"):
+        Trainer(config, generator, critic).step(REAL)
 
 
 def test_bfloat16_trains_with_every_penalty():
