@@ -382,9 +382,8 @@ def d_loss_and_means(
 
     mean D(x) and mean D(G(z)), where D is sigmoid(logit) for kind "bce" with relation "none" and the logit itself
     otherwise; accuracy, the share of both batches that D places rightly: real logits above and fake ones below 0
-    ("bce",
-    "hinge"), 1/2 ("squared"), or half-way between the two means ("linear"). With relation "paired" the share of pairs
-    whose real logit is above the fake one, with "average" each logit against the mean of the other batch.
+    ("bce", "hinge"), 1/2 ("squared"), or half-way between the two means ("linear"). With relation "paired" the share of
+    pairs whose real logit is above the fake one, with "average" each logit against the mean of the other batch.
     """
     op = _D_LOSSES[kind] if relation == "none" else "relativistic_d_loss"
     return _loss(op, real_logits, real_target, fake_logits, fake_target, 1.0, kind, relation, means_wanted=True)

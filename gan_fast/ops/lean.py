@@ -64,8 +64,7 @@ class _Lean(TorchFunctionMode):
     ) -> Any:
         ours = _LEAN.get(func)
         # Checkpointing computes again what it is given, elsewhere: there all must run on what it is written in.
-        free = not torch.compiler.is_compiling() and recompute.allowed()
-        if ours is not None and free and _may_serve(*args, **(kwargs or {})):
+        if ours is not None and recompute.allowed() and _may_serve(*args, **(kwargs or {})):
             return ours(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
@@ -87,10 +86,6 @@ def critic_ops(critic: Callable[..., Any]) -> Iterator[None]:
         Compiled modules and functions run eagerly meanwhile: what torch.compile makes has no double backward.
         Under use_backend("reference"), functorch's transforms and checkpointing all runs on what it is written in.
     """
-    if torch.compiler.is_compiling():
-        # Under torch.compile all is ATen's, and the double backward torch's own affair.
-        yield
-        return
     serves = backends.requested() != "reference" and not torch._C._are_functorch_transforms_active()
     with _eagerly(critic), _Lean() if serves else nullcontext():
         yield

@@ -60,8 +60,7 @@ def gradient_penalty(
         Derivatives: any order, where the critic has them. Where a gradient is zero, so is the penalty's, not NaN.
         Speed: while the penalty runs the critic, its convolutions, linear layers and (leaky) ReLUs are ours, whose
             double backward costs four passes of the critic instead of six. Compiled parts run eagerly meanwhile:
-            torch.compile has no double backward. Inside a compiled function the critic must be a module without
-            compiled parts.
+            torch.compile has no double backward. Nor can it trace a penalty: call it outside of compiled functions.
         Under autocast: the critic runs as autocast has it, in float16 in float32; interpolation, norms and penalty do
             not leave float32. With a gradient scaler: scale the loss that the penalty is added to, nothing else.
         Batch norm in training mode makes every gradient depend on the whole batch, which the paper advises against:
@@ -294,8 +293,6 @@ def _penalty(
 
 
 def _obstacle(logits: Tensor, images: Tensor, factors: Factors) -> str | None:
-    if torch.compiler.is_compiling():
-        return "torch.compile's graphs know of no factors"
     if backends.requested() == "reference":
         return "the reference is asked for, whose layers know of no factors"
     return per_sample.obstacle(logits, images, factors)

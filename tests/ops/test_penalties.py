@@ -288,18 +288,6 @@ def test_a_compiled_critic_runs_eagerly(where: str) -> None:
     assert_close(grads_of(ours, critic), grads_of(eager, plain), "weights")
 
 
-# Dynamo looks at tensors where nobody should, and warns of itself.
-@pytest.mark.filterwarnings("ignore")
-def test_inside_a_compiled_function() -> None:
-    critic, real = critics.make("leaky_relu"), critics.images()
-
-    @torch.compile(backend="eager")
-    def loss(x: Tensor) -> Tensor:
-        return 2 * ops.r1_penalty(critic, 3 * x)
-
-    assert_close([loss(real)], [eager_norms(critic, 3 * real)[1].mean()], "penalty")
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_under_autocast(dtype: torch.dtype) -> None:
     critic, real, fake = critics.make("dcgan", torch.float32), critics.images().float(), critics.images(seed=2).float()
