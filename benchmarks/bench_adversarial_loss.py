@@ -13,6 +13,7 @@ from torch import Tensor
 from benchmarks import steps
 from benchmarks.harness import OURS, Case, Work, default_device, forward_backward
 from gan_fast import ops
+from gan_fast.ops.adversarial_loss import d_loss_and_means
 
 TOLERANCE = 1e-5
 
@@ -56,6 +57,25 @@ def bench_d_loss(compare: Callable[[Case], None], shape: tuple[int, ...]) -> Non
         OURS: ops.minimax_d_loss,
     }
     compare(case("minimax_d_loss", shape, ("real_logits", "fake_logits"), losses))
+
+
+def logged_beside(loss: Tensor, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """What a training loop logs: mean D(x), mean D(G(z)), and the share that D places rightly."""
+    with torch.no_grad():
+        right = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
+        return loss, torch.stack((torch.sigmoid(real).mean(), torch.sigmoid(fake).mean(), right))
+
+
+@pytest.mark.parametrize("shape", [(128,), (16, 1, 30, 30)], ids=["vector", "patches"])
+def bench_d_loss_and_means(compare: Callable[[Case], None], shape: tuple[int, ...]) -> None:
+    def eager(real: Tensor, fake: Tensor) -> Tensor:
+        return logged_beside(steps.d_loss(real, fake), real, fake)[0]
+
+    def ours(real: Tensor, fake: Tensor) -> Tensor:
+        return d_loss_and_means(real, fake)[0]
+
+    losses = {"eager": eager, OURS: ours}
+    compare(case("minimax_d_loss and what is logged with it,", shape, ("real_logits", "fake_logits"), losses))
 
 
 @pytest.mark.parametrize(

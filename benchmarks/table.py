@@ -205,6 +205,8 @@ README_CASES = (
     "logistic loss and R1 on real images, DCGAN-64 critic without norm, batch 32 float32",
     "minimax_d_loss forward + backward (128) float32",
     "minimax_d_loss forward + backward (16x1x30x30) float32",
+    "minimax_d_loss and what is logged with it, forward + backward (128) float32",
+    "minimax_d_loss and what is logged with it, forward + backward (16x1x30x30) float32",
     "minimax_g_loss forward + backward (128) float32",
     "hinge_d_loss forward + backward (128) float32",
     "least_squares_d_loss forward + backward (128) float32",
