@@ -62,16 +62,15 @@ class Game:
         """Return G's loss on generated images; real ones are looked at where it takes them."""
         real_logits = None
         if self.feature_matching:
-            logits, features = discriminator.forward_with_features(fake)  # type: ignore[operator]
             with torch.no_grad():
                 real_logits, real_features = discriminator.forward_with_features(real)  # type: ignore[operator]
+            logits, features = discriminator.forward_with_features(fake)  # type: ignore[operator]
             matching = self.feature_matching * ops.feature_matching_loss(real_features, features)
             return self._g_loss(logits, real_logits) + matching
-        logits = discriminator(fake)
         if self._g_needs_real:
             with torch.no_grad():
                 real_logits = discriminator(real)
-        return self._g_loss(logits, real_logits)
+        return self._g_loss(discriminator(fake), real_logits)
 
     def losses(
         self,

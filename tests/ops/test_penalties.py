@@ -12,7 +12,7 @@ import gan_fast
 from gan_fast import ops
 from gan_fast.ops import conv_kernels, penalties
 from tests import critics
-from tests.tolerances import assert_as_exact
+from tests.tolerances import assert_as_exact, few_numbers_factor
 
 CRITICS = (*critics.APART, *critics.TOGETHER)
 
@@ -109,7 +109,8 @@ def test_float32_is_as_exact_as_eager(name: str) -> None:
         assert_as_exact(ours[what], eager[what], exact[what], what, factor=16.0)
         three = (grads_of(value[what], c) for value, c in ((ours, critic), (eager, critic), (exact, exact_critic)))
         for a, b, c in zip(*three):
-            assert_as_exact(a, b, c, f"{what} gradient", factor=4.0)
+            # A chain of some ten sums, each with its own luck.
+            assert_as_exact(a, b, c, f"{what} gradient", factor=2 * few_numbers_factor(a))
 
 
 def test_points_lie_between_real_and_fake_and_around_real() -> None:
