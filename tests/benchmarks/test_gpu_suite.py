@@ -179,7 +179,9 @@ def test_failing_tests_are_kept_as_text() -> None:
 
 def test_a_command_past_its_time_may_say_what_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_checks, "SUMMARY_S", 5.0)
-    script = "import time\ntry:\n  time.sleep(60)\nexcept KeyboardInterrupt:\n  print('so far')"
+    # A shell's background jobs are born deaf to the signal, and so are their children.
+    listens = "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script = f"{listens}try:\n  time.sleep(60)\nexcept KeyboardInterrupt:\n  print('so far')"
     start = time.monotonic()
     # Long enough for Python to start where other tests run.
     assert gpu_checks.run([sys.executable, "-c", script], 3.0) == (124, "so far\n")
