@@ -87,7 +87,7 @@ class Convolution(torch.autograd.Function):
                 by_input = BackwardData.apply(grad_output, weight, None, None, input_like, geometry, ctx.kernels)
             if wanted[1]:
                 by_weight = BackwardWeight.apply(grad_output, input, weight_like, geometry, ctx.kernels)
-            by_bias = grad_output.sum([0, *range(2, grad_output.dim())]) if wanted[2] else None
+            by_bias = conv_kernels.by_bias_of(grad_output) if wanted[2] else None
         else:
             input = input_like if input is None else input
             weight = weight_like if weight is None else weight
@@ -168,7 +168,7 @@ class BackwardData(torch.autograd.Function):
                 own = factors.times(input)
                 cotangent = own if cotangent is None else own.add_(cotangent)
             if wanted[2]:
-                by_bias = factors.times(grad_output).sum([0, *range(2, grad_output.dim())])
+                by_bias = conv_kernels.by_bias_of(factors.times(grad_output))
         if wanted[1]:
             by_weight = BackwardWeight.apply(grad_output, cotangent, weight_like, geometry, kernels)
         return by_grad, by_weight, by_bias, *(None,) * 5

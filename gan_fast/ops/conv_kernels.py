@@ -344,6 +344,11 @@ def _convolution(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: G
     return torch.convolution(input, weight, bias, *geometry)
 
 
+def by_bias_of(grad_output: Tensor) -> Tensor:
+    """The gradient by the bias."""
+    return grad_output.sum([0, *range(2, grad_output.dim())])
+
+
 def backward(
     grad_output: Tensor, input: Tensor | Like, weight: Tensor | Like, geometry: Geometry, wanted: Sequence[bool],
     kernels: Any = None,
@@ -355,7 +360,7 @@ def backward(
         return (
             grad_output @ weight if input_wanted and isinstance(weight, Tensor) else None,
             grad_output.t() @ input if weight_wanted and isinstance(input, Tensor) else None,
-            grad_output.sum(0) if bias_wanted else None,
+            by_bias_of(grad_output) if bias_wanted else None,
         )
     if kernels is not None and torch._C._functorch.is_legacy_batchedtensor(grad_output):
         kernels = None  # ATen takes a batch of gradients apart
@@ -386,7 +391,7 @@ def backward(
     left = (input_wanted and by_input is None, weight_wanted and by_weight is None, bias_wanted)
     if bias_wanted and not left[1] and grad_output.is_cpu:
         # oneDNN would compute the weight's gradient on the way.
-        by_bias, left = grad_output.sum([0, *range(2, grad_output.dim())]), (left[0], False, False)
+        by_bias, left = by_bias_of(grad_output), (left[0], False, False)
     if any(left):
         input, weight = (t if isinstance(t, Tensor) else t.unread(grad_output) for t in (input, weight))
         bias_shape = [grad_output.shape[1]] if bias_wanted else None

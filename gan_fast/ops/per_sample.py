@@ -140,18 +140,24 @@ def obstacle(outputs: Tensor, images: Tensor, factors: Factors) -> str | None:
 
 def _obstacle_of_weights(weights: list[Any], images: Tensor, factors: Factors) -> str | None:
     """What stands behind weights and biases, such as a parametrisation, gets the gradients of all samples together."""
-    seen, pending = set(), list(weights)
+    for node in _behind(weights):
+        if node is images.grad_fn or getattr(node, "variable", None) is images:
+            return "a weight depends on the images"
+        if _knows(node, factors):
+            return "a layer computes another one's weight"
+    return None
+
+
+def _behind(nodes: Sequence[Any]) -> Iterator[Any]:
+    """All nodes of the graph from some on, those included, each once."""
+    seen, pending = set(), list(nodes)
     while pending:
         node = pending.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node is images.grad_fn or getattr(node, "variable", None) is images:
-            return "a weight depends on the images"
-        if _knows(node, factors):
-            return "a layer computes another one's weight"
+        yield node
         pending += [edge for edge, _ in node.next_functions]
-    return None
 
 
 def _knows(node: Any, factors: Factors) -> bool:
@@ -214,16 +220,10 @@ def _wrapped(dims: Sequence[int], count: int) -> list[int]:
 
 def normalizes_batch(outputs: Tensor, count: int) -> bool:
     """Whether the graph of ``outputs`` has a batch norm in training mode over ``count`` samples."""
-    seen, pending = set(), [outputs.grad_fn]
-    while pending:
-        node: Any = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in _behind([outputs.grad_fn]):
         if "BatchNorm" in node.name():
             # Instance norm is one over a batch of one.
             training = node.options[0] if hasattr(node, "options") else getattr(node, "_saved_training", True)
             if training and (_shape(node)[0] == count):
                 return True
-        pending += [edge for edge, _ in node.next_functions]
     return False

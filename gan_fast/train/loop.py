@@ -43,9 +43,9 @@ class BatchSource(Protocol):
 class Trainer:
     """Train a generator G against a discriminator D.
 
-    One iteration: ``d_steps`` times, D descends the objective's loss on fresh x and z; then G descends
-    its own on the last of these z, under the D just updated. Adam for both; an exponential moving average
-    of G is what samples are drawn from.
+    One iteration: ``d_steps`` times, D descends the objective's loss and its penalties on fresh x and z; then G
+    descends its own on the last of these z, under the D just updated. With update "one_stage" both descend from one
+    pass through the D before. Adam for both; an exponential moving average of G is what samples are drawn from.
 
     Args:
         config: the algorithm's settings: objective, penalties and regularisers among them.
