@@ -2,6 +2,7 @@
 
 from gan_fast import models, nn, ops
 from gan_fast.backends import info, use_backend
+from gan_fast.nn.fuse import fuse, fuse_report, unfuse
 from gan_fast.version import __version__
 
-__all__ = ["__version__", "info", "models", "nn", "ops", "use_backend"]
+__all__ = ["__version__", "fuse", "fuse_report", "info", "models", "nn", "ops", "unfuse", "use_backend"]

@@ -18,8 +18,8 @@ from gan_fast.nn.conv_bn_act import (
     ConvTransposeBNAct3d,
 )
 from gan_fast.nn.instance_norm_act import InstanceNormAct1d, InstanceNormAct2d, InstanceNormAct3d
-from gan_fast.nn.leaky_relu import LeakyReLU
 from gan_fast.nn.minibatch import MinibatchDiscrimination, MinibatchStdDev
+from gan_fast.nn.rectifiers import LeakyReLU, ReLU
 from gan_fast.nn.spectral_norm import remove_spectral_norm, spectral_norm
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "LeakyReLU",
     "MinibatchDiscrimination",
     "MinibatchStdDev",
+    "ReLU",
     "remove_spectral_norm",
     "spectral_norm",
 ]

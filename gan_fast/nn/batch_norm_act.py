@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from gan_fast.nn import deferred
 from gan_fast.nn.lookup import running_statistics, weight_and_bias
 from gan_fast.ops import activation as activations
 from gan_fast.ops.batch_norm_act import OP, norm
+from gan_fast.ops.conv_bn_act import fold, may_fold
 
 
 class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
     """torch.nn's batch norm (parameters, buffers, state dict, modes) with a fused activation."""
+
+    # Of those that were made without: nn/fuse.py changes the class of torch.nn's.
+    activation: str = "identity"
+    negative_slope: float = 0.01
 
     def __init__(
         self,
@@ -38,14 +47,46 @@ class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
-        return self.normalize(input)
+        if type(input) is not Tensor or deferred.waits(self, input):
+            return self._of_deferred(input)
+        return self.normalize(input, self.activation, self.negative_slope)
 
-    def normalize(self, input: Tensor, *statistics: Tensor) -> Tensor:
-        """What forward does with an input of the right number of dims, whose statistics a convolution may know."""
+    def _of_deferred(self, input: Any) -> Any:
+        """What forward gives where the input is a convolution that waits, or where its own value shall wait."""
+        convolve = input.convolve if type(input) is deferred.Deferred else None
+        if convolve is not None and input.take():
+            compute = functools.partial(convolve, self)
+        else:
+            compute = functools.partial(self.normalize, deferred.settle(input))
+        if deferred.waits(self, input):
+            return deferred.Deferred(compute, input.dim())
+        return compute(self.activation, self.negative_slope)
+
+    def folded_into(
+        self, conv: nn.modules.conv._ConvNd, input: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Weight and bias of a convolution of ``input`` with this norm in them, where that is the quicker way."""
+        if self.training or not may_fold(input):
+            return None
+        mean, var, _ = running_statistics(self)
+        return fold(conv.transposed, conv.groups, input, weight, bias, mean, var, *weight_and_bias(self), self.eps)
+
+    def normalize(
+        self, input: Tensor, activation: str, negative_slope: float, moving: bool = True,
+        statistics: tuple[Tensor, ...] = (),
+    ) -> Tensor:  # fmt: skip
+        """What forward does with an input of the right number of dims, and any activation behind it.
+
+        Args:
+            moving: whether the running statistics move in training.
+            statistics: the input's, where a convolution knows them.
+        """
         # torch.nn's own rules: they hold too where a user drops the buffers or the flag after construction.
         mean, var, batches = running_statistics(self)
         training, momentum = self.training, self.momentum
-        if training and self.track_running_stats and batches is not None:
+        if not moving:
+            momentum = 0.0
+        elif training and self.track_running_stats and batches is not None:
             batches.add_(1)
             if momentum is None:
                 # Cumulative average; reading the count waits for the device, as in torch.nn.
@@ -55,7 +96,7 @@ class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
             mean = var = None
         return norm(
             OP, "", input, mean, var, *weight_and_bias(self), use_batch, 0.0 if momentum is None else momentum,
-            self.eps, self.activation, self.negative_slope, statistics,
+            self.eps, activation, negative_slope, statistics,
         )  # fmt: skip
 
     def extra_repr(self) -> str:

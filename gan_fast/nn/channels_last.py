@@ -27,8 +27,8 @@ class ChannelsLastSequential(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         if not conv_kernels.gain_by_channels_last(input):
             return super().forward(input)
-        output: Tensor = super().forward(_inside(input))
-        return _outside(output)
+        output: Tensor = super().forward(inside(input))
+        return outside(output)
 
     def forward_to(self, input: Tensor, end: int) -> tuple[Tensor, Callable[[], Tensor]]:
         """Run the modules before index ``end``, negative from the back; the others when they are asked for.
@@ -39,7 +39,7 @@ class ChannelsLastSequential(nn.Sequential):
         """
         modules = list(self)
         gain = conv_kernels.gain_by_channels_last(input)
-        inner = _inside(input) if gain else input
+        inner = inside(input) if gain else input
         for module in modules[:end]:
             inner = module(inner)
 
@@ -47,18 +47,18 @@ class ChannelsLastSequential(nn.Sequential):
             output = inner
             for module in modules[end:]:
                 output = module(output)
-            return _outside(output) if gain else output
+            return outside(output) if gain else output
 
-        return _outside(inner) if gain else inner, rest
+        return outside(inner) if gain else inner, rest
 
 
-def _inside(input: Tensor) -> Tensor:
+def inside(input: Tensor) -> Tensor:
     copy = _ToChannelsLast.apply(input) if input.requires_grad else layout.to_channels_last(input)
     recompute.attach(copy, layout.to_channels_last, input)
     return copy
 
 
-def _outside(output: Tensor) -> Tensor:
+def outside(output: Tensor) -> Tensor:
     return output.contiguous() if output.dim() == 4 else output
 
 

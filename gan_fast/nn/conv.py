@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gan_fast.nn import deferred
 from gan_fast.nn.lookup import weight_and_bias
 from gan_fast.ops.conv import convolve
 from gan_fast.ops.conv_kernels import NOTHING, Epilogue
@@ -21,7 +23,7 @@ class _Conv(nn.modules.conv._ConvNd):
     _op: ClassVar[str]
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, *weight_and_bias(self))
+        return _run(self, input)
 
     def _conv_forward(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue = NOTHING, norm: Norm = None
@@ -42,7 +44,7 @@ class _ConvTranspose(nn.modules.conv._ConvTransposeNd):
     _op: ClassVar[str]
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        return self._conv_forward(input, *weight_and_bias(self), output_size=output_size)
+        return _run(self, input, output_size)
 
     def _conv_forward(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue = NOTHING, norm: Norm = None,
@@ -63,6 +65,37 @@ class _ConvTranspose(nn.modules.conv._ConvTransposeNd):
             self._op, len(self.kernel_size), True, input, weight, bias, self.stride, self.padding, output_padding,
             self.groups, self.dilation, epilogue, norm,
         )  # fmt: skip
+
+
+def _run(conv: Any, input: Any, *output_size: list[int] | None) -> Any:
+    weight, bias = weight_and_bias(conv)
+    if deferred.waits(conv, input) and input.dim() == len(conv.kernel_size) + 2:
+        convolve = functools.partial(with_norm, conv, deferred.settle(input), weight, bias, output_size)
+        return deferred.Deferred(functools.partial(convolve, None), input.dim(), convolve)
+    return conv._conv_forward(deferred.settle(input), weight, bias, NOTHING, None, *output_size)
+
+
+def with_norm(
+    conv: Any, input: Tensor, weight: Tensor, bias: Tensor | None, output_size: tuple[list[int] | None, ...],
+    norm: Any, activation: str, negative_slope: float, moving: bool = True,
+) -> Tensor:  # fmt: skip
+    """A module's convolution of a batch, a batch norm's module or None behind it, and an activation, as one op.
+
+    Args:
+        output_size: of a transposed one, what its forward takes.
+        moving: whether the norm's running statistics move in training.
+    """
+    if norm is not None:
+        folded = norm.folded_into(conv, input, weight, bias)
+        if folded is None:
+
+            def normalize(output: Tensor, *statistics: Tensor) -> Tensor:
+                return norm.normalize(output, activation, negative_slope, moving, statistics)
+
+            epilogue = Epilogue(statistics=norm.training)
+            return conv._conv_forward(input, weight, bias, epilogue, normalize, *output_size)
+        weight, bias = folded
+    return conv._conv_forward(input, weight, bias, Epilogue(activation, negative_slope), None, *output_size)
 
 
 class Conv1d(_Conv, nn.Conv1d):

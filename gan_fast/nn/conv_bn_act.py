@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gan_fast.nn.batch_norm_act import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
-from gan_fast.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from gan_fast.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, with_norm
 from gan_fast.nn.lookup import weight_and_bias
 from gan_fast.ops import activation as activations
-from gan_fast.ops.conv_bn_act import fold, may_fold
 from gan_fast.ops.conv_kernels import Epilogue
 
 Size = int | tuple[int, ...]
@@ -195,18 +194,9 @@ class _ConvBNAct(nn.Module):
             return output
         if input.dim() != len(conv.kernel_size) + 2:
             return bn.forward(conv.forward(input, *output_size))
+        activations.check(type(bn).__name__, bn.activation, bn.negative_slope)
         weight, bias = weight_and_bias(conv)
-        if not bn.training and may_fold(input):
-            folded = fold(
-                conv.transposed, conv.groups, input, weight, bias, bn.running_mean, bn.running_var, bn.weight,
-                bn.bias, bn.eps,
-            )  # fmt: skip
-            if folded is not None:
-                activations.check(type(bn).__name__, bn.activation, bn.negative_slope)
-                epilogue = Epilogue(bn.activation, bn.negative_slope)
-                return conv._conv_forward(input, *folded, epilogue, None, *output_size)
-        epilogue = Epilogue(statistics=bn.training)
-        return conv._conv_forward(input, weight, bias, epilogue, bn.normalize, *output_size)
+        return with_norm(conv, input, weight, bias, output_size, bn, bn.activation, bn.negative_slope)
 
 
 class _ConvTransposeBNAct(_ConvBNAct):

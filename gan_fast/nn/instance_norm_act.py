@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from gan_fast.nn import deferred
 from gan_fast.ops import activation as activations
 from gan_fast.ops.instance_norm_act import instance_norm_act
 
 
 class _InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
     """torch.nn's instance norm (parameters, buffers, state dict, modes) with a fused activation."""
+
+    # Of those that were made without: nn/fuse.py changes the class of torch.nn's.
+    activation: str = "identity"
+    negative_slope: float = 0.01
 
     def __init__(
         self,
@@ -30,7 +38,13 @@ class _InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
         self.activation = activation
         self.negative_slope = negative_slope
 
-    def _apply_instance_norm(self, input: Tensor) -> Tensor:
+    def _apply_instance_norm(self, input: Any) -> Any:
+        input = deferred.settle(input)
+        if deferred.waits(self, input):
+            return deferred.Deferred(functools.partial(self._normalize, input), input.dim())
+        return self._normalize(input, self.activation, self.negative_slope)
+
+    def _normalize(self, input: Tensor, activation: str, negative_slope: float, moving: bool = True) -> Tensor:
         return instance_norm_act(
             input,
             self.running_mean,
@@ -38,10 +52,10 @@ class _InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
             self.weight,
             self.bias,
             self.training or not self.track_running_stats,
-            self.momentum if self.momentum is not None else 0.0,
+            self.momentum if self.momentum is not None and moving else 0.0,
             self.eps,
-            self.activation,
-            self.negative_slope,
+            activation,
+            negative_slope,
         )
 
     def extra_repr(self) -> str:

@@ -30,7 +30,7 @@ from gan_fast.ops.conv_bn_act import (
 )
 from gan_fast.ops.feature_matching_loss import feature_matching_loss
 from gan_fast.ops.instance_norm_act import instance_norm_act
-from gan_fast.ops.leaky_relu import leaky_relu
+from gan_fast.ops.leaky_relu import leaky_relu, relu
 from gan_fast.ops.linear import linear
 from gan_fast.ops.minibatch_discrimination import minibatch_discrimination
 from gan_fast.ops.minibatch_stddev import minibatch_stddev
@@ -89,6 +89,7 @@ __all__ = [
     "r2_penalty",
     "relativistic_d_loss",
     "relativistic_g_loss",
+    "relu",
     "sample_norm_penalty",
     "spectral_norm",
     "wasserstein_d_loss",

@@ -1,4 +1,4 @@
-"""Leaky ReLU whose second backward ends where ATen's goes on with zeros."""
+"""ReLU and leaky ReLU whose second backward ends where ATen's goes on with zeros."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gan_fast.ops import autograd, checks, per_sample
 
 OP = "leaky_relu"
 backends.register(OP, None, triton_file=OP)
+backends.register("relu", None)
 
 
 @per_sample.keeps_samples_apart
@@ -157,4 +158,29 @@ def _serve(input: Tensor, negative_slope: float) -> Tensor:
     if not backends.native(OP, input.device.type, input.dtype):
         return F.leaky_relu(input, negative_slope)
     output: Tensor = LeakyReLU.apply(input, negative_slope)
+    return output
+
+
+def relu(input: Tensor) -> Tensor:
+    """Return input where it is above zero, zero elsewhere.
+
+    Args:
+        input: any shape and strides, float64, float32, bfloat16 or float16.
+
+    Returns:
+        Tensor of input's shape, dtype and strides, as ``F.relu`` gives it.
+
+    Raises:
+        TypeError: wrong type or dtype.
+
+    Notes:
+        Derivatives: of any order. From the second on there is no gradient by ``input``, where ATen has zeros that all
+        layers before it are then walked with.
+        Values, NaN and infinities are ATen's, whose kernels serve.
+        Memory: backward keeps the output.
+    """
+    checks.floating("relu", "input", input)
+    if backends.small(input) or autograd.captured() or not backends.native("relu", input.device.type, input.dtype):
+        return F.relu(input)
+    output: Tensor = Rectified.apply(input, None, False)
     return output
