@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from . import dcgan, handwritten
+from . import dcgan, domains, handwritten, unets
+from . import image_to_image as i2i
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,123 @@ ZOO: tuple[Entry, ...] = (
         lambda: handwritten.TupleDiscriminator(ndf=4),
         lambda: (images(3, 3, 64, 64),),
         lambda: (handwritten.TupleDiscriminator(), (images(16, 3, 64, 64),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "cyclegan_generator",
+        lambda: i2i.init_weights(i2i.ResnetGenerator(3, 3, 4, i2i.norm_by_name("instance"), n_blocks=2)),
+        lambda: (images(2, 3, 16, 16),),
+        lambda: (
+            i2i.init_weights(i2i.ResnetGenerator(3, 3, 64, i2i.norm_by_name("instance"), n_blocks=6)),
+            (images(1, 3, 96, 96),),
+        ),
+        conv_blocks=True,
+    ),
+    Entry(
+        "cyclegan_generator_dropout",
+        lambda: i2i.ResnetGenerator(3, 3, 4, n_blocks=1, use_dropout=True, padding_type="replicate"),
+        lambda: (images(2, 3, 16, 16),),
+        lambda: (i2i.ResnetGenerator(3, 3, 64, use_dropout=True, n_blocks=6), (images(1, 3, 96, 96),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "pix2pix_unet",
+        lambda: i2i.init_weights(i2i.UnetGenerator(3, 3, 6, 4, i2i.norm_by_name("batch"), use_dropout=True)),
+        lambda: (images(2, 3, 64, 64),),
+        lambda: (
+            i2i.init_weights(i2i.UnetGenerator(3, 3, 7, 64, i2i.norm_by_name("batch"), use_dropout=True)),
+            (images(2, 3, 128, 128),),
+        ),
+        conv_blocks=True,
+    ),
+    Entry(
+        "patchgan",
+        lambda: i2i.init_weights(i2i.NLayerDiscriminator(6, 4, 3, i2i.norm_by_name("batch"))),
+        lambda: (images(2, 6, 32, 32),),
+        lambda: (
+            i2i.init_weights(i2i.NLayerDiscriminator(6, 64, 3, i2i.norm_by_name("batch"))),
+            (images(2, 6, 128, 128),),
+        ),
+        conv_blocks=True,
+    ),
+    Entry(
+        "patchgan_instance",
+        lambda: i2i.NLayerDiscriminator(3, 4, 2, i2i.norm_by_name("instance")),
+        lambda: (images(2, 3, 32, 32),),
+        lambda: (i2i.NLayerDiscriminator(3, 64, 3, i2i.norm_by_name("instance")), (images(2, 3, 128, 128),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "pair_discriminator",
+        lambda: i2i.PairDiscriminator(3, 4),
+        lambda: (images(2, 3, 32, 32), images(2, 3, 32, 32) / 2),
+        lambda: (i2i.PairDiscriminator(3, 64), (images(4, 3, 128, 128), images(4, 3, 128, 128) / 2)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "multiscale_discriminator",
+        lambda: i2i.MultiscaleDiscriminator(3, 4, 2, i2i.norm_by_name("instance"), num_D=2),
+        lambda: (images(2, 3, 32, 32),),
+        lambda: (
+            i2i.MultiscaleDiscriminator(6, 64, 3, i2i.norm_by_name("instance"), num_D=3),
+            (images(1, 6, 128, 128),),
+        ),
+        conv_blocks=True,
+    ),
+    Entry(
+        "unet_by_name",
+        lambda: unets.GeneratorUNet(nf=4),
+        lambda: (images(2, 3, 32, 32),),
+        lambda: (unets.GeneratorUNet(nf=64), (images(4, 3, 128, 128),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "unet_of_segmentation",
+        lambda: unets.UNet(3, 3, nf=4),
+        lambda: (images(2, 3, 18, 18),),
+        lambda: (unets.UNet(3, 3, nf=64), (images(1, 3, 64, 64),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "unet_of_segmentation_transposed",
+        lambda: unets.UNet(3, 3, nf=4, bilinear=False),
+        lambda: (images(2, 3, 18, 18),),
+        lambda: (unets.UNet(3, 3, nf=64, bilinear=False), (images(1, 3, 64, 64),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "stargan_generator",
+        lambda: domains.StarGANGenerator(4, 3, repeat_num=2),
+        lambda: (images(2, 3, 16, 16), onehot(2, 3)),
+        lambda: (domains.StarGANGenerator(), (images(2, 3, 64, 64), onehot(2, 5))),
+        conv_blocks=True,
+    ),
+    Entry(
+        "stargan_discriminator",
+        lambda: domains.StarGANDiscriminator(32, 4, 3, repeat_num=3),
+        lambda: (images(2, 3, 32, 32),),
+        lambda: (domains.StarGANDiscriminator(repeat_num=5), (images(4, 3, 128, 128),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "context_encoder",
+        lambda: unets.ContextEncoder(nf=4, nz=12),
+        lambda: (images(3, 3, 64, 64),),
+        lambda: (unets.ContextEncoder(nz=1000), (images(4, 3, 128, 128),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "munit_generator",
+        lambda: domains.MUNITGenerator(dim=4, style_dim=3, mlp_dim=8, n_downsample=1, n_res=1),
+        lambda: (images(2, 3, 16, 16),),
+        lambda: (domains.MUNITGenerator(n_res=2), (images(1, 3, 64, 64),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "singan_generator",
+        lambda: unets.GeneratorConcatSkip2CleanAdd(nfc=6, min_nfc=4),
+        lambda: (noise(1, 3, 26, 30), images(1, 3, 26, 30)),
+        lambda: (unets.GeneratorConcatSkip2CleanAdd(), (noise(1, 3, 160, 200), images(1, 3, 160, 200))),
         conv_blocks=True,
     ),
 )

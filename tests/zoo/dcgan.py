@@ -1,4 +1,4 @@
-"""DCGAN as PyTorch's example has it (one Sequential, ngpu, weights by class name) and as the first WGAN code built it."""
+"""DCGAN as PyTorch's example has it (one Sequential, ngpu, weights by class name), and as the first WGAN code did."""
 
 import torch
 from torch import nn
@@ -71,48 +71,41 @@ class Discriminator(nn.Module):
 
 
 class NamedGenerator(nn.Module):
-    """Layers of a Sequential added one by one, under names made of their sizes."""
+    """A Sequential filled one layer at a time, under names made of the layer's sizes."""
 
     def __init__(self, isize, nz, nc, ngf, ngpu, n_extra_layers=0):
         super(NamedGenerator, self).__init__()
         self.ngpu = ngpu
         assert isize % 16 == 0, "isize has to be a multiple of 16"
-        cngf, tisize = ngf // 2, 4
-        while tisize != isize:
-            cngf = cngf * 2
-            tisize = tisize * 2
-
         main = nn.Sequential()
-        main.add_module(f"initial:{nz}-{cngf}:convt", nn.ConvTranspose2d(nz, cngf, 4, 1, 0, bias=False))
-        main.add_module(f"initial:{cngf}:batchnorm", nn.BatchNorm2d(cngf))
-        main.add_module(f"initial:{cngf}:relu", nn.ReLU(True))
 
-        csize = 4
-        while csize < isize // 2:
-            main.add_module(
-                f"pyramid:{cngf}-{cngf // 2}:convt", nn.ConvTranspose2d(cngf, cngf // 2, 4, 2, 1, bias=False)
-            )
-            main.add_module(f"pyramid:{cngf // 2}:batchnorm", nn.BatchNorm2d(cngf // 2))
-            main.add_module(f"pyramid:{cngf // 2}:relu", nn.ReLU(True))
-            cngf = cngf // 2
-            csize = csize * 2
+        def block(name, conv, nf):
+            main.add_module(f"{name}:conv", conv)
+            main.add_module(f"{name}:batchnorm", nn.BatchNorm2d(nf))
+            main.add_module(f"{name}:relu", nn.ReLU(True))
 
+        nf = ngf * isize // 8
+        block(f"initial:{nz}-{nf}", nn.ConvTranspose2d(nz, nf, 4, 1, 0, bias=False), nf)
+        while nf > ngf:
+            block(f"pyramid:{nf}-{nf // 2}", nn.ConvTranspose2d(nf, nf // 2, 4, 2, 1, bias=False), nf // 2)
+            nf = nf // 2
         for t in range(n_extra_layers):
-            main.add_module(f"extra-layers-{t}:{cngf}:conv", nn.Conv2d(cngf, cngf, 3, 1, 1, bias=False))
-            main.add_module(f"extra-layers-{t}:{cngf}:batchnorm", nn.BatchNorm2d(cngf))
-            main.add_module(f"extra-layers-{t}:{cngf}:relu", nn.ReLU(True))
-
-        main.add_module(f"final:{cngf}-{nc}:convt", nn.ConvTranspose2d(cngf, nc, 4, 2, 1, bias=False))
+            block(f"extra-layers-{t}:{nf}", nn.Conv2d(nf, nf, 3, 1, 1, bias=False), nf)
+        main.add_module(f"final:{nf}-{nc}:convt", nn.ConvTranspose2d(nf, nc, 4, 2, 1, bias=False))
         main.add_module(f"final:{nc}:tanh", nn.Tanh())
         self.main = main
 
     def forward(self, input):
-        if input.is_cuda and self.ngpu > 1:
-            return nn.parallel.data_parallel(self.main, input, range(self.ngpu))
-        return self.main(input)
+        if isinstance(input.data, torch.cuda.FloatTensor) and self.ngpu > 1:
+            output = nn.parallel.data_parallel(self.main, input, range(self.ngpu))
+        else:
+            output = self.main(input)
+        return output
 
 
 class NamedCritic(nn.Module):
+    """One score for the whole batch: WGAN's loss by itself."""
+
     def __init__(self, isize, nc, ndf, ngpu, n_extra_layers=0):
         super(NamedCritic, self).__init__()
         self.ngpu = ngpu
@@ -120,25 +113,23 @@ class NamedCritic(nn.Module):
         main = nn.Sequential()
         main.add_module(f"initial:{nc}-{ndf}:conv", nn.Conv2d(nc, ndf, 4, 2, 1, bias=False))
         main.add_module(f"initial:{ndf}:relu", nn.LeakyReLU(0.2, inplace=True))
-        csize, cndf = isize / 2, ndf
 
+        def block(name, conv, nf):
+            main.add_module(f"{name}:conv", conv)
+            main.add_module(f"{name}:batchnorm", nn.BatchNorm2d(nf))
+            main.add_module(f"{name}:relu", nn.LeakyReLU(0.2, inplace=True))
+
+        nf, size = ndf, isize / 2
         for t in range(n_extra_layers):
-            main.add_module(f"extra-layers-{t}:{cndf}:conv", nn.Conv2d(cndf, cndf, 3, 1, 1, bias=False))
-            main.add_module(f"extra-layers-{t}:{cndf}:batchnorm", nn.BatchNorm2d(cndf))
-            main.add_module(f"extra-layers-{t}:{cndf}:relu", nn.LeakyReLU(0.2, inplace=True))
-
-        while csize > 4:
-            main.add_module(f"pyramid:{cndf}-{cndf * 2}:conv", nn.Conv2d(cndf, cndf * 2, 4, 2, 1, bias=False))
-            main.add_module(f"pyramid:{cndf * 2}:batchnorm", nn.BatchNorm2d(cndf * 2))
-            main.add_module(f"pyramid:{cndf * 2}:relu", nn.LeakyReLU(0.2, inplace=True))
-            cndf = cndf * 2
-            csize = csize / 2
-
-        main.add_module(f"final:{cndf}-1:conv", nn.Conv2d(cndf, 1, 4, 1, 0, bias=False))
+            block(f"extra-layers-{t}:{nf}", nn.Conv2d(nf, nf, 3, 1, 1, bias=False), nf)
+        while size > 4:
+            block(f"pyramid:{nf}-{nf * 2}", nn.Conv2d(nf, nf * 2, 4, 2, 1, bias=False), nf * 2)
+            nf, size = nf * 2, size / 2
+        main.add_module(f"final:{nf}-1:conv", nn.Conv2d(nf, 1, 4, 1, 0, bias=False))
         self.main = main
 
     def forward(self, input):
-        if input.is_cuda and self.ngpu > 1:
+        if isinstance(input.data, torch.cuda.FloatTensor) and self.ngpu > 1:
             output = nn.parallel.data_parallel(self.main, input, range(self.ngpu))
         else:
             output = self.main(input)
