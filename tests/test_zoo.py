@@ -1,0 +1,85 @@
+"""The zoo is sound before anything is tried on it: its networks run, differentiate twice, and repeat themselves."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from zoo import ZOO, Entry
+
+each = pytest.mark.parametrize("entry", ZOO, ids=lambda entry: entry.name)
+
+
+def build(entry: Entry) -> nn.Module:
+    torch.manual_seed(0)
+    return entry.build()
+
+
+def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    torch.manual_seed(1)
+    random.seed(1)
+    return tree_leaves(model(*inputs))
+
+
+def double(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(t.double().requires_grad_() if t.is_floating_point() else t for t in inputs)
+
+
+def test_names_are_unique() -> None:
+    assert len({entry.name for entry in ZOO}) == len(ZOO)
+
+
+@each
+def test_runs_and_repeats_itself(entry: Entry) -> None:
+    model, inputs = build(entry), entry.inputs()
+    assert all(t.dtype in (torch.float32, torch.int64) for t in inputs)
+    again = build(entry)
+    assert model.state_dict().keys() == again.state_dict().keys()
+    twin = copy.deepcopy(model)
+    for training in (True, False):
+        outputs = [run(m.train(training), entry.inputs()) for m in (model, again, twin)]
+        for first, *others in zip(*outputs):
+            assert first.dtype == torch.float32
+            assert first.isfinite().all()
+            # A constant output would equal any other network's.
+            assert first.numel() == 1 or first.std() > 0
+            for other in others:
+                assert torch.equal(first, other)
+    for name, moved in model.state_dict().items():
+        assert torch.equal(moved, twin.state_dict()[name]), name
+
+
+@each
+def test_differentiates_twice(entry: Entry) -> None:
+    """Like a gradient penalty, with both orders summed so that every parameter has a share."""
+    model, inputs = build(entry).double(), double(entry.inputs())
+    floats = [t for t in inputs if t.requires_grad]
+    loss = sum(t.square().mean() for t in run(model, inputs))
+    grads = torch.autograd.grad(loss, floats, create_graph=True)
+    penalty = sum(grad.square().sum() for grad in grads)
+    assert penalty.requires_grad
+    assert penalty > 0
+    second = torch.autograd.grad(penalty, list(model.parameters()), retain_graph=True, allow_unused=True)
+    assert any(grad is not None and grad.abs().max() > 0 for grad in second)
+    (loss + penalty).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@each
+def test_classes_are_found_by_name(entry: Entry) -> None:
+    """What pickle, and whoever reads the source of a class, relies on."""
+    model = build(entry)
+    if any(nn.utils.parametrize.is_parametrized(module) for module in model.modules()):
+        # torch makes a class for each such layer and refuses to pickle it.
+        model.load_state_dict(copy.deepcopy(model).state_dict())
+        return
+    loaded = pickle.loads(pickle.dumps(model))
+    for first, other in zip(run(model, entry.inputs()), run(loaded, entry.inputs())):
+        assert torch.equal(first, other)

@@ -1,0 +1,258 @@
+"""The table of GAN architectures, written as people write them, that rewriting a user's model is tried on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from . import dcgan, domains, handwritten, unets
+from . import image_to_image as i2i
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One network.
+
+    Args:
+        name: Unique.
+        build: The network at test size; the same after the same ``torch.manual_seed``.
+        inputs: What ``forward`` takes at that size, always the same: float32, and int64 for labels.
+        workload: The network at the widths of its paper with inputs of a size for benchmarks.
+        conv_blocks: Whether most of the time goes into blocks of convolution, norm and activation.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[], tuple[Tensor, ...]]
+    workload: Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]
+    conv_blocks: bool
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def images(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(2)) * 2 - 1
+
+
+def labels(count: int, classes: int) -> Tensor:
+    return torch.randint(classes, (count,), generator=torch.Generator().manual_seed(3))
+
+
+def onehot(count: int, classes: int) -> Tensor:
+    return torch.eye(classes)[labels(count, classes)]
+
+
+ZOO: tuple[Entry, ...] = (
+    Entry(
+        "dcgan_generator",
+        lambda: dcgan.Generator(ngpu=1, nz=8, ngf=4, nc=3).apply(dcgan.weights_init),
+        lambda: (noise(3, 8, 1, 1),),
+        lambda: (dcgan.Generator(ngpu=1, nz=100, ngf=64, nc=3).apply(dcgan.weights_init), (noise(16, 100, 1, 1),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "dcgan_discriminator",
+        lambda: dcgan.Discriminator(ngpu=1, ndf=4, nc=3).apply(dcgan.weights_init),
+        lambda: (images(3, 3, 64, 64),),
+        lambda: (dcgan.Discriminator(ngpu=1, ndf=64, nc=3).apply(dcgan.weights_init), (images(16, 3, 64, 64),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "wgan_generator",
+        lambda: dcgan.NamedGenerator(32, 8, 3, 4, ngpu=1, n_extra_layers=1).apply(dcgan.weights_init),
+        lambda: (noise(3, 8, 1, 1),),
+        lambda: (
+            dcgan.NamedGenerator(64, 100, 3, 64, ngpu=1, n_extra_layers=1).apply(dcgan.weights_init),
+            (noise(16, 100, 1, 1),),
+        ),
+        conv_blocks=True,
+    ),
+    Entry(
+        "wgan_critic",
+        lambda: dcgan.NamedCritic(32, 3, 4, ngpu=1, n_extra_layers=1).apply(dcgan.weights_init),
+        lambda: (images(3, 3, 32, 32),),
+        lambda: (
+            dcgan.NamedCritic(64, 3, 64, ngpu=1, n_extra_layers=1).apply(dcgan.weights_init),
+            (images(16, 3, 64, 64),),
+        ),
+        conv_blocks=True,
+    ),
+    Entry(
+        "handwritten_generator",
+        lambda: handwritten.Generator(d=4),
+        lambda: (noise(3, 100, 1, 1),),
+        lambda: (handwritten.Generator(d=64), (noise(16, 100, 1, 1),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "handwritten_discriminator",
+        lambda: handwritten.Discriminator(d=4),
+        lambda: (images(3, 1, 64, 64),),
+        lambda: (handwritten.Discriminator(d=64), (images(16, 1, 64, 64),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "helper_generator",
+        lambda: handwritten.HelperGenerator(8, conv_dim=4),
+        lambda: (noise(3, 8),),
+        lambda: (handwritten.HelperGenerator(100, conv_dim=64), (noise(64, 100),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "helper_discriminator",
+        lambda: handwritten.HelperDiscriminator(conv_dim=4),
+        lambda: (images(3, 3, 32, 32),),
+        lambda: (handwritten.HelperDiscriminator(conv_dim=64), (images(64, 3, 32, 32),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "loop_generator",
+        lambda: handwritten.LoopGenerator(8, channels=(16, 8, 6, 4)),
+        lambda: (noise(5, 8),),
+        lambda: (handwritten.LoopGenerator(100), (noise(16, 100),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "loop_discriminator",
+        lambda: handwritten.LoopDiscriminator(channels=(3, 4, 6, 8)),
+        lambda: (images(3, 3, 32, 32),),
+        lambda: (handwritten.LoopDiscriminator(), (images(16, 3, 64, 64),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "feature_discriminator",
+        lambda: handwritten.FeatureDiscriminator(nf=4, n_layers=3),
+        lambda: (images(3, 3, 32, 32),),
+        lambda: (handwritten.FeatureDiscriminator(), (images(16, 3, 64, 64),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "tuple_discriminator",
+        lambda: handwritten.TupleDiscriminator(ndf=4),
+        lambda: (images(3, 3, 64, 64),),
+        lambda: (handwritten.TupleDiscriminator(), (images(16, 3, 64, 64),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "cyclegan_generator",
+        lambda: i2i.init_weights(i2i.ResnetGenerator(3, 3, 4, i2i.norm_by_name("instance"), n_blocks=2)),
+        lambda: (images(2, 3, 16, 16),),
+        lambda: (
+            i2i.init_weights(i2i.ResnetGenerator(3, 3, 64, i2i.norm_by_name("instance"), n_blocks=6)),
+            (images(1, 3, 96, 96),),
+        ),
+        conv_blocks=True,
+    ),
+    Entry(
+        "cyclegan_generator_dropout",
+        lambda: i2i.ResnetGenerator(3, 3, 4, n_blocks=1, use_dropout=True, padding_type="replicate"),
+        lambda: (images(2, 3, 16, 16),),
+        lambda: (i2i.ResnetGenerator(3, 3, 64, use_dropout=True, n_blocks=6), (images(1, 3, 96, 96),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "pix2pix_unet",
+        lambda: i2i.init_weights(i2i.UnetGenerator(3, 3, 6, 4, i2i.norm_by_name("batch"), use_dropout=True)),
+        lambda: (images(2, 3, 64, 64),),
+        lambda: (
+            i2i.init_weights(i2i.UnetGenerator(3, 3, 7, 64, i2i.norm_by_name("batch"), use_dropout=True)),
+            (images(2, 3, 128, 128),),
+        ),
+        conv_blocks=True,
+    ),
+    Entry(
+        "patchgan",
+        lambda: i2i.init_weights(i2i.NLayerDiscriminator(6, 4, 3, i2i.norm_by_name("batch"))),
+        lambda: (images(2, 6, 32, 32),),
+        lambda: (
+            i2i.init_weights(i2i.NLayerDiscriminator(6, 64, 3, i2i.norm_by_name("batch"))),
+            (images(2, 6, 128, 128),),
+        ),
+        conv_blocks=True,
+    ),
+    Entry(
+        "patchgan_instance",
+        lambda: i2i.NLayerDiscriminator(3, 4, 2, i2i.norm_by_name("instance")),
+        lambda: (images(2, 3, 32, 32),),
+        lambda: (i2i.NLayerDiscriminator(3, 64, 3, i2i.norm_by_name("instance")), (images(2, 3, 128, 128),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "pair_discriminator",
+        lambda: i2i.PairDiscriminator(3, 4),
+        lambda: (images(2, 3, 32, 32), images(2, 3, 32, 32) / 2),
+        lambda: (i2i.PairDiscriminator(3, 64), (images(4, 3, 128, 128), images(4, 3, 128, 128) / 2)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "multiscale_discriminator",
+        lambda: i2i.MultiscaleDiscriminator(3, 4, 2, i2i.norm_by_name("instance"), num_D=2),
+        lambda: (images(2, 3, 32, 32),),
+        lambda: (
+            i2i.MultiscaleDiscriminator(6, 64, 3, i2i.norm_by_name("instance"), num_D=3),
+            (images(1, 6, 128, 128),),
+        ),
+        conv_blocks=True,
+    ),
+    Entry(
+        "unet_by_name",
+        lambda: unets.GeneratorUNet(nf=4),
+        lambda: (images(2, 3, 32, 32),),
+        lambda: (unets.GeneratorUNet(nf=64), (images(4, 3, 128, 128),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "unet_of_segmentation",
+        lambda: unets.UNet(3, 3, nf=4),
+        lambda: (images(2, 3, 18, 18),),
+        lambda: (unets.UNet(3, 3, nf=64), (images(1, 3, 64, 64),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "unet_of_segmentation_transposed",
+        lambda: unets.UNet(3, 3, nf=4, bilinear=False),
+        lambda: (images(2, 3, 18, 18),),
+        lambda: (unets.UNet(3, 3, nf=64, bilinear=False), (images(1, 3, 64, 64),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "stargan_generator",
+        lambda: domains.StarGANGenerator(4, 3, repeat_num=2),
+        lambda: (images(2, 3, 16, 16), onehot(2, 3)),
+        lambda: (domains.StarGANGenerator(), (images(2, 3, 64, 64), onehot(2, 5))),
+        conv_blocks=True,
+    ),
+    Entry(
+        "stargan_discriminator",
+        lambda: domains.StarGANDiscriminator(32, 4, 3, repeat_num=3),
+        lambda: (images(2, 3, 32, 32),),
+        lambda: (domains.StarGANDiscriminator(repeat_num=5), (images(4, 3, 128, 128),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "context_encoder",
+        lambda: unets.ContextEncoder(nf=4, nz=12),
+        lambda: (images(3, 3, 64, 64),),
+        lambda: (unets.ContextEncoder(nz=1000), (images(4, 3, 128, 128),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "munit_generator",
+        lambda: domains.MUNITGenerator(dim=4, style_dim=3, mlp_dim=8, n_downsample=1, n_res=1),
+        lambda: (images(2, 3, 16, 16),),
+        lambda: (domains.MUNITGenerator(n_res=2), (images(1, 3, 64, 64),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "singan_generator",
+        lambda: unets.GeneratorConcatSkip2CleanAdd(nfc=6, min_nfc=4),
+        lambda: (noise(1, 3, 26, 30), images(1, 3, 26, 30)),
+        lambda: (unets.GeneratorConcatSkip2CleanAdd(), (noise(1, 3, 160, 200), images(1, 3, 160, 200))),
+        conv_blocks=True,
+    ),
+)
