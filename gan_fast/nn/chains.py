@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from gan_fast.nn.deferred import ACTIVATIONS, METHODS
+from gan_fast.nn.deferred import ACTIVATIONS, ARITHMETIC, METHODS
 
 CONVOLUTIONS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -25,10 +25,7 @@ INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 RECTIFIERS = (nn.ReLU, nn.LeakyReLU)
 ACTIVATION_MODULES = (*RECTIFIERS, nn.Tanh, nn.Sigmoid)
 
-_WRITING_OPERATORS = {
-    getattr(operator, f"i{name}") for name in ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or",
-    "xor", "lshift", "rshift"]
-} | {operator.setitem}
+_WRITING_OPERATORS = {operator.setitem, *(getattr(operator, f"i{name}") for name in ARITHMETIC)}
 
 
 @dataclass(frozen=True)

@@ -178,8 +178,12 @@ def _operator(name: str) -> Callable[..., Any]:
 
 
 # Python looks these up on the class: attributes of the instance do not serve operators.
-_ARITHMETIC = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift",
-"rshift"] _OTHERS = ["eq", "ne", "lt", "le", "gt", "ge", "neg", "pos", "abs", "invert", "bool", "int", "float",
-"complex", "index", "len", "iter", "reversed", "contains", "getitem", "setitem", "array", "repr", "format"] for _name
-    in (*(kind + name for kind in ("", "r", "i") for name in _ARITHMETIC), *_OTHERS): setattr(Deferred, f"__{_name}__",
-    _operator(f"__{_name}__"))
+ARITHMETIC = (
+    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift",
+)  # fmt: skip
+_OTHERS = (
+    "eq", "ne", "lt", "le", "gt", "ge", "neg", "pos", "abs", "invert", "bool", "int", "float", "complex", "index",
+    "len", "iter", "reversed", "contains", "getitem", "setitem", "array", "repr", "format",
+)  # fmt: skip
+for _name in (*(kind + name for kind in ("", "r", "i") for name in ARITHMETIC), *_OTHERS):
+    setattr(Deferred, f"__{_name}__", _operator(f"__{_name}__"))
