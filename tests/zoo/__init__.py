@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from . import dcgan, domains, handwritten, unets
+from . import conditional, dcgan, domains, handwritten, super_resolution, unets, upsampling
 from . import image_to_image as i2i
 
 
@@ -45,6 +46,10 @@ def labels(count: int, classes: int) -> Tensor:
 
 def onehot(count: int, classes: int) -> Tensor:
     return torch.eye(classes)[labels(count, classes)]
+
+
+def small_opt() -> Namespace:
+    return upsampling.parse_opt(["--latent_dim=8", "--n_filters=8", "--img_size=32"])
 
 
 ZOO: tuple[Entry, ...] = (
@@ -254,5 +259,100 @@ ZOO: tuple[Entry, ...] = (
         lambda: (noise(1, 3, 26, 30), images(1, 3, 26, 30)),
         lambda: (unets.GeneratorConcatSkip2CleanAdd(), (noise(1, 3, 160, 200), images(1, 3, 160, 200))),
         conv_blocks=True,
+    ),
+    Entry(
+        "upsampling_generator",
+        lambda: upsampling.Generator(small_opt()).apply(upsampling.weights_init_normal),
+        lambda: (noise(3, 8),),
+        lambda: (upsampling.Generator(upsampling.parse_opt()), (noise(64, 100),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "upsampling_discriminator",
+        lambda: upsampling.Discriminator(small_opt()).apply(upsampling.weights_init_normal),
+        lambda: (images(3, 1, 32, 32),),
+        lambda: (
+            upsampling.Discriminator(upsampling.parse_opt(["--img_size=64"]), nn.Sigmoid()),
+            (images(64, 1, 64, 64),),
+        ),
+        # The norm stands behind activation and dropout, not in a block.
+        conv_blocks=False,
+    ),
+    Entry(
+        "acgan_generator",
+        lambda: conditional.ACGANGenerator(small_opt()),
+        lambda: (noise(3, 8), labels(3, 10)),
+        lambda: (conditional.ACGANGenerator(upsampling.parse_opt()), (noise(64, 100), labels(64, 10))),
+        conv_blocks=True,
+    ),
+    Entry(
+        "acgan_discriminator",
+        lambda: conditional.ACGANDiscriminator(small_opt()),
+        lambda: (images(3, 1, 32, 32),),
+        lambda: (conditional.ACGANDiscriminator(upsampling.parse_opt(["--img_size=64"])), (images(64, 1, 64, 64),)),
+        conv_blocks=False,
+    ),
+    Entry(
+        "infogan_generator",
+        lambda: conditional.InfoGANGenerator(6, 10, 2, nf=2),
+        lambda: (noise(5, 6), onehot(5, 10), noise(5, 2) / 2),
+        lambda: (conditional.InfoGANGenerator(), (noise(64, 62), onehot(64, 10), noise(64, 2) / 2)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "infogan_discriminator",
+        lambda: conditional.InfoGANDiscriminator(nf=2),
+        lambda: (images(5, 1, 28, 28),),
+        lambda: (conditional.InfoGANDiscriminator(), (images(64, 1, 28, 28),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "cdcgan_generator",
+        lambda: conditional.CDCGANGenerator(4, 8),
+        lambda: (noise(3, 8, 1, 1), onehot(3, 10).view(3, 10, 1, 1)),
+        lambda: (conditional.CDCGANGenerator(), (noise(32, 100, 1, 1), onehot(32, 10).view(32, 10, 1, 1))),
+        conv_blocks=True,
+    ),
+    Entry(
+        "cdcgan_discriminator",
+        lambda: conditional.CDCGANDiscriminator(4),
+        lambda: (images(3, 1, 32, 32), onehot(3, 10)),
+        lambda: (conditional.CDCGANDiscriminator(), (images(32, 1, 32, 32), onehot(32, 10))),
+        conv_blocks=True,
+    ),
+    Entry(
+        "embedding_discriminator",
+        lambda: conditional.EmbeddingDiscriminator(3, 32, 10, 4),
+        lambda: (images(3, 3, 32, 32), labels(3, 10)),
+        lambda: (conditional.EmbeddingDiscriminator(), (images(16, 3, 64, 64), labels(16, 10))),
+        conv_blocks=True,
+    ),
+    Entry(
+        "srgan_generator",
+        lambda: super_resolution.GeneratorResNet(nf=4, n_residual_blocks=2),
+        lambda: (images(2, 3, 8, 8),),
+        lambda: (super_resolution.GeneratorResNet(n_residual_blocks=4), (images(2, 3, 24, 24),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "srgan_generator_by_number",
+        lambda: super_resolution.NumberedGenerator(2, nf=4),
+        lambda: (images(2, 3, 8, 8),),
+        lambda: (super_resolution.NumberedGenerator(4), (images(2, 3, 24, 24),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "srgan_discriminator",
+        lambda: super_resolution.Discriminator(channels=(4, 6, 8)),
+        lambda: (images(2, 3, 24, 24),),
+        lambda: (super_resolution.Discriminator(), (images(4, 3, 96, 96),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "esrgan_generator",
+        lambda: super_resolution.ESRGANGenerator(filters=4, num_res_blocks=2),
+        lambda: (images(2, 3, 8, 8),),
+        lambda: (super_resolution.ESRGANGenerator(), (images(2, 3, 32, 32),)),
+        conv_blocks=False,
     ),
 )
