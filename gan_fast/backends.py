@@ -10,9 +10,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import logging
 import os
+import platform
+import re
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -25,6 +30,7 @@ from torch.autograd import forward_ad
 
 from gan_fast import extension, tuning
 from gan_fast.triton_kernels import DTYPES
+from gan_fast.version import __version__
 
 logger = logging.getLogger("gan_fast")
 
@@ -59,7 +65,10 @@ def _check_name(name: str, origin: str) -> str:
     return name
 
 
-_requested = _check_name(os.environ.get("GAN_FAST_BACKEND", "auto"), "GAN_FAST_BACKEND")
+# Empty where the environment asks for what there is not: an error of the first call that wants to know, so that the
+# command line, which is part of what is imported, can say it in a line of its own.
+_requested = os.environ.get("GAN_FAST_BACKEND", "auto")
+_requested = _requested if _requested in NAMES else ""
 
 
 # What a measured choice asks for, of the calls of its own thread.
@@ -67,8 +76,12 @@ _own = threading.local()
 
 
 def requested() -> str:
-    """The implementation that the running call asks for."""
-    return getattr(_own, "name", None) or _requested
+    """The implementation that the running call asks for.
+
+    Raises:
+        ValueError: GAN_FAST_BACKEND has no name of one.
+    """
+    return getattr(_own, "name", None) or _requested or _check_name(os.environ["GAN_FAST_BACKEND"], "GAN_FAST_BACKEND")
 
 
 def use_backend(name: str) -> AbstractContextManager[None]:
@@ -121,6 +134,9 @@ def _unavailable(op: str, device_type: str) -> str | None:
     return None
 
 
+_TRITON_MISSING = "Triton is not installed (install: pip install triton)"
+
+
 @functools.cache
 def _triton_is_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
@@ -131,7 +147,7 @@ def _triton_unavailable(op: str, device_type: str, dtype: torch.dtype) -> str | 
     if op not in _triton_files:
         return "no Triton kernel for this op"
     if not _triton_is_installed():
-        return "Triton is not installed (install: pip install triton)"
+        return _TRITON_MISSING
     if not extension.available():
         return f"the native module, which has the ops' schemas, is not built (build: {extension.BUILD_COMMAND})"
     if dtype not in DTYPES:
@@ -365,12 +381,13 @@ def _work(call: Callable[..., Any], arguments: tuple[Any, ...], gradient: bool) 
 
 
 def _explain(op: str, device_type: str) -> str:
-    if _requested == "reference":
+    asked = requested()
+    if asked == "reference":
         return "reference: asked for by name"
     small = f"ATen's own op for tensors of up to {SMALL} values"
-    if _requested == "auto" and op in _drawing:
+    if asked == "auto" and op in _drawing:
         return "Triton kernel" if _served_by(op, device_type, torch.float32) == "triton" else "ATen's ops"
-    if _requested == "auto":
+    if asked == "auto":
         names = candidates(op, device_type, torch.float32)
         if device_type in _MEASURED_ON and len(names) > 2:
             return f"the quickest of {', '.join(names)}, measured for each class of shapes; {small}"
@@ -385,7 +402,7 @@ def _explain(op: str, device_type: str) -> str:
         native(op, device_type)
     except RuntimeError as error:
         return f"error: {error}"
-    return f"{'Triton' if _requested == 'triton' else device_type} kernel: asked for by name"
+    return f"{'Triton' if asked == 'triton' else device_type} kernel: asked for by name"
 
 
 def _measurements(device: torch.device) -> list[str]:
@@ -396,26 +413,73 @@ def _measurements(device: torch.device) -> list[str]:
     return lines
 
 
-def info() -> str:
-    """Tell what serves each op on this machine and why, as text; also ``gan-fast info``."""
-    build = extension.build_info()
-    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    lines = [f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads"]
-    if build:
+def devices() -> list[str]:
+    """The kinds of devices that are here."""
+    return ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+
+def names_of_ops() -> list[str]:
+    """The ops that more than ATen may serve."""
+    return sorted(_native_ops)
+
+
+def _triton_version() -> str:
+    if not _triton_is_installed():
+        return _TRITON_MISSING
+    # Not imported for it: Triton reads its settings from the environment then. A torch may bring its own build.
+    for distribution in ("triton", "pytorch-triton", "triton-windows"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return f"Triton {importlib.metadata.version(distribution)}"
+    return "Triton of an unknown version"
+
+
+def _nvcc_version() -> str:
+    """Of the compiler that a build would take, as torch.utils.cpp_extension looks for it."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = shutil.which("nvcc", path=os.path.join(home, "bin") if home else None)
+    nvcc = nvcc or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if nvcc is None:
+        return "nvcc not found (a build without it has no CUDA C++ kernels)"
+    try:
+        said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"nvcc does not run: {error}"
+    release = re.search(r"release ([\d.]+)", said)
+    return f"nvcc {release[1] if release else 'of an unknown version'}"
+
+
+def _machine() -> list[str]:
+    """What the kernels stand on."""
+    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    # A container or a scheduler may grant fewer than the machine has, and torch count them all.
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    lines = [
+        f"gan_fast {__version__}, Python {platform.python_version()}, {platform.platform()}",
+        f"torch {torch.__version__}, {cuda}; {_triton_version()}; {_nvcc_version()}",
+        f"{torch.get_num_threads()} CPU threads on {cpus} CPUs",
+    ]
+    if build := extension.build_info():
+        have, best = build["instruction_set"], build["best_instruction_set"]
+        which = "the best here" if have == best else f"lowered by GAN_FAST_ISA; the best here is {best}"
         lines.append(
             f"native module: {build['compiler']}, built with torch {build['torch']}, "
-            f"CPU instruction set {build['instruction_set']} (best here: {build['best_instruction_set']}), "
-            f"CUDA {build['cuda_architectures'] or 'not built'}"
+            f"CPU instruction set {have} ({which}), CUDA {build['cuda_architectures'] or 'not built'}"
         )
     else:
-        lines.append(f"native module: not loaded: {extension.load_error}")
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        lines.append(f"GPU {index}: {torch.cuda.get_device_name(index)}")
-    lines.append(f"backend asked for: {_requested}")
+        lines.append(f"native module: not loaded: {extension.load_error} (build: {extension.BUILD_COMMAND})")
+    return lines
+
+
+def info() -> str:
+    """Tell what serves each op on this machine and why, as text; also ``gan-fast info``, which checks the ops too."""
+    lines = _machine()
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    lines += [f"GPU {index}: {torch.cuda.get_device_name(index)}" for index in gpus]
+    lines.append(f"backend asked for: {requested()}")
     width = max(len(op) for op in _native_ops)
-    for op in sorted(_native_ops):
-        for device in devices:
+    for op in names_of_ops():
+        for device in devices():
             lines.append(f"  {op:<{width}}  {device:<4}  {_explain(op, device)}")
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+    for index in gpus:
         lines += _measurements(torch.device("cuda", index))
     return "\n".join(lines)

@@ -1,0 +1,462 @@
+"""Whether the kernels of this machine compute what they should: each op, on each device and backend that is here.
+
+The reference in float64 is the truth. What an op gives in float32 (its outputs with and without gradients to come, what
+it writes in place, first gradients, and the gradients of those) may be twice as far from that as the reference in
+float32, eager PyTorch, is. An op that draws random numbers is held to its own law: the numbers are read off one call,
+must be what the law says, and must explain another call with the same seed.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gan_fast import backends, ops
+
+Arguments = dict[str, Any]
+
+# Where eager happens to be exact the bound falls back on this many roundings of the largest value of a result.
+_ROUNDINGS = 4
+# Of a sum of a thousand products in float32 no rounding leaves more: an eager error above it says nothing.
+_LARGEST_EAGER_ERROR = 1e-4
+
+
+class Draw:
+    """Normal numbers in float64 that float32 has too, the same at each run."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(
+        self, *shape: int, mean: float = 0.0, std: float = 1.0, grad: bool = True, channels_last: bool = False
+    ) -> Tensor:
+        values = torch.randn(shape, generator=self._generator, dtype=torch.float64) * std + mean
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        return values.float().double().contiguous(memory_format=memory_format).requires_grad_(grad)
+
+
+def _statistics(draw: Draw, channels: int) -> Arguments:
+    return {
+        "running_mean": draw(channels, mean=0.5, std=0.3, grad=False),
+        "running_var": draw(channels, grad=False).tanh().mul(0.5).add(1.0).float().double(),
+    }
+
+
+def _norm(draw: Draw, *shape: int, channels_last: bool = False, **options: Any) -> Arguments:
+    channels = shape[1]
+    return {
+        "input": draw(*shape, mean=0.5, std=2.0, channels_last=channels_last),
+        **_statistics(draw, channels),
+        "weight": draw(channels, mean=1.0, std=0.3),
+        "bias": draw(channels, std=0.5),
+        **options,
+    }
+
+
+def _conv(
+    draw: Draw, input: Sequence[int], weight: Sequence[int], c_out: int, *, bias: bool = True, norm: bool = False,
+    channels_last: bool = False, **options: Any,
+) -> Arguments:  # fmt: skip
+    arguments = {
+        "input": draw(*input, channels_last=channels_last),
+        "weight": draw(*weight, std=math.prod(weight[1:]) ** -0.5),
+        "bias": draw(c_out) if bias else None,
+        **options,
+    }
+    if norm:
+        arguments |= {"bn_weight": draw(c_out, mean=1.0, std=0.3), "bn_bias": draw(c_out, std=0.5)}
+        arguments |= _statistics(draw, c_out)
+    return arguments
+
+
+def _convs(dims: int, transposed: bool, norm: bool, activation: bool) -> Iterator[Callable[[Draw], Arguments]]:
+    """The arguments of a convolution with what follows it, for each of its kernels."""
+    # Before batch statistics a bias has the gradient zero, of which rounding leaves anything.
+    curved: Arguments = {"activation": "tanh"} if activation or norm else {}
+    rectified: Arguments = {"activation": "leaky_relu", "negative_slope": 0.2} if activation or norm else {}
+    by_batch: Arguments = {"norm": True, "training": True, "bias": False} if norm else {}
+    given: Arguments = {"norm": True, "training": False} if norm else {}
+    down: Arguments = {"stride": 2, "padding": 1}
+    space, kernel = (7, 6, 5)[:dims], (3, 4, 3)[:dims]
+    # Triton's kernels, of 2 dims, have no groups.
+    groups = 1 if dims == 2 else 2
+    shapes = (3, 4, *space), (4, 6 // groups, *kernel) if transposed else (6, 4 // groups, *kernel), 6
+    yield lambda draw: _conv(draw, *shapes, **down, groups=groups, **rectified, **by_batch)
+    yield lambda draw: _conv(draw, *shapes, **down, groups=groups, **curved, **given)
+    if dims != 2:
+        return
+    # A product of matrices on the CPU: a weight that is large beside the maps.
+    wide = ((4, 128, 4, 4), (128, 64, 4, 4), 64) if transposed else ((4, 64, 8, 8), (128, 64, 4, 4), 128)
+    yield lambda draw: _conv(draw, *wide, **down, channels_last=True, **rectified, **by_batch)
+    if transposed:
+        # A generator's last layer.
+        yield lambda draw: _conv(draw, (6, 64, 16, 16), (64, 3, 4, 4), 3, **down, **curved, **given)
+    elif norm:
+        # More values than weights: without gradients the norm goes into the weight.
+        yield lambda draw: _conv(draw, (4, 16, 16, 16), (8, 16, 3, 3), 8, padding=1, **rectified, **given)
+
+
+def _spectral_norm(draw: Draw, n_power_iterations: int, dim: int) -> Arguments:
+    weight = draw(12, 10, 4, 4, std=0.1)
+    matrix = weight.detach().movedim(dim, 0).flatten(1)
+    v = torch.nn.functional.normalize(draw(matrix.size(1), grad=False), dim=0)
+    u = torch.nn.functional.normalize(matrix @ v, dim=0)
+    vectors = {"u": u.float().double(), "v": v.float().double()}
+    return {"weight": weight, **vectors, "n_power_iterations": n_power_iterations, "dim": dim}
+
+
+def _logits(draw: Draw, real: int = 700, fake: int = 500, **options: Any) -> Arguments:
+    # Apart, so that no loss is what is left of two that cancel.
+    return {"real_logits": draw(real, mean=1.0, std=2.0), "fake_logits": draw(fake, mean=-1.0, std=2.0), **options}
+
+
+def _fake_logits(draw: Draw, **options: Any) -> Arguments:
+    return {"fake_logits": draw(700, mean=-1.0, std=2.0), **options}
+
+
+def _cases() -> dict[str, list[Callable[[Draw], Arguments]]]:
+    """The one table of what each op is tried on."""
+    cases: dict[str, list[Callable[[Draw], Arguments]]] = {
+        "batch_norm_act": [
+            lambda draw: _norm(draw, 6, 12, 13, 11, training=True, activation="leaky_relu", negative_slope=0.2),
+            lambda draw: _norm(draw, 6, 12, 7, 9, training=True, activation="tanh", channels_last=True),
+            lambda draw: _norm(draw, 5, 10, 33, training=False, activation="sigmoid"),
+        ],
+        "instance_norm_act": [
+            lambda draw: _norm(draw, 4, 6, 13, 11, activation="leaky_relu", negative_slope=0.2),
+            lambda draw: _norm(draw, 4, 6, 9, 7, use_input_stats=False, activation="tanh"),
+        ],
+        "leaky_relu": [lambda draw: {"input": draw(5, 3, 17, 13), "negative_slope": 0.2}],
+        "linear": [lambda draw: {"input": draw(37, 24), "weight": draw(10, 24, std=0.2), "bias": draw(10)}],
+        "minibatch_discrimination": [lambda draw: {"input": draw(9, 12), "weight": draw(12, 10, 4, std=0.05)}],
+        "sample_norm_penalty": [
+            lambda draw: {
+                "input": draw(7, 3, 11, 9, std=0.1), "coefficients": draw(7, mean=2.0, std=0.3),
+                "center": 1.0, "scale": 10.0,
+            },
+            lambda draw: {"input": draw(7, 3, 11, 9, std=0.1, channels_last=True), "center": 0.0, "scale": 0.5},
+        ],
+        "spectral_norm": [lambda draw: _spectral_norm(draw, 1, 0), lambda draw: _spectral_norm(draw, 0, 1)],
+        "relativistic_d_loss": [
+            lambda draw: _logits(draw, 600, 600, real_target=0.9),
+            lambda draw: _logits(draw, average=True, kind="squared"),
+        ],
+        "relativistic_g_loss": [
+            lambda draw: _logits(draw, 600, 600, kind="hinge"),
+            lambda draw: _logits(draw, average=True),
+        ],
+        "interpolate": [lambda draw: {"real": draw(64, 3, 5, 4), "fake": draw(64, 3, 5, 4)}],
+        "perturb": [lambda draw: {"real": draw(64, 3, 5, 4, grad=False), "scale": 0.5}],
+        "add_noise": [lambda draw: {"input": draw(64, 3, 7, 5), "std": 0.25}],
+    }  # fmt: skip
+    for loss in ("minimax", "hinge", "wasserstein", "least_squares"):
+        cases[f"{loss}_d_loss"] = [lambda draw: _logits(draw, real_target=0.9, fake_target=0.1)]
+        cases[f"{loss}_g_loss"] = [_fake_logits]
+    cases["minimax_g_loss"].append(lambda draw: _fake_logits(draw, saturating=True))
+    for transposed in (False, True):
+        for dims in (1, 2, 3):
+            op = f"conv{'_transpose' if transposed else ''}{dims}d"
+            cases[op] = list(_convs(dims, transposed, norm=False, activation=False))
+            cases[f"{op}_act"] = list(_convs(dims, transposed, norm=False, activation=True))
+            cases[f"{op}_bn_act"] = list(_convs(dims, transposed, norm=True, activation=True))
+    return cases
+
+
+CASES = _cases()
+
+
+@dataclass(frozen=True)
+class Law:
+    """What holds of an op that draws random numbers."""
+
+    numbers: Callable[[Callable[..., Tensor], Arguments], Tensor]
+    """Reads the numbers off a call of the op, with other arguments of the same shapes."""
+    holds: Callable[[Tensor], bool]
+    """Whether the numbers are distributed as they should be; of some thousand drawn from a fixed seed."""
+    result: Callable[..., Tensor]
+    """The op's result, of its arguments and the numbers."""
+
+
+def _signs(like: Tensor) -> Tensor:
+    """As many of 1 as of -1."""
+    signs = torch.ones_like(like).flatten()
+    signs[::2] = -1
+    return signs.view(like.shape)
+
+
+def _shares(u: Tensor) -> bool:
+    """U[0, 1), one a sample."""
+    per_sample = u.flatten(1)
+    return bool((u >= 0).all() and (u < 1).all() and (per_sample == per_sample[:, :1]).all() and u.std() > 0.2)
+
+
+def _products(w: Tensor) -> bool:
+    """Products of U[0, 1) for a sample and U[0, 1) for an element of it, to the rounding that they were read with."""
+    of_samples = w.flatten(1).mean(1)
+    in_range = bool((w > -1e-6).all() and (w < 1 + 1e-6).all())
+    return in_range and bool((of_samples.mean() - 0.25).abs() < 0.1 and of_samples.std() > 0.1 and w.std() > 0.15)
+
+
+def _normal(z: Tensor) -> bool:
+    return bool(z.mean().abs() < 0.1 and (z.std() - 1).abs() < 0.1 and (z.abs() > 2).double().mean() > 0.02)
+
+
+LAWS = {
+    "interpolate": Law(
+        lambda op, a: op(real=torch.zeros_like(a["real"]), fake=torch.ones_like(a["real"])),
+        _shares,
+        lambda u, real, fake: real + u * (fake - real),
+    ),
+    "perturb": Law(
+        lambda op, a: (op(real=_signs(a["real"]), scale=1.0).double() - _signs(a["real"])) / _signs(a["real"]).std(),
+        _products,
+        lambda w, real, scale: real + w * (scale * real.std()),
+    ),
+    "add_noise": Law(
+        lambda op, a: op(input=torch.zeros_like(a["input"]), std=1.0),
+        _normal,
+        lambda z, input, std: input + std * z,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of an op on a device and backend: of all its results the one nearest its bound."""
+
+    op: str
+    device: str
+    backend: str
+    result: str = ""
+    error: float = 0.0
+    """Like the two below relative to the largest value of the result."""
+    eager_error: float = 0.0
+    bound: float = 0.0
+    raised: str | None = None
+    """What came instead of results to compare."""
+
+    @property
+    def ok(self) -> bool:
+        return self.raised is None and self.error <= self.bound
+
+    @property
+    def badness(self) -> float:
+        return math.inf if self.raised is not None else self.error / self.bound
+
+    def __str__(self) -> str:
+        place = self.device if self.backend == self.device else f"{self.backend} on {self.device}"
+        if self.raised is not None:
+            return f"{place}: {self.raised}"
+        if not self.ok:
+            return (
+                f"{place}: {self.result}: error {self.error:.1e}, eager's {self.eager_error:.1e}, "
+                f"bound {self.bound:.1e}"
+            )
+        return f"{place} {self.error:.1e} (eager {self.eager_error:.1e})"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The findings of :func:`check`; its text has a line for each op."""
+
+    findings: tuple[Finding, ...]
+    backend: str
+    """What was asked for; "auto": all that can serve."""
+    time_s: float
+
+    @property
+    def failed(self) -> list[str]:
+        """The ops of which something failed."""
+        return sorted({finding.op for finding in self.findings if not finding.ok})
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.findings) and not self.failed
+
+    def __str__(self) -> str:
+        which = "all that can serve" if self.backend == "auto" else f"{self.backend} alone, as asked for"
+        lines = [
+            f"self-check of backends: {which}; in float32 against the reference in float64, to second gradients",
+            "(error nearest its bound, of the result's largest value; in brackets that of eager PyTorch)",
+        ]
+        width = max(map(len, CASES))
+        for op in sorted(CASES):
+            found = [finding for finding in self.findings if finding.op == op]
+            if not found:
+                lines.append(f"  {op:<{width}}  not checked: not served by backend {self.backend} here")
+                continue
+            # The reference's own line says nothing beside others.
+            shown = [f for f in found if not f.ok] or [f for f in found if f.backend != "reference"] or found
+            verdict = "FAILED" if op in self.failed else "ok"
+            lines.append(f"  {op:<{width}}  {verdict:<6}  {'; '.join(map(str, shown))}")
+        checked = len({finding.op for finding in self.findings})
+        lines.append(f"{checked - len(self.failed)} of {checked} ops ok, in {self.time_s:.1f} s")
+        return "\n".join(lines)
+
+
+def check() -> Report:
+    """Run every op on every device here and every backend that can serve it there, and compare.
+
+    Returns:
+        A report: ``ok``, whether all agree; ``str(report)``, a line for each op.
+
+    Notes:
+        Inside ``use_backend`` or with GAN_FAST_BACKEND set that backend alone is checked.
+        An op that raises is part of the report. No state of the caller changes but torch's random number generators of
+        the devices, which some backends draw from: they are put back.
+    """
+    begin = time.perf_counter()
+    with _undisturbed():
+        findings = [finding for op in backends.names_of_ops() for finding in _check(op)]
+    return Report(tuple(findings), backends.requested(), time.perf_counter() - begin)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """In float32 proper, with gradients, and nobody's random numbers the fewer."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        with torch.enable_grad(), torch.random.fork_rng():
+            yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def _check(op: str) -> list[Finding]:
+    """Check one op; of each device and backend the finding of the case that came off worst."""
+    found = []
+    for device in backends.devices():
+        names = backends.candidates(op, device, torch.float32)
+        if backends.requested() != "auto":
+            names = [name for name in names if name == backends.requested()]
+        for name in names:
+            findings = [_check_case(op, device, name, case) for case in CASES[op]]
+            found.append(max(findings, key=lambda finding: finding.badness))
+    return found
+
+
+def _check_case(op: str, device: str, name: str, case: Callable[[Draw], Arguments]) -> Finding:
+    finding = functools.partial(Finding, op, device, name)
+    function = getattr(ops, op)
+    try:
+        arguments = case(Draw())
+        if op in LAWS:
+            function, reference = _by_law(LAWS[op], function, arguments, device, name)
+        else:
+            reference = function
+        with backends.use_backend("reference"):
+            exact = _results(reference, _converted(arguments, torch.float64, "cpu"))
+            eager = _results(reference, _converted(arguments, torch.float32, device))
+        with backends.use_backend(name):
+            ours = _results(function, _converted(arguments, torch.float32, device))
+        return max((finding(**_compare(*item)) for item in _aligned(ours, eager, exact)), key=lambda f: f.badness)
+    # Whatever it is, it is what the user wants to know.
+    except Exception as error:
+        return finding(raised=f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _by_law(
+    law: Law, op: Callable[..., Tensor], arguments: Arguments, device: str, name: str
+) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """Return the op with a seed, and what it must then give."""
+
+    def seeded(seed: int, **arguments: Any) -> Tensor:
+        return op(**arguments, generator=torch.Generator(device).manual_seed(seed))
+
+    single = _converted(arguments, torch.float32, device)
+    with backends.use_backend(name), torch.no_grad():
+        numbers, others = (law.numbers(functools.partial(seeded, seed), single).double().cpu() for seed in (0, 1))
+    if not law.holds(numbers):
+        raise ValueError("numbers drawn by another law than the op's")
+    if torch.equal(numbers, others):
+        raise ValueError("the same numbers drawn from two seeds")
+
+    def result(**arguments: Any) -> Tensor:
+        like = next(value for value in arguments.values() if isinstance(value, Tensor))
+        return law.result(numbers.to(like), **arguments)
+
+    return functools.partial(seeded, 0), result
+
+
+def _converted(arguments: Arguments, dtype: torch.dtype, device: str) -> Arguments:
+    """Copies, since an op may write to some."""
+    return {
+        name: value.detach().to(device, dtype, copy=True).requires_grad_(value.requires_grad)
+        if isinstance(value, Tensor)
+        else value
+        for name, value in arguments.items()
+    }
+
+
+def _results(function: Callable[..., Any], arguments: Arguments) -> dict[str, Tensor]:
+    """What comes of an op, by name."""
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+    named = {name: t for name, t in tensors.items() if t.requires_grad}
+    written = {name: t for name, t in tensors.items() if not t.requires_grad}
+    with torch.no_grad():
+        alone = function(**arguments | {name: t.clone() for name, t in written.items()})
+    outputs = function(**arguments)
+    results = written | {"output without gradient": alone[0] if isinstance(alone, tuple) else alone}
+    if isinstance(outputs, tuple):
+        results |= {f"output {index}": t for index, t in enumerate(outputs)}
+    output = outputs[0] if isinstance(outputs, tuple) else outputs
+    results["output"] = output
+    if not named:
+        return results
+    draw = Draw(1)
+
+    def direction(like: Tensor) -> Tensor:
+        return draw(*like.shape, grad=False).to(like)
+
+    # Of a loss what backward() begins with.
+    grad_output = direction(output) if output.dim() else torch.ones_like(output)
+    first = torch.autograd.grad(output, list(named.values()), grad_output, retain_graph=True)
+    results |= {f"gradient by {name}": g for name, g in zip(named, first)}
+    grad_output = direction(output).requires_grad_()
+    recorded = torch.autograd.grad(output, list(named.values()), grad_output, create_graph=True)
+    results |= {f"recorded gradient by {name}": g for name, g in zip(named, recorded)}
+    along = torch.stack([(g * direction(g)).sum() for g in recorded]).sum()
+    by = {"the output's gradient": grad_output, **named}
+    second = torch.autograd.grad(along, list(by.values()), allow_unused=True)
+    # Where nothing depends on a tensor there may be no gradient instead of zeros.
+    results |= {
+        f"second gradient by {name}": torch.zeros_like(t) if g is None else g
+        for (name, t), g in zip(by.items(), second)
+    }
+    return results
+
+
+def _aligned(
+    ours: dict[str, Tensor], eager: dict[str, Tensor], exact: dict[str, Tensor]
+) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    for name, truth in exact.items():
+        have, want = ours[name], eager[name]
+        if have.shape != want.shape or have.dtype != want.dtype or have.device != want.device:
+            described = (f"{t.dtype} {tuple(t.shape)} on {t.device}" for t in (want, have))
+            raise ValueError("{}: expected {}, got {}".format(name, *described))
+        yield name, have, want, truth
+
+
+def _compare(result: str, ours: Tensor, eager: Tensor, exact: Tensor) -> Arguments:
+    """Errors and bound of one result, for a :class:`Finding`."""
+    ours, eager, exact = (t.detach().double().cpu() for t in (ours, eager, exact))
+    largest = exact.abs().max().item() or 1.0
+    error, eager_error = (_largest(t - exact) / largest for t in (ours, eager))
+    floor = _ROUNDINGS * torch.finfo(torch.float32).eps / 2
+    bound = 2 * min(max(eager_error, floor), _LARGEST_EAGER_ERROR)
+    return {"result": result, "error": error, "eager_error": eager_error, "bound": bound}
+
+
+def _largest(difference: Tensor) -> float:
+    value = difference.abs().max().item()
+    return math.inf if math.isnan(value) else value
