@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from . import conditional, dcgan, domains, handwritten, super_resolution, unets, upsampling
+from . import attention, conditional, dcgan, domains, handwritten, resnets, super_resolution, unets, upsampling
 from . import image_to_image as i2i
 
 
@@ -255,9 +255,9 @@ ZOO: tuple[Entry, ...] = (
     ),
     Entry(
         "singan_generator",
-        lambda: unets.GeneratorConcatSkip2CleanAdd(nfc=6, min_nfc=4),
+        lambda: unets.SinGANGenerator(nfc=6, min_nfc=4),
         lambda: (noise(1, 3, 26, 30), images(1, 3, 26, 30)),
-        lambda: (unets.GeneratorConcatSkip2CleanAdd(), (noise(1, 3, 160, 200), images(1, 3, 160, 200))),
+        lambda: (unets.SinGANGenerator(), (noise(1, 3, 160, 200), images(1, 3, 160, 200))),
         conv_blocks=True,
     ),
     Entry(
@@ -353,6 +353,83 @@ ZOO: tuple[Entry, ...] = (
         lambda: super_resolution.ESRGANGenerator(filters=4, num_res_blocks=2),
         lambda: (images(2, 3, 8, 8),),
         lambda: (super_resolution.ESRGANGenerator(), (images(2, 3, 32, 32),)),
+        conv_blocks=False,
+    ),
+    Entry(
+        "sngan_generator",
+        lambda: resnets.SNGANGenerator(2, 8, n_blocks=2),
+        lambda: (noise(3, 8),),
+        lambda: (resnets.SNGANGenerator(32, n_blocks=3), (noise(16, 128),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "sngan_discriminator",
+        lambda: resnets.SNGANDiscriminator(4, n_blocks=3),
+        lambda: (images(2, 3, 16, 16),),
+        lambda: (resnets.SNGANDiscriminator(64, n_blocks=4), (images(16, 3, 32, 32),)),
+        conv_blocks=False,
+    ),
+    Entry(
+        "projection_discriminator",
+        lambda: resnets.SNGANDiscriminator(4, num_classes=5, n_blocks=2),
+        lambda: (images(2, 3, 16, 16), labels(2, 5)),
+        lambda: (resnets.SNGANDiscriminator(64, 10, 4), (images(16, 3, 32, 32), labels(16, 10))),
+        conv_blocks=False,
+    ),
+    Entry(
+        "sn_discriminator_by_hooks",
+        lambda: resnets.PlainSNDiscriminator(4, 16),
+        lambda: (images(2, 3, 16, 16),),
+        lambda: (resnets.PlainSNDiscriminator(), (images(16, 3, 32, 32),)),
+        conv_blocks=False,
+    ),
+    Entry(
+        "wgan_gp_resnet_generator",
+        lambda: resnets.WGANGPGenerator(4, 16 * 16 * 3).apply(resnets.he_uniform),
+        lambda: (noise(3, 128),),
+        lambda: (resnets.WGANGPGenerator(64).apply(resnets.he_uniform), (noise(4, 128),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "wgan_gp_resnet_critic",
+        lambda: resnets.WGANGPCritic(4, 16).apply(resnets.he_uniform),
+        lambda: (images(2, 3, 16, 16),),
+        lambda: (resnets.WGANGPCritic(64).apply(resnets.he_uniform), (images(4, 3, 64, 64),)),
+        conv_blocks=False,
+    ),
+    Entry(
+        "instance_norm_critic",
+        lambda: resnets.InstanceNormCritic(3, 4),
+        lambda: (images(2, 3, 32, 32),),
+        lambda: (resnets.InstanceNormCritic(), (images(16, 3, 32, 32),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "sagan_generator",
+        lambda: attention.SAGANGenerator(32, 8, 4),
+        lambda: (noise(3, 8),),
+        lambda: (attention.SAGANGenerator(), (noise(16, 100),)),
+        conv_blocks=True,
+    ),
+    Entry(
+        "sagan_discriminator",
+        lambda: attention.SAGANDiscriminator(4),
+        lambda: (images(2, 3, 32, 32),),
+        lambda: (attention.SAGANDiscriminator(), (images(32, 3, 64, 64),)),
+        conv_blocks=False,
+    ),
+    Entry(
+        "conditional_norm_generator",
+        lambda: attention.CBNGenerator(8, 4, 5),
+        lambda: (noise(3, 8), labels(3, 5)),
+        lambda: (attention.CBNGenerator(), (noise(16, 128), labels(16, 10))),
+        conv_blocks=False,
+    ),
+    Entry(
+        "biggan_generator",
+        lambda: attention.BigGANGenerator(2, (4, 2, 1), 9, 4, 5),
+        lambda: (noise(3, 9), labels(3, 5)),
+        lambda: (attention.BigGANGenerator(), (noise(16, 80), labels(16, 10))),
         conv_blocks=False,
     ),
 )
