@@ -162,11 +162,11 @@ class ConvBlock(nn.Sequential):
         self.add_module("LeakyRelu", nn.LeakyReLU(0.2, inplace=True))
 
 
-class GeneratorConcatSkip2CleanAdd(nn.Module):
+class SinGANGenerator(nn.Module):
     """Blocks that are Sequentials themselves, no padding; the image of the scale below is cropped and added."""
 
     def __init__(self, nfc=32, min_nfc=32, num_layer=5, ker_size=3, padd_size=0):
-        super(GeneratorConcatSkip2CleanAdd, self).__init__()
+        super(SinGANGenerator, self).__init__()
         N = nfc
         self.head = ConvBlock(3, N, ker_size, padd_size, 1)
         self.body = nn.Sequential()
