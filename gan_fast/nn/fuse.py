@@ -81,14 +81,12 @@ class _Fusion:
         return frozenset(found) if found else _NOTHING
 
     def gains_by_channels_last(self, module: nn.Module, arguments: Any) -> bool:
-        if not self.convolution:
+        conv = _below(module, self.convolution) if self.convolution else None
+        if conv is None or not any(isinstance(a, Tensor) and conv_kernels.gain_by_channels_last(a) for a in arguments):
             return False
-        weight = getattr(_below(module, self.convolution), "weight", None)
-        return (
-            any(isinstance(a, Tensor) and conv_kernels.gain_by_channels_last(a) for a in arguments)
-            and isinstance(weight, Tensor)
-            and not layout.is_ordered_channels_last(weight.shape, weight.stride())
-        )
+        # Not its attribute: to look at a weight that is computed (spectral norm) computes it.
+        weights = [p for p in conv.parameters() if p.dim() == 4]
+        return not any(layout.is_ordered_channels_last(w.shape, w.stride()) for w in weights)
 
 
 _NOTHING: frozenset[Any] = frozenset()
@@ -227,13 +225,16 @@ class _Looked:
         if module in self._left:
             return self._left[module]
         if isinstance(module, chains.ACTIVATION_MODULES):
-            return "has hooks" if _is_seen(module, before=True) else ""
+            if _is_seen(module, before=True):
+                return "has hooks"
+            return ""
         kind = _plain(module)
         if kind not in _LAYERS:
             kind = next((k for k in _LAYERS if isinstance(module, k)), kind)
             if isinstance(module, nn.modules.lazy.LazyModuleMixin):
                 return "lazy: it has no shape yet"
-            return f"{_plain(module).__name__}, a class of its own" if kind in _LAYERS else "no kernel of ours"
+            name = _plain(module).__name__
+            return f"{name}: a class of its own" if kind in _LAYERS else f"{name}: no fused kernel"
         if _is_seen(module):
             return "has hooks" if "forward" not in module.__dict__ else "its forward was replaced"
         tensors = [*module.parameters(), *module.buffers()]
@@ -274,14 +275,14 @@ class _Looked:
             conv = next((n for n, m in module.named_modules() if isinstance(m, _CONV2D)), "") if free else ""
             if traced.chains or conv:
                 self.fusions[module] = _Fusion(traced.chains, conv if traced.convolutions else "")
-                self.classes[module] = _class_of(_plain(module))
+                self.classes[module] = _fused_class(module)
         for module, name in self._names.items():
             kind = _plain(module)
             reason = self._reason_to_leave(module)
             if kind in _LAYERS and not reason:
                 plain_inplace = isinstance(module, chains.RECTIFIERS) and (module.inplace or module in in_chains)
                 if not plain_inplace:
-                    self.classes[module] = _layer_class(module)
+                    self.classes[module] = _fused_class(module)
                 if module not in in_chains:
                     if plain_inplace:
                         self._skip(name, "in place: PyTorch's")
@@ -311,21 +312,28 @@ _CONV2D = (nn.Conv2d, nn.ConvTranspose2d)
 
 def _plain(module: nn.Module) -> type[nn.Module]:
     """The class that a module had before it was fused or parametrised."""
-    kind = type(module)
-    if parametrize.is_parametrized(module) and len(kind.__bases__) == 1:
-        kind = kind.__bases__[0]
+    kind = type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
     return kind.plain if issubclass(kind, _Fused) else kind
 
 
-def _layer_class(module: nn.Module) -> type[nn.Module]:
+def _fused_class(module: nn.Module) -> type[nn.Module]:
     made = _class_of(_plain(module))
-    return _reparametrized(type(module), made) if parametrize.is_parametrized(module) else made
+    if not parametrize.is_parametrized(module):
+        return made
+    plain = _unfused_class(module) if issubclass(type(module), _Fused) else type(module)
+    return _parametrized(plain, made, plain=plain)
 
 
-def _reparametrized(kind: type[nn.Module], base: type[nn.Module]) -> type[nn.Module]:
-    """The class that torch made of a parametrised module, of another base."""
+def _unfused_class(module: nn.Module) -> type[nn.Module]:
+    # Where there is none, it was parametrised when it was fused already.
+    plain: type[nn.Module] | None = vars(type(module)).get("plain")
+    return plain or _parametrized(type(module), _plain(module))
+
+
+def _parametrized(kind: type[nn.Module], base: type[nn.Module], **names: Any) -> type[nn.Module]:
+    """The class that torch made for a parametrised module, with another base."""
     own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
-    return type(kind.__name__, (base,), own)
+    return type(kind.__name__, (base,), own | names)
 
 
 def _has_a_forward_to_read(kind: type[nn.Module]) -> bool:
@@ -422,9 +430,7 @@ def unfuse(model: nn.Module) -> nn.Module:
     """
     for module in _checked("unfuse", model).modules():
         if issubclass(type(module), _Fused):
-            plain = _plain(module)
-            parametrized = parametrize.is_parametrized(module)
-            module.__class__ = _reparametrized(type(module), plain) if parametrized else plain
+            module.__class__ = _unfused_class(module)
             module.__dict__.pop("_fusion", None)
     return model
 
