@@ -82,6 +82,15 @@ def test_differentiates_twice(entry: Entry) -> None:
 
 
 @each
+def test_workload_fits_its_network(entry: Entry) -> None:
+    """Two samples of it: all of them are for benchmarks."""
+    model, inputs = entry.workload()
+    with torch.no_grad():
+        outputs = run(model.eval(), tuple(t[:2] for t in inputs))
+    assert all(output.isfinite().all() for output in outputs)
+
+
+@each
 def test_classes_are_found_by_name(entry: Entry) -> None:
     """What pickle, and whoever reads the source of a class, relies on."""
     model = build(entry)

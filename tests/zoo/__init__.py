@@ -36,7 +36,8 @@ class Entry:
         build: The network at test size; the same after the same ``torch.manual_seed``.
         inputs: What ``forward`` takes at that size, always the same: float32, and int64 for labels.
         workload: The network at the widths of its paper with inputs of a size for benchmarks.
-        conv_blocks: Whether most of the time goes into blocks of convolution, norm and activation.
+        conv_blocks: Whether most of the time goes into chains of convolution, norm and an activation that has no
+            parameters.
     """
 
     name: str
@@ -119,7 +120,7 @@ ZOO: tuple[Entry, ...] = (
         "helper_generator",
         lambda: handwritten.HelperGenerator(8, conv_dim=4),
         lambda: (noise(3, 8),),
-        lambda: (handwritten.HelperGenerator(100, conv_dim=64), (noise(64, 100),)),
+        lambda: (handwritten.HelperGenerator(100, conv_dim=64), (noise(128, 100),)),
         conv_blocks=True,
     ),
     Entry(
@@ -198,14 +199,14 @@ ZOO: tuple[Entry, ...] = (
         "patchgan_instance",
         lambda: i2i.NLayerDiscriminator(3, 4, 2, i2i.norm_by_name("instance")),
         lambda: (images(2, 3, 32, 32),),
-        lambda: (i2i.NLayerDiscriminator(3, 64, 3, i2i.norm_by_name("instance")), (images(2, 3, 128, 128),)),
+        lambda: (i2i.NLayerDiscriminator(3, 64, 3, i2i.norm_by_name("instance")), (images(4, 3, 128, 128),)),
         conv_blocks=True,
     ),
     Entry(
         "pair_discriminator",
         lambda: i2i.PairDiscriminator(3, 4),
         lambda: (images(2, 3, 32, 32), images(2, 3, 32, 32) / 2),
-        lambda: (i2i.PairDiscriminator(3, 64), (images(4, 3, 128, 128), images(4, 3, 128, 128) / 2)),
+        lambda: (i2i.PairDiscriminator(3, 64), (images(8, 3, 128, 128), images(8, 3, 128, 128) / 2)),
         conv_blocks=True,
     ),
     Entry(
@@ -222,7 +223,7 @@ ZOO: tuple[Entry, ...] = (
         "unet_by_name",
         lambda: unets.GeneratorUNet(nf=4),
         lambda: (images(2, 3, 32, 32),),
-        lambda: (unets.GeneratorUNet(nf=64), (images(4, 3, 128, 128),)),
+        lambda: (unets.GeneratorUNet(nf=64), (images(2, 3, 128, 128),)),
         conv_blocks=True,
     ),
     Entry(
@@ -251,7 +252,7 @@ ZOO: tuple[Entry, ...] = (
         lambda: domains.StarGANDiscriminator(32, 4, 3, repeat_num=3),
         lambda: (images(2, 3, 32, 32),),
         lambda: (domains.StarGANDiscriminator(repeat_num=5), (images(4, 3, 128, 128),)),
-        conv_blocks=True,
+        conv_blocks=False,
     ),
     Entry(
         "context_encoder",
@@ -265,20 +266,20 @@ ZOO: tuple[Entry, ...] = (
         lambda: domains.MUNITGenerator(dim=4, style_dim=3, mlp_dim=8, n_downsample=1, n_res=1),
         lambda: (images(2, 3, 16, 16),),
         lambda: (domains.MUNITGenerator(n_res=2), (images(1, 3, 64, 64),)),
-        conv_blocks=True,
+        conv_blocks=False,
     ),
     Entry(
         "singan_generator",
         lambda: unets.SinGANGenerator(nfc=6, min_nfc=4),
         lambda: (noise(1, 3, 26, 30), images(1, 3, 26, 30)),
-        lambda: (unets.SinGANGenerator(), (noise(1, 3, 160, 200), images(1, 3, 160, 200))),
+        lambda: (unets.SinGANGenerator(), (noise(1, 3, 200, 240), images(1, 3, 200, 240))),
         conv_blocks=True,
     ),
     Entry(
         "upsampling_generator",
         lambda: upsampling.Generator(small_opt()).apply(upsampling.weights_init_normal),
         lambda: (noise(3, 8),),
-        lambda: (upsampling.Generator(upsampling.parse_opt()), (noise(64, 100),)),
+        lambda: (upsampling.Generator(upsampling.parse_opt()), (noise(32, 100),)),
         conv_blocks=True,
     ),
     Entry(
@@ -287,7 +288,7 @@ ZOO: tuple[Entry, ...] = (
         lambda: (images(3, 1, 32, 32),),
         lambda: (
             upsampling.Discriminator(upsampling.parse_opt(["--img_size=64"]), nn.Sigmoid()),
-            (images(64, 1, 64, 64),),
+            (images(256, 1, 64, 64),),
         ),
         # The norm stands behind activation and dropout, not in a block.
         conv_blocks=False,
@@ -296,14 +297,14 @@ ZOO: tuple[Entry, ...] = (
         "acgan_generator",
         lambda: conditional.ACGANGenerator(small_opt()),
         lambda: (noise(3, 8), labels(3, 10)),
-        lambda: (conditional.ACGANGenerator(upsampling.parse_opt()), (noise(64, 100), labels(64, 10))),
+        lambda: (conditional.ACGANGenerator(upsampling.parse_opt()), (noise(32, 100), labels(32, 10))),
         conv_blocks=True,
     ),
     Entry(
         "acgan_discriminator",
         lambda: conditional.ACGANDiscriminator(small_opt()),
         lambda: (images(3, 1, 32, 32),),
-        lambda: (conditional.ACGANDiscriminator(upsampling.parse_opt(["--img_size=64"])), (images(64, 1, 64, 64),)),
+        lambda: (conditional.ACGANDiscriminator(upsampling.parse_opt(["--img_size=64"])), (images(256, 1, 64, 64),)),
         conv_blocks=False,
     ),
     Entry(
@@ -346,14 +347,14 @@ ZOO: tuple[Entry, ...] = (
         lambda: super_resolution.GeneratorResNet(nf=4, n_residual_blocks=2),
         lambda: (images(2, 3, 8, 8),),
         lambda: (super_resolution.GeneratorResNet(n_residual_blocks=4), (images(2, 3, 24, 24),)),
-        conv_blocks=True,
+        conv_blocks=False,
     ),
     Entry(
         "srgan_generator_by_number",
         lambda: super_resolution.NumberedGenerator(2, nf=4),
         lambda: (images(2, 3, 8, 8),),
         lambda: (super_resolution.NumberedGenerator(4), (images(2, 3, 24, 24),)),
-        conv_blocks=True,
+        conv_blocks=False,
     ),
     Entry(
         "srgan_discriminator",
@@ -485,21 +486,21 @@ ZOO: tuple[Entry, ...] = (
         "melgan_discriminator",
         lambda: sequences.MelGANDiscriminator(2, 4, 2, 2),
         lambda: (images(2, 1, 128),),
-        lambda: (sequences.MelGANDiscriminator(), (images(4, 1, 8192),)),
+        lambda: (sequences.MelGANDiscriminator(), (images(2, 1, 8192),)),
         conv_blocks=False,
     ),
     Entry(
         "vgan_generator",
         lambda: video.VideoGenerator(6, 2),
         lambda: (noise(3, 6),),
-        lambda: (video.VideoGenerator(), (noise(2, 100),)),
+        lambda: (video.VideoGenerator(), (noise(4, 100),)),
         conv_blocks=True,
     ),
     Entry(
         "vgan_discriminator",
         lambda: video.VideoDiscriminator(3),
         lambda: (images(2, 3, 16, 32, 32),),
-        lambda: (video.VideoDiscriminator(), (images(2, 3, 16, 32, 32),)),
+        lambda: (video.VideoDiscriminator(), (images(8, 3, 16, 32, 32),)),
         conv_blocks=True,
     ),
     Entry(
@@ -513,14 +514,14 @@ ZOO: tuple[Entry, ...] = (
         "mlp_generator",
         lambda: latent.MLPGenerator(6, (1, 8, 8), 4),
         lambda: (noise(5, 6),),
-        lambda: (latent.MLPGenerator(), (noise(512, 100),)),
+        lambda: (latent.MLPGenerator(), (noise(2048, 100),)),
         conv_blocks=False,
     ),
     Entry(
         "mlp_discriminator",
         lambda: latent.MLPDiscriminator((1, 8, 8), 4),
         lambda: (images(5, 1, 8, 8),),
-        lambda: (latent.MLPDiscriminator(), (images(2048, 1, 28, 28),)),
+        lambda: (latent.MLPDiscriminator(), (images(8192, 1, 28, 28),)),
         conv_blocks=False,
     ),
     Entry(
@@ -534,7 +535,7 @@ ZOO: tuple[Entry, ...] = (
         "adversarial_autoencoder",
         lambda: latent.AAE((1, 8, 8), 8, 3),
         lambda: (images(5, 1, 8, 8),),
-        lambda: (latent.AAE(), (images(1024, 1, 32, 32),)),
+        lambda: (latent.AAE(), (images(2048, 1, 32, 32),)),
         conv_blocks=False,
     ),
     Entry(
@@ -555,21 +556,21 @@ ZOO: tuple[Entry, ...] = (
         "ali_discriminator",
         lambda: latent.ALIDiscriminator(4, 3),
         lambda: (images(4, 3, 32, 32), noise(4, 4, 1, 1)),
-        lambda: (latent.ALIDiscriminator(), (images(64, 3, 32, 32), noise(64, 64, 1, 1))),
+        lambda: (latent.ALIDiscriminator(), (images(128, 3, 32, 32), noise(128, 64, 1, 1))),
         conv_blocks=True,
     ),
     Entry(
         "progressive_generator",
         lambda: progressive.ProgressiveGenerator(6, 8, (1, 1 / 2, 1 / 4), depth=2, alpha=0.3),
         lambda: (noise(2, 6, 1, 1),),
-        lambda: (progressive.ProgressiveGenerator(256, 256, depth=4, alpha=0.5), (noise(4, 256, 1, 1),)),
+        lambda: (progressive.ProgressiveGenerator(128, 128, depth=4, alpha=0.5), (noise(4, 128, 1, 1),)),
         conv_blocks=False,
     ),
     Entry(
         "progressive_critic",
         lambda: progressive.ProgressiveCritic(8, (1, 1 / 2, 1 / 4), depth=2, alpha=0.3),
         lambda: (images(3, 3, 16, 16),),
-        lambda: (progressive.ProgressiveCritic(256, depth=4, alpha=0.5), (images(4, 3, 64, 64),)),
+        lambda: (progressive.ProgressiveCritic(128, depth=4, alpha=0.5), (images(4, 3, 64, 64),)),
         conv_blocks=False,
     ),
     Entry(
