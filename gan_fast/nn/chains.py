@@ -85,12 +85,15 @@ def trace(module: nn.Module, forward_of: type[nn.Module], known: Known) -> Trace
     Raises:
         Exception: whatever the function raises where it is traced.
     """
-    both = [_read(_graph(module, forward_of, training), module, known) for training in (True, False)]
-    chains = tuple(chain for chain in both[0].chains if chain in both[1].chains)
+    train, evaluate = (_read(_graph(module, forward_of, training), module, known) for training in (True, False))
     return Traced(
-        chains, both[0].calls | both[1].calls, any(t.writes_input for t in both), any(t.returns_input for t in both),
-        all(t.any_format for t in both), min(t.convolutions for t in both),
-    )  # fmt: skip
+        tuple(chain for chain in train.chains if chain in evaluate.chains),
+        train.calls | evaluate.calls,
+        train.writes_input or evaluate.writes_input,
+        train.returns_input or evaluate.returns_input,
+        train.any_format and evaluate.any_format,
+        min(train.convolutions, evaluate.convolutions),
+    )
 
 
 def _graph(module: nn.Module, forward_of: type[nn.Module], training: bool) -> fx.Graph:

@@ -232,10 +232,11 @@ class _Looked:
         if kind not in _LAYERS:
             kind = next((k for k in _LAYERS if isinstance(module, k)), kind)
             if isinstance(module, nn.modules.lazy.LazyModuleMixin):
-                return "lazy: it has no shape yet"
+                return f"{_plain(module).__name__}: lazy, without a shape yet"
             name = _plain(module).__name__
             return f"{name}: a class of its own" if kind in _LAYERS else f"{name}: no fused kernel"
-        if _is_seen(module):
+        # What hooks see before a convolution is a tensor, whatever comes behind: they may stay (torch's spectral norm).
+        if _is_seen(module, before=kind not in chains.CONVOLUTIONS):
             return "has hooks" if "forward" not in module.__dict__ else "its forward was replaced"
         tensors = [*module.parameters(), *module.buffers()]
         odd = next((t for t in tensors if t.dtype not in checks.FLOATING and t.dtype != torch.int64), None)
@@ -289,7 +290,7 @@ class _Looked:
                     else:
                         lines[name] = Entry(name, f"{_word(module)} by itself{self._why_alone(module)}")
             elif module in self._left or (not module._modules and _is_a_layer(module) and module not in in_chains):
-                self._skip(name, reason)
+                self._skip(name, reason or f"{_word(module)}: follows nothing that it could join")
         order = {name: i for i, name in enumerate(self._names.values())}
         self.report.fused = sorted(lines.values(), key=lambda e: order[e.name])
 

@@ -1,0 +1,554 @@
+"""What fuse finds, what it leaves alone, and what a rewritten model still is; tests/nn/test_fuse_zoo.py has whole
+networks."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import gan_fast
+from gan_fast import ops
+from gan_fast.nn import deferred
+
+
+@pytest.fixture(autouse=True)
+def _no_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What automatic choice leaves to ATen for its size is ours here."""
+    monkeypatch.setattr(gan_fast.backends, "SMALL", 0)
+
+
+class Net(nn.Module):
+    """Layers to write a forward function with."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.other, self.inorm = nn.Conv2d(4, 4, 3, padding=1), nn.InstanceNorm2d(4, affine=True)
+        self.act, self.drop = nn.LeakyReLU(0.2), nn.Dropout2d(0.5)
+        self.written = forward
+        self.flag, self.calls = False, 0
+
+    def forward(self, x: Tensor) -> Any:
+        return self.written(self, x)
+
+
+def image(requires_grad: bool = True) -> Tensor:
+    return torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)).double().requires_grad_(requires_grad)
+
+
+def assert_same(model: nn.Module, fused: nn.Module, x: Tensor | None = None) -> None:
+    """Results, gradients of both orders and buffers, with the same random numbers."""
+    x = image() if x is None else x
+    found = []
+    for m in (model, fused):
+        torch.manual_seed(1)
+        own = x.detach().clone().requires_grad_()
+        output = m(own.clone())
+        output = torch.cat([t.flatten() for t in output]) if isinstance(output, (tuple, list)) else output
+        named = {n: p for n, p in (("x", own), *m.named_parameters()) if p.requires_grad}
+        first = torch.autograd.grad(output.square().sum(), list(named.values()), create_graph=True, allow_unused=True)
+        scalar = sum(g.square().sum() for g in first if g is not None)
+        second = torch.autograd.grad(scalar, list(named.values()), allow_unused=True)
+        found.append([output, *first, *second, *m.buffers()])
+    scale = max(1.0, *(t.abs().max().item() for t in found[0] if t is not None))
+    for eager, ours in zip(*found, strict=True):
+        if eager is None or ours is None:
+            assert eager is ours or not (eager if ours is None else ours).any()
+        else:
+            assert torch.allclose(ours, eager, rtol=1e-9, atol=1e-11 * scale)
+
+
+def same_as_eager(model: nn.Module) -> nn.Module:
+    model = model.double()
+    fused = gan_fast.fuse(model)
+    assert_same(model, fused)
+    assert_same(model.eval(), fused.eval())
+    return fused
+
+
+# A forward function, and what runs as one op in it.
+WRITTEN: dict[str, tuple[Callable[[Any, Tensor], Any], list[str]]] = {
+    "module": (lambda m, x: m.act(m.bn(m.conv(x))), ["conv2d + batch_norm + leaky_relu (with bn, act)"]),
+    "F.leaky_relu": (lambda m, x: F.leaky_relu(m.bn(m.conv(x)), 0.3), ["conv2d + batch_norm + leaky_relu (with bn)"]),
+    "slope by name": (
+        lambda m, x: F.leaky_relu(m.conv(x), negative_slope=0.3, inplace=True), ["conv2d + leaky_relu"]
+    ),
+    "in place": (lambda m, x: F.relu_(m.bn(m.conv(x))), ["conv2d + batch_norm + relu (with bn)"]),
+    "method": (lambda m, x: m.conv(x).tanh(), ["conv2d + tanh"]),
+    "method in place": (lambda m, x: m.bn(m.conv(x)).sigmoid_(), ["conv2d + batch_norm + sigmoid (with bn)"]),
+    "torch.tanh": (lambda m, x: torch.tanh(m.conv(x)), ["conv2d + tanh"]),
+    "no activation": (lambda m, x: m.bn(m.conv(x)), ["conv2d + batch_norm (with bn)"]),
+    "another activation": (lambda m, x: F.elu(m.bn(m.conv(x))), ["conv2d + batch_norm (with bn)"]),
+    "norm first": (lambda m, x: m.other(F.relu(m.bn(m.conv(x) * 2))), ["batch_norm + relu"]),
+    "instance norm": (lambda m, x: F.relu(m.inorm(m.conv(x))), ["instance_norm + relu"]),
+    "dropout between": (lambda m, x: m.act(m.drop(m.bn(m.conv(x)))), ["conv2d + batch_norm (with bn)"]),
+    "skip": (lambda m, x: (lambda h: m.other(F.relu(h)) + h)(m.bn(m.conv(x))), ["conv2d + batch_norm (with bn)"]),
+    "skip of the convolution": (lambda m, x: (lambda h: F.relu(m.bn(h)) + h)(m.conv(x)), ["batch_norm + relu"]),
+    "twice": (lambda m, x: F.relu(m.other(F.relu(m.other(m.conv(x))))), []),
+    "one norm twice": (lambda m, x: F.relu(m.bn(m.other(F.relu(m.bn(m.conv(x)))))), []),
+    "written between": (
+        lambda m, x: (lambda z: (lambda h: (z.mul_(2), F.relu(h))[1] + z.sum())(m.conv(x)))(x + 1), []
+    ),
+    "slope of a tensor": (lambda m, x: F.leaky_relu(m.conv(x), float(torch.ones(()))), ["conv2d + leaky_relu"]),
+    "slope below zero": (lambda m, x: F.leaky_relu(m.bn(m.conv(x)), -0.5), ["conv2d + batch_norm + leaky_relu (with
+    bn)"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_forward_functions(name: str) -> None:
+    forward, expected = WRITTEN[name]
+    torch.manual_seed(0)
+    model = Net(forward)
+    report = gan_fast.fuse_report(model)
+    assert [e.reason for e in report.fused if " by itself" not in e.reason] == expected
+    same_as_eager(model)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize("norm", ["BatchNorm", "InstanceNorm"])
+def test_dims(dims: int, kind: str, norm: str) -> None:
+    conv, layer = getattr(nn, f"{kind}{dims}d"), getattr(nn, f"{norm}{dims}d")
+    model = nn.Sequential(conv(2, 4, 3, 2, 1, groups=2), layer(4, affine=True), nn.ReLU(True), nn.Flatten()).double()
+    fused = gan_fast.fuse(model)
+    assert_same(model, fused, torch.randn(3, 2, *(6,) * dims, dtype=torch.float64))
+    assert gan_fast.fuse_report(model).fused[-1].reason.startswith(
+        f"{layer.__name__[:-6].lower()}_norm + relu" if norm == "InstanceNorm" else
+        f"{'conv_transpose' if 'T' in kind else 'conv'}{dims}d + batch_norm + relu"
+    )  # fmt: skip
+
+
+def test_one_op_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report is not a promise: the norm sees the convolution and the activation in the same call."""
+    seen = []
+    from gan_fast.nn import conv
+
+    run = conv.with_norm
+    monkeypatch.setattr(conv, "with_norm", lambda *a, **k: (seen.append(a[5:8]), run(*a, **k))[1])
+    model = gan_fast.fuse(Net(WRITTEN["F.leaky_relu"][0]).double())
+    model(image())
+    assert seen == [(model.bn, "leaky_relu", 0.3)]
+
+
+# Forward functions that go another way once a flag is set, after they were looked at.
+TURNING: dict[str, Callable[[Any, Tensor], Any]] = {
+    "value returned": lambda m, x: m.conv(x) if m.flag else F.relu(m.bn(m.conv(x))),
+    "norm returned": lambda m, x: m.bn(m.conv(x)) if m.flag else F.relu(m.bn(m.conv(x))),
+    "in a tuple": lambda m, x: (m.conv(x), x * 2) if m.flag else F.relu(m.conv(x)),
+    "skip": lambda m, x: (lambda h: F.relu(h) + (h if m.flag else 0))(m.bn(m.conv(x))),
+    "arithmetic": lambda m, x: (lambda h: 2 * h**2 - h[:, :1] if m.flag else F.relu(h))(m.bn(m.conv(x))),
+    "other function": lambda m, x: (lambda h: F.softplus(h) if m.flag else F.relu(h))(m.bn(m.conv(x))),
+    "other layer": lambda m, x: m.other(m.conv(x)) if m.flag else m.other(F.relu(m.conv(x))),
+    "instance norm": lambda m, x: m.inorm(m.conv(x)) if m.flag else F.relu(m.conv(x)),
+    "norm of a norm": lambda m, x: m.bn(F.relu(m.inorm(m.conv(x)))) if m.flag else F.relu(m.inorm(m.conv(x))),
+    "in place": lambda m, x: (lambda h: (h.mul_(2), h.sum(), h)[2] if m.flag else F.relu(h))(m.conv(x)),
+    "activated in place": lambda m, x: (lambda h: (F.relu_(h), h)[1] if m.flag else F.relu(h))(m.bn(m.conv(x))),
+    "never used": lambda m, x: (m.bn(m.conv(x)), x.exp())[1] if m.flag else F.relu(m.bn(m.conv(x))),
+    "shape": lambda m, x: (lambda h: F.relu(h).view(h.shape[0], -1) if m.flag else F.relu(h))(m.bn(m.conv(x))),
+}
+
+
+@pytest.mark.parametrize("name", TURNING)
+def test_another_way_than_looked_at(name: str) -> None:
+    """Forward functions run as they are written: what waits is a tensor to all that was not foreseen."""
+    torch.manual_seed(0)
+    model = Net(TURNING[name]).double()
+    fused = gan_fast.fuse(model)
+    assert fused.__dict__["_fusion"].chains
+    for flag in (True, False, True):
+        model.flag = fused.flag = flag
+        assert_same(model, fused)
+
+
+@pytest.mark.parametrize(
+    "around", [torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)], ids=["no_grad", "autocast"]
+)
+def test_modes_that_end_between(around: Callable[[], Any]) -> None:
+    """A convolution under no_grad or autocast stays under it, wherever its activation is."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        with around():
+            h = m.conv(x)
+        return F.relu(m.other(F.relu(m.bn(h.float()) if around is not torch.no_grad else m.bn(h))))
+
+    torch.manual_seed(0)
+    model = Net(forward)
+    fused = gan_fast.fuse(model)
+    x = image().float()
+    outputs = [m(x) for m in (model, fused)]
+    assert torch.allclose(*outputs, atol=1e-6)
+    for m, output in zip((model, fused), outputs):
+        output.sum().backward()
+        assert (m.conv.weight.grad is None) == (around is torch.no_grad)
+
+
+def test_forward_is_run_not_replaced() -> None:
+    """Python sees each call, and nothing of having been looked at."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        m.calls += 1
+        m.last = x
+        return F.relu(m.conv(x)) * m.calls
+
+    model = gan_fast.fuse(Net(forward).double())
+    assert model.calls == 0
+    assert not hasattr(model, "last")
+    x = image()
+    first, second = model(x), model(x)
+    assert model.calls == 2
+    assert torch.equal(2 * first, second)
+    assert model.last is x
+
+
+def test_in_place_activation_of_the_input_stays_in_place() -> None:
+    """As in pix2pix, whose U-Net hands on what its first activation has written over."""
+    x = torch.randn(2, 3, 8, 8)
+    model = nn.Sequential(nn.LeakyReLU(0.2, inplace=True), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(True))
+    mine, theirs = x.clone(), x.clone()
+    gan_fast.fuse(model)(mine)
+    model(theirs)
+    assert torch.equal(mine, theirs)
+    assert not torch.equal(mine, x)
+
+
+def hooked(register: str) -> Callable[[nn.Sequential], None]:
+    def change(model: nn.Sequential) -> None:
+        getattr(model[1], register)(lambda *a: None)
+
+    return change
+
+
+class OwnConv(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * 2
+
+
+def replace(index: int, module: Callable[[], nn.Module]) -> Callable[[nn.Sequential], None]:
+    def change(model: nn.Sequential) -> None:
+        model[index] = module()
+
+    return change
+
+
+def patch_forward(model: nn.Sequential) -> None:
+    model[0].forward = lambda x: nn.Conv2d.forward(model[0], x) + 1  # type: ignore[method-assign]
+
+
+LEFT: dict[str, tuple[Callable[[nn.Sequential], None], str, str]] = {
+    "forward hook": (hooked("register_forward_hook"), "1", "has hooks"),
+    "forward pre-hook": (hooked("register_forward_pre_hook"), "1", "has hooks"),
+    "backward hook": (hooked("register_full_backward_hook"), "1", "has hooks"),
+    "replaced forward": (patch_forward, "0", "its forward was replaced"),
+    "subclass": (replace(0, lambda: OwnConv(3, 4, 3)), "0", "OwnConv: a class of its own"),
+    "lazy": (replace(0, lambda: nn.LazyConv2d(4, 3)), "0", "LazyConv2d: lazy, without a shape yet"),
+    "synchronised": (replace(1, lambda: nn.SyncBatchNorm(4)), "1", "SyncBatchNorm: no fused kernel"),
+    "group norm": (replace(1, lambda: nn.GroupNorm(2, 4)), "1", "GroupNorm: no fused kernel"),
+    "scripted": (replace(2, lambda: torch.jit.script(nn.ReLU())), "2", "scripted: it has its own code"),
+    "complex": (replace(0, lambda: nn.Conv2d(3, 4, 3, dtype=torch.complex64)), "0", "complex64 weights"),
+    "ours": (replace(0, lambda: gan_fast.nn.ConvAct2d(3, 4, 3)), "0", "gan_fast's own"),
+    "elsewhere": (replace(2, nn.ELU), "2", "ELU: no fused kernel"),
+    "activation alone": (replace(0, nn.Tanh), "0", "tanh: follows nothing that it could join"),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_left_alone(name: str) -> None:
+    change, module, reason = LEFT[name]
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(True))
+    change(model)
+    report = gan_fast.fuse_report(model)
+    assert (module, reason) in [(e.name, e.reason) for e in report.skipped]
+    before = type(model[int(module)])
+    fused = gan_fast.fuse(model, inplace=True)
+    assert type(fused[int(module)]) is before
+    assert f"left   {module}" in str(report)
+
+
+def test_quantized_is_left_alone() -> None:
+    model = nn.Sequential(torch.ao.nn.qat.Conv2d(3, 4, 3, qconfig=torch.ao.quantization.default_qat_qconfig), nn.ReLU())
+    assert gan_fast.fuse_report(model).skipped[0].reason == "quantized, or made for it"
+
+
+def test_what_does_not_trace() -> None:
+    """Control flow by values, or an error of a user's: the reason is told, and what is below is fused all the same."""
+
+    class Picky(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.main = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(True))
+            self.last = nn.Conv2d(4, 1, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.sum() > 1e9:
+                raise RuntimeError("too bright")
+            return torch.tanh(self.last(self.main(x)))
+
+    report = gan_fast.fuse_report(Picky())
+    assert [e.reason for e in report.fused] == [
+        "conv2d + batch_norm + relu (with main.1, main.2)", "conv2d by itself"
+    ]  # fmt: skip
+    assert [(e.name, e.reason.split(":")[0]) for e in report.skipped] == [("(the model)", "forward not traced")]
+    same_as_eager(Picky())
+
+    class Broken(Picky):
+        def forward(self, x: Tensor) -> Tensor:
+            raise KeyError("nothing works")
+
+    assert gan_fast.fuse_report(Broken()).skipped[0].reason == "forward not traced: 'nothing works'"
+
+
+def test_frozen_norm_and_weights() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Tanh()).double()
+    model[0].requires_grad_(False)
+    fused = gan_fast.fuse(model)
+    for m in (model, fused):
+        m.train()
+        m[1].eval()
+    assert_same(model, fused)
+    assert not fused[0].weight.requires_grad
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["hook", "parametrisation"])
+def test_spectral_norm(old: bool) -> None:
+    """One power iteration a call, as in eager, and the same buffers; normalised before or after."""
+    normalize = nn.utils.spectral_norm if old else parametrizations.spectral_norm
+
+    def build() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(normalize(nn.Conv2d(3, 4, 3)), nn.LeakyReLU(0.2), nn.Conv2d(4, 4, 3), nn.Tanh()).double()
+
+    model = build()
+    fused = gan_fast.fuse(model)
+    normalize(fused[2])
+    torch.manual_seed(0)
+    model = build()
+    normalize(model[2])
+    fused.load_state_dict(model.state_dict())
+    assert len(gan_fast.fuse_report(fused).fused) == 2
+    for m in (model, fused):
+        m.train()
+    assert_same(model, fused)
+    classes = [type(m).__name__ for m in model.modules()]
+    assert [type(m).__name__ for m in gan_fast.unfuse(fused).modules()] == classes
+    assert_same(model, fused)
+    if not old:
+        nn.utils.parametrize.remove_parametrizations(gan_fast.fuse(model, inplace=True)[0], "weight")
+        assert gan_fast.unfuse(model)[0].__class__ is nn.Conv2d
+
+
+def test_hooks_added_later_see_tensors() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()).double()
+    fused = gan_fast.fuse(model)
+    for index in (0, 1, 2):
+        seen: list[list[Any]] = [[], []]
+        handles = [
+            m[index].register_forward_hook(lambda _, given, output, own=own: own.extend((*given, output)))
+            for m, own in zip((model, fused), seen)
+        ]
+        assert_same(model, fused)
+        assert all(type(t) is Tensor for t in seen[1])
+        assert all(torch.allclose(a, b) for a, b in zip(*seen, strict=True))
+        for handle in handles:
+            handle.remove()
+    everywhere = nn.modules.module.register_module_forward_hook(lambda _, given, output: seen[1].append(output))
+    fused(image())
+    everywhere.remove()
+    assert all(type(t) is Tensor for t in seen[1])
+
+
+def test_changed_after_fusing() -> None:
+    """Layers that are put in, taken out, moved or cut into parts run as they are."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Tanh()).double()
+    fused = gan_fast.fuse(model)
+    for m in (model, fused):
+        m[1] = nn.GroupNorm(2, 4).double()
+    assert_same(model, fused)
+    for m in (model, fused):
+        del m[1]
+        m.append(nn.Sigmoid())
+    assert_same(model, fused)
+    assert torch.allclose(fused[:1](image()), model[:1](image()))
+    assert torch.allclose(fused[1:](fused[0](image())), model(image()))
+    assert type(fused[0](image())) is Tensor
+
+
+def test_the_optimizer_goes_on() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 1, 4)).double()
+    eager = copy.deepcopy(model)
+    optimizers = [torch.optim.Adam(m.parameters(), 0.01) for m in (eager, model)]
+    for step in range(4):
+        if step == 2:
+            assert gan_fast.fuse(model, inplace=True) is model
+        for m, optimizer in zip((eager, model), optimizers):
+            optimizer.zero_grad()
+            m(image()).square().mean().backward()
+            optimizer.step()
+    for a, b in zip(eager.state_dict().values(), model.state_dict().values()):
+        assert torch.allclose(a, b, atol=1e-9)
+
+
+class Picklable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.main = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.LeakyReLU(0.2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.main(x))
+
+
+def test_copies_pickles_and_state() -> None:
+    torch.manual_seed(0)
+    model = Picklable().double()
+    fused = gan_fast.fuse(model)
+    file = io.BytesIO()
+    torch.save(fused, file)
+    file.seek(0)
+    copies = [copy.deepcopy(fused), pickle.loads(pickle.dumps(fused)), torch.load(file, weights_only=False)]
+    for other in copies:
+        assert type(other) is type(fused)
+        assert [type(m) for m in other.modules()] == [type(m) for m in fused.modules()]
+        assert_same(copy.deepcopy(model), other)
+        assert type(gan_fast.unfuse(other)) is Picklable
+    assert isinstance(fused, Picklable)
+    assert isinstance(fused.main[0], nn.Conv2d)
+    assert type(fused).__name__ == "Picklable"
+    fused.load_state_dict(model.state_dict(), strict=True)
+    again = type(fused)().double()  # a class of its own makes new ones, which nobody has fused
+    assert again(image()).shape == fused(image()).shape
+
+
+def test_prints_as_before_and_says_what_is_one_op() -> None:
+    model = Picklable()
+    fused = str(gan_fast.fuse(model))
+    assert fused.replace("(\n    fused: 0 + 1 + 2\n    (0)", "(\n    (0)") == str(model)
+
+
+def test_modes_and_devices_go_along() -> None:
+    model = gan_fast.fuse(Picklable().eval())
+    assert not model.training
+    assert not model.main[1].training
+    model = model.to(torch.bfloat16).train()
+    assert model(image().bfloat16()).dtype == torch.bfloat16
+    assert model.to("meta")(torch.empty(2, 3, 6, 6, dtype=torch.bfloat16, device="meta")).shape == (2, 4, 4, 4)
+
+
+BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "text": (lambda: "generator", TypeError, "expected model type Module, got str"),
+    "class": (lambda: nn.Conv2d, TypeError, "expected model type Module, got type"),
+    "none": (lambda: None, TypeError, "expected model type Module, got NoneType"),
+    "scripted": (
+        lambda: torch.jit.script(nn.ReLU()), TypeError,
+        "expected model not scripted, got RecursiveScriptModule; script what comes of it",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("call", [gan_fast.fuse, gan_fast.unfuse, gan_fast.fuse_report])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_bad_input(name: str, call: Callable[[Any], Any]) -> None:
+    make, error, message = BAD[name]
+    with pytest.raises(error, match=f"{call.__name__}: {message}"):
+        call(make())
+
+
+def test_cannot_be_copied() -> None:
+    model = Picklable()
+    model.lock = open(__file__)  # noqa: SIM115
+    with pytest.raises(ValueError, match="fuse: expected model that copy.deepcopy takes, got: .*; inplace=True"):
+        gan_fast.fuse(model)
+    gan_fast.fuse(model, inplace=True)
+    model.lock.close()
+
+
+def test_never_half_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stubborn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.main = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "__class__":
+                raise RuntimeError("not with me")
+            super().__setattr__(name, value)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.main(x))
+
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU(), Stubborn())
+    before = [type(m) for m in model.modules()]
+    with pytest.raises(RuntimeError, match="not with me"):
+        gan_fast.fuse(model, inplace=True)
+    assert [type(m) for m in model.modules()] == before
+    assert not any("_fusion" in m.__dict__ for m in model.modules())
+
+
+def test_a_model_of_a_hundred_modules_is_fused_at_once() -> None:
+    blocks = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(True)) for _ in range(26)]
+    model = nn.Sequential(*blocks)
+    assert len(list(model.modules())) > 100
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        fused = gan_fast.fuse(model)
+        times.append(time.process_time() - start)
+    assert min(times) < 0.5
+    assert len(gan_fast.fuse_report(fused).fused) == 26
+
+
+def test_compiled_and_captured() -> None:
+    torch.manual_seed(0)
+    model = Picklable().double()
+    fused = torch.compile(gan_fast.fuse(model), fullgraph=True, backend="aot_eager")
+    assert torch.allclose(fused(image()), model(image()))
+    inside = gan_fast.fuse(torch.compile(model, fullgraph=True, backend="aot_eager"))
+    assert isinstance(inside, torch._dynamo.eval_frame.OptimizedModule)
+    assert gan_fast.fuse_report(inside).fused[0].name == "_orig_mod.main.0"
+    assert_same_values = [inside(image()), model(image())]
+    assert torch.allclose(*assert_same_values)
+    assert len(list(torch.fx.symbolic_trace(gan_fast.fuse(Picklable())).graph.nodes)) == 6
+
+
+def test_penalties_on_a_fused_critic() -> None:
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2), nn.Conv2d(4, 1, 4), nn.Flatten(0)).double()
+    fused = gan_fast.fuse(critic)
+    x = image(requires_grad=False)
+    gradients = []
+    for m in (critic, fused):
+        logits, r1 = ops.logits_and_r1(m, x)
+        (F.softplus(-logits).mean() + r1 + ops.gradient_penalty(m, x, x + 1, generator=torch.Generator())).backward()
+        gradients.append([p.grad for p in m.parameters()])
+    assert all(torch.allclose(a, b) for a, b in zip(*gradients))
+
+
+def test_nothing_waits_outside() -> None:
+    assert not deferred._scope.waiting
+    conv = gan_fast.fuse(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))[0]
+    assert type(conv(torch.randn(1, 3, 8, 8))) is Tensor
+
+
+def test_format_of_weights_is_kept() -> None:
+    """Weights in channels-last say that their owner chose: results are in the format that eager gives."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    x = torch.randn(2, 3, 16, 16)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        model = model.to(memory_format=memory_format)
+        fused = gan_fast.fuse(model)
+        for given in (x, x.to(memory_format=torch.channels_last)):
+            assert fused(given).stride() == model(given).stride()
