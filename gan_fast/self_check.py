@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -278,6 +278,7 @@ class Finding:
 class Report:
     """The findings of :func:`check`; its text has a line for each op."""
 
+    ops: tuple[str, ...]
     findings: tuple[Finding, ...]
     backend: str
     """What was asked for; "auto": all that can serve."""
@@ -298,8 +299,8 @@ class Report:
             f"self-check of backends: {which}; in float32 against the reference in float64, to second gradients",
             "(error nearest its bound, of the result's largest value; in brackets that of eager PyTorch)",
         ]
-        width = max(map(len, CASES))
-        for op in sorted(CASES):
+        width = max(map(len, self.ops))
+        for op in self.ops:
             found = [finding for finding in self.findings if finding.op == op]
             if not found:
                 lines.append(f"  {op:<{width}}  not checked: not served by backend {self.backend} here")
@@ -313,32 +314,35 @@ class Report:
         return "\n".join(lines)
 
 
-def check() -> Report:
-    """Run every op on every device here and every backend that can serve it there, and compare.
+def check(names: Sequence[str] | None = None) -> Report:
+    """Run ops on every device here and every backend that can serve them there, and compare.
+
+    Args:
+        names: the ops; None stands for all.
 
     Returns:
         A report: ``ok``, whether all agree; ``str(report)``, a line for each op.
 
     Notes:
         Inside ``use_backend`` or with GAN_FAST_BACKEND set that backend alone is checked.
-        An op that raises is part of the report. No state of the caller changes but torch's random number generators of
-        the devices, which some backends draw from: they are put back.
+        An op that raises is part of the report.
+        While it runs, backends are chosen for the whole process.
     """
     begin = time.perf_counter()
-    with _undisturbed():
-        findings = [finding for op in backends.names_of_ops() for finding in _check(op)]
-    return Report(tuple(findings), backends.requested(), time.perf_counter() - begin)
+    names = backends.names_of_ops() if names is None else names
+    with torch.enable_grad(), _without_tf32():
+        findings = tuple(finding for op in names for finding in _check(op))
+    return Report(tuple(names), findings, backends.requested(), time.perf_counter() - begin)
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """In float32 proper, with gradients, and nobody's random numbers the fewer."""
+def _without_tf32() -> Iterator[None]:
+    """The reference on a GPU in float32 proper: what it is off is what ours may be."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = False
     try:
-        with torch.enable_grad(), torch.random.fork_rng():
-            yield
+        yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
