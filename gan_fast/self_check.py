@@ -349,37 +349,51 @@ def _without_tf32() -> Iterator[None]:
 
 def _check(op: str) -> list[Finding]:
     """Check one op; of each device and backend the finding of the case that came off worst."""
-    found = []
+    asked, found = backends.requested(), []
     for device in backends.devices():
-        asked = backends.requested()
         names = [name for name in backends.candidates(op, device, torch.float32) if asked in ("auto", name)]
         if asked == "auto" and device == "cpu":
             # There Triton's interpreter takes minutes, and automatic choice does not take it.
             names = [name for name in names if name != "triton"]
-        for name in names:
-            findings = [_check_case(op, device, name, case) for case in CASES[op]]
-            found.append(max(findings, key=lambda finding: finding.badness))
+        by_case = [_check_case(op, device, names, case(Draw())) for case in CASES[op]]
+        found += [max(findings, key=lambda finding: finding.badness) for findings in zip(*by_case)]
     return found
 
 
-def _check_case(op: str, device: str, name: str, case: Callable[[Draw], Arguments]) -> Finding:
-    finding = functools.partial(Finding, op, device, name)
+def _check_case(op: str, device: str, names: Sequence[str], arguments: Arguments) -> list[Finding]:
+    """The finding of each backend."""
     function = getattr(ops, op)
-    try:
-        arguments = case(Draw())
-        if op in LAWS:
-            function, reference = _by_law(LAWS[op], function, arguments, device, name)
-        else:
-            reference = function
+    double, single = (
+        functools.partial(_converted, arguments, torch.float64, "cpu"),
+        functools.partial(_converted, arguments, torch.float32, device),
+    )
+
+    def measures(reference: Callable[..., Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         with backends.use_backend("reference"):
-            exact = _results(reference, _converted(arguments, torch.float64, "cpu"))
-            eager = _results(reference, _converted(arguments, torch.float32, device))
-        with backends.use_backend(name):
-            ours = _results(function, _converted(arguments, torch.float32, device))
-        return max((finding(**_compare(*item)) for item in _aligned(ours, eager, exact)), key=lambda f: f.badness)
-    # Whatever it is, it is what the user wants to know.
-    except Exception as error:
-        return finding(raised=f"{type(error).__name__}: {' '.join(str(error).split())}")
+            return _results(reference, double()), _results(reference, single())
+
+    # Of most ops that of all backends; what is drawn is each one's own.
+    shared = functools.cache(lambda: measures(function))
+
+    def find(name: str) -> Finding:
+        finding = functools.partial(Finding, op, device, name)
+        try:
+            if op in LAWS:
+                call, reference = _by_law(LAWS[op], function, arguments, device, name)
+                exact, eager = measures(reference)
+            else:
+                call, (exact, eager) = function, shared()
+            if name == "reference" and call is function:
+                ours = eager
+            else:
+                with backends.use_backend(name):
+                    ours = _results(call, single())
+            return max((finding(**_compare(*item)) for item in _aligned(ours, eager, exact)), key=lambda f: f.badness)
+        # Whatever it is, it is what the user wants to know.
+        except Exception as error:
+            return finding(raised=f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+    return [find(name) for name in names]
 
 
 def _by_law(
