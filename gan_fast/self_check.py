@@ -24,7 +24,7 @@ from gan_fast import backends, ops
 Arguments = dict[str, Any]
 
 # Where eager happens to be exact the bound falls back on this many roundings of the largest value of a result.
-_ROUNDINGS = 4
+_ROUNDINGS = 16
 # Of a sum of a thousand products in float32 no rounding leaves more: an eager error above it says nothing.
 _LARGEST_EAGER_ERROR = 1e-4
 
@@ -56,52 +56,63 @@ def _norm(draw: Draw, *shape: int, channels_last: bool = False, **options: Any) 
         "input": draw(*shape, mean=0.5, std=2.0, channels_last=channels_last),
         **_statistics(draw, channels),
         "weight": draw(channels, mean=1.0, std=0.3),
-        "bias": draw(channels, std=0.5),
+        "bias": draw(channels, mean=0.5, std=0.3),
         **options,
     }
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    input: tuple[int, ...]
+    weight: tuple[int, ...]
+    c_out: int
 
 
 def _conv(
-    draw: Draw, input: Sequence[int], weight: Sequence[int], c_out: int, *, bias: bool = True, norm: bool = False,
-    channels_last: bool = False, **options: Any,
-) -> Arguments:  # fmt: skip
+    draw: Draw, shapes: _Shapes, *, bias: bool = True, norm: bool = False, channels_last: bool = False, **options: Any
+) -> Arguments:
+    input, weight, c_out = shapes.input, shapes.weight, shapes.c_out
     arguments = {
         "input": draw(*input, channels_last=channels_last),
-        "weight": draw(*weight, std=math.prod(weight[1:]) ** -0.5),
-        "bias": draw(c_out) if bias else None,
+        "weight": draw(*weight, std=(math.prod(weight) / c_out) ** -0.5),
+        "bias": draw(c_out, mean=1.0, std=0.3) if bias else None,
         **options,
     }
     if norm:
-        arguments |= {"bn_weight": draw(c_out, mean=1.0, std=0.3), "bn_bias": draw(c_out, std=0.5)}
+        arguments |= {"bn_weight": draw(c_out, mean=1.0, std=0.3), "bn_bias": draw(c_out, mean=0.5, std=0.3)}
         arguments |= _statistics(draw, c_out)
     return arguments
 
 
-def _convs(dims: int, transposed: bool, norm: bool, activation: bool) -> Iterator[Callable[[Draw], Arguments]]:
+def _convs(dims: int, transposed: bool, norm: bool, activated: bool) -> Iterator[Callable[[Draw], Arguments]]:
     """The arguments of a convolution with what follows it, for each of its kernels."""
     # Before batch statistics a bias has the gradient zero, of which rounding leaves anything.
-    curved: Arguments = {"activation": "tanh"} if activation or norm else {}
-    rectified: Arguments = {"activation": "leaky_relu", "negative_slope": 0.2} if activation or norm else {}
+    curved: Arguments = {"activation": "tanh"} if activated else {}
+    rectified: Arguments = {"activation": "leaky_relu", "negative_slope": 0.2} if activated else {}
     by_batch: Arguments = {"norm": True, "training": True, "bias": False} if norm else {}
     given: Arguments = {"norm": True, "training": False} if norm else {}
     down: Arguments = {"stride": 2, "padding": 1}
     space, kernel = (7, 6, 5)[:dims], (3, 4, 3)[:dims]
     # Triton's kernels, of 2 dims, have no groups.
     groups = 1 if dims == 2 else 2
-    shapes = (3, 4, *space), (4, 6 // groups, *kernel) if transposed else (6, 4 // groups, *kernel), 6
-    yield lambda draw: _conv(draw, *shapes, **down, groups=groups, **rectified, **by_batch)
-    yield lambda draw: _conv(draw, *shapes, **down, groups=groups, **curved, **given)
+    weight = (4, 6 // groups, *kernel) if transposed else (6, 4 // groups, *kernel)
+    shapes = _Shapes((3, 4, *space), weight, 6)
+    yield lambda draw: _conv(draw, shapes, groups=groups, **down, **rectified, **by_batch)
+    yield lambda draw: _conv(draw, shapes, groups=groups, **down, **curved, **given)
     if dims != 2:
         return
     # A product of matrices on the CPU: a weight that is large beside the maps.
-    wide = ((4, 128, 4, 4), (128, 64, 4, 4), 64) if transposed else ((4, 64, 8, 8), (128, 64, 4, 4), 128)
-    yield lambda draw: _conv(draw, *wide, **down, channels_last=True, **rectified, **by_batch)
+    plain, other = _Shapes((4, 64, 8, 8), (128, 64, 4, 4), 128), _Shapes((4, 128, 4, 4), (128, 64, 4, 4), 64)
+    wide = other if transposed else plain
+    yield lambda draw: _conv(draw, wide, channels_last=True, **down, **rectified, **by_batch)
     if transposed:
         # A generator's last layer.
-        yield lambda draw: _conv(draw, (6, 64, 16, 16), (64, 3, 4, 4), 3, **down, **curved, **given)
+        last = _Shapes((6, 64, 16, 16), (64, 3, 4, 4), 3)
+        yield lambda draw: _conv(draw, last, **down, **curved, **given)
     elif norm:
         # More values than weights: without gradients the norm goes into the weight.
-        yield lambda draw: _conv(draw, (4, 16, 16, 16), (8, 16, 3, 3), 8, padding=1, **rectified, **given)
+        large = _Shapes((4, 16, 16, 16), (8, 16, 3, 3), 8)
+        yield lambda draw: _conv(draw, large, padding=1, **rectified, **given)
 
 
 def _spectral_norm(draw: Draw, n_power_iterations: int, dim: int) -> Arguments:
@@ -164,9 +175,9 @@ def _cases() -> dict[str, list[Callable[[Draw], Arguments]]]:
     for transposed in (False, True):
         for dims in (1, 2, 3):
             op = f"conv{'_transpose' if transposed else ''}{dims}d"
-            cases[op] = list(_convs(dims, transposed, norm=False, activation=False))
-            cases[f"{op}_act"] = list(_convs(dims, transposed, norm=False, activation=True))
-            cases[f"{op}_bn_act"] = list(_convs(dims, transposed, norm=True, activation=True))
+            cases[op] = list(_convs(dims, transposed, norm=False, activated=False))
+            cases[f"{op}_act"] = list(_convs(dims, transposed, norm=False, activated=True))
+            cases[f"{op}_bn_act"] = list(_convs(dims, transposed, norm=True, activated=True))
     return cases
 
 
@@ -267,6 +278,7 @@ class Finding:
 class Report:
     """The findings of :func:`check`; its text has a line for each op."""
 
+    ops: tuple[str, ...]
     findings: tuple[Finding, ...]
     backend: str
     """What was asked for; "auto": all that can serve."""
@@ -287,8 +299,8 @@ class Report:
             f"self-check of backends: {which}; in float32 against the reference in float64, to second gradients",
             "(error nearest its bound, of the result's largest value; in brackets that of eager PyTorch)",
         ]
-        width = max(map(len, CASES))
-        for op in sorted(CASES):
+        width = max(map(len, self.ops))
+        for op in self.ops:
             found = [finding for finding in self.findings if finding.op == op]
             if not found:
                 lines.append(f"  {op:<{width}}  not checked: not served by backend {self.backend} here")
@@ -302,67 +314,86 @@ class Report:
         return "\n".join(lines)
 
 
-def check() -> Report:
-    """Run every op on every device here and every backend that can serve it there, and compare.
+def check(names: Sequence[str] | None = None) -> Report:
+    """Run ops on every device here and every backend that can serve them there, and compare.
+
+    Args:
+        names: the ops; None stands for all.
 
     Returns:
         A report: ``ok``, whether all agree; ``str(report)``, a line for each op.
 
     Notes:
         Inside ``use_backend`` or with GAN_FAST_BACKEND set that backend alone is checked.
-        An op that raises is part of the report. No state of the caller changes but torch's random number generators of
-        the devices, which some backends draw from: they are put back.
+        An op that raises is part of the report.
+        While it runs, backends are chosen for the whole process.
     """
     begin = time.perf_counter()
-    with _undisturbed():
-        findings = [finding for op in backends.names_of_ops() for finding in _check(op)]
-    return Report(tuple(findings), backends.requested(), time.perf_counter() - begin)
+    names = backends.names_of_ops() if names is None else names
+    with torch.enable_grad(), _without_tf32():
+        findings = tuple(finding for op in names for finding in _check(op))
+    return Report(tuple(names), findings, backends.requested(), time.perf_counter() - begin)
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """In float32 proper, with gradients, and nobody's random numbers the fewer."""
+def _without_tf32() -> Iterator[None]:
+    """The reference on a GPU in float32 proper: what it is off is what ours may be."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = False
     try:
-        with torch.enable_grad(), torch.random.fork_rng():
-            yield
+        yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def _check(op: str) -> list[Finding]:
     """Check one op; of each device and backend the finding of the case that came off worst."""
-    found = []
+    asked, found = backends.requested(), []
     for device in backends.devices():
-        names = backends.candidates(op, device, torch.float32)
-        if backends.requested() != "auto":
-            names = [name for name in names if name == backends.requested()]
-        for name in names:
-            findings = [_check_case(op, device, name, case) for case in CASES[op]]
-            found.append(max(findings, key=lambda finding: finding.badness))
+        names = [name for name in backends.candidates(op, device, torch.float32) if asked in ("auto", name)]
+        if asked == "auto" and device == "cpu":
+            # There Triton's interpreter takes minutes, and automatic choice does not take it.
+            names = [name for name in names if name != "triton"]
+        by_case = [_check_case(op, device, names, case(Draw())) for case in CASES[op]]
+        found += [max(findings, key=lambda finding: finding.badness) for findings in zip(*by_case)]
     return found
 
 
-def _check_case(op: str, device: str, name: str, case: Callable[[Draw], Arguments]) -> Finding:
-    finding = functools.partial(Finding, op, device, name)
+def _check_case(op: str, device: str, names: Sequence[str], arguments: Arguments) -> list[Finding]:
+    """The finding of each backend."""
     function = getattr(ops, op)
-    try:
-        arguments = case(Draw())
-        if op in LAWS:
-            function, reference = _by_law(LAWS[op], function, arguments, device, name)
-        else:
-            reference = function
+    double, single = (
+        functools.partial(_converted, arguments, torch.float64, "cpu"),
+        functools.partial(_converted, arguments, torch.float32, device),
+    )
+
+    def measures(reference: Callable[..., Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         with backends.use_backend("reference"):
-            exact = _results(reference, _converted(arguments, torch.float64, "cpu"))
-            eager = _results(reference, _converted(arguments, torch.float32, device))
-        with backends.use_backend(name):
-            ours = _results(function, _converted(arguments, torch.float32, device))
-        return max((finding(**_compare(*item)) for item in _aligned(ours, eager, exact)), key=lambda f: f.badness)
-    # Whatever it is, it is what the user wants to know.
-    except Exception as error:
-        return finding(raised=f"{type(error).__name__}: {' '.join(str(error).split())}")
+            return _results(reference, double()), _results(reference, single())
+
+    # Of most ops that of all backends; what is drawn is each one's own.
+    shared = functools.cache(lambda: measures(function))
+
+    def find(name: str) -> Finding:
+        finding = functools.partial(Finding, op, device, name)
+        try:
+            if op in LAWS:
+                call, reference = _by_law(LAWS[op], function, arguments, device, name)
+                exact, eager = measures(reference)
+            else:
+                call, (exact, eager) = function, shared()
+            if name == "reference" and call is function:
+                ours = eager
+            else:
+                with backends.use_backend(name):
+                    ours = _results(call, single())
+            return max((finding(**_compare(*item)) for item in _aligned(ours, eager, exact)), key=lambda f: f.badness)
+        # Whatever it is, it is what the user wants to know.
+        except Exception as error:
+            return finding(raised=f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+    return [find(name) for name in names]
 
 
 def _by_law(
@@ -416,7 +447,7 @@ def _results(function: Callable[..., Any], arguments: Arguments) -> dict[str, Te
     draw = Draw(1)
 
     def direction(like: Tensor) -> Tensor:
-        return draw(*like.shape, grad=False).to(like)
+        return draw(*like.shape, mean=1.0, grad=False).to(like)
 
     # Of a loss what backward() begins with.
     grad_output = direction(output) if output.dim() else torch.ones_like(output)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import logging
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +40,64 @@ def test_info_names_what_serves_every_op() -> None:
     assert extension.build_info()["compiler"] in text
     with gan_fast.use_backend("reference"):
         assert "reference: asked for by name" in gan_fast.info()
+
+
+def test_info_names_what_the_kernels_stand_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = gan_fast.info()
+    build = extension.build_info()
+    assert f"Python {platform.python_version()}, {platform.platform()}" in text
+    assert f"{torch.get_num_threads()} CPU threads on {len(os.sched_getaffinity(0))} CPUs" in text
+    assert f"torch {torch.__version__}, " in text
+    if torch.version.cuda is None:
+        assert "built without CUDA; " in text
+    if backends._triton_is_installed():
+        assert f"; Triton {importlib.metadata.version('triton')}; " in text
+    if build and build["instruction_set"] == build["best_instruction_set"]:
+        assert f"CPU instruction set {build['best_instruction_set']} (the best here)" in text
+    monkeypatch.setattr(backends, "_triton_is_installed", lambda: False)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(extension, "build_info", lambda: {**build, "instruction_set": "avx1"})
+    nvcc = tmp_path / "bin" / "nvcc"
+    for script, want in (
+        ("echo Cuda compilation tools, release 12.8, V12.8.61", "; nvcc 12.8\n"),
+        ("echo so be it", "; nvcc of an unknown version\n"),
+        ("exit 3", "; nvcc does not run: "),
+    ):
+        nvcc.parent.mkdir(exist_ok=True)
+        nvcc.write_text(f"#!/bin/sh\n{script}\n")
+        nvcc.chmod(0o755)
+        monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+        assert want in gan_fast.info()
+    assert "Triton is not installed (install: pip install triton)" in gan_fast.info()
+    if build:
+        assert f"avx1 (lowered by GAN_FAST_ISA; the best here is {build['best_instruction_set']})" in gan_fast.info()
+
+
+def test_environment_with_a_name_of_no_backend_is_refused_at_first_use() -> None:
+    """Not while the package is imported: of that the command line could only make a traceback."""
+    code = """
+import torch, gan_fast
+x = torch.ones(3)
+for call in (lambda _: gan_fast.info(), gan_fast.ops.minimax_g_loss, gan_fast.ops.leaky_relu):
+    try:
+        call(x)
+    except ValueError as error:
+        print(error)
+with gan_fast.use_backend("cpu"):
+    print(gan_fast.ops.minimax_g_loss(torch.zeros(3)).item())
+"""
+    message = "GAN_FAST_BACKEND: expected name one of auto, reference, cpu, cuda, triton, got 'bogus'"
+    *said, value = run(code, GAN_FAST_BACKEND="bogus").stdout.splitlines()
+    assert said == [message] * 3
+    assert float(value) == pytest.approx(0.6931472)
+    program = subprocess.run(
+        [sys.executable, "-m", "gan_fast", "info"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "GAN_FAST_BACKEND": "bogus"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (program.returncode, program.stdout, program.stderr) == (2, "", f"gan-fast: {message}\n")
 
 
 def test_backend_choice_nests_and_is_restored() -> None:

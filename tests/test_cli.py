@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from train.players import assert_same_state
 
-from gan_fast import cli
+from gan_fast import backends, cli
 from gan_fast.train import TrainConfig, Trainer, run
 from gan_fast.train.checkpoint import load_checkpoint, previous_of
 from gan_fast.train.loop import LOGGED
@@ -110,8 +110,18 @@ def test_sample_takes_a_file_too(finished, tmp_path):
 
 
 def test_info(capsys):
-    cli.main(["info"])
+    cli.main(["info", "--no-check"])
     assert "minimax_d_loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("args", [["info"], ["train", "--data", "digits", "--out", "{}/run"], ["sample", "{}"]])
+def test_a_backend_that_nobody_knows_is_one_line(args, tmp_path, monkeypatch, capsys):
+    """As import leaves it; the test of backends begins with the environment."""
+    monkeypatch.setenv("GAN_FAST_BACKEND", "bogus")
+    monkeypatch.setattr(backends, "_requested", "")
+    line = fails(capsys, 2, *(arg.format(tmp_path) for arg in args))
+    assert line == ("gan-fast: GAN_FAST_BACKEND: expected name one of auto, reference, cpu, cuda, triton, got 'bogus'")
+    assert not any(tmp_path.iterdir())
 
 
 def test_resume_goes_on_as_if_never_stopped(finished, tmp_path, capsys):
