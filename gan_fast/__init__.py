@@ -1,7 +1,7 @@
 """gan_fast: fused kernels and a lean trainer for GANs in PyTorch."""
 
-from gan_fast import models, nn, ops
+from gan_fast import export, models, nn, ops
 from gan_fast.backends import info, use_backend
 from gan_fast.version import __version__
 
-__all__ = ["__version__", "info", "models", "nn", "ops", "use_backend"]
+__all__ = ["__version__", "export", "info", "models", "nn", "ops", "use_backend"]
