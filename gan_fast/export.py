@@ -361,13 +361,18 @@ def _onnx(
 ) -> bytes:
     with _quiet():
         import onnx
+        import onnxscript.optimizer
         import torch.onnx
 
         shapes = tuple({0: "batch"} if x.dim() else None for x in inputs) if dynamic_batch else None
         try:
             converted = torch.onnx.export(
-                program, inputs, dynamo=True, verbose=False, dynamic_shapes=shapes, opset_version=opset
-            )
+                program, inputs, dynamo=True, verbose=False, optimize=False, dynamic_shapes=shapes,
+                opset_version=opset,
+            )  # fmt: skip
+            # What else `optimize` does takes 1e-8 for zero and 1.00001 for one, and an eps is gone.
+            onnxscript.optimizer.fold_constants(converted.model)
+            onnxscript.optimizer.remove_unused_nodes(converted.model)
             model = converted.model_proto
             onnx.checker.check_model(model)
         except Exception as error:
