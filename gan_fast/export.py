@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import io
 import logging
 import operator
 import os
@@ -120,7 +121,12 @@ def to_onnx(
         raise ValueError(f"{op}: expected model parameters of at most {_ONNX_BYTES} bytes in one file, got {size}")
     for index, output in enumerate(_evaluate(op, plain, inputs)):
         checks.tensor(op, f"model output {index}", output)
-    content = _onnx(op, _program(op, plain, inputs, dynamic_batch), inputs, dynamic_batch, opset_version)
+    program = _program(op, plain, inputs, dynamic_batch)
+    buffers = program.graph_signature.inputs_to_buffers
+    moved = [buffers[name] for name in _overwritten(program.graph) if name in buffers]
+    if moved:
+        raise ValueError(f"{op}: expected model without buffers that evaluation moves, got {', '.join(moved)}")
+    content = _onnx(op, program, inputs, dynamic_batch, opset_version)
     if check or (check is None and _installed("onnxruntime")):
         _check(op, content, plain, inputs)
         if dynamic_batch:
@@ -179,24 +185,30 @@ def _plain_copy(op: str, model: nn.Module) -> nn.Module:
         raise TypeError(f"{op}: expected model type Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(f"{op}: expected model type Module in Python, got {type(model).__name__}")
+    # What torch.compile wraps.
     model = getattr(model, "_orig_mod", model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise ValueError(f"{op}: expected model with shapes, got a lazy {name}; call the model once")
     # Tensors that hooks compute (torch.nn.utils.spectral_norm) are no leaves, which deepcopy refuses.
     computed = (t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and t.grad_fn is not None)
-    memo: dict[int, Any] = {id(t): t.detach().clone() for t in computed}
-    try:
-        # The one place where a model that `fuse` rewrote is taken apart: unfuse(copy.deepcopy(model, memo)).
-        plain = copy.deepcopy(model, memo)
-    except Exception as error:
-        raise ValueError(f"{op}: expected model that copy.deepcopy takes, got {_reason(error)}") from error
-    return plain.eval().requires_grad_(False)
+    with torch.inference_mode(False):
+        memo: dict[int, Any] = {id(t): t.detach().clone() for t in computed}
+        try:
+            # The one place where a model that `fuse` rewrote is taken apart: unfuse(copy.deepcopy(model, memo)).
+            plain = copy.deepcopy(model, memo)
+        except Exception as error:
+            raise ValueError(f"{op}: expected model that copy.deepcopy takes, got {_reason(error)}") from error
+        return plain.eval().requires_grad_(False)
 
 
 def _evaluate(op: str, model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Any]:
-    """The outputs, flat; copies go in, and the random numbers that a model draws are not missing later."""
+    """The outputs, flat; nothing has changed then: inputs, buffers, or the state of random numbers."""
     devices = {x.device for x in inputs if x.is_cuda}
     with _evaluating(inputs), torch.random.fork_rng(devices):
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         try:
-            return pytree.tree_leaves(model(*(x.clone() for x in inputs)))
+            return pytree.tree_leaves(torch.func.functional_call(model, buffers, tuple(x.clone() for x in inputs)))
         except Exception as error:
             shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
             raise ValueError(
@@ -206,10 +218,11 @@ def _evaluate(op: str, model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Any
 
 @contextlib.contextmanager
 def _evaluating(inputs: tuple[Tensor, ...]) -> Iterator[None]:
-    """Whatever the caller is in the middle of: neither gradients, nor autocast, nor inference mode, which is no trace."""
+    """Plain ATen, without what the caller may be in the midst of and traces would keep: autocast, inference mode."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(backends.serving("reference"))
         for device in {x.device.type for x in inputs}:
             stack.enter_context(torch.autocast(device, enabled=False))
         yield
@@ -218,7 +231,7 @@ def _evaluating(inputs: tuple[Tensor, ...]) -> Iterator[None]:
 def _program(
     op: str, model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool
 ) -> torch.export.ExportedProgram:
-    with _quiet(), _evaluating(inputs), backends.serving("reference"):
+    with _quiet(), _evaluating(inputs):
         try:
             program = _trace(model, inputs, dynamic_batch)
         except Exception as error:
@@ -228,17 +241,16 @@ def _program(
                     "dynamic_batch=False exports it for that of example_inputs"
                 ) from error
             raise ValueError(f"{op}: expected model that torch.export traces, got {_reason(error)}") from error
+        graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, fx.GraphModule)]
+        ours = {str(n.target) for g in graphs for n in g.nodes if getattr(n.target, "namespace", None) == "gan_fast"}
+        if ours:
+            raise ValueError(f"{op}: expected model of ATen's operators, got one that calls {', '.join(sorted(ours))}")
         # With an empty table of decompositions operators stay what they are, but none writes over its input any more.
-        program = _trace(_fold(program.run_decompositions({}).module(check_guards=False)), inputs, dynamic_batch)
-    graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, fx.GraphModule)]
-    ours = {str(n.target) for g in graphs for n in g.nodes if getattr(n.target, "namespace", None) == "gan_fast"}
-    if ours:
-        raise ValueError(f"{op}: expected model of ATen's operators, got one that calls {', '.join(sorted(ours))}")
-    return program
+        return _trace(_fold(program.run_decompositions({}).module(check_guards=False)), inputs, dynamic_batch)
 
 
 def _trace(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> torch.export.ExportedProgram:
-    shapes = None
+    shapes: Any = None
     if dynamic_batch:
         batch, shapes = torch.export.Dim("batch"), torch.export.ShapesCollection()
         # Keyed by identity.
@@ -261,7 +273,7 @@ def _fold(module: fx.GraphModule) -> fx.GraphModule:
     """Compute what does not depend on inputs, and fold batch norm into the layers in front."""
     graph = module.graph
     attributes = {n.target: operator.attrgetter(n.target)(module) for n in graph.nodes if n.op == "get_attr"}
-    moved = {n.args[0] for n in graph.nodes if n.target is _aten.copy_.default}
+    moved = _overwritten(graph)
     # Nodes that do not depend on inputs, and what they give.
     values: dict[fx.Node, Any] = {}
 
@@ -274,7 +286,7 @@ def _fold(module: fx.GraphModule) -> fx.GraphModule:
 
     for node in graph.nodes:
         if node.op == "get_attr":
-            if isinstance(attributes[node.target], Tensor) and node not in moved:
+            if isinstance(attributes[node.target], Tensor) and node.name not in moved:
                 values[node] = attributes[node.target]
         elif _is_computable(node, values):
             values[node] = node.target(*map_arg(node.args, values.get), **map_arg(node.kwargs, values.get))
@@ -305,6 +317,11 @@ def _fold(module: fx.GraphModule) -> fx.GraphModule:
         if not node.users and not node.is_impure():
             graph.erase_node(node)
     return fx.GraphModule({n.target: attributes[n.target] for n in graph.nodes if n.op == "get_attr"}, graph)
+
+
+def _overwritten(graph: fx.Graph) -> set[str]:
+    """Names of the nodes that a graph without other writes copies new values into, at its end."""
+    return {node.args[0].name for node in graph.find_nodes(op="call_function", target=_aten.copy_.default)}
 
 
 def _is_computable(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
@@ -338,11 +355,10 @@ def _folds(layer: fx.Node, norm: fx.Node, values: dict[fx.Node, Any]) -> bool:
 
 def _folded(layer: fx.Node, norm: fx.Node, values: dict[fx.Node, Any]) -> tuple[Tensor, Tensor]:
     """Weight and bias with which the layer alone gives what the norm gave."""
-    eps = norm.args[6]
-    weight, bias, bn_weight, bn_bias, mean, var = (
-        None if node is None else values[node].double()
-        for node in (_argument(layer, "weight"), _argument(layer, "bias"), *norm.args[1:5])
-    )
+    eps: Any = norm.args[6]
+    nodes = _argument(layer, "weight"), _argument(layer, "bias"), *norm.args[1:5]
+    tensors: list[Any] = [None if node is None else values[node].double() for node in nodes]
+    weight, bias, bn_weight, bn_bias, mean, var = tensors
     scale = (var + eps).rsqrt() if bn_weight is None else bn_weight * (var + eps).rsqrt()
     shift = -mean * scale if bias is None else (bias - mean) * scale
     shift = shift if bn_bias is None else shift + bn_bias
@@ -352,7 +368,7 @@ def _folded(layer: fx.Node, norm: fx.Node, values: dict[fx.Node, Any]) -> tuple[
         folded = (weight.unflatten(0, (scales.size(0), -1)) * scales).flatten(0, 1)
     else:
         folded = weight * scale.view(-1, *(1 for _ in weight.shape[1:]))
-    dtype = values[_argument(layer, "weight")].dtype
+    dtype = values[nodes[0]].dtype
     return folded.to(dtype), shift.to(dtype)
 
 
@@ -366,7 +382,7 @@ def _onnx(
 
         shapes = tuple({0: "batch"} if x.dim() else None for x in inputs) if dynamic_batch else None
         try:
-            converted = torch.onnx.export(
+            converted: Any = torch.onnx.export(
                 program, inputs, dynamo=True, verbose=False, optimize=False, dynamic_shapes=shapes,
                 opset_version=opset,
             )  # fmt: skip
@@ -424,7 +440,8 @@ def _check(op: str, content: bytes, model: nn.Module, inputs: tuple[Tensor, ...]
 def _reason(error: BaseException) -> str:
     """The line of an error that says most: torch's own have advice around it, in a list what it is about."""
     lines = [" ".join(line.split()) for line in str(error).splitlines()] or [""]
-    told = next((line.removeprefix("- ") for line in lines if line.startswith("- ")), lines[0])
+    listed = (line.removeprefix("- ").partition(". ")[0] for line in lines if line.startswith("- "))
+    told = next(listed, lines[0])
     return f"{type(error).__name__}: {told}"
 
 
@@ -434,7 +451,7 @@ _NOISY = ("torch", "onnxscript", "onnx_ir")
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' warnings and logs, but for what TORCH_LOGS asks for."""
+    """Without what the exporters warn of, log and print, but for what TORCH_LOGS asks for."""
     loggers = [value for value in logging.root.manager.loggerDict.values() if isinstance(value, logging.Logger)]
     handlers = {handler for log in (logging.root, *loggers) for handler in log.handlers}
     if logging.lastResort is not None:
@@ -447,7 +464,8 @@ def _quiet() -> Iterator[None]:
     for handler in quieted:
         handler.addFilter(is_of_others)
     try:
-        with warnings.catch_warnings():
+        # To stderr goes the graph of a trace that fails.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import itertools
-import logging
-import os
-import sys
-import threading
 
 import onnx
 import onnxruntime
@@ -19,7 +14,6 @@ from torch import nn
 
 import gan_fast
 from gan_fast import export
-from gan_fast.files import CheckpointError
 from gan_fast.models import DCGANDiscriminator, DCGANGenerator
 
 
@@ -27,10 +21,11 @@ def lived_in(model):
     """With norms that have seen data: statistics, weights and biases of no layer are what they began as."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):
-            for name, low, high in (("running_mean", -1, 1), ("running_var", 0.5, 2), ("weight", -1, 1), ("bias", -1, 1)):
-                tensor = getattr(module, name)
+            for tensor in (module.running_mean, module.weight, module.bias):
                 if tensor is not None:
-                    nn.init.uniform_(tensor.data, low, high)
+                    nn.init.uniform_(tensor.data, -1, 1)
+            if module.running_var is not None:
+                nn.init.uniform_(module.running_var, 0.5, 2)
     return model
 
 
@@ -58,7 +53,7 @@ class EveryLayer(nn.Module):
 
 
 class HandWritten(nn.Module):
-    """Functional calls, a layer used twice, tied weights, a weight that is computed, and norms that cannot be folded."""
+    """Functional calls, a layer used twice, tied weights, a computed weight, and norms that cannot be folded."""
 
     def __init__(self):
         super().__init__()
