@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import io
+import logging
+import os
+import subprocess
+import sys
+import threading
 
 import onnx
 import onnxruntime
@@ -14,6 +18,7 @@ from torch import nn
 
 import gan_fast
 from gan_fast import export
+from gan_fast.files import CheckpointError
 from gan_fast.models import DCGANDiscriminator, DCGANGenerator
 
 
@@ -29,27 +34,27 @@ def lived_in(model):
     return model
 
 
-class EveryLayer(nn.Module):
+def chain(dims):
     """A norm behind each kind of layer, plain and grouped, with and without biases and parameters of the norm."""
+    conv, transpose, norm = (getattr(nn, f"{kind}{dims}d") for kind in ("Conv", "ConvTranspose", "BatchNorm"))
+    return nn.Sequential(
+        conv(4, 6, 3, padding="same"), norm(6), nn.ReLU(True),
+        conv(6, 4, 4, 2, 1, groups=2, bias=False), norm(4, affine=False), nn.Tanh(),
+        transpose(4, 4, 3, 2, 1, output_padding=1, groups=2), norm(4, eps=1e-3),
+    )  # fmt: skip
 
+
+class EveryLayer(nn.Module):
     def __init__(self):
         super().__init__()
-        norms = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
-        plain = nn.Conv1d, nn.Conv2d, nn.Conv3d
-        transposed = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
-        self.chains = nn.ModuleList(
-            nn.Sequential(
-                conv(4, 8, 3, padding="same"), norm(8), nn.ReLU(True),
-                conv(8, 6, 4, 2, 1, groups=2, bias=False), norm(6, affine=False), nn.Tanh(),
-                transpose(6, 12, 3, 2, 1, output_padding=1, groups=3), norm(12, eps=1e-3),
-                transpose(12, 4, 3, 1, 1, bias=False), norm(4), nn.Flatten(),
-                nn.LazyLinear(5), norms[0](5), nn.Linear(5, 3, bias=False), norms[0](3),
-            )
-            for norm, conv, transpose in zip(norms, plain, transposed)
+        self.chains = nn.ModuleList(map(chain, (1, 2, 3)))
+        self.linear = nn.Sequential(
+            nn.Linear(16, 5), nn.BatchNorm1d(5), nn.Linear(5, 3, bias=False), nn.BatchNorm1d(3)
         )  # fmt: skip
 
     def forward(self, line, image, volume):
-        return {"line": self.chains[0](line), "rest": (self.chains[1](image), self.chains[2](volume))}
+        line, image, volume = (chain(x) for chain, x in zip(self.chains, (line, image, volume)))
+        return {"line": self.linear(line.flatten(1)), "rest": (image, volume)}
 
 
 class HandWritten(nn.Module):
@@ -74,21 +79,19 @@ class HandWritten(nn.Module):
         return self.over_positions(self.linear(x.mean(2)))
 
 
-class Moving(nn.Module):
-    """Counts its calls, and draws random numbers in training alone."""
-
+class Counting(nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer("calls", torch.zeros(()))
-        self.dropout = nn.Dropout(0.5)
 
     def forward(self, x):
         self.calls += 1
-        return self.dropout(x) + self.calls
+        return x + self.calls
 
 
 def spectral():
-    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(144, 2)
+    torchs = nn.utils.parametrizations.spectral_norm(nn.Linear(144, 2))
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.LeakyReLU(0.2), nn.Flatten(), torchs
     return gan_fast.nn.spectral_norm(nn.Sequential(*layers))
 
 
@@ -130,9 +133,9 @@ MODELS = {
 }
 
 
-@pytest.fixture(params=MODELS)
-def case(request):
-    build, draw, norms = MODELS[request.param]
+def built(name):
+    """A model in training mode that has trained, and its draw and norms."""
+    build, draw, norms = MODELS[name]
     model = build()
     with torch.no_grad():
         model(*draw(4))
@@ -147,8 +150,16 @@ def close(results, wanted):
         assert (result - want).abs().max() <= 1e-5 * max(1, want.abs().max())
 
 
-def norms_in(program):
-    return sum("batch_norm" in str(node.target) for node in program.graph.nodes if node.op == "call_function")
+def evaluated(model, *inputs):
+    model.eval()
+    with torch.no_grad():
+        output = model(*inputs)
+    model.train()
+    return output
+
+
+def operators(program):
+    return [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
 
 
 def run(path, *inputs):
@@ -157,28 +168,271 @@ def run(path, *inputs):
     return [torch.from_numpy(a) for a in session.run(None, {name: x.numpy() for name, x in zip(names, inputs)})]
 
 
-def test_program_is_evaluation_without_its_norms(case):
-    model, draw, norms = case
-    program = export.to_exported_program(model, draw(2))
-    assert norms_in(program) == norms
-    assert not any("gan_fast" in str(node.target) for node in program.graph.nodes)
+def state_of(model):
+    tensors = {name: (t, t._version, t.clone(), t.requires_grad) for name, t in named_tensors(model)}
+    return tensors, [(type(module), module.training) for module in model.modules()], torch.get_rng_state()
+
+
+def named_tensors(model):
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def assert_untouched(model, before):
+    tensors, modules, random = before
+    assert [(type(module), module.training) for module in model.modules()] == modules
+    assert torch.equal(torch.get_rng_state(), random)
+    assert [name for name, _ in named_tensors(model)] == list(tensors)
+    for name, tensor in named_tensors(model):
+        same, version, value, requires_grad = tensors[name]
+        assert tensor is same
+        assert (tensor._version, tensor.requires_grad) == (version, requires_grad)
+        assert torch.equal(tensor, value)
+
+
+@pytest.mark.parametrize("name", ["generator", "hand-written", "spectral norm", "hooks"])
+def test_program_is_evaluation_without_its_norms(name):
+    model, draw, norms = built(name)
+    inputs = draw(1)
+    before = state_of(model)
+    program = export.to_exported_program(model, inputs)
+    assert_untouched(model, before)
+    assert sum("batch_norm" in operator for operator in operators(program)) == norms
+    assert not any("gan_fast" in operator for operator in operators(program))
     saved = io.BytesIO()
     torch.export.save(program, saved)
     saved.seek(0)
     loaded = torch.export.load(saved).module()
     for n in (1, 2, 5):
         inputs = draw(n)
-        close(loaded(*inputs), copy.deepcopy(model).eval()(*inputs) if model is not None else None)
+        close(loaded(*inputs), evaluated(model, *inputs))
 
 
-def test_onnx_is_evaluation_without_its_norms(case, tmp_path):
-    model, draw, norms = case
-    export.to_onnx(model, tmp_path / "model.onnx", draw(1))
+@pytest.mark.parametrize("name", ["discriminator", "every layer", "ours"])
+def test_onnx_is_evaluation_without_its_norms(name, tmp_path):
+    model, draw, _ = built(name)
+    inputs = draw(1)
+    before = state_of(model)
+    export.to_onnx(model, tmp_path / "model.onnx", inputs)
+    assert_untouched(model, before)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     written = onnx.load(tmp_path / "model.onnx")
-    assert sum(node.op_type == "BatchNormalization" for node in written.graph.node) <= norms
+    assert "BatchNormalization" not in {node.op_type for node in written.graph.node}
     assert {node.domain for node in written.graph.node} == {""}
     assert not written.functions
+    assert {value.type.tensor_type.shape.dim[0].dim_param for value in written.graph.input} == {"batch"}
+    # Where the model's source lies.
+    assert os.path.dirname(__file__).encode() not in (tmp_path / "model.onnx").read_bytes()
     for n in (1, 2, 5):
         inputs = draw(n)
-        close(run(tmp_path / "model.onnx", *inputs), copy.deepcopy(model).eval()(*inputs))
+        close(run(tmp_path / "model.onnx", *inputs), evaluated(model, *inputs))
+
+
+class PixelNorm(nn.Module):
+    def forward(self, x):
+        return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt() * 1.00001
+
+
+def test_small_constants_stay(tmp_path):
+    """onnxscript's own optimizer takes them for zero and one."""
+    x = torch.tensor([[0.0, 0.0], [1e-4, 1e-4], [100.0, 0.0]])
+    export.to_onnx(PixelNorm(), tmp_path / "x.onnx", x)
+    (result,) = run(tmp_path / "x.onnx", x)
+    assert torch.allclose(result, PixelNorm()(x), rtol=1e-6, atol=0)
+
+
+def test_fixed_batch(tmp_path):
+    """A group of four, and a shape that is written out, hold for no other batch."""
+    model, x = nn.Sequential(gan_fast.nn.MinibatchStdDev(4), nn.Unflatten(0, (2, 4))), torch.randn(8, 6)
+    program = export.to_exported_program(model, x, dynamic_batch=False).module()
+    assert torch.equal(program(x), model(x))
+    with pytest.raises(AssertionError):
+        program(torch.randn(4, 6))
+    # Dims without a batch size in common, and none at all.
+    scaled = export.to_exported_program(Scaling(), (torch.ones(2, 3), torch.ones(3)), dynamic_batch=False).module()
+    assert torch.equal(scaled(torch.ones(2, 3), 3 * torch.ones(3)), 3 * torch.ones(2, 3))
+
+
+class Scaling(nn.Module):
+    def forward(self, x, scale):
+        return x * scale
+
+
+def test_scalars_have_no_batch():
+    program = export.to_exported_program(Scaling(), (torch.ones(1, 3), torch.tensor(2.0))).module()
+    assert torch.equal(program(torch.ones(4, 3), torch.tensor(5.0)), 5 * torch.ones(4, 3))
+
+
+def test_buffers_that_evaluation_moves(tmp_path):
+    model = Counting()
+    model(torch.zeros(1, 1))
+    program = export.to_exported_program(model, torch.zeros(2, 1)).module()
+    assert [program(torch.zeros(3, 1))[0].item() for _ in range(3)] == [2, 3, 4]
+    assert model.calls == 1
+    with pytest.raises(ValueError, match="expected model without buffers that evaluation moves, got calls"):
+        export.to_onnx(model, tmp_path / "x.onnx", torch.zeros(2, 1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_in_the_midst_of_other_modes():
+    model, x = DCGANGenerator(8, 1, 16, 2), torch.randn(2, 8, requires_grad=True)
+    with torch.inference_mode(), torch.autocast("cpu"), gan_fast.use_backend("cpu"):
+        program = export.to_exported_program(model, x)
+    assert not any("to.dtype" in operator or "_to_copy" in operator for operator in operators(program))
+    program.module()(x).sum().backward()
+    assert x.grad.abs().max() > 0
+
+
+def test_float64_and_half_precision(tmp_path):
+    """onnxruntime has float16 convolutions, but no float64 ones."""
+    conv = lived_in(nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4)))
+    with pytest.raises(RuntimeError, match=r"expected model that onnxruntime runs, got .*NOT_IMPLEMENTED.*check=False"):
+        export.to_onnx(conv.double(), tmp_path / "conv.onnx", torch.randn(2, 2, 8, dtype=torch.double))
+    assert not (tmp_path / "conv.onnx").exists()
+    export.to_onnx(conv.half(), tmp_path / "conv.onnx", torch.randn(2, 2, 8).half())
+    assert "Conv" in {node.op_type for node in onnx.load(tmp_path / "conv.onnx").graph.node}
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class Noisy(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
+class Direct(nn.Module):
+    def forward(self, x):
+        one = torch.ones(4)
+        return torch.ops.gan_fast.batch_norm_act_forward(x, one, one, None, None, False, 0.1, 1e-5, "relu", 0.0)[0]
+
+
+class SingularValues(nn.Module):
+    def forward(self, x):
+        return torch.linalg.svdvals(x)
+
+
+class Dual(nn.Module):
+    def forward(self, x):
+        return x, None
+
+
+class Locked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+X = torch.ones(2, 4)
+BAD = [
+    (None, X, TypeError, "expected model type Module, got NoneType"),
+    (torch.relu, X, TypeError, "expected model type Module, got builtin_function_or_method"),
+    (nn.LazyLinear(2), X, ValueError, "expected model with shapes, got a lazy weight; call the model once"),
+    (Locked(), X, ValueError, "expected model that copy.deepcopy takes, got TypeError: cannot pickle"),
+    (nn.Tanh(), [X], TypeError, r"expected example_inputs\[0\] type Tensor, got list"),
+    (nn.Tanh(), (X, 1), TypeError, r"expected example_inputs\[1\] type Tensor, got int"),
+    (nn.Tanh(), (), ValueError, r"expected example_inputs at least one tensor, got \(\)"),
+    (nn.Tanh(), X[:0], ValueError, r"expected example_inputs batch size above 0 and .*, got shapes \(0, 4\)"),
+    (Scaling(), (X, X[0]), ValueError, r"the same in all, got shapes \(2, 4\), \(4,\); dynamic_batch=False"),
+    (Scaling(), X, ValueError, r"expected example_inputs that model takes, got shapes \(2, 4\): TypeError: .*scale"),
+    (nn.Linear(3, 1), X, ValueError, r"expected example_inputs that model takes, got shapes \(2, 4\): RuntimeError"),
+    (Branching(), X, ValueError, "expected model that torch.export traces, got GuardOnDataDependentSymNode: Could not"),
+    (nn.Unflatten(0, (2, 1)), X, ValueError, r"expected model of any batch size, got .*\(2\); dynamic_batch=False"),
+    (gan_fast.nn.MinibatchStdDev(4), torch.ones(8, 4), ValueError, "expected model of any batch size, got one of some"),
+    (Direct(), X, ValueError, "expected model of ATen's operators, got one that calls gan_fast.batch_norm_act_forward"),
+]
+BAD_FOR_ONNX = [
+    (Dual(), X, TypeError, "expected model output 1 type Tensor, got NoneType"),
+    (Noisy(), X, RuntimeError, "expected onnxruntime's output 0 within .* got a largest difference of [0-9]"),
+    (
+        SingularValues(),
+        X,
+        ValueError,
+        "expected model of operators that ONNX has, got DispatchError: No ONNX function found for .*svd",
+    ),
+]
+
+
+@pytest.mark.parametrize(("model", "inputs", "error", "message"), BAD)
+def test_bad_input(model, inputs, error, message, capfd):
+    with pytest.raises(error, match=f"^to_exported_program: .*{message}"):
+        export.to_exported_program(model, inputs)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("model", "inputs", "error", "message"), [BAD[0], BAD[4], BAD[-4], *BAD_FOR_ONNX])
+def test_what_cannot_be_onnx_leaves_the_file_as_it_was(model, inputs, error, message, tmp_path, capfd):
+    path = tmp_path / "x.onnx"
+    path.write_bytes(b"before")
+    with pytest.raises(error, match=f"^to_onnx: .*{message}"):
+        export.to_onnx(model, path, inputs)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"before"]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "message"),
+    [
+        (3, TypeError, "expected path type str or Path, got int"),
+        (".", ValueError, r"expected path a file, got the folder \."),
+        ("nowhere/x.onnx", ValueError, "expected path in a folder that is there, got nowhere/x.onnx"),
+    ],
+)
+def test_bad_path(path, error, message):
+    with pytest.raises(error, match=f"^to_onnx: {message}"):
+        export.to_onnx(nn.Tanh(), path, X)
+
+
+def test_a_folder_without_permission(tmp_path, monkeypatch):
+    # Whoever runs the tests may write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
+    with pytest.raises(ValueError, match=r"^to_onnx: expected path in a folder that can be written to, got"):
+        export.to_onnx(nn.Tanh(), tmp_path / "x.onnx", X)
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    (tmp_path / "x.onnx").write_bytes(b"before")
+    with pytest.raises(CheckpointError, match=r"x\.onnx: cannot be saved .*No space left on device.* stands"):
+        export.to_onnx(nn.Tanh(), tmp_path / "x.onnx", X)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"before"]
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_missing_packages(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    message = rf"to_onnx: expected onnx .*to be installed, got no {package}; run: pip install 'gan_fast\[onnx\]'"
+    with pytest.raises(ImportError, match=message):
+        export.to_onnx(nn.Tanh(), tmp_path / "x.onnx", X, check=True)
+
+
+def test_without_onnxruntime_the_log_says_so(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with caplog.at_level(logging.WARNING):
+        export.to_onnx(nn.Tanh(), tmp_path / "x.onnx", X)
+    assert [record.message for record in caplog.records] == [
+        f"to_onnx: {tmp_path / 'x.onnx'} is not checked, because onnxruntime is not installed"
+    ]
+
+
+def test_a_parameter_too_large_for_one_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_ONNX_BYTES", 79)
+    with pytest.raises(ValueError, match="expected model parameters of at most 79 bytes in one file, got 80"):
+        export.to_onnx(nn.Linear(4, 4), tmp_path / "x.onnx", X)
+
+
+def test_nothing_is_said_and_nothing_imported_before(tmp_path):
+    """In a process of its own: the exporters' noise comes with their first import."""
+    code = f"""
+import sys, gan_fast
+assert not {{"onnx", "onnxscript", "onnxruntime"}} & set(sys.modules)
+import torch
+gan_fast.export.to_onnx(torch.nn.Linear(4, 2), {str(tmp_path / "x.onnx")!r}, torch.ones(2, 4))
+"""
+    done = subprocess.run([sys.executable, "-W", "error::FutureWarning", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "x.onnx").exists()
