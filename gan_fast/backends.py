@@ -113,7 +113,7 @@ def _use(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _serving(name: str) -> Iterator[None]:
+def serving(name: str) -> Iterator[None]:
     """As :func:`use_backend`, for this thread alone: nobody has asked for it."""
     previous, _own.name = getattr(_own, "name", None), name
     try:
@@ -359,7 +359,7 @@ def on_quickest(
             _quickest[at] = name
     if name == "auto":
         return call(*arguments)
-    with _serving(name):
+    with serving(name):
         return call(*arguments)
 
 
@@ -369,7 +369,7 @@ def _work(call: Callable[..., Any], arguments: tuple[Any, ...], gradient: bool) 
         wanted = [t for t in copies if isinstance(t, torch.Tensor) and t.requires_grad]
 
         def run() -> None:
-            with _serving(name), torch.set_grad_enabled(gradient):
+            with serving(name), torch.set_grad_enabled(gradient):
                 output = call(*copies)
             output = output[0] if isinstance(output, tuple) else output
             if gradient:

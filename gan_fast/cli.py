@@ -1,4 +1,4 @@
-"""The command line: ``gan-fast train``, ``sample`` and ``info``."""
+"""The command line: ``gan-fast train``, ``sample``, ``export`` and ``info``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Union
+from typing import Annotated, Literal, Union
 
+import torch
 import tyro
 from tqdm import tqdm
 
 from gan_fast import self_check
 from gan_fast.backends import info, requested
-from gan_fast.train.checkpoint import CheckpointError, load_generator, write_safely
+from gan_fast.export import to_exported_program, to_onnx
+from gan_fast.files import CheckpointError, write_safely
+from gan_fast.models import DCGANGenerator
+from gan_fast.train.checkpoint import load_generator
 from gan_fast.train.config import TrainConfig
 from gan_fast.train.loop import TrainingDivergedError, draw_latents, generate
 from gan_fast.train.pictures import write_grid
@@ -81,14 +85,9 @@ class Sample:
     """From the averaged generator; --no-ema: from the last one."""
 
     def __call__(self, command: str) -> int:
-        path = self.run
         if self.out is not None and not self.out.name.lower().endswith(".png"):
             raise _UsageError(f"sample: expected out a .png file, got {self.out}")
-        if path.is_dir():
-            path = path / ("generator_ema.safetensors" if self.ema else "generator.safetensors")
-        if not path.exists():
-            raise _UsageError(f"sample: expected run a folder or file with a generator, got {self.run}: no {path.name}")
-        generator = load_generator(path)
+        path, generator = _find_generator("sample", self.run, self.ema)
         with _users_errors():
             images = generate(generator, draw_latents(self.n, generator.latent_dim, self.seed))
             out = self.out or path.parent / "samples.png"
@@ -96,6 +95,47 @@ class Sample:
         write_safely(out, lambda file: write_grid(file, images))
         _say(str(out))
         return 0
+
+
+_SUFFIXES = {"onnx": ".onnx", "exported": ".pt2"}
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a trained generator for programs without gan_fast."""
+
+    run: tyro.conf.Positional[Path]
+    """A run's folder, or a generator's safetensors file."""
+    out: Path
+    """File to write: .onnx, or .pt2 for a program that torch.export.load reads."""
+    format: Literal["onnx", "exported"] = "onnx"
+    """ONNX, or a program of torch.export."""
+    ema: bool = True
+    """The averaged generator; --no-ema: the last one."""
+
+    def __call__(self, command: str) -> int:
+        suffix = _SUFFIXES[self.format]
+        if not self.out.name.lower().endswith(suffix):
+            raise _UsageError(f"export: expected out a {suffix} file for format {self.format}, got {self.out}")
+        _, generator = _find_generator("export", self.run, self.ema)
+        latents = draw_latents(2, generator.latent_dim, 0)
+        with _users_errors():
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            if self.format == "onnx":
+                to_onnx(generator, self.out, latents)
+        if self.format == "exported":
+            program = to_exported_program(generator, latents)
+            write_safely(self.out, lambda file: torch.export.save(program, file))
+        _say(str(self.out))
+        return 0
+
+
+def _find_generator(command: str, run: Path, ema: bool) -> tuple[Path, DCGANGenerator]:
+    """The generator of a run's folder, or of a file, and where it lies."""
+    path = run / ("generator_ema.safetensors" if ema else "generator.safetensors") if run.is_dir() else run
+    if not path.exists():
+        raise _UsageError(f"{command}: expected run a folder or file with a generator, got {run}: no {path.name}")
+    return path, load_generator(path)
 
 
 @dataclass(frozen=True)
@@ -156,7 +196,7 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(code)
 
 
-def _parse(args: Sequence[str]) -> Train | Sample | Info:
+def _parse(args: Sequence[str]) -> Train | Sample | Export | Info:
     """Parse with tyro; what it would print in a box over several lines becomes the message of one error."""
     digits = "--data=digits" in args or ("--data", "digits") in itertools.pairwise(args)
     train = tyro.conf.subcommand("train", default=_DIGITS) if digits else tyro.conf.subcommand("train")
@@ -164,6 +204,7 @@ def _parse(args: Sequence[str]) -> Train | Sample | Info:
     commands = Union[  # noqa: UP007
         Annotated[Train, train],
         Annotated[Sample, tyro.conf.subcommand("sample")],
+        Annotated[Export, tyro.conf.subcommand("export")],
         Annotated[Info, tyro.conf.subcommand("info")],
     ]
     box = io.StringIO()
@@ -178,7 +219,7 @@ def _parse(args: Sequence[str]) -> Train | Sample | Info:
         below_title = itertools.dropwhile(_is_rule, lines[1:])
         text = " ".join(itertools.takewhile(lambda line: not _is_rule(line), below_title)) or " ".join(lines)
         text = re.sub(r"^Error parsing \S+: ", "", text)
-        command = next((f" {a}" for a in args[:1] if a in ("train", "sample", "info")), "")
+        command = next((f" {a}" for a in args[:1] if a in ("train", "sample", "export", "info")), "")
         raise _UsageError(f"{text} (see gan-fast{command} --help)") from None
 
 
@@ -188,10 +229,10 @@ def _is_rule(line: str) -> bool:
 
 @contextlib.contextmanager
 def _users_errors() -> Iterator[None]:
-    """Where options and data are read, a wrong value is of the user's making; elsewhere it is a fault of ours."""
+    """Where options and data are read, what is wrong is for the user to mend; elsewhere it is a fault of ours."""
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         raise _UsageError(str(error)) from error
 
 

@@ -146,6 +146,7 @@ def _cases() -> dict[str, list[Callable[[Draw], Arguments]]]:
             lambda draw: _norm(draw, 4, 6, 9, 7, use_input_stats=False, activation="tanh"),
         ],
         "leaky_relu": [lambda draw: {"input": draw(5, 3, 17, 13), "negative_slope": 0.2}],
+        "relu": [lambda draw: {"input": draw(5, 3, 17, 13)}],
         "linear": [lambda draw: {"input": draw(37, 24), "weight": draw(10, 24, std=0.2), "bias": draw(10)}],
         "minibatch_discrimination": [lambda draw: {"input": draw(9, 12), "weight": draw(12, 10, 4, std=0.05)}],
         "sample_norm_penalty": [

@@ -7,14 +7,16 @@ import sys
 import time
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
 from train.players import assert_same_state
 
 from gan_fast import backends, cli
+from gan_fast.files import previous_of
 from gan_fast.train import TrainConfig, Trainer, run
-from gan_fast.train.checkpoint import load_checkpoint, previous_of
+from gan_fast.train.checkpoint import load_checkpoint
 from gan_fast.train.loop import LOGGED
 from gan_fast.train.pictures import image_grid
 
@@ -107,6 +109,29 @@ def test_sample_rebuilds_either_generator(finished, tmp_path, capsys):
 def test_sample_takes_a_file_too(finished, tmp_path):
     cli.main(["sample", str(finished / "generator.safetensors"), "--out", str(tmp_path / "new" / "x.png")])
     assert (tmp_path / "new" / "x.png").exists()
+
+
+@pytest.mark.parametrize(("suffix", "options"), [("onnx", []), ("pt2", ["--format", "exported", "--no-ema"])])
+def test_export_rebuilds_either_generator(finished, tmp_path, capsys, suffix, options):
+    out = tmp_path / "new" / f"generator.{suffix}"
+    cli.main(["export", str(finished), "--out", str(out), *options])
+    assert capsys.readouterr().out == f"{out}\n"
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    latents = cli.draw_latents(3, 8, 1)
+    if suffix == "onnx":
+        (result,) = onnxruntime.InferenceSession(out).run(None, {"latent": latents.numpy()})
+    else:
+        result = torch.export.load(out).module()(latents).numpy()
+    name = "generator" if "--no-ema" in options else "generator_ema"
+    want = cli.load_generator(finished / f"{name}.safetensors")(latents)
+    assert np.abs(result - want.detach().numpy()).max() <= 1e-5
+
+
+def test_export_says_what_to_install(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    line = fails(capsys, 2, "export", finished, "--out", tmp_path / "x.onnx")
+    assert "expected onnx and onnxscript to be installed, got no onnxscript; run: pip install 'gan_fast[onnx]'" in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_info(capsys):
@@ -235,6 +260,10 @@ def test_a_run_is_never_overwritten(finished, capsys, options, want):
         (["train", *SMALL, "--out", "/dev/null/x"], "Not a directory"),
         (["sample", "/nowhere"], "expected run a folder or file with a generator, got /nowhere"),
         (["sample", "/nowhere", "--out", "a.jpg"], "expected out a .png file, got a.jpg"),
+        (["export", "/nowhere", "--out", "a.onnx"], "expected run a folder or file with a generator, got /nowhere"),
+        (["export", "/nowhere", "--out", "a.pt2"], "expected out a .onnx file for format onnx, got a.pt2"),
+        (["export", "/nowhere", "--out", "a.onnx", "--format", "exported"], "expected out a .pt2 file for format"),
+        (["export", "/nowhere"], "Missing from gan-fast export: --out"),
         (["dance"], "dance"),
     ],
 )

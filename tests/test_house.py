@@ -17,6 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "extension": set(),
     "layout": set(),
     "capture": set(),
+    "files": set(),
     "tuning": {"version", "capture"},
     "backends": {"extension", "triton_kernels", "tuning", "version"},
     "triton_kernels": {"layout"},
@@ -27,10 +28,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "objectives": {"ops"},
     "data": set(),
     "metrics": set(),
-    "train": {"capture", "ops", "nn", "models", "objectives", "data", "metrics", "backends", "version"},
-    "cli": {"train", "models", "data", "metrics", "backends", "self_check", "version"},
+    "train": {"capture", "files", "ops", "nn", "models", "objectives", "data", "metrics", "backends", "version"},
+    "export": {"files", "backends", "ops", "nn"},
+    "cli": {"train", "export", "files", "models", "data", "metrics", "backends", "self_check", "version"},
     "__main__": {"cli"},
-    "__init__": {"backends", "models", "nn", "ops", "train", "version"},
+    "__init__": {"backends", "export", "models", "nn", "ops", "train", "version"},
 }
 
 

@@ -334,7 +334,8 @@ def _unfused_class(module: nn.Module) -> type[nn.Module]:
 def _parametrized(kind: type[nn.Module], base: type[nn.Module], **names: Any) -> type[nn.Module]:
     """The class that torch made for a parametrised module, with another base."""
     own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
-    return type(kind.__name__, (base,), own | names)
+    made: type[nn.Module] = type(kind.__name__, (base,), own | names)
+    return made
 
 
 def _has_a_forward_to_read(kind: type[nn.Module]) -> bool:
@@ -377,7 +378,7 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
 
     Raises:
         TypeError: not a module, or a scripted one.
-        ValueError: a model that cannot be copied, without ``inplace``. Whatever is raised, ``model`` is as it was.
+        ValueError: a model that cannot be copied; ``inplace=True`` needs no copy. Whatever is raised, ``model`` is as it was.
 
     Notes:
         Modules change their class and nothing else: names, state dict, parameters, buffers, modes, hooks, copies and
@@ -393,7 +394,7 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
     """
     model = _checked("fuse", model)
     if not inplace:
-        model = _copied(model)
+        model = copied("fuse", model)
     looked = _Looked(model)
     before = {module: (type(module), module.__dict__.get("_fusion")) for module in model.modules()}
     try:
@@ -411,13 +412,20 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
     return model
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def copied(op: str, model: nn.Module) -> nn.Module:
+    """A deep copy of a model, for ``op``; computed tensors among its attributes are copied as values.
+
+    Raises:
+        ValueError: what has no copy.
+    """
+    # As torch.nn.utils.spectral_norm leaves them behind; deepcopy takes leaves alone.
+    computed = (t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and t.grad_fn is not None)
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in computed}
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, memo)
     except Exception as error:
-        raise ValueError(
-            f"fuse: expected model that copy.deepcopy takes, got: {error}; inplace=True needs no copy"
-        ) from error
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{op}: expected model that copy.deepcopy takes, got {said}") from error
 
 
 def unfuse(model: nn.Module) -> nn.Module:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,64 +18,13 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
 from torch import Tensor, nn
 
+from gan_fast.files import CheckpointError, previous_of, write_bytes_safely, write_safely
 from gan_fast.models import DCGANGenerator
 
 _MAGIC = b"GANFAST1"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _MODEL_KEY = "gan_fast.generator"
 _DIGEST_KEY = "gan_fast.sha256"
-
-
-class CheckpointError(RuntimeError):
-    """A file that cannot be saved or cannot be trusted; the message names it and the reason."""
-
-
-def previous_of(path: Path) -> Path:
-    """Return where the checkpoint before the one at ``path`` is kept."""
-    return path.with_name(f"{path.stem}.previous{path.suffix}")
-
-
-def write_safely(path: Path, write: Callable[[BinaryIO], None], *, keep_previous: bool = False) -> None:
-    """Write a file so that ``path`` holds either the old or the complete new content, whatever happens.
-
-    Args:
-        path: the file; its folder must exist.
-        write: writes the content to the open file that it is given.
-        keep_previous: keep the file that was there as :func:`previous_of`.
-
-    Raises:
-        CheckpointError: the disk is full, or another fault; the old file stands.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep_previous and path.exists():
-            os.replace(path, previous_of(path))
-        os.replace(temporary, path)
-        # The new names are safe only when the folder is on the disk too.
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    # A full disk is an OSError from a file and a RuntimeError from torch.save.
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: cannot be saved ({reason}); what was there before stands") from error
-
-
-def write_bytes_safely(path: Path, content: bytes | str) -> None:
-    """As :func:`write_safely`, for content that is there already; text becomes UTF-8."""
-    data = content.encode() if isinstance(content, str) else content
-
-    def write(file: BinaryIO) -> None:
-        file.write(data)
-
-    write_safely(path, write)
 
 
 class _HashingWriter(io.RawIOBase):

@@ -16,16 +16,10 @@ import torch
 from tqdm import tqdm
 
 from gan_fast.data import ImageData, load_images
+from gan_fast.files import previous_of, write_bytes_safely, write_safely
 from gan_fast.metrics import class_coverage
 from gan_fast.models import DCGANDiscriminator, DCGANGenerator
-from gan_fast.train.checkpoint import (
-    load_checkpoint,
-    previous_of,
-    save_checkpoint,
-    save_generator,
-    write_bytes_safely,
-    write_safely,
-)
+from gan_fast.train.checkpoint import load_checkpoint, save_checkpoint, save_generator
 from gan_fast.train.config import TrainConfig
 from gan_fast.train.loop import LOGGED, Trainer, TrainingDivergedError, draw_latents, resolve_device
 from gan_fast.train.pictures import write_curves, write_grid

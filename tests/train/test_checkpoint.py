@@ -11,17 +11,10 @@ import pytest
 import torch
 from train.players import assert_same_state
 
+from gan_fast.files import CheckpointError, previous_of, write_safely
 from gan_fast.models import DCGANGenerator
 from gan_fast.train import checkpoint
-from gan_fast.train.checkpoint import (
-    CheckpointError,
-    load_checkpoint,
-    load_generator,
-    previous_of,
-    save_checkpoint,
-    save_generator,
-    write_safely,
-)
+from gan_fast.train.checkpoint import load_checkpoint, load_generator, save_checkpoint, save_generator
 
 MODEL = {"latent_dim": 4, "channels": 1, "image_size": 16, "width": 2}
 
