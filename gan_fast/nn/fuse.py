@@ -313,7 +313,7 @@ _CONV2D = (nn.Conv2d, nn.ConvTranspose2d)
 
 def _plain(module: nn.Module) -> type[nn.Module]:
     """The class that a module had before it was fused or parametrised."""
-    kind = type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
+    kind: type[Any] = type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
     return kind.plain if issubclass(kind, _Fused) else kind
 
 
@@ -378,7 +378,8 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
 
     Raises:
         TypeError: not a module, or a scripted one.
-        ValueError: a model that cannot be copied; ``inplace=True`` needs no copy. Whatever is raised, ``model`` is as it was.
+        ValueError: a model that cannot be copied; ``inplace=True`` needs no copy.
+        Whatever is raised, ``model`` is as it was.
 
     Notes:
         Modules change their class and nothing else: names, state dict, parameters, buffers, modes, hooks, copies and
@@ -424,7 +425,7 @@ def copied(op: str, model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(f"{op}: expected model that copy.deepcopy takes, got {said}") from error
 
 
