@@ -470,7 +470,7 @@ def test_bad_input(name: str, call: Callable[[Any], Any]) -> None:
 def test_cannot_be_copied() -> None:
     model = Picklable()
     model.lock = open(__file__)  # noqa: SIM115
-    with pytest.raises(ValueError, match="fuse: expected model that copy.deepcopy takes, got TypeError: cannot pickle"):
+    with pytest.raises(ValueError, match=r"fuse: expected model that copy\.deepcopy takes, got TypeError: cannot"):
         gan_fast.fuse(model)
     gan_fast.fuse(model, inplace=True)
     model.lock.close()
