@@ -90,8 +90,8 @@ def test_results_gradients_and_statistics(entry: Entry) -> None:
 
 @pytest.mark.usefixtures("_no_small")
 def test_single_precision(entry: Entry) -> None:
-    """In channels-last inside, where that can be. A value at a kink may fall to either side: gradients by their
-    norm.""" model, inputs = built(entry, torch.float32)
+    """In channels-last inside, where that can be. A value at a kink may fall to either side: gradients by norm."""
+    model, inputs = built(entry, torch.float32)
     fused = gan_fast.fuse(model)
     ours, eager = run(fused, inputs, order=1), run(model, inputs, order=1)
     for name in [n for n in eager if n.startswith("gradient")]:
