@@ -123,8 +123,9 @@ def images(n):
 MODELS = {
     "generator": (lambda: DCGANGenerator(8, 3, 16, 4), lambda n: (torch.randn(n, 8),), 0),
     "discriminator": (lambda: DCGANDiscriminator(3, 16, 4), lambda n: (torch.randn(n, 3, 16, 16),), 0),
-    "every layer": (EveryLayer, lambda n: tuple(torch.randn(n, 4, *(4,) * d) for d in (1, 2, 3)), 0),
+    "every layer, fused": (lambda: gan_fast.fuse(EveryLayer()), lambda n: tuple(torch.randn(n, 4, *(4,) * d) for d in (1, 2, 3)), 0),
     "hand-written": (HandWritten, images, 4),
+    "hand-written, fused": (lambda: gan_fast.fuse(HandWritten()), images, 4),
     "spectral norm": (spectral, images, 0),
     "hooks": (hooked, images, 0),
     "ours": (of_ours, images, 0),
@@ -186,7 +187,7 @@ def assert_untouched(model, before):
         assert torch.equal(tensor, value)
 
 
-@pytest.mark.parametrize("name", ["generator", "hand-written", "spectral norm", "hooks"])
+@pytest.mark.parametrize("name", ["generator", "hand-written", "hand-written, fused", "spectral norm", "hooks"])
 def test_program_is_evaluation_without_its_norms(name):
     model, draw, norms = built(name)
     inputs = draw(1)
@@ -204,7 +205,7 @@ def test_program_is_evaluation_without_its_norms(name):
         close(loaded(*inputs), evaluated(model, *inputs))
 
 
-@pytest.mark.parametrize("name", ["discriminator", "every layer", "ours"])
+@pytest.mark.parametrize("name", ["discriminator", "every layer, fused", "ours"])
 def test_onnx_is_evaluation_without_its_norms(name, tmp_path):
     model, draw, _ = built(name)
     inputs = draw(1)
