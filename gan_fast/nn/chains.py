@@ -194,7 +194,7 @@ def _writes(node: fx.Node, called: nn.Module | None, known: Known) -> bool:
 
 # Modules and functions whose results are memory of their own.
 _FRESH_MODULES = (
-    *CONVOLUTIONS, *BATCH_NORMS, *INSTANCE_NORMS, nn.Linear, nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.PixelShuffle,
+    *CONVOLUTIONS, *BATCH_NORMS, *INSTANCE_NORMS, nn.Linear, nn.Embedding, nn.GroupNorm, nn.PixelShuffle,
     nn.modules.padding._ReflectionPadNd, nn.modules.padding._ReplicationPadNd, nn.modules.pooling._AvgPoolNd,
     nn.modules.pooling._MaxPoolNd, *ACTIVATION_MODULES, nn.ELU, nn.PReLU, nn.SiLU, nn.GELU, nn.SELU, nn.Softplus,
 )  # fmt: skip
@@ -203,7 +203,7 @@ _FRESH_FUNCTIONS = {
     torch.sub, torch.stack, *ACTIVATIONS, F.elu, F.softplus, F.avg_pool2d, F.max_pool2d, torch.mean, torch.sum,
 }  # fmt: skip
 # What gives the same values, for the same random numbers, whatever order its argument has in memory. Not view, which
-# fails on channels-last maps, nor dropout, which draws in the order of memory.
+# fails on channels-last maps, nor dropout, which draws in the order of memory; nor layer norm, which makes a copy.
 _ANY_FORMAT_MODULES = (
     *_FRESH_MODULES, nn.Identity, nn.Flatten, nn.Upsample, nn.ZeroPad2d, nn.Dropout2d, nn.Dropout3d, nn.PixelUnshuffle,
     nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd,

@@ -33,6 +33,8 @@ from gan_fast.ops.leaky_relu import ReLUBackward
 _LEAST_WORK = 4_000_000
 # Columns exist for so many values at a time: 32 MiB in float32.
 _MOST_COLUMNS = 8_388_608
+# Channels of the small map from which on a product gathers quicker than ATen.
+_DEEP = 256
 # Positions of one sample that are enough rows for a product of their own.
 _LONG_PLANE = 256
 # A vector of floats: oneDNN computes fewer channels at the price of as many.
@@ -157,15 +159,19 @@ class _Product(NamedTuple):
         channels, columns = weight.shape[0], math.prod(weight.shape[1:])
         positions = math.prod(small[2:])
         rows = small[0] * positions
-        worth = rows * channels * columns >= _LEAST_WORK
+        # What a kernel of one position makes of a map is a product as it is.
+        worth = rows * channels * columns >= _LEAST_WORK and math.prod(weight.shape[2:]) > 1
         # A kernel as large as the map meets it once: its columns are the map.
         once = positions == 1
+        # Without a stride each value is in as many columns as the kernel has positions.
+        strided = max(geometry.stride) > 1
+        deep = (4 if strided else 1) * channels >= rows
         return cls(
             small, big, weight, geometry, _channels_last(input, weight),
-            gather=worth and (once or 2 * channels >= rows),
+            gather=worth and (once or (channels >= _DEEP and (2 if strided else 1) * channels >= rows)),
             # Of one position ATen sums up more exactly.
-            scatter=worth and not once and (4 * channels >= rows or weight.shape[1] < _VECTOR),
-            weigh=worth and (once or 4 * channels >= rows),
+            scatter=worth and not once and (deep or weight.shape[1] < _VECTOR),
+            weigh=worth and (once or deep),
         )  # fmt: skip
 
     @property
