@@ -23,7 +23,7 @@ import gan_fast
 from gan_fast.data import DeviceLoader, load_images
 from gan_fast.train.pictures import write_grid
 
-batch_size, nc, nz, ngf, ndf, lr, beta1 = 64, 1, 100, 32, 16, 5e-4, 0.5
+batch_size, nc, nz, ngf, ndf, lr, beta1 = 64, 1, 16, 32, 16, 2e-4, 0.5
 
 
 def weights_init(m: nn.Module) -> None:

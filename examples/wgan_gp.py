@@ -1,6 +1,6 @@
 """WGAN-GP with a critic of torch.nn's layers and ``ops.gradient_penalty``, in four passes of it instead of six.
 
-    python examples/wgan_gp.py --steps 400 --out runs/wgan_gp              # --no-fuse: networks as they are
+    python examples/wgan_gp.py --steps 320 --out runs/wgan_gp              # --no-fuse: networks as they are
 
 The penalty runs any critic on ops with a lean double backward, fused or not; ``gan_fast.fuse`` is for the other passes.
 The critic has no batch norm: it would have every gradient depend on the whole batch. Writes samples.png: 64 digits of
@@ -41,7 +41,7 @@ def critic_of_digits() -> nn.Sequential:
     )  # fmt: skip
 
 
-def main(steps: int = 400, out: Path = Path("runs/wgan_gp"), fuse: bool = True) -> list[tuple[float, float]]:
+def main(steps: int = 320, out: Path = Path("runs/wgan_gp"), fuse: bool = True) -> list[tuple[float, float]]:
     """Train, write samples.png, and return what was printed: the critic's estimated distance, and the penalty.
 
     Args:
