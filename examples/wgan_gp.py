@@ -1,6 +1,6 @@
 """WGAN-GP with a critic of torch.nn's layers and ``ops.gradient_penalty``, in four passes of it instead of six.
 
-    python examples/wgan_gp.py --steps 600 --out runs/wgan_gp              # --no-fuse: networks as they are
+    python examples/wgan_gp.py --steps 320 --out runs/wgan_gp              # --no-fuse: networks as they are
 
 The penalty runs any critic on ops with a lean double backward, fused or not; ``gan_fast.fuse`` is for the other passes.
 The critic has no batch norm: it would have every gradient depend on the whole batch. Writes samples.png: 64 digits of
@@ -41,7 +41,7 @@ def critic_of_digits() -> nn.Sequential:
     )  # fmt: skip
 
 
-def main(steps: int = 600, out: Path = Path("runs/wgan_gp"), fuse: bool = True) -> list[tuple[float, float]]:
+def main(steps: int = 320, out: Path = Path("runs/wgan_gp"), fuse: bool = True) -> list[tuple[float, float]]:
     """Train, write samples.png, and return what was printed: the critic's estimated distance, and the penalty.
 
     Args:
@@ -58,22 +58,22 @@ def main(steps: int = 600, out: Path = Path("runs/wgan_gp"), fuse: bool = True) 
     g_adam = torch.optim.Adam(generator.parameters(), lr=1e-3, betas=(0.0, 0.9))
     critic_adam = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.0, 0.9))
 
-    def latent() -> torch.Tensor:
-        return torch.randn(BATCH_SIZE, LATENT_DIM, 1, 1, device=device)
+    def latents(count: int = BATCH_SIZE) -> torch.Tensor:
+        return torch.randn(count, LATENT_DIM, 1, 1, device=device)
 
     history, start = [], time.perf_counter()
     for step in range(1, steps + 1):
         for update in range(CRITIC_UPDATES):
             real = loader.batch(step * CRITIC_UPDATES + update)
             with torch.no_grad():
-                fake = generator(latent())
+                fake = generator(latents())
             # mean critic(fake) - mean critic(real): less the distance between the two, as this critic sees it.
             critic_loss = ops.wasserstein_d_loss(critic(real), critic(fake))
             penalty = ops.gradient_penalty(critic, real, fake)
             critic_adam.zero_grad()
             (critic_loss + PENALTY_WEIGHT * penalty).backward()
             critic_adam.step()
-        g_loss = ops.wasserstein_g_loss(critic(generator(latent())))
+        g_loss = ops.wasserstein_g_loss(critic(generator(latents())))
         g_adam.zero_grad()
         g_loss.backward()
         g_adam.step()
@@ -84,7 +84,7 @@ def main(steps: int = 600, out: Path = Path("runs/wgan_gp"), fuse: bool = True) 
             print(f"step {step:5}: distance {distance:.3f}, penalty {penalized:.3f}, {time_ms:.1f} ms a step")
     out.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), open(out / "samples.png", "wb") as file:
-        write_grid(file, generator(latent()))
+        write_grid(file, generator(latents(64)))
     print(f"samples: {out / 'samples.png'}")
     return history
 

@@ -87,7 +87,7 @@ def test_every_native_op_has_a_schema_a_kernel_and_a_fake() -> None:
 
 def test_documents_name_files_that_exist() -> None:
     for document in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
-        for name in re.findall(r"`((?:csrc|gan_fast|tests|benchmarks|docs)/[\w./-]+)`", document.read_text()):
+        for name in re.findall(r"`((?:csrc|gan_fast|tests|benchmarks|docs|examples)/[\w./-]+)`", document.read_text()):
             assert (ROOT / name).exists(), f"{document.name} names {name}"
         for link in re.findall(r"\]\(([\w./-]+)\)", document.read_text()):
             assert (document.parent / link).exists(), f"{document.name} links to {link}"
