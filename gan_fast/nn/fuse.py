@@ -272,10 +272,15 @@ class _Looked:
                 words += [chain.activation] if chain.activation else []
                 with_ = f" (with {', '.join(at + name for name in others)})" if others else ""
                 lines.setdefault(at + first, Entry(at + first, f"{' + '.join(words)}{with_}"))
-            free = traced.any_format and not traced.writes_input and not traced.returns_input
-            conv = next((n for n, m in module.named_modules() if isinstance(m, _CONV2D)), "") if free else ""
+            conv = ""
+            if (
+                traced.any_format
+                and not (traced.writes_input or traced.returns_input)
+                and traced.convolutions >= _ENOUGH_CONVOLUTIONS
+            ):
+                conv = next(n for n, m in module.named_modules() if isinstance(m, _CONV2D))
             if traced.chains or conv:
-                self.fusions[module] = _Fusion(traced.chains, conv if traced.convolutions else "")
+                self.fusions[module] = _Fusion(traced.chains, conv)
                 self.classes[module] = _fused_class(module)
         for module, name in self._names.items():
             kind = _plain(module)
@@ -309,6 +314,8 @@ class _Looked:
 
 
 _CONV2D = (nn.Conv2d, nn.ConvTranspose2d)
+# Copies into channels-last and out of it cost more than fewer gain.
+_ENOUGH_CONVOLUTIONS = 3
 
 
 def _plain(module: nn.Module) -> type[nn.Module]:

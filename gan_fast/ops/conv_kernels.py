@@ -163,15 +163,19 @@ class _Product(NamedTuple):
         worth = rows * channels * columns >= _LEAST_WORK and math.prod(weight.shape[2:]) > 1
         # A kernel as large as the map meets it once: its columns are the map.
         once = positions == 1
-        # Without a stride each value is in as many columns as the kernel has positions.
-        strided = max(geometry.stride) > 1
-        deep = (4 if strided else 1) * channels >= rows
+        channels_last = _channels_last(input, weight)
+        # Rows to a channel up to which a product is the quicker one. Without a stride each value is in as many columns
+        # as the kernel has positions; and ATen knows how to hurry where maps are contiguous.
+        strided, deep = max(geometry.stride) > 1, channels >= _DEEP
+        gathered = 0.5 if not channels_last else 2 if strided else 1
+        scattered = 4 if strided else 1 if channels_last else 0.5
+        weighed = 4 if strided else 1
         return cls(
-            small, big, weight, geometry, _channels_last(input, weight),
-            gather=worth and (once or (channels >= _DEEP and (2 if strided else 1) * channels >= rows)),
+            small, big, weight, geometry, channels_last,
+            gather=worth and (once or (deep and gathered * channels >= rows)),
             # Of one position ATen sums up more exactly.
-            scatter=worth and not once and (deep or weight.shape[1] < _VECTOR),
-            weigh=worth and (once or deep),
+            scatter=worth and not once and (scattered * channels >= rows or weight.shape[1] < _VECTOR),
+            weigh=worth and (once or ((deep or channels_last) and weighed * channels >= rows)),
         )  # fmt: skip
 
     @property
