@@ -1,4 +1,4 @@
-"""Networks as people write them (tests/zoo), as they are and fused: forward and backward pass at their papers' widths."""
+"""Networks as people write them (tests/zoo), as they are and fused: forward and backward at their papers' widths."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.utils import _pytree
 
 import gan_fast
 from benchmarks.harness import OURS, Case, Work, default_device
+from benchmarks.table import FUSED_KINDS
 from tests.zoo import ZOO, Entry
 
 # Float32 sums in another order; a value at a kink may fall to either side of it.
@@ -37,5 +38,5 @@ def bench_network(entry: Entry, compare: Callable[[Case], None]) -> None:
     device = default_device()
     inputs = tuple(t.to(device) for t in inputs)
     providers = {"eager": _work(model.to(device), inputs), OURS: _work(gan_fast.fuse(model), inputs)}
-    kind = "blocks of convolution, norm, activation" if entry.conv_blocks else "other"
+    kind = FUSED_KINDS[0 if entry.conv_blocks else 1]
     compare(Case(f"fuse: {entry.name}, {kind}, float32", providers, TOLERANCE, device))

@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import shutil
+import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -216,6 +217,8 @@ README_CASES = (
     "DCGAN iteration 64 px, 3 channels, width 64, batch 32 float32",
     "one-stage DCGAN iteration against our alternating one, 64 px, batch 32, no norm in D, float32",
 )
+# What takes most of the time in networks that are fused: benchmarks/bench_fuse.py.
+FUSED_KINDS = ("blocks of convolution, norm, activation", "other")
 # What README shows of a GPU's parts; the others' figures are in the results.
 README_STEPS = ("step", "critic_iteration", "compiled_step", "autotuned_step", "large_step")
 README_OPS = ("norms", "blocks", "losses", "leaky_relu", "penalty", "sample_norm_penalty", "noise")
@@ -240,6 +243,7 @@ def cpu_section(results: Iterable[Mapping[str, Any]]) -> str:
                 )  # fmt: skip
         facts = f"{run['device']}, {run['cores']} cores, {run['instruction_set']}, torch {run['torch']}, {_when(run)}"
         kept = [_held_briefly(figures) for figures in run["cases"] if "held" in figures]
+        kept += _fused_briefly(run["cases"])
         sections += [f"{facts}:", "", *markdown(rows), "", *kept]
     return "\n".join(sections)
 
@@ -250,6 +254,25 @@ def _held_briefly(figures: Mapping[str, Any]) -> str:
     name = figures["case"].replace(" forward + backward", "")
     held = ", ".join(f"{provider} {size}" for provider, size in others)
     return f"- {name}: between forward and backward {baseline[0]} holds {baseline[1]}, {held} (process memory)."
+
+
+def _fused_briefly(cases: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The ratios of all fused networks in a few numbers: they are too many for rows."""
+    lines = []
+    for kind in FUSED_KINDS:
+        ratios = {
+            figures["case"].removeprefix("fuse: ").split(",")[0]: figures["providers"][OURS]["speedup"]["median"]
+            for figures in cases
+            if figures["case"].startswith("fuse: ") and kind in figures["case"]
+        }
+        if ratios:
+            slow, quick = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
+            lines.append(
+                f"- `fuse` on {len(ratios)} networks as people write them ({kind}), forward + backward: median "
+                f"{statistics.median(ratios.values()):.2f}x, from {ratios[slow]:.2f}x ({slow}) to {ratios[quick]:.2f}x "
+                f"({quick})."
+            )
+    return lines
 
 
 def _when(run: Mapping[str, Any]) -> str:

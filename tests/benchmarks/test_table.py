@@ -83,3 +83,21 @@ def test_the_command_keeps_results_and_writes_readme(tmp_path: Path) -> None:
     table.main(["--add", str(source), "--results", str(results), "--readme", str(readme)])
     assert (results / "nvidia-h200.json").exists()
     assert "| a norm" in readme.read_text()
+
+
+def test_fused_networks_are_a_line_of_each_kind() -> None:
+    kinds = table.FUSED_KINDS
+    ratios = {f"a, {kinds[0]}": 1.5, f"b, {kinds[0]}": 1.1, f"c, {kinds[1]}": 0.9}
+    cases = [
+        {
+            "case": f"fuse: {name}, float32", "baseline": "eager",
+            "providers": {"eager": figures(1.0, 1.0), "gan_fast": figures(1.0, ratio)},
+        }
+        for name, ratio in ratios.items()
+    ]  # fmt: skip
+    facts = {"device": "x", "cores": 2, "instruction_set": "avx512", "torch": "2.13", "commit": "0", "date": "2026"}
+    run = {**facts, "cases": cases}
+    text = table.cpu_section([run])
+    assert "2 networks" in text
+    assert "median 1.30x, from 1.10x (b) to 1.50x (a)" in text
+    assert "1 networks as people write them (other), forward + backward: median 0.90x" in text
