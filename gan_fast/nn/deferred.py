@@ -64,9 +64,10 @@ def settle(value: Any) -> Any:
 
 def _modes() -> tuple[Any, ...]:
     """What a with-statement may change between a value's call and its use."""
-    cpu = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
-    cuda = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), cpu, cuda
+    cast = torch._C._is_any_autocast_enabled() and tuple(
+        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) for device in ("cpu", "cuda")
+    )
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), cast
 
 
 def _rectifier(input: Deferred, negative_slope: Any = 0.01, inplace: bool = False) -> tuple[str, Any, bool]:
@@ -141,7 +142,8 @@ class Deferred:
         if self._called_in == _modes():
             yield
             return
-        grad, inference, cpu, cuda = self._called_in
+        grad, inference, cast = self._called_in
+        cpu, cuda = cast or (None, None)
         with (
             torch.inference_mode(inference),
             torch.set_grad_enabled(grad),
