@@ -156,13 +156,16 @@ def _dims(module: nn.Module) -> str:
     return type(module).__name__[-2:]
 
 
+def activation_of(module: nn.Module) -> str:
+    """The activation that a module is; "" where it is none of ours."""
+    names = zip(ACTIVATION_MODULES, ("relu", "leaky_relu", "tanh", "sigmoid"))
+    return next((name for kind, name in names if isinstance(module, kind)), "")
+
+
 def _activation(node: fx.Node, called: dict[fx.Node, nn.Module], known: Known) -> str:
     """What a node does as the end of a chain; "" where it is no such thing."""
     if node in called:
-        if not known.may_join(called[node]):
-            return ""
-        kinds = zip(ACTIVATION_MODULES, ("relu", "leaky_relu", "tanh", "sigmoid"))
-        return next((name for kind, name in kinds if isinstance(called[node], kind)), "")
+        return activation_of(called[node]) if known.may_join(called[node]) else ""
     if node.op == "call_method" and node.target in METHODS:
         return str(node.target).rstrip("_")
     if node.op == "call_function" and node.target in ACTIVATIONS:

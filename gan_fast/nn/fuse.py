@@ -22,6 +22,7 @@ from gan_fast import layout
 from gan_fast.nn import batch_norm_act, chains, conv, deferred, instance_norm_act, rectifiers
 from gan_fast.nn.chains import Chain, Traced
 from gan_fast.nn.channels_last import inside, outside
+from gan_fast.nn.lookup import weight_and_bias
 from gan_fast.ops import autograd, checks, conv_kernels
 
 _LAYERS: dict[type[nn.Module], type[nn.Module]] = {
@@ -68,17 +69,20 @@ class _Fusion:
     # A convolution below, where the forward may run in channels-last; else "".
     convolution: str
 
-    def waiting(self, module: nn.Module) -> frozenset[nn.Module]:
-        """The modules whose values wait in this call: nobody may look at what they hand over."""
-        found = []
+    def rows(self, module: nn.Module) -> list[tuple[list[Any], list[Any]]]:
+        """The modules of each chain in this call, those that wait and those behind: nobody may look at what they
+        hand over."""
+        rows: list[tuple[list[Any], list[Any]]] = []
+        if nn.modules.module._has_any_global_hook():
+            return rows
         for chain in self.chains:
             waiting = [_below(module, name) for name in chain.waiting]
             behind = [_below(module, name) for name in chain.behind]
             if all(isinstance(m, _ENDS) and not _is_seen(m, before=True) for m in behind) and not any(
                 m is None or _is_seen(m) for m in waiting
             ):
-                found += waiting
-        return frozenset(found) if found else _NOTHING
+                rows.append((waiting, behind))
+        return rows
 
     def gains_by_channels_last(self, module: nn.Module, arguments: Any) -> bool:
         conv = _below(module, self.convolution) if self.convolution else None
@@ -87,9 +91,6 @@ class _Fusion:
         # Not its attribute: to look at a weight that is computed (spectral norm) computes it.
         weights = [p for p in conv.parameters() if p.dim() == 4]
         return not any(layout.is_ordered_channels_last(w.shape, w.stride()) for w in weights)
-
-
-_NOTHING: frozenset[Any] = frozenset()
 
 
 def _below(module: nn.Module, name: str) -> Any:
@@ -110,7 +111,6 @@ def _is_seen(module: nn.Module, before: bool = False) -> bool:
         or (before and own["_forward_pre_hooks"])
         or "forward" in own
         or own.get("_compiled_call_impl") is not None
-        or nn.modules.module._has_any_global_hook()
     )
 
 
@@ -165,11 +165,52 @@ def _forward_of(plain: type[nn.Module]) -> Callable[..., Any]:
         if channels_last:
             args = tuple(map(_to_channels_last, args))
             kwargs = {name: _to_channels_last(a) for name, a in kwargs.items()}
-        with deferred.scope(fusion.waiting(self)):
-            output = deferred.settle(run(self, *args, **kwargs))
+        rows = fusion.rows(self)
+        if plain is nn.Sequential and len(args) == 1 and not kwargs:
+            with deferred.scope(frozenset()):
+                output = _one_after_another(self, rows, *args)
+        else:
+            with deferred.scope(frozenset(m for waiting, _ in rows for m in waiting)):
+                output = deferred.settle(run(self, *args, **kwargs))
         return _pytree.tree_map_only(Tensor, outside, output) if channels_last else output
 
     return forward
+
+
+def _one_after_another(modules: Any, rows: list[tuple[list[Any], list[Any]]], value: Any) -> Any:
+    """What nn.Sequential's forward gives, without the calls that a row saves: they cost more than small tensors do."""
+    row_of = {waiting[0]: (waiting, behind) for waiting, behind in rows}
+    remaining = iter(modules)
+    for module in remaining:
+        row = row_of.get(module)
+        output = None if row is None else _row(*row, value)
+        if row is None or output is None:
+            value = module(value)
+            continue
+        value = output
+        for _ in dict.fromkeys((*row[0][1:], *row[1])):
+            next(remaining)
+    return value
+
+
+def _row(waiting: list[Any], behind: list[Any], value: Any) -> Tensor | None:
+    """The value of a row; None where its modules must be called."""
+    first: Any = waiting[0]
+    activation = chains.activation_of(behind[-1])
+    negative_slope = getattr(behind[-1], "negative_slope", 0.01)
+    norm: Any = behind[0] if isinstance(behind[0], chains.BATCH_NORMS) else None
+    is_conv, is_norm = (isinstance(first, kinds) for kinds in (chains.CONVOLUTIONS, chains.BATCH_NORMS))
+    plain = type(value) is Tensor and not first._forward_pre_hooks and len(behind) == bool(norm) + bool(activation)
+    if plain and is_conv and value.dim() == len(first.kernel_size) + 2:
+        if norm is not None:
+            norm._check_input_dim(value)
+        weight, bias = weight_and_bias(first)
+        return conv.with_norm(first, value, weight, bias, (), norm, activation or "identity", negative_slope)
+    if plain and is_norm and norm is None:
+        first._check_input_dim(value)
+        output: Tensor = first.normalize(value, activation, negative_slope)
+        return output
+    return None
 
 
 def _describe(self: Any) -> str:

@@ -480,7 +480,7 @@ def test_never_half_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stubborn(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.main = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+            self.conv = nn.Conv2d(3, 4, 3)
 
         def __setattr__(self, name: str, value: Any) -> None:
             if name == "__class__":
@@ -488,7 +488,7 @@ def test_never_half_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
             super().__setattr__(name, value)
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch.tanh(self.main(x))
+            return torch.tanh(self.conv(x))
 
     model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU(), Stubborn())
     before = [type(m) for m in model.modules()]
