@@ -7,15 +7,19 @@ Its values inside go nowhere else, and nothing between its calls writes to a ten
 from __future__ import annotations
 
 import operator
-from collections import Counter
+import sys
+import weakref
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from gan_fast.nn.deferred import ACTIVATIONS, ARITHMETIC, METHODS
+from gan_fast.nn.deferred import ACTIVATIONS, ARITHMETIC, METHODS, modes
+from gan_fast.ops import recompute
 
 CONVOLUTIONS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -64,9 +68,39 @@ class Traced:
     convolutions: int
 
 
+class _Proxy(fx.Proxy):
+    """fx's, which sees what is written by ``+=`` and the like, and that a forward function asks for its type."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        if not sys._getframe(1).f_globals.get("__name__", "").startswith("torch."):
+            self.node.meta["seen"] = True
+        return type(self)
+
+
+def _in_place(name: str) -> Callable[[_Proxy, Any], fx.Proxy]:
+    return lambda self, other: self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
+
+
+for _name in (f"i{kind}" for kind in ARITHMETIC):
+    setattr(_Proxy, f"__{_name}__", _in_place(_name))
+
+
 class _Tracer(fx.Tracer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.proxies: list[weakref.ref[fx.Proxy]] = []
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        # In the forward of an autograd.Function, say, or in a checkpointed part: what is one there, must be so in
+        # backward.
+        node.meta["modes"] = modes(), recompute.allowed()
+        proxy = _Proxy(node, self)
+        self.proxies.append(weakref.ref(proxy))
+        return proxy
 
 
 class Known(Protocol):
@@ -97,11 +131,41 @@ def trace(module: nn.Module, forward_of: type[nn.Module], known: Known) -> Trace
 
 
 def _graph(module: nn.Module, forward_of: type[nn.Module], training: bool) -> fx.Graph:
-    # What the function assigns to its module is lost with the copy: the module itself sees nothing of it.
-    copy = object.__new__(forward_of)
-    copy.__dict__.update({k: v.copy() if type(v) in (dict, list, set) else v for k, v in vars(module).items()})
-    copy.training = training
-    return _Tracer().trace(copy)
+    shell = _shell(module, forward_of, {})
+    vars(shell)["training"] = training
+    tracer = _Tracer()
+    graph = tracer.trace(shell)
+    for proxy in filter(None, (ref() for ref in tracer.proxies)):
+        # The function has ended: whoever has it still, an attribute or a list, keeps the value in each run.
+        proxy.node.meta["seen"] = True
+    return graph
+
+
+def _shell(module: nn.Module, kind: type[nn.Module], shells: dict[nn.Module, nn.Module]) -> nn.Module:
+    """A module to be traced in place of another, which sees nothing of what is assigned, appended or added to it."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return module
+    if module not in shells:
+        shells[module] = shell = object.__new__(kind)
+        shell.__dict__.update({name: _own(value) for name, value in vars(module).items() if name != "_modules"})
+        shell.__dict__["_modules"] = {
+            name: child if child is None else _shell(child, type(child), shells)
+            for name, child in module._modules.items()
+        }
+    return shells[module]
+
+
+def _own(value: Any) -> Any:
+    if type(value) in (dict, list, set, OrderedDict, defaultdict, deque):
+        # Parts that are shared stay shared outside; of most there is nothing to copy.
+        copied = value.copy()
+        keys = copied if isinstance(copied, dict) else range(0 if isinstance(copied, set) else len(copied))
+        for key in keys:
+            copied[key] = _own(copied[key])
+        return copied
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        return value.detach().clone()
+    return value
 
 
 def _read(graph: fx.Graph, module: nn.Module, known: Known) -> Traced:
@@ -124,6 +188,8 @@ def _read(graph: fx.Graph, module: nn.Module, known: Known) -> Traced:
         if len(node.users) != 1:
             return None
         (user,) = node.users
+        if "seen" in node.meta or node.meta["modes"] != user.meta.get("modes") or not node.meta["modes"][1]:
+            return None
         if not user.args or user.args[0] is not node or list(user.all_input_nodes) != [node]:
             return None
         return None if any(order[node] < i < order[user] for i in writing) else user
@@ -147,7 +213,7 @@ def _read(graph: fx.Graph, module: nn.Module, known: Known) -> Traced:
         behind = chain[1:] + ([last] if activation and last in called else [])
         chains.append(Chain(tuple(str(n.target) for n in waiting), tuple(str(n.target) for n in behind), activation))
     writes, returns = _meets_input(nodes, called, known)
-    any_format = all(_any_format(n, called.get(n), known) for n in nodes)
+    any_format = all("seen" not in n.meta and _any_format(n, called.get(n), known) for n in nodes)
     convolutions = sum(_convolutions(m, known) for m in called.values())
     return Traced(tuple(chains), calls, writes, returns, any_format, convolutions)
 

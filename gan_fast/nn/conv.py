@@ -28,6 +28,10 @@ class _Conv(nn.modules.conv._ConvNd):
     def _conv_forward(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue = NOTHING, norm: Norm = None
     ) -> Tensor:
+        if not isinstance(input, Tensor):
+            # A tracer's, say: it may know what to do with torch's function.
+            output: Tensor = super()._conv_forward(input, weight, bias)
+            return output
         padding: str | int | tuple[int, ...] = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
@@ -44,6 +48,9 @@ class _ConvTranspose(nn.modules.conv._ConvTransposeNd):
     _op: ClassVar[str]
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if not isinstance(input, (Tensor, deferred.Deferred)):
+            result: Tensor = super().forward(input, output_size)
+            return result
         return _run(self, input, output_size)
 
     def _conv_forward(

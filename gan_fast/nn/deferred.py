@@ -1,10 +1,9 @@
 """Values that wait for what is done to them next, so that it can be done in one.
 
 While a model that ``fuse`` rewrote runs a forward function, as it was written, those of its convolutions and norms
-whose
-values are known to go to one norm or activation alone return a :class:`Deferred` instead of a tensor. The norm takes it
-in, the activation ends it, with one op for all. Whatever else meets it, because this run went another way than the one
-that was looked at, finds a tensor.
+whose values are known to go to one norm or activation alone return a :class:`Deferred` instead of a tensor. The norm
+takes it in, the activation ends it, with one op for all. Whatever else meets it, because this run went another way than
+the one that was looked at, finds a tensor.
 """
 
 from __future__ import annotations
@@ -26,9 +25,10 @@ Compute = Callable[..., Tensor]
 
 
 class _Scope(threading.local):
-    # Modules of the forward function that this thread is in whose values wait, and the values that do.
+    # Modules of the forward function that this thread is in whose values wait, and the values that do: who takes one
+    # takes it out, or what it is computed from would be held until the function ends.
     waiting: frozenset[nn.Module] = frozenset()
-    values: list[Deferred] = []  # noqa: RUF012 (replaced, never added to, outside of a scope)
+    values: dict[Deferred, None] = {}  # noqa: RUF012 (replaced, never added to, outside of a scope)
 
 
 _scope = _Scope()
@@ -38,12 +38,11 @@ _scope = _Scope()
 def scope(waiting: frozenset[nn.Module]) -> Iterator[None]:
     """Let the values of modules ``waiting`` wait, in what this thread runs inside; all are there when it ends."""
     outer = _scope.waiting, _scope.values
-    _scope.waiting, _scope.values = waiting, []
+    _scope.waiting, _scope.values = waiting, {}
     try:
         yield
-        for value in _scope.values:
-            if not value.taken:
-                value.tensor()
+        for value in tuple(_scope.values):
+            value.tensor()
     finally:
         _scope.waiting, _scope.values = outer
 
@@ -62,7 +61,7 @@ def settle(value: Any) -> Any:
     return _pytree.tree_map_only(Deferred, Deferred.tensor, value)
 
 
-def _modes() -> tuple[Any, ...]:
+def modes() -> tuple[Any, ...]:
     """What a with-statement may change between a value's call and its use."""
     cast = torch._C._is_any_autocast_enabled() and tuple(
         torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) for device in ("cpu", "cuda")
@@ -103,26 +102,32 @@ class Deferred:
         self.compute, self.convolve = compute, convolve
         self._dims = dims
         self._value: Tensor | None = None
-        self._called_in = _modes()
+        self._called_in = modes()
         # Whether it is computed, or part of what somebody else computes.
-        self.taken = False
-        _scope.values.append(self)
+        self._taken = False
+        self._waiting = _scope.values
+        self._waiting[self] = None
 
     def dim(self) -> int:
         return self._dims
 
     def take(self) -> bool:
         """Whether it is the caller's, to compute it with more behind it, now."""
-        if self.taken or self._called_in != _modes():
+        if self._taken or self._called_in != modes():
             return False
-        self.taken = True
+        self._take()
         return True
+
+    def _take(self) -> None:
+        self._taken = True
+        self._waiting.pop(self, None)
 
     def tensor(self) -> Tensor:
         """The value."""
         if self._value is None:
             # What somebody else has computed has moved the running statistics.
-            moving, self.taken = not self.taken, True
+            moving = not self._taken
+            self._take()
             with self._modes_of_the_call():
                 self._value = self.compute("identity", 0.01, moving)
         return self._value
@@ -139,7 +144,7 @@ class Deferred:
 
     @contextmanager
     def _modes_of_the_call(self) -> Iterator[None]:
-        if self._called_in == _modes():
+        if self._called_in == modes():
             yield
             return
         grad, inference, cast = self._called_in

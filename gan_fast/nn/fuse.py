@@ -7,9 +7,15 @@ keeps that function; while it runs, those layers hand each other values that wai
 
 from __future__ import annotations
 
+import abc
 import copy
 import functools
-from collections.abc import Callable
+import inspect
+import random
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -31,6 +37,8 @@ _LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     **{kind: getattr(instance_norm_act, kind.__name__.replace("Norm", "NormAct")) for kind in chains.INSTANCE_NORMS},
     **{kind: getattr(rectifiers, kind.__name__) for kind in chains.RECTIFIERS},
 }
+# Where a module keeps its _Fusion: no name that its class may have a use for.
+_FUSION = "_gan_fast_fusion"
 _ENDS = (*chains.BATCH_NORMS, *chains.ACTIVATION_MODULES)
 
 
@@ -90,7 +98,10 @@ class _Fusion:
             return False
         # Not its attribute: to look at a weight that is computed (spectral norm) computes it.
         weights = [p for p in conv.parameters() if p.dim() == 4]
-        return not any(layout.is_ordered_channels_last(w.shape, w.stride()) for w in weights)
+        if any(layout.is_ordered_channels_last(w.shape, w.stride()) for w in weights):
+            return False
+        # Hooks inside see the format that eager has.
+        return not any(map(_is_seen, module.modules()))
 
 
 def _below(module: nn.Module, name: str) -> Any:
@@ -115,31 +126,39 @@ def _is_seen(module: nn.Module, before: bool = False) -> bool:
 
 
 class _Fused:
-    """What a module's class has before its own; ``plain`` is the one that it had."""
+    """What a module's class has before its own; ``_gan_fast_plain`` is the one that it had."""
 
-    plain: ClassVar[type[nn.Module]]
+    _gan_fast_plain: ClassVar[type[nn.Module]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Nothing: a base of a user's may keep a register of its subclasses."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Classes that are made cannot be pickled; the ones that they are made of can.
         reduced: Any = super().__reduce_ex__(protocol)
+        if isinstance(reduced, str):
+            return reduced
         make, arguments, *state = reduced
-        if getattr(make, "__name__", "") == "__newobj__" and arguments[0] is type(self):
-            return (_remake, (type(self).plain, *arguments[1:]), *state)
-        return reduced
+        made, plain = type(self), type(self)._gan_fast_plain
+        return (_remake, (plain, *(plain if a is made else a for a in (make, *arguments))), *state)
 
 
-def _remake(plain: type[nn.Module], *arguments: Any) -> Any:
-    made = _class_of(plain)
-    return made.__new__(made, *arguments)
+def _remake(plain: type[nn.Module], make: Callable[..., Any], *arguments: Any) -> Any:
+    module = make(*arguments)
+    if type(module) is plain:
+        module.__class__ = _class_of(plain)
+    return module
 
 
-_made: dict[type[nn.Module], type[nn.Module]] = {}
+# Weak, as a class that nobody has a module of any more would live on here.
+_made: weakref.WeakValueDictionary[type[nn.Module], type[nn.Module]] = weakref.WeakValueDictionary()
 
 
 def _class_of(plain: type[nn.Module]) -> type[nn.Module]:
     """The class of fused modules that were of class ``plain``, whose name they keep."""
-    if plain not in _made:
-        names: dict[str, Any] = {"plain": plain}
+    made = _made.get(plain)
+    if made is None:
+        names: dict[str, Any] = {"_gan_fast_plain": plain}
         names |= {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
         if plain in _LAYERS:
             bases: tuple[type, ...] = (_Fused, _LAYERS[plain])
@@ -147,18 +166,19 @@ def _class_of(plain: type[nn.Module]) -> type[nn.Module]:
         else:
             bases = (_Fused, plain)
             names |= {"forward": _forward_of(plain), "extra_repr": _describe}
-        make: Any = type(plain)
-        _made[plain] = make(plain.__name__, bases, names)
-    return _made[plain]
+        # Past what a user's metaclass does with a new class: it may keep a register too.
+        make: Any = abc.ABCMeta.__new__ if issubclass(type(plain), abc.ABCMeta) else type.__new__
+        made = _made.setdefault(plain, make(type(plain), plain.__name__, bases, names))
+    return made
 
 
 def _forward_of(plain: type[nn.Module]) -> Callable[..., Any]:
-    run = plain.forward
-
-    @functools.wraps(run)
+    @functools.wraps(plain.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        # Looked up at each call: a user may have put another there.
+        run = plain.forward
         # Compilers and tracers see what is written there.
-        fusion: _Fusion | None = None if autograd.captured() else self.__dict__.get("_fusion")
+        fusion: _Fusion | None = None if autograd.captured() else self.__dict__.get(_FUSION)
         if fusion is None:
             return run(self, *args, **kwargs)
         channels_last = fusion.gains_by_channels_last(self, (*args, *kwargs.values()))
@@ -215,8 +235,8 @@ def _row(waiting: list[Any], behind: list[Any], value: Any) -> Tensor | None:
 
 def _describe(self: Any) -> str:
     """What its own class says of a module, and what runs as one op."""
-    fusion: _Fusion | None = self.__dict__.get("_fusion")
-    own = type(self).plain.extra_repr(self)
+    fusion: _Fusion | None = self.__dict__.get(_FUSION)
+    own = type(self)._gan_fast_plain.extra_repr(self)
     chains = [" + ".join(dict.fromkeys((*c.waiting, *c.behind))) for c in fusion.chains] if fusion else []
     return "; ".join(filter(None, (own, f"fused: {', '.join(chains)}" if chains else "")))
 
@@ -239,8 +259,9 @@ class _Looked:
         self._names: dict[nn.Module, str] = {}
         self._left: dict[nn.Module, str] = {}
         self._find(model, "")
-        for module in self._names:
-            self.traced(module)
+        with _keeping_random_numbers(model):
+            for module in self._names:
+                self.traced(module)
         self._decide()
 
     def _find(self, module: nn.Module, name: str) -> None:
@@ -279,6 +300,11 @@ class _Looked:
         # What hooks see before a convolution is a tensor, whatever comes behind: they may stay (torch's spectral norm).
         if _is_seen(module, before=kind not in chains.CONVOLUTIONS):
             return "has hooks" if "forward" not in module.__dict__ else "its forward was replaced"
+        for name in (*vars(module), *module._modules, *module._parameters, *module._buffers):
+            if inspect.isroutine(getattr(kind, name, None)):
+                return f"its {name} was replaced"
+            if hasattr(_LAYERS[kind], name) and not hasattr(kind, name):
+                return f"has an attribute {name} of its own"
         tensors = [*module.parameters(), *module.buffers()]
         odd = next((t for t in tensors if t.dtype not in checks.FLOATING and t.dtype != torch.int64), None)
         return f"{checks.name_of(odd.dtype)} weights" if odd is not None else ""
@@ -362,7 +388,7 @@ _ENOUGH_CONVOLUTIONS = 3
 def _plain(module: nn.Module) -> type[nn.Module]:
     """The class that a module had before it was fused or parametrised."""
     kind: type[Any] = type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
-    return kind.plain if issubclass(kind, _Fused) else kind
+    return kind._gan_fast_plain if issubclass(kind, _Fused) else kind
 
 
 def _fused_class(module: nn.Module) -> type[nn.Module]:
@@ -370,12 +396,12 @@ def _fused_class(module: nn.Module) -> type[nn.Module]:
     if not parametrize.is_parametrized(module):
         return made
     plain = _unfused_class(module) if issubclass(type(module), _Fused) else type(module)
-    return _parametrized(plain, made, plain=plain)
+    return _parametrized(plain, made, _gan_fast_plain=plain)
 
 
 def _unfused_class(module: nn.Module) -> type[nn.Module]:
     # Where there is none, it was parametrised when it was fused already.
-    plain: type[nn.Module] | None = vars(type(module)).get("plain")
+    plain: type[nn.Module] | None = vars(type(module)).get("_gan_fast_plain")
     return plain or _parametrized(type(module), _plain(module))
 
 
@@ -384,6 +410,21 @@ def _parametrized(kind: type[nn.Module], base: type[nn.Module], **names: Any) ->
     own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
     made: type[nn.Module] = type(kind.__name__, (base,), own | names)
     return made
+
+
+@contextmanager
+def _keeping_random_numbers(model: nn.Module) -> Iterator[None]:
+    """Undo what forward functions draw while they are looked at."""
+    numpy = sys.modules.get("numpy")
+    states = random.getstate(), numpy.random.get_state() if numpy else None
+    devices = {t.device for t in (*model.parameters(), *model.buffers())}
+    try:
+        with torch.random.fork_rng([d for d in devices if d.type == "cuda"]):
+            yield
+    finally:
+        random.setstate(states[0])
+        if numpy:
+            numpy.random.set_state(states[1])
 
 
 def _has_a_forward_to_read(kind: type[nn.Module]) -> bool:
@@ -445,18 +486,19 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
     if not inplace:
         model = copied("fuse", model)
     looked = _Looked(model)
-    before = {module: (type(module), module.__dict__.get("_fusion")) for module in model.modules()}
+    before = {module: (type(module), module.__dict__.get(_FUSION)) for module in model.modules()}
     try:
         unfuse(model)
         for module, made in looked.classes.items():
             module.__class__ = made
         for module, own in looked.fusions.items():
-            module.__dict__["_fusion"] = own
+            module.__dict__[_FUSION] = own
     except BaseException:
         for module, (kind, fusion) in before.items():
             module.__class__ = kind
+            module.__dict__.pop(_FUSION, None)
             if fusion is not None:
-                module.__dict__["_fusion"] = fusion
+                module.__dict__[_FUSION] = fusion
         raise
     return model
 
@@ -489,7 +531,7 @@ def unfuse(model: nn.Module) -> nn.Module:
     for module in _checked("unfuse", model).modules():
         if issubclass(type(module), _Fused):
             module.__class__ = _unfused_class(module)
-            module.__dict__.pop("_fusion", None)
+            module.__dict__.pop(_FUSION, None)
     return model
 
 

@@ -165,7 +165,7 @@ def test_another_way_than_looked_at(name: str) -> None:
     torch.manual_seed(0)
     model = Net(TURNING[name]).double()
     fused = gan_fast.fuse(model)
-    assert fused.__dict__["_fusion"].chains
+    assert fused.__dict__["_gan_fast_fusion"].chains
     for flag in (True, False, True):
         model.flag = fused.flag = flag
         assert_same(model, fused)
@@ -495,7 +495,7 @@ def test_never_half_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="not with me"):
         gan_fast.fuse(model, inplace=True)
     assert [type(m) for m in model.modules()] == before
-    assert not any("_fusion" in m.__dict__ for m in model.modules())
+    assert not any("_gan_fast_fusion" in m.__dict__ for m in model.modules())
 
 
 def test_a_model_of_a_hundred_modules_is_fused_at_once() -> None:
