@@ -20,12 +20,6 @@ from gan_fast import ops
 from gan_fast.nn import deferred
 
 
-@pytest.fixture(autouse=True)
-def _no_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What automatic choice leaves to ATen for its size is ours here."""
-    monkeypatch.setattr(gan_fast.backends, "SMALL", 0)
-
-
 class Net(nn.Module):
     """Layers to write a forward function with."""
 

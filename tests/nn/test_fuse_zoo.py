@@ -71,13 +71,6 @@ def entry(request: pytest.FixtureRequest) -> Entry:
     return found
 
 
-@pytest.fixture
-def _no_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The networks are tiny: what automatic choice leaves to ATen for its size is ours here."""
-    monkeypatch.setattr(gan_fast.backends, "SMALL", 0)
-
-
-@pytest.mark.usefixtures("_no_small")
 def test_results_gradients_and_statistics(entry: Entry) -> None:
     model, inputs = built(entry, torch.float64)
     fused = gan_fast.fuse(model)
@@ -88,7 +81,6 @@ def test_results_gradients_and_statistics(entry: Entry) -> None:
         assert_close(run(fused, inputs, order=0), run(model, inputs, order=0), BOUND)
 
 
-@pytest.mark.usefixtures("_no_small")
 def test_single_precision(entry: Entry) -> None:
     """In channels-last inside, where that can be. A value at a kink may fall to either side: gradients by norm."""
     model, inputs = built(entry, torch.float32)

@@ -1,44 +1,58 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from samples import DTYPES, LAYOUTS
 from torch import Tensor
 
-from gan_fast.ops import conv2d, leaky_relu
+from gan_fast.ops import conv2d, leaky_relu, relu
+
+# Ours and ATen's, with the slopes that they take beside the input.
+RECTIFIERS = {
+    **{f"leaky_relu {slope}": (leaky_relu, F.leaky_relu, (slope,)) for slope in (0.2, 0.0, -0.1)},
+    "relu": (relu, F.relu, ()),
+}
 
 
-@pytest.mark.parametrize("negative_slope", [0.2, 0.0, -0.1])
+@pytest.mark.parametrize("name", RECTIFIERS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_equals_aten(dtype: torch.dtype, layout: str, negative_slope: float) -> None:
+def test_equals_aten(dtype: torch.dtype, layout: str, name: str) -> None:
+    ours_of, eager_of, slope = RECTIFIERS[name]
     x = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
     x[0, 0, 0, :4] = torch.tensor([0.0, float("nan"), float("inf"), -float("inf")])
     x = LAYOUTS[layout](x).detach().requires_grad_()
 
     def run(function: object) -> list[Tensor]:
-        output = function(x, negative_slope)  # type: ignore[operator]
+        output = function(x, *slope)  # type: ignore[operator]
         grad_output = torch.ones_like(output).mul_(3).requires_grad_()
         (first,) = torch.autograd.grad(output, x, grad_output, create_graph=True)
         (second,) = torch.autograd.grad(first.sum(), grad_output)
         return [output, first, second]
 
-    for ours, eager in zip(run(leaky_relu), run(F.leaky_relu)):
+    for ours, eager in zip(run(ours_of), run(eager_of)):
         assert torch.equal(ours.nan_to_num(7), eager.nan_to_num(7))
         assert ours.stride() == eager.stride()
 
 
-def test_derivatives() -> None:
+@pytest.mark.parametrize("name", RECTIFIERS)
+def test_derivatives(name: str) -> None:
+    function, _, slope = RECTIFIERS[name]
     x = torch.randn(20, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(leaky_relu, (x, 0.2))
-    assert torch.autograd.gradgradcheck(leaky_relu, (x, 0.2))
+    assert torch.autograd.gradcheck(function, (x, *slope))
+    assert torch.autograd.gradgradcheck(function, (x, *slope))
+    mapped = torch.func.vmap(lambda row: function(row, *slope))(x.view(4, 5))
+    assert torch.allclose(mapped.flatten(), function(x, *slope))
 
 
-def test_second_backward_ends_there() -> None:
+@pytest.mark.parametrize("function", [leaky_relu, relu])
+def test_second_backward_ends_there(function: Callable[..., Tensor]) -> None:
     """None by the input, where ATen has zeros that the layers before are walked with."""
     x = torch.randn(5, requires_grad=True)
-    (first,) = torch.autograd.grad(leaky_relu(x).sum(), x, torch.tensor(1.0, requires_grad=True), create_graph=True)
+    (first,) = torch.autograd.grad(function(x).sum(), x, torch.tensor(1.0, requires_grad=True), create_graph=True)
     assert torch.autograd.grad(first.sum(), x, allow_unused=True) == (None,)
 
 
@@ -65,7 +79,10 @@ def test_in_place_change_of_the_input_is_noticed() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(TypeError, match="leaky_relu: expected input type Tensor, got int"):
-        leaky_relu(1)
+    for function in (leaky_relu, relu):
+        with pytest.raises(TypeError, match=f"{function.__name__}: expected input type Tensor, got int"):
+            function(1)
+        with pytest.raises(TypeError, match=f"{function.__name__}: expected input dtype .*, got int64"):
+            function(torch.ones(2, dtype=torch.int64))
     with pytest.raises(TypeError, match="leaky_relu: expected negative_slope type float, got str"):
         leaky_relu(torch.ones(2), "0.2")
