@@ -161,7 +161,6 @@ def _triton_unavailable(op: str, device_type: str, dtype: torch.dtype) -> str | 
 _served: dict[tuple[str, str, torch.dtype], str] = {}
 
 
-@torch.compiler.assume_constant_result
 def _served_by(op: str, device_type: str, dtype: torch.dtype) -> str:
     """What automatic choice takes: "native", "triton" or "reference"."""
     key = (op, device_type, dtype)
@@ -179,6 +178,10 @@ def _served_by(op: str, device_type: str, dtype: torch.dtype) -> str:
                 logger.warning("%s on %s: the reference serves, because %s", op, device_type, reason)
             _served[key] = "reference"
     return _served[key]
+
+
+# As torch.compiler.assume_constant_result does, which imports all of torch.compile for it: seconds, for every user.
+_served_by._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def native(op: str, device_type: str, dtype: torch.dtype = torch.float32) -> bool:
