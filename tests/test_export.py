@@ -123,7 +123,11 @@ def images(n):
 MODELS = {
     "generator": (lambda: DCGANGenerator(8, 3, 16, 4), lambda n: (torch.randn(n, 8),), 0),
     "discriminator": (lambda: DCGANDiscriminator(3, 16, 4), lambda n: (torch.randn(n, 3, 16, 16),), 0),
-    "every layer, fused": (lambda: gan_fast.fuse(EveryLayer()), lambda n: tuple(torch.randn(n, 4, *(4,) * d) for d in (1, 2, 3)), 0),
+    "every layer, fused": (
+        lambda: gan_fast.fuse(EveryLayer()),
+        lambda n: tuple(torch.randn(n, 4, *(4,) * d) for d in (1, 2, 3)),
+        0,
+    ),
     "hand-written": (HandWritten, images, 4),
     "hand-written, fused": (lambda: gan_fast.fuse(HandWritten()), images, 4),
     "spectral norm": (spectral, images, 0),

@@ -145,9 +145,7 @@ def _read(graph: fx.Graph, module: nn.Module, known: Known) -> Traced:
             continue
         waiting = chain if activation else chain[:-1]
         behind = chain[1:] + ([last] if activation and last in called else [])
-        chains.append(
-            Chain(tuple(str(n.target) for n in waiting), tuple(str(n.target) for n in behind), activation)
-        )
+        chains.append(Chain(tuple(str(n.target) for n in waiting), tuple(str(n.target) for n in behind), activation))
     writes, returns = _meets_input(nodes, called, known)
     any_format = all(_any_format(n, called.get(n), known) for n in nodes)
     convolutions = sum(_convolutions(m, known) for m in called.values())
@@ -218,9 +216,7 @@ _ANY_FORMAT_METHODS = {
 }  # fmt: skip
 
 
-def _meets_input(
-    nodes: list[fx.Node], called: dict[fx.Node, nn.Module], known: Known
-) -> tuple[bool, bool]:
+def _meets_input(nodes: list[fx.Node], called: dict[fx.Node, nn.Module], known: Known) -> tuple[bool, bool]:
     """Whether a graph may write to its input, and whether what it returns may be part of it."""
     of_input: set[fx.Node] = set()
     writes = returns = False
@@ -232,10 +228,14 @@ def _meets_input(
             writes = writes or _writes(node, module, known)
             returns = returns or node.op == "output"
             own = known.traced(module) if module is not None else None
-            fresh = not own.returns_input if own is not None else (
-                isinstance(module, _FRESH_MODULES) and not getattr(module, "inplace", False)
-                if module is not None
-                else node.target in _FRESH_FUNCTIONS and not _writes(node, None, known)
+            fresh = (
+                not own.returns_input
+                if own is not None
+                else (
+                    isinstance(module, _FRESH_MODULES) and not getattr(module, "inplace", False)
+                    if module is not None
+                    else node.target in _FRESH_FUNCTIONS and not _writes(node, None, known)
+                )
             )
             if not fresh:
                 of_input.add(node)
