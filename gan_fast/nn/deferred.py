@@ -1,10 +1,9 @@
 """Values that wait for what is done to them next, so that it can be done in one.
 
 While a model that ``fuse`` rewrote runs a forward function, as it was written, those of its convolutions and norms
-whose
-values are known to go to one norm or activation alone return a :class:`Deferred` instead of a tensor. The norm takes it
-in, the activation ends it, with one op for all. Whatever else meets it, because this run went another way than the one
-that was looked at, finds a tensor.
+whose values are known to go to one norm or activation alone return a :class:`Deferred` instead of a tensor. The norm
+takes it in, the activation ends it, with one op for all. Whatever else meets it, because this run went another way than
+the one that was looked at, finds a tensor.
 """
 
 from __future__ import annotations
