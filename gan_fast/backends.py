@@ -47,12 +47,18 @@ _native_ops: dict[str, str | None] = {}
 _triton_files: dict[str, str] = {}
 # Public ops that draw random numbers: what serves decides what is drawn, so that none is chosen by its time.
 _drawing: set[str] = set()
+# Public ops that ask :func:`small`, themselves or in their parts.
+_sparing: set[str] = set()
 # Native ops whose kernel for a device is Triton's.
 _by_triton: set[tuple[str, str]] = set()
 
 
-def register(op: str, native_op: str | None, triton_file: str | None = None, draws: bool = False) -> None:
+def register(
+    op: str, native_op: str | None, triton_file: str | None = None, draws: bool = False, spares_small: bool = False
+) -> None:
     _native_ops[op] = native_op
+    if spares_small:
+        _sparing.add(op)
     if draws:
         _drawing.add(op)
     if triton_file is not None:
@@ -387,19 +393,19 @@ def _explain(op: str, device_type: str) -> str:
     asked = requested()
     if asked == "reference":
         return "reference: asked for by name"
-    small = f"ATen's own op for tensors of up to {SMALL} values"
+    small = f"; ATen's own op for tensors of up to {SMALL} values" if op in _sparing else ""
     if asked == "auto" and op in _drawing:
         return "Triton kernel" if _served_by(op, device_type, torch.float32) == "triton" else "ATen's ops"
     if asked == "auto":
         names = candidates(op, device_type, torch.float32)
         if device_type in _MEASURED_ON and len(names) > 2:
-            return f"the quickest of {', '.join(names)}, measured for each class of shapes; {small}"
+            return f"the quickest of {', '.join(names)}, measured for each class of shapes{small}"
         served = _served_by(op, device_type, torch.float32)
         if served == "native" and _native_ops[op] is None:
             kernels = "the quicker kernel, ATen's or ours" if extension.available() else "ATen's kernels"
-            return f"our autograd nodes around {kernels}; {small}"
+            return f"our autograd nodes around {kernels}{small}"
         if served == "native":
-            return f"{device_type} kernel: native kernel registered; {small}"
+            return f"{device_type} kernel: native kernel registered{small}"
         return "Triton kernel" if served == "triton" else f"reference: {_unavailable(op, device_type)}"
     try:
         native(op, device_type)

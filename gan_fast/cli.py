@@ -219,6 +219,8 @@ def _parse(args: Sequence[str]) -> Train | Sample | Export | Info:
         below_title = itertools.dropwhile(_is_rule, lines[1:])
         text = " ".join(itertools.takewhile(lambda line: not _is_rule(line), below_title)) or " ".join(lines)
         text = re.sub(r"^Error parsing \S+: ", "", text)
+        # Of missing arguments tyro gives the help too, which ends in this word.
+        text = "; ".join(part.strip(" .") for part in text.split("(required)") if part.strip())
         command = next((f" {a}" for a in args[:1] if a in ("train", "sample", "export", "info")), "")
         raise _UsageError(f"{text} (see gan-fast{command} --help)") from None
 

@@ -15,7 +15,7 @@ import torch
 from triton_device import needs_triton
 
 import gan_fast
-from gan_fast import backends, extension
+from gan_fast import backends, extension, self_check
 from gan_fast.ops import batch_norm_act, minimax_d_loss, sample_norm_penalty
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +40,21 @@ def test_info_names_what_serves_every_op() -> None:
     assert extension.build_info()["compiler"] in text
     with gan_fast.use_backend("reference"):
         assert "reference: asked for by name" in gan_fast.info()
+
+
+def test_info_says_of_those_ops_that_small_tensors_go_to_aten_of_which_it_is_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(backends, "small", lambda *tensors: asked.append(tensors))
+    found = set()
+    for op, cases in self_check.CASES.items():
+        asked.clear()
+        for case in cases:
+            self_check._check_case(op, "cpu", ["cpu"], case(self_check.Draw()))
+        found |= {op} if asked else set()
+    told = {line.split()[0] for line in gan_fast.info().splitlines() if f"up to {backends.SMALL} values" in line}
+    assert told == found
 
 
 def test_info_names_what_the_kernels_stand_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

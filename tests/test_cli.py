@@ -264,6 +264,7 @@ def test_a_run_is_never_overwritten(finished, capsys, options, want):
         (["export", "/nowhere", "--out", "a.pt2"], "expected out a .onnx file for format onnx, got a.pt2"),
         (["export", "/nowhere", "--out", "a.onnx", "--format", "exported"], "expected out a .pt2 file for format"),
         (["export", "/nowhere"], "Missing from gan-fast export: --out"),
+        (["export"], "a generator's safetensors file; --out PATH"),
         (["dance"], "dance"),
     ],
 )

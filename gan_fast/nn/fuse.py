@@ -12,7 +12,9 @@ import copy
 import functools
 import inspect
 import random
+import re
 import sys
+import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -320,8 +322,7 @@ class _Looked:
                     self._traced[module] = chains.trace(module, plain, self)
                     _class_of(plain)
                 except Exception as error:  # whatever a user's code does when it meets a tracer
-                    said = " ".join(str(error).split()) or type(error).__name__
-                    self._left[module] = f"forward not traced: {said[:100]}"
+                    self._left[module] = f"forward not traced: {_told(error, plain)}"
         return self._traced[module]
 
     def _decide(self) -> None:
@@ -358,7 +359,7 @@ class _Looked:
                     self.classes[module] = _fused_class(module)
                 if module not in in_chains:
                     if plain_inplace:
-                        self._skip(name, "in place: PyTorch's")
+                        self._skip(name, f"{_word(module)} by itself, in place: PyTorch's")
                     else:
                         lines[name] = Entry(name, f"{_word(module)} by itself{self._why_alone(module)}")
             elif module in self._left or (not module._modules and _is_a_layer(module) and module not in in_chains):
@@ -383,6 +384,16 @@ class _Looked:
 _CONV2D = (nn.Conv2d, nn.ConvTranspose2d)
 # Copies into channels-last and out of it cost more than fewer gain.
 _ENOUGH_CONVOLUTIONS = 3
+
+
+def _told(error: Exception, plain: type[nn.Module]) -> str:
+    """The first sentence of an error, and the line of the file of ``plain.forward`` that it comes from."""
+    # A sentence ends where the next begins: "torch.nn" has no end in it.
+    said = re.split(r"\.\s", " ".join(str(error).split()), maxsplit=1)[0] or type(error).__name__
+    code = getattr(inspect.unwrap(plain.forward), "__code__", None)
+    file = code.co_filename if code is not None else ""
+    lines = [f.line for f in traceback.extract_tb(error.__traceback__) if f.filename == file and f.line]
+    return f"{said} (at: {lines[-1]})" if lines else said
 
 
 def _plain(module: nn.Module) -> type[nn.Module]:

@@ -16,7 +16,7 @@ from gan_fast.ops import activation as activations
 from gan_fast.ops import autograd, checks, recompute
 
 OP = "batch_norm_act"
-backends.register(OP, "batch_norm_act_forward", triton_file=OP)
+backends.register(OP, "batch_norm_act_forward", triton_file=OP, spares_small=True)
 
 _native = SimpleNamespace(
     forward=autograd.kernel("batch_norm_act_forward"),

@@ -32,7 +32,7 @@ from gan_fast.ops.twins import of_dims
 
 OPS = tuple(f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3))
 for _op in OPS:
-    backends.register(_op, None, triton_file="conv" if _op.endswith("2d") else None)
+    backends.register(_op, None, triton_file="conv" if _op.endswith("2d") else None, spares_small=True)
 
 
 class Convolution(torch.autograd.Function):

@@ -22,11 +22,14 @@ from gan_fast.ops.twins import of_dims
 
 for _kind in ("", "_transpose"):
     for _dims in (1, 2, 3):
-        backends.register(f"conv{_kind}{_dims}d_act", None, triton_file="conv" if _dims == 2 else None)
+        backends.register(
+            f"conv{_kind}{_dims}d_act", None, triton_file="conv" if _dims == 2 else None, spares_small=True
+        )
         backends.register(
             f"conv{_kind}{_dims}d_bn_act",
             "batch_norm_act_forward",
             triton_file="batch_norm_act" if _dims == 2 else None,
+            spares_small=True,
         )
 
 

@@ -12,8 +12,8 @@ from gan_fast import backends
 from gan_fast.ops import autograd, checks, per_sample
 
 OP = "leaky_relu"
-backends.register(OP, None, triton_file=OP)
-backends.register("relu", None)
+backends.register(OP, None, triton_file=OP, spares_small=True)
+backends.register("relu", None, spares_small=True)
 
 
 @per_sample.keeps_samples_apart

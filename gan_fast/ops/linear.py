@@ -12,7 +12,7 @@ from gan_fast.ops.conv import Convolution
 from gan_fast.ops.conv_kernels import Geometry
 
 OP = "linear"
-backends.register(OP, None)
+backends.register(OP, None, spares_small=True)
 
 _GEOMETRY = Geometry((), (), (), False, (), 1)
 

@@ -292,14 +292,22 @@ def test_what_does_not_trace() -> None:
     assert [e.reason for e in report.fused] == [
         "conv2d + batch_norm + relu (with main.1, main.2)", "conv2d by itself"
     ]  # fmt: skip
-    assert [(e.name, e.reason.split(":")[0]) for e in report.skipped] == [("(the model)", "forward not traced")]
+    assert [(e.name, e.reason) for e in report.skipped] == [
+        (
+            "(the model)",
+            "forward not traced: symbolically traced variables cannot be used as inputs to control flow "
+            "(at: if x.sum() > 1e9:)",
+        )
+    ]
     same_as_eager(Picky())
 
     class Broken(Picky):
         def forward(self, x: Tensor) -> Tensor:
             raise KeyError("nothing works")
 
-    assert gan_fast.fuse_report(Broken()).skipped[0].reason == "forward not traced: 'nothing works'"
+    assert gan_fast.fuse_report(Broken()).skipped[0].reason == (
+        "forward not traced: 'nothing works' (at: raise KeyError(\"nothing works\"))"
+    )
 
 
 def test_frozen_norm_and_weights() -> None:
