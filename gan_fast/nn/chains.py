@@ -71,7 +71,7 @@ class Traced:
 class _Proxy(fx.Proxy):
     """fx's, which sees what is written by ``+=`` and the like, and that a forward function asks for its type."""
 
-    @property  # type: ignore[override]
+    @property  # type: ignore[misc]
     def __class__(self) -> type:
         if not sys._getframe(1).f_globals.get("__name__", "").startswith("torch."):
             self.node.meta["seen"] = True

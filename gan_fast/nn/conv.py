@@ -30,7 +30,7 @@ class _Conv(nn.modules.conv._ConvNd):
     ) -> Tensor:
         if not isinstance(input, Tensor):
             # A tracer's, say: it may know what to do with torch's function.
-            output: Tensor = super()._conv_forward(input, weight, bias)  # type: ignore[misc]
+            output: Tensor = super()._conv_forward(input, weight, bias)
             return output
         padding: str | int | tuple[int, ...] = self.padding
         if self.padding_mode != "zeros":
