@@ -135,9 +135,11 @@ def _graph(module: nn.Module, forward_of: type[nn.Module], training: bool) -> fx
     vars(shell)["training"] = training
     tracer = _Tracer()
     graph = tracer.trace(shell)
-    for proxy in filter(None, (ref() for ref in tracer.proxies)):
-        # The function has ended: whoever has it still, an attribute or a list, keeps the value in each run.
-        proxy.node.meta["seen"] = True
+    for ref in tracer.proxies:
+        proxy = ref()
+        if proxy is not None:
+            # The function has ended: whoever has it still, an attribute or a list, keeps the value in each run.
+            proxy.node.meta["seen"] = True
     return graph
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
+import random
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -554,3 +558,217 @@ def test_format_of_weights_is_kept() -> None:
         fused = gan_fast.fuse(model)
         for given in (x, x.to(memory_format=torch.channels_last)):
             assert fused(given).stride() == model(given).stride()
+
+
+class Attributed(Net):
+    """Whose attributes have names that fuse might like to use."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda m, x: m.plain(m._fusion(F.relu(m.bn(m.conv(x))))))
+        self.plain, self._fusion = nn.Conv2d(4, 4, 1), nn.Tanh()
+
+
+def test_names_of_attributes_are_the_users() -> None:
+    same_as_eager(Attributed())
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ELU())
+    model[1].activation = "tanh"  # type: ignore[assignment]
+    same_as_eager(model)
+    convolve = model[0]._conv_forward
+    model[0]._conv_forward = lambda input, weight, bias: convolve(input, 2 * weight, bias)  # type: ignore[operator]
+    assert ("0", "its _conv_forward was replaced") in [(e.name, e.reason) for e in gan_fast.fuse_report(model).skipped]
+
+
+class Reduced(Picklable):
+    def __reduce__(self) -> Any:
+        return type(self), (), self.__dict__
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("kind", [Picklable, Reduced])
+def test_every_protocol_of_pickles(kind: type[nn.Module], protocol: int) -> None:
+    fused = gan_fast.fuse(kind().double())
+    other = pickle.loads(pickle.dumps(fused, protocol))
+    assert type(other) is type(fused)
+    assert torch.equal(other(image()), fused(image()))
+
+
+def test_a_forward_that_is_replaced_on_its_class_is_the_one_that_runs() -> None:
+    class Patched(Picklable):
+        pass
+
+    model = Patched().double()
+    fused = gan_fast.fuse(model)
+    Patched.forward = lambda self, x: 3 * self.main(x)  # type: ignore[method-assign]
+    assert_same(model, fused)
+
+
+def test_registers_of_classes_hold_the_users() -> None:
+    classes: dict[str, type] = {}
+
+    class Meta(type):
+        def __init__(cls, name: str, bases: Any, names: Any) -> None:
+            classes[f"meta {name}"] = cls
+
+    class Base(Picklable, metaclass=Meta):
+        def __init_subclass__(cls) -> None:
+            classes[cls.__name__] = cls
+
+    class Model(Base):
+        pass
+
+    fused = gan_fast.fuse(Model())
+    assert classes == {"meta Base": Base, "meta Model": Model, "Model": Model}
+    assert type(type(fused)) is Meta
+
+
+def test_classes_live_no_longer_than_their_users() -> None:
+    def used() -> weakref.ref[type]:
+        class Model(Picklable):
+            pass
+
+        gan_fast.fuse(Model())(image().float())
+        return weakref.ref(Model)
+
+    classes = [used() for _ in range(4)]
+    gc.collect()
+    assert [ref() for ref in classes[:-1]] == [None] * 3
+
+
+def test_looking_leaves_no_trace() -> None:
+    """Of buffers that count, of modules that are told something, of random numbers."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        m.count.add_(1)
+        m.scale += 1
+        m.act.style = x.mean()
+        m.log["seen"].append(x)
+        m.bn.eval()
+        return m.act(m.bn(m.conv(x))) * random.random() + torch.rand(())
+
+    model = Net(forward)
+    model.register_buffer("count", torch.zeros(()))
+    model.scale, model.log = torch.zeros(()), {"seen": []}  # type: ignore[assignment]
+    torch.manual_seed(0), random.seed(0)
+    drawn = torch.rand(()), random.random()
+    torch.manual_seed(0), random.seed(0)
+    assert gan_fast.fuse_report(model).fused[0].reason.startswith("conv2d + batch_norm + leaky_relu")
+    assert (model.count, model.scale, model.log) == (0, 0, {"seen": []})
+    assert not hasattr(model.act, "style")
+    assert model.bn.training
+    assert (torch.rand(()), random.random()) == drawn
+
+
+KEPT: list[Any] = []
+
+
+def stored(m: Any, x: Tensor) -> Tensor:
+    m.kept = m.bn(m.conv(x))
+    return F.relu(m.kept)
+
+
+def appended(m: Any, x: Tensor) -> Tensor:
+    h = m.bn(m.conv(x))
+    KEPT[:] = [h]
+    return F.relu(h)
+
+
+def test_values_that_are_kept_are_tensors() -> None:
+    models = [gan_fast.fuse(Net(forward).double()) for forward in (stored, appended)]
+    for model in models:
+        assert not gan_fast.fuse_report(model).skipped
+        same_as_eager(model)
+        model(image())
+    assert type(models[0].kept) is Tensor
+    assert type(KEPT[0]) is Tensor
+
+
+class TimesThree(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor) -> Tensor:
+        return F.relu(input)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        return 3 * grad_output
+
+
+def asking(m: Any, x: Tensor) -> Tensor:
+    h = m.conv(x)
+    return F.relu(2 * h if isinstance(h, Tensor) else h)
+
+
+def writing(m: Any, x: Tensor) -> Tensor:
+    x = 1 * x
+    h = m.conv(x)
+    with torch.no_grad():
+        x += 1
+    return F.relu(h) + x.sum()
+
+
+def checkpointed(m: Any, x: Tensor) -> Tensor:
+    def part(x: Tensor) -> Tensor:
+        return m.other(torch.tanh(m.bn(m.conv(x))))
+
+    return torch.utils.checkpoint.checkpoint(part, x, use_reentrant=False)
+
+
+HIDDEN: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a Function of a user's": lambda m, x: m.other(TimesThree.apply(m.conv(x))),
+    "asks for a type": asking,
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_a_tracer_does_not_see_by_itself(name: str) -> None:
+    torch.manual_seed(0)
+    same_as_eager(Net(HIDDEN[name]))
+
+
+@pytest.mark.parametrize("forward", [writing, checkpointed])
+def test_what_is_written_or_computed_again_between(forward: Any) -> None:
+    torch.manual_seed(0)
+    model = Net(forward).double()
+    fused = gan_fast.fuse(model)
+    assert torch.allclose(fused(image(False)), model(image(False)))
+    if forward is checkpointed:
+        for m in (model, fused):
+            m(image()).sum().backward()
+        assert torch.allclose(model.conv.weight.grad, fused.conv.weight.grad)
+
+
+def test_hooks_see_the_format_of_eager() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU())
+    fused = gan_fast.fuse(model)
+    strides: list[Any] = []
+    for m in (model, fused):
+        m[2].register_forward_hook(lambda _, given, output: strides.append(output.stride()))
+        m(torch.randn(4, 3, 16, 16))
+    assert strides[0] == strides[1]
+
+
+def test_what_is_done_with_is_not_held() -> None:
+    """Without gradients eager frees each activation when the next layer has taken it."""
+
+    class Count(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            held.append(sum(type(t) is Tensor and t.shape == x.shape for t in gc.get_objects()))
+            return x
+
+    held: list[int] = []
+    layers = [layer for _ in range(6) for layer in (nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU())]
+    model = nn.Sequential(*layers, Count()).double()
+    for m in (model, gan_fast.fuse(model)):
+        with torch.no_grad():
+            m(torch.randn(2, 3, 6, 7).double())
+    assert held[1] <= held[0] + 1
+
+
+def test_tracers_of_others_go_into_layers() -> None:
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return False
+
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2), nn.ConvTranspose2d(4, 3, 3), nn.Tanh()).double()
+    fused = gan_fast.fuse(layers)
+    traced = torch.fx.GraphModule(fused, Tracer().trace(fused))
+    assert torch.allclose(traced(image()), layers(image()))
