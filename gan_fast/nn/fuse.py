@@ -7,41 +7,35 @@ keeps that function; while it runs, those layers hand each other values that wai
 
 from __future__ import annotations
 
-import abc
 import copy
-import functools
 import inspect
 import random
 import re
 import sys
 import traceback
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.utils import _pytree
 
-from gan_fast import layout
-from gan_fast.nn import batch_norm_act, chains, conv, deferred, instance_norm_act, rectifiers
-from gan_fast.nn.chains import Chain, Traced
-from gan_fast.nn.channels_last import inside, outside
-from gan_fast.nn.lookup import weight_and_bias
-from gan_fast.ops import autograd, checks, conv_kernels
-
-_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
-    **{kind: getattr(conv, kind.__name__) for kind in chains.CONVOLUTIONS},
-    **{kind: getattr(batch_norm_act, kind.__name__.replace("Norm", "NormAct")) for kind in chains.BATCH_NORMS},
-    **{kind: getattr(instance_norm_act, kind.__name__.replace("Norm", "NormAct")) for kind in chains.INSTANCE_NORMS},
-    **{kind: getattr(rectifiers, kind.__name__) for kind in chains.RECTIFIERS},
-}
-# Where a module keeps its _Fusion: no name that its class may have a use for.
-_FUSION = "_gan_fast_fusion"
-_ENDS = (*chains.BATCH_NORMS, *chains.ACTIVATION_MODULES)
+from gan_fast.nn import chains
+from gan_fast.nn.chains import Traced
+from gan_fast.nn.fused import (
+    FUSION,
+    LAYERS,
+    Fused,
+    Fusion,
+    below,
+    class_of,
+    fused_class,
+    is_seen,
+    plain_class,
+    unfused_class,
+)
+from gan_fast.ops import checks
 
 
 @dataclass(frozen=True)
@@ -71,183 +65,6 @@ class Report:
         return "\n".join([*lines, f"{len(self.fused)} fused, {len(self.skipped)} left as they were"])
 
 
-@dataclass(frozen=True)
-class _Fusion:
-    """What a module whose forward runs on fused ops knows, by names alone: it is copied and pickled with the module."""
-
-    chains: tuple[Chain, ...]
-    # A convolution below, where the forward may run in channels-last; else "".
-    convolution: str
-
-    def rows(self, module: nn.Module) -> list[tuple[list[Any], list[Any]]]:
-        """The modules of each chain in this call, those that wait and those behind: nobody may look at what they
-        hand over."""
-        rows: list[tuple[list[Any], list[Any]]] = []
-        if nn.modules.module._has_any_global_hook():
-            return rows
-        for chain in self.chains:
-            waiting = [_below(module, name) for name in chain.waiting]
-            behind = [_below(module, name) for name in chain.behind]
-            if all(isinstance(m, _ENDS) and not _is_seen(m, before=True) for m in behind) and not any(
-                m is None or _is_seen(m) for m in waiting
-            ):
-                rows.append((waiting, behind))
-        return rows
-
-    def gains_by_channels_last(self, module: nn.Module, arguments: Any) -> bool:
-        conv = _below(module, self.convolution) if self.convolution else None
-        if conv is None or not any(isinstance(a, Tensor) and conv_kernels.gain_by_channels_last(a) for a in arguments):
-            return False
-        # Not its attribute: to look at a weight that is computed (spectral norm) computes it.
-        weights = [p for p in conv.parameters() if p.dim() == 4]
-        if any(layout.is_ordered_channels_last(w.shape, w.stride()) for w in weights):
-            return False
-        # Hooks inside see the format that eager has.
-        return not any(map(_is_seen, module.modules()))
-
-
-def _below(module: nn.Module, name: str) -> Any:
-    """The module of a name, or None: models change after they were fused."""
-    found: Any = module
-    for part in name.split("."):
-        found = None if found is None else found._modules.get(part)
-    return found
-
-
-def _is_seen(module: nn.Module, before: bool = False) -> bool:
-    """Whether somebody looks at what a module returns, or with ``before`` also at what it is given."""
-    own = module.__dict__
-    return bool(
-        own["_forward_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or (before and own["_forward_pre_hooks"])
-        or "forward" in own
-        or own.get("_compiled_call_impl") is not None
-    )
-
-
-class _Fused:
-    """What a module's class has before its own; ``_gan_fast_plain`` is the one that it had."""
-
-    _gan_fast_plain: ClassVar[type[nn.Module]]
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Nothing: a base of a user's may keep a register of its subclasses."""
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # Classes that are made cannot be pickled; the ones that they are made of can.
-        reduced: Any = super().__reduce_ex__(protocol)
-        if isinstance(reduced, str):
-            return reduced
-        make, arguments, *state = reduced
-        made, plain = type(self), type(self)._gan_fast_plain
-        return (_remake, (plain, *(plain if a is made else a for a in (make, *arguments))), *state)
-
-
-def _remake(plain: type[nn.Module], make: Callable[..., Any], *arguments: Any) -> Any:
-    module = make(*arguments)
-    if type(module) is plain:
-        module.__class__ = _class_of(plain)
-    return module
-
-
-# Weak, as a class that nobody has a module of any more would live on here.
-_made: weakref.WeakValueDictionary[type[nn.Module], type[nn.Module]] = weakref.WeakValueDictionary()
-
-
-def _class_of(plain: type[nn.Module]) -> type[nn.Module]:
-    """The class of fused modules that were of class ``plain``, whose name they keep."""
-    made = _made.get(plain)
-    if made is None:
-        names: dict[str, Any] = {"_gan_fast_plain": plain}
-        names |= {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
-        if plain in _LAYERS:
-            bases: tuple[type, ...] = (_Fused, _LAYERS[plain])
-            names["extra_repr"] = plain.extra_repr
-        else:
-            bases = (_Fused, plain)
-            names |= {"forward": _forward_of(plain), "extra_repr": _describe}
-        # Past what a user's metaclass does with a new class: it may keep a register too.
-        make: Any = abc.ABCMeta.__new__ if issubclass(type(plain), abc.ABCMeta) else type.__new__
-        made = _made.setdefault(plain, make(type(plain), plain.__name__, bases, names))
-    return made
-
-
-def _forward_of(plain: type[nn.Module]) -> Callable[..., Any]:
-    @functools.wraps(plain.forward)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        # Looked up at each call: a user may have put another there.
-        run = plain.forward
-        # Compilers and tracers see what is written there.
-        fusion: _Fusion | None = None if autograd.captured() else self.__dict__.get(_FUSION)
-        if fusion is None:
-            return run(self, *args, **kwargs)
-        channels_last = fusion.gains_by_channels_last(self, (*args, *kwargs.values()))
-        if channels_last:
-            args = tuple(map(_to_channels_last, args))
-            kwargs = {name: _to_channels_last(a) for name, a in kwargs.items()}
-        rows = fusion.rows(self)
-        if plain is nn.Sequential and len(args) == 1 and not kwargs:
-            with deferred.scope(frozenset()):
-                output = _one_after_another(self, rows, *args)
-        else:
-            with deferred.scope(frozenset(m for waiting, _ in rows for m in waiting)):
-                output = deferred.settle(run(self, *args, **kwargs))
-        return _pytree.tree_map_only(Tensor, outside, output) if channels_last else output
-
-    return forward
-
-
-def _one_after_another(modules: Any, rows: list[tuple[list[Any], list[Any]]], value: Any) -> Any:
-    """What nn.Sequential's forward gives, without the calls that a row saves: they cost more than small tensors do."""
-    row_of = {waiting[0]: (waiting, behind) for waiting, behind in rows}
-    remaining = iter(modules)
-    for module in remaining:
-        row = row_of.get(module)
-        output = None if row is None else _row(*row, value)
-        if row is None or output is None:
-            value = module(value)
-            continue
-        value = output
-        for _ in dict.fromkeys((*row[0][1:], *row[1])):
-            next(remaining)
-    return value
-
-
-def _row(waiting: list[Any], behind: list[Any], value: Any) -> Tensor | None:
-    """The value of a row; None where its modules must be called."""
-    first: Any = waiting[0]
-    activation = chains.activation_of(behind[-1])
-    negative_slope = getattr(behind[-1], "negative_slope", 0.01)
-    norm: Any = behind[0] if isinstance(behind[0], chains.BATCH_NORMS) else None
-    is_conv, is_norm = (isinstance(first, kinds) for kinds in (chains.CONVOLUTIONS, chains.BATCH_NORMS))
-    plain = type(value) is Tensor and not first._forward_pre_hooks and len(behind) == bool(norm) + bool(activation)
-    if plain and is_conv and value.dim() == len(first.kernel_size) + 2:
-        if norm is not None:
-            norm._check_input_dim(value)
-        weight, bias = weight_and_bias(first)
-        return conv.with_norm(first, value, weight, bias, (), norm, activation or "identity", negative_slope)
-    if plain and is_norm and norm is None:
-        first._check_input_dim(value)
-        output: Tensor = first.normalize(value, activation, negative_slope)
-        return output
-    return None
-
-
-def _describe(self: Any) -> str:
-    """What its own class says of a module, and what runs as one op."""
-    fusion: _Fusion | None = self.__dict__.get(_FUSION)
-    own = type(self)._gan_fast_plain.extra_repr(self)
-    chains = [" + ".join(dict.fromkeys((*c.waiting, *c.behind))) for c in fusion.chains] if fusion else []
-    return "; ".join(filter(None, (own, f"fused: {', '.join(chains)}" if chains else "")))
-
-
-def _to_channels_last(argument: Any) -> Any:
-    fits = isinstance(argument, Tensor) and conv_kernels.gain_by_channels_last(argument)
-    return inside(argument) if fits else argument
-
-
 class _Looked:
     """What a model is made of, and what can be done about it. Nothing is changed by looking."""
 
@@ -256,7 +73,7 @@ class _Looked:
         self.report = Report()
         # New classes, and what those with a forward of their own know.
         self.classes: dict[nn.Module, type[nn.Module]] = {}
-        self.fusions: dict[nn.Module, _Fusion] = {}
+        self.fusions: dict[nn.Module, Fusion] = {}
         self._traced: dict[nn.Module, Traced | None] = {}
         self._names: dict[nn.Module, str] = {}
         self._left: dict[nn.Module, str] = {}
@@ -273,9 +90,9 @@ class _Looked:
         self._names[module] = name
         if isinstance(module, torch.jit.ScriptModule):
             self._left[module] = "scripted: it has its own code"
-        elif _plain(module).__module__.startswith("gan_fast."):
+        elif plain_class(module).__module__.startswith("gan_fast."):
             self._left[module] = "gan_fast's own"
-        elif _plain(module).__module__.startswith(("torch.ao.", "torch.nn.intrinsic", "torch.nn.quantized")):
+        elif plain_class(module).__module__.startswith(("torch.ao.", "torch.nn.intrinsic", "torch.nn.quantized")):
             self._left[module] = "quantized, or made for it"
         else:
             for child_name, child in module.named_children():
@@ -289,23 +106,23 @@ class _Looked:
         if module in self._left:
             return self._left[module]
         if isinstance(module, chains.ACTIVATION_MODULES):
-            if _is_seen(module, before=True):
+            if is_seen(module, before=True):
                 return "has hooks"
             return ""
-        kind = _plain(module)
-        if kind not in _LAYERS:
-            kind = next((k for k in _LAYERS if isinstance(module, k)), kind)
+        kind = plain_class(module)
+        if kind not in LAYERS:
+            kind = next((k for k in LAYERS if isinstance(module, k)), kind)
             if isinstance(module, nn.modules.lazy.LazyModuleMixin):
-                return f"{_plain(module).__name__}: lazy, without a shape yet"
-            name = _plain(module).__name__
-            return f"{name}: a class of its own" if kind in _LAYERS else f"{name}: no fused kernel"
+                return f"{plain_class(module).__name__}: lazy, without a shape yet"
+            name = plain_class(module).__name__
+            return f"{name}: a class of its own" if kind in LAYERS else f"{name}: no fused kernel"
         # What hooks see before a convolution is a tensor, whatever comes behind: they may stay (torch's spectral norm).
-        if _is_seen(module, before=kind not in chains.CONVOLUTIONS):
+        if is_seen(module, before=kind not in chains.CONVOLUTIONS):
             return "has hooks" if "forward" not in module.__dict__ else "its forward was replaced"
         for name in (*vars(module), *module._modules, *module._parameters, *module._buffers):
             if inspect.isroutine(getattr(kind, name, None)):
                 return f"its {name} was replaced"
-            if hasattr(_LAYERS[kind], name) and not hasattr(kind, name):
+            if hasattr(LAYERS[kind], name) and not hasattr(kind, name):
                 return f"has an attribute {name} of its own"
         tensors = [*module.parameters(), *module.buffers()]
         odd = next((t for t in tensors if t.dtype not in checks.FLOATING and t.dtype != torch.int64), None)
@@ -314,13 +131,13 @@ class _Looked:
     def traced(self, module: nn.Module) -> Traced | None:
         if module not in self._traced:
             self._traced[module] = None
-            plain = _plain(module)
+            plain = plain_class(module)
             if module not in self._left and module._modules and _has_a_forward_to_read(plain):
                 try:
                     if "forward" in module.__dict__:
                         raise TypeError("its forward was replaced")
                     self._traced[module] = chains.trace(module, plain, self)
-                    _class_of(plain)
+                    class_of(plain)
                 except Exception as error:  # whatever a user's code does when it meets a tracer
                     self._left[module] = f"forward not traced: {_told(error, plain)}"
         return self._traced[module]
@@ -348,15 +165,15 @@ class _Looked:
             ):
                 conv = next(n for n, m in module.named_modules() if isinstance(m, _CONV2D))
             if traced.chains or conv:
-                self.fusions[module] = _Fusion(traced.chains, conv)
-                self.classes[module] = _fused_class(module)
+                self.fusions[module] = Fusion(traced.chains, conv)
+                self.classes[module] = fused_class(module)
         for module, name in self._names.items():
-            kind = _plain(module)
+            kind = plain_class(module)
             reason = self._reason_to_leave(module)
-            if kind in _LAYERS and not reason:
+            if kind in LAYERS and not reason:
                 plain_inplace = isinstance(module, chains.RECTIFIERS) and (module.inplace or module in in_chains)
                 if not plain_inplace:
-                    self.classes[module] = _fused_class(module)
+                    self.classes[module] = fused_class(module)
                 if module not in in_chains:
                     if plain_inplace:
                         self._skip(name, f"{_word(module)} by itself, in place: PyTorch's")
@@ -376,7 +193,7 @@ class _Looked:
             for owner, t in self._traced.items()
             if t is not None
             for name in t.calls
-            if _below(owner, name) is module
+            if below(owner, name) is module
         ]
         return f": called {max(counts)} times" if counts and max(counts) > 1 else ""
 
@@ -394,33 +211,6 @@ def _told(error: Exception, plain: type[nn.Module]) -> str:
     file = code.co_filename if code is not None else ""
     lines = [f.line for f in traceback.extract_tb(error.__traceback__) if f.filename == file and f.line]
     return f"{said} (at: {lines[-1]})" if lines else said
-
-
-def _plain(module: nn.Module) -> type[nn.Module]:
-    """The class that a module had before it was fused or parametrised."""
-    kind: type[Any] = type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
-    return kind._gan_fast_plain if issubclass(kind, _Fused) else kind
-
-
-def _fused_class(module: nn.Module) -> type[nn.Module]:
-    made = _class_of(_plain(module))
-    if not parametrize.is_parametrized(module):
-        return made
-    plain = _unfused_class(module) if issubclass(type(module), _Fused) else type(module)
-    return _parametrized(plain, made, _gan_fast_plain=plain)
-
-
-def _unfused_class(module: nn.Module) -> type[nn.Module]:
-    # Where there is none, it was parametrised when it was fused already.
-    plain: type[nn.Module] | None = vars(type(module)).get("_gan_fast_plain")
-    return plain or _parametrized(type(module), _plain(module))
-
-
-def _parametrized(kind: type[nn.Module], base: type[nn.Module], **names: Any) -> type[nn.Module]:
-    """The class that torch made for a parametrised module, with another base."""
-    own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
-    made: type[nn.Module] = type(kind.__name__, (base,), own | names)
-    return made
 
 
 @contextmanager
@@ -451,7 +241,7 @@ def _is_a_layer(module: nn.Module) -> bool:
 
 def _word(module: nn.Module) -> str:
     """What a layer is called in a report: as torch.nn.functional calls it."""
-    name = _plain(module).__name__
+    name = plain_class(module).__name__
     if isinstance(module, (*chains.BATCH_NORMS, *chains.INSTANCE_NORMS)):
         return "batch_norm" if "Batch" in name else "instance_norm"
     return {"ReLU": "relu", "LeakyReLU": "leaky_relu"}.get(name, name.replace("ConvT", "conv_t").lower())
@@ -497,19 +287,19 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
     if not inplace:
         model = copied("fuse", model)
     looked = _Looked(model)
-    before = {module: (type(module), module.__dict__.get(_FUSION)) for module in model.modules()}
+    before = {module: (type(module), module.__dict__.get(FUSION)) for module in model.modules()}
     try:
         unfuse(model)
         for module, made in looked.classes.items():
             module.__class__ = made
         for module, own in looked.fusions.items():
-            module.__dict__[_FUSION] = own
+            module.__dict__[FUSION] = own
     except BaseException:
         for module, (kind, fusion) in before.items():
             module.__class__ = kind
-            module.__dict__.pop(_FUSION, None)
+            module.__dict__.pop(FUSION, None)
             if fusion is not None:
-                module.__dict__[_FUSION] = fusion
+                module.__dict__[FUSION] = fusion
         raise
     return model
 
@@ -540,9 +330,9 @@ def unfuse(model: nn.Module) -> nn.Module:
         TypeError: not a module, or a scripted one.
     """
     for module in _checked("unfuse", model).modules():
-        if issubclass(type(module), _Fused):
-            module.__class__ = _unfused_class(module)
-            module.__dict__.pop(_FUSION, None)
+        if issubclass(type(module), Fused):
+            module.__class__ = unfused_class(module)
+            module.__dict__.pop(FUSION, None)
     return model
 
 
