@@ -59,7 +59,7 @@ class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
         else:
             compute = functools.partial(self.normalize, deferred.settle(input))
         if deferred.waits(self, input):
-            return deferred.Deferred(compute, input.dim())
+            return deferred.Deferred(compute, input)
         return compute(self.activation, self.negative_slope)
 
     def folded_into(

@@ -78,7 +78,7 @@ def _run(conv: Any, input: Any, *output_size: list[int] | None) -> Any:
     weight, bias = weight_and_bias(conv)
     if deferred.waits(conv, input) and input.dim() == len(conv.kernel_size) + 2:
         convolve = functools.partial(with_norm, conv, deferred.settle(input), weight, bias, output_size)
-        return deferred.Deferred(functools.partial(convolve, None), input.dim(), convolve)
+        return deferred.Deferred(functools.partial(convolve, None), input, convolve)
     return conv._conv_forward(deferred.settle(input), weight, bias, NOTHING, None, *output_size)
 
 

@@ -69,6 +69,10 @@ def modes() -> tuple[Any, ...]:
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), cast
 
 
+def _version(t: Tensor) -> int:
+    return -1 if t.is_inference() else t._version
+
+
 def _rectifier(input: Deferred, negative_slope: Any = 0.01, inplace: bool = False) -> tuple[str, Any, bool]:
     return "leaky_relu", negative_slope, inplace
 
@@ -92,15 +96,16 @@ class Deferred:
 
     Args:
         compute: what it takes.
-        dims: how many dims the value has.
+        source: what it is computed from: a tensor, or another of these; the value has as many dims.
         convolve: of a convolution, what it takes with a norm behind it: that module, then as ``compute``.
     """
 
     __hash__ = object.__hash__
 
-    def __init__(self, compute: Compute, dims: int, convolve: Compute | None = None) -> None:
+    def __init__(self, compute: Compute, source: Any, convolve: Compute | None = None) -> None:
         self.compute, self.convolve = compute, convolve
-        self._dims = dims
+        self._source: Tensor = source._source if type(source) is Deferred else source
+        self._version = _version(self._source)
         self._value: Tensor | None = None
         self._called_in = modes()
         # Whether it is computed, or part of what somebody else computes.
@@ -109,7 +114,7 @@ class Deferred:
         self._waiting[self] = None
 
     def dim(self) -> int:
-        return self._dims
+        return self._source.dim()
 
     def take(self) -> bool:
         """Whether it is the caller's, to compute it with more behind it, now."""
@@ -121,6 +126,11 @@ class Deferred:
     def _take(self) -> None:
         self._taken = True
         self._waiting.pop(self, None)
+        if self._version != _version(self._source):
+            raise RuntimeError(
+                "fuse: expected the input of a layer left as it is until the layer's value is used, as when its "
+                "forward was traced, got one that was written to; gan_fast.unfuse(model) runs it"
+            )
 
     def tensor(self) -> Tensor:
         """The value."""

@@ -41,7 +41,7 @@ class _InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
     def _apply_instance_norm(self, input: Any) -> Any:
         input = deferred.settle(input)
         if deferred.waits(self, input):
-            return deferred.Deferred(functools.partial(self._normalize, input), input.dim())
+            return deferred.Deferred(functools.partial(self._normalize, input), input)
         return self._normalize(input, self.activation, self.negative_slope)
 
     def _normalize(self, input: Tensor, activation: str, negative_slope: float, moving: bool = True) -> Tensor:

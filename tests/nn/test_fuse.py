@@ -191,6 +191,25 @@ def test_modes_that_end_between(around: Callable[[], Any]) -> None:
         assert (m.conv.weight.grad is None) == (around is torch.no_grad)
 
 
+def test_input_written_to_on_another_way_is_an_error() -> None:
+    """What waits is computed from it later: never from something else in silence."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = x * 1
+        h = m.conv(x)
+        if m.flag:
+            x.add_(1)
+        return F.relu(h) + x.sum()
+
+    model = gan_fast.fuse(Net(forward).double())
+    model(image())
+    model.flag = True
+    with pytest.raises(RuntimeError, match="fuse: expected the input of a layer left as it is"):
+        model(image())
+    gan_fast.unfuse(model)
+    model(image(requires_grad=False))
+
+
 def test_forward_is_run_not_replaced() -> None:
     """Python sees each call, and nothing of having been looked at."""
 
