@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backends": {"extension", "triton_kernels", "tuning", "version"},
     "triton_kernels": {"layout"},
     "ops": {"backends", "extension", "layout"},
-    "nn": {"ops", "layout"},
+    "nn": {"backends", "ops", "layout"},
     "self_check": {"backends", "ops"},
     "models": {"nn", "ops"},
     "objectives": {"ops"},

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils import _pytree
 
-from gan_fast import layout
+from gan_fast import backends, layout
 from gan_fast.nn import batch_norm_act, chains, conv, deferred, instance_norm_act, rectifiers
 from gan_fast.nn.chains import Chain
 from gan_fast.nn.channels_last import inside, outside
@@ -60,11 +60,14 @@ class Fusion:
 
     def gains_by_channels_last(self, module: nn.Module, arguments: Any) -> bool:
         conv = below(module, self.convolution) if self.convolution else None
-        if conv is None or not any(isinstance(a, Tensor) and conv_kernels.gain_by_channels_last(a) for a in arguments):
+        maps = [a for a in arguments if isinstance(a, Tensor) and conv_kernels.gain_by_channels_last(a)]
+        if conv is None or not maps:
             return False
         # Not its attribute: to look at a weight that is computed (spectral norm) computes it.
         weights = [p for p in conv.parameters() if p.dim() == 4]
         if any(layout.is_ordered_channels_last(w.shape, w.stride()) for w in weights):
+            return False
+        if max(t.numel() for t in (*maps, *weights)) <= backends.SMALL:
             return False
         # Hooks inside see the format that eager has.
         return not any(map(is_seen, module.modules()))
