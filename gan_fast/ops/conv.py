@@ -280,6 +280,27 @@ def _check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, geometry
             )
 
 
+# Geometries of calls that were checked and found right, by all that was looked at. Python is slow between kernels,
+# which leave its caches cold: on a 2-core CPU checks of 25 us took 130.
+_checked: dict[tuple[Any, ...], Geometry] = {}
+_MOST_CHECKED = 4096
+
+
+def _plain(op: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a call is of a kind that is remembered: a CPU's, larger than what is ATen's, and nobody looks on."""
+    return (
+        not torch.compiler.is_compiling()
+        and autograd.plain(input)
+        and backends.native_on_cpu(op)
+        and not torch._C._is_any_autocast_enabled()
+        and input.numel() > backends.SMALL
+        and not backends.measured(input)
+        and isinstance(weight, Tensor)
+        and weight.is_cpu
+        and (bias is None or (isinstance(bias, Tensor) and bias.is_cpu))
+    )
+
+
 _ATEN = ((F.conv1d, F.conv2d, F.conv3d), (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d))
 
 
@@ -304,7 +325,18 @@ def convolve(
         epilogue: what is done to the output; its statistics go to ``norm``, where the convolution's kernel has them.
         norm: of the batched output, and of its statistics where there are some; instead of an activation.
     """
-    if backends.small(input, weight, bias) and per_sample.recording() is None:
+    key = None
+    if isinstance(input, Tensor) and _plain(op, input, weight, bias):
+        own = None if bias is None else (bias.shape, bias.dtype)
+        options = (stride, padding, output_padding, groups, dilation)
+        key = (op, input.shape, input.dtype, weight.shape, weight.dtype, own, *options, *map(type, options))
+        try:
+            known = _checked.get(key)
+        except TypeError:  # a list among them
+            key = known = None
+        if known is not None:
+            return _apply(input, weight, bias, known, None, epilogue, norm)
+    elif backends.small(input, weight, bias) and per_sample.recording() is None:
         aten: Callable[..., Tensor] = _ATEN[transposed][dims - 1]
         try:
             if transposed:
@@ -339,6 +371,10 @@ def convolve(
     unbatched = input.dim() == dims + 1
     if unbatched:
         input = input.unsqueeze(0)
+    elif key is not None and padding != "same":
+        if len(_checked) >= _MOST_CHECKED:
+            _checked.clear()
+        _checked[key] = geometry
     if backends.native(op, device, input.dtype) and not captured:
         arguments = (input, weight, bias, geometry, epilogue, norm)
         output = _on_quickest(*arguments) if dims == 2 and backends.measured(input) else _serve(*arguments, op=op)
@@ -361,6 +397,13 @@ def _serve(
     refusal = kernels and kernels.refuses(input, geometry.dilation, geometry.transposed, geometry.groups)
     if refusal:
         raise RuntimeError(f"{op}: expected for backend triton {refusal}")
+    return _apply(input, weight, bias, geometry, kernels, epilogue, norm)
+
+
+def _apply(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kernels: Any, epilogue: Epilogue,
+    norm: Callable[..., Tensor] | None,
+) -> Tensor:  # fmt: skip
     output = Convolution.apply(input, weight, bias, geometry, kernels, epilogue.of_node(kernels))
     output, *statistics = output if isinstance(output, tuple) else (output,)
     if output.requires_grad and weight.requires_grad:

@@ -15,6 +15,7 @@ of its own (docs/architecture.md has the figures).
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -153,9 +154,13 @@ class _Product(NamedTuple):
     weigh: bool
 
     @classmethod
-    def of(cls, input: Tensor | Like, output: torch.Size, weight: Tensor | Like, geometry: Geometry) -> _Product:
+    @functools.lru_cache(maxsize=4096)
+    def of(cls, input: Like, weight: Like, geometry: Geometry, output: torch.Size | None = None) -> _Product | None:
+        """The product; None where ATen's kernels are the quicker ones, whatever is asked for."""
+        output = output or _output_shape(input.shape, weight.shape, geometry)
+        if min(*input.shape, *output) == 0:
+            return None  # ATen knows what to say or do
         small, big = (input.shape, output) if geometry.transposed else (output, input.shape)
-        input, weight = (Like.of(t) if isinstance(t, Tensor) else t for t in (input, weight))
         channels, columns = weight.shape[0], math.prod(weight.shape[1:])
         positions = math.prod(small[2:])
         rows = small[0] * positions
@@ -170,13 +175,14 @@ class _Product(NamedTuple):
         gathered = 0.5 if not channels_last else 2 if strided else 1
         scattered = 4 if strided else 1 if channels_last else 0.5
         weighed = 4 if strided else 1
-        return cls(
+        product = cls(
             small, big, weight, geometry, channels_last,
             gather=worth and (once or (deep and gathered * channels >= rows)),
             # Of one position ATen sums up more exactly.
             scatter=worth and not once and (scattered * channels >= rows or weight.shape[1] < _VECTOR),
             weigh=worth and (once or ((deep or channels_last) and weighed * channels >= rows)),
         )  # fmt: skip
+        return product if product.gather or product.scatter or product.weigh else None
 
     @property
     def sub_pixel(self) -> bool:
@@ -274,9 +280,8 @@ def _product(
         or type(reads) not in (Tensor, torch.nn.Parameter)
     ):
         return None
-    output = output or _output_shape(input.shape, weight.shape, geometry)
-    # ATen knows what to say or do where there is nothing.
-    return _Product.of(input, output, weight, geometry) if min(*input.shape, *output) > 0 else None
+    input, weight = (Like.of(t) if isinstance(t, Tensor) else t for t in (input, weight))
+    return _Product.of(input, weight, geometry, output)
 
 
 def _output_shape(input: torch.Size, weight: torch.Size, geometry: Geometry) -> torch.Size:
