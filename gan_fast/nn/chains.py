@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from gan_fast.nn import rectifiers
 from gan_fast.nn.deferred import ACTIVATIONS, ARITHMETIC, METHODS, modes
 from gan_fast.ops import recompute
 
@@ -224,10 +225,16 @@ def _dims(module: nn.Module) -> str:
     return type(module).__name__[-2:]
 
 
+_ACTIVATION_BY_FORWARD = {
+    nn.ReLU.forward: "relu", rectifiers.ReLU.forward: "relu",
+    nn.LeakyReLU.forward: "leaky_relu", rectifiers.LeakyReLU.forward: "leaky_relu",
+    nn.Tanh.forward: "tanh", nn.Sigmoid.forward: "sigmoid",
+}  # fmt: skip
+
+
 def activation_of(module: nn.Module) -> str:
-    """The activation that a module is; "" where it is none of ours."""
-    names = zip(ACTIVATION_MODULES, ("relu", "leaky_relu", "tanh", "sigmoid"))
-    return next((name for kind, name in names if isinstance(module, kind)), "")
+    """The activation that a module is; "" where it is none of ours, as a subclass that computes something else."""
+    return _ACTIVATION_BY_FORWARD.get(type(module).forward, "")
 
 
 def _activation(node: fx.Node, called: dict[fx.Node, nn.Module], known: Known) -> str:

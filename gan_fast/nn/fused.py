@@ -32,7 +32,6 @@ LAYERS: dict[type[nn.Module], type[nn.Module]] = {
 }
 # Where a module keeps its Fusion: no name that its class may have a use for.
 FUSION = "_gan_fast_fusion"
-_ENDS = (*chains.BATCH_NORMS, *chains.ACTIVATION_MODULES)
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,9 @@ class Fusion:
         for chain in self.chains:
             waiting = [below(module, name) for name in chain.waiting]
             behind = [below(module, name) for name in chain.behind]
-            if all(isinstance(m, _ENDS) and not is_seen(m, before=True) for m in behind) and not any(
-                m is None or is_seen(m) for m in waiting
+            # Those that came in later, of torch's classes or of anybody's, do not know how to wait.
+            if all(_is_end(m) and not is_seen(m, before=True) for m in behind) and all(
+                issubclass(type(m), Fused) and not is_seen(m) for m in waiting
             ):
                 rows.append((waiting, behind))
         return rows
@@ -79,6 +79,13 @@ def below(module: nn.Module, name: str) -> Any:
     for part in name.split("."):
         found = None if found is None else found._modules.get(part)
     return found
+
+
+def _is_end(module: Any) -> bool:
+    """Whether a module takes in what waits for it."""
+    if isinstance(module, chains.BATCH_NORMS):
+        return isinstance(module, Fused)
+    return module is not None and chains.activation_of(module) != ""
 
 
 def is_seen(module: nn.Module, before: bool = False) -> bool:

@@ -411,6 +411,33 @@ def test_changed_after_fusing() -> None:
     assert type(fused[0](image())) is Tensor
 
 
+class Doubled(nn.LeakyReLU):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+@pytest.mark.parametrize(
+    "own", [lambda: nn.BatchNorm2d(4), lambda: nn.Conv2d(3, 4, 3), Doubled], ids=["norm", "convolution", "activation"]
+)
+def test_plain_layers_put_in_later_run_as_they_are(own: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.LeakyReLU(0.2)).double()
+    fused = gan_fast.fuse(model)
+    layer = own().double()
+    index = next(i for i, m in enumerate(model) if isinstance(layer, type(m)))
+    for m in (model, fused):
+        m[index] = copy.deepcopy(layer)
+    assert_same(model, fused)
+
+
+def test_activation_of_a_users_own() -> None:
+    """A subclass of an activation may compute anything."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Doubled(0.2))
+    assert gan_fast.fuse_report(model).fused[0].reason == "conv2d + batch_norm (with 1)"
+    same_as_eager(model)
+
+
 def test_the_optimizer_goes_on() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 1, 4)).double()
