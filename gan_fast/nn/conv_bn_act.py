@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from gan_fast.nn.batch_norm_act import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from gan_fast.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, with_norm
-from gan_fast.nn.lookup import weight_and_bias
+from gan_fast.nn.lookup import is_seen, weight_and_bias
 from gan_fast.ops import activation as activations
 from gan_fast.ops.conv_kernels import Epilogue
 
@@ -25,15 +25,8 @@ def _unseen(child: nn.Module, kind: type[nn.Module]) -> bool:
     Its parameters may be parametrised: what they are computed to is looked up once. Tracers that do look (torch.fx)
     give it something else than a tensor, which callers ask for themselves.
     """
-    own = child.__dict__
     return (type(child) is kind or _only_parametrized(child, kind)) and not (
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or "forward" in own
-        or own.get("_compiled_call_impl") is not None
-        or nn.modules.module._has_any_global_hook()
+        is_seen(child, before=True) or nn.modules.module._has_any_global_hook()
     )
 
 

@@ -31,10 +31,10 @@ from gan_fast.nn.fused import (
     below,
     class_of,
     fused_class,
-    is_seen,
     plain_class,
     unfused_class,
 )
+from gan_fast.nn.lookup import is_seen
 from gan_fast.ops import checks
 
 
@@ -69,7 +69,6 @@ class _Looked:
     """What a model is made of, and what can be done about it. Nothing is changed by looking."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
         self.report = Report()
         # New classes, and what those with a forward of their own know.
         self.classes: dict[nn.Module, type[nn.Module]] = {}
@@ -106,9 +105,7 @@ class _Looked:
         if module in self._left:
             return self._left[module]
         if isinstance(module, chains.ACTIVATION_MODULES):
-            if is_seen(module, before=True):
-                return "has hooks"
-            return ""
+            return "has hooks" if is_seen(module, before=True) else ""
         kind = plain_class(module)
         if kind not in LAYERS:
             kind = next((k for k in LAYERS if isinstance(module, k)), kind)

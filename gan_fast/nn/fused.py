@@ -21,7 +21,7 @@ from gan_fast import backends, layout
 from gan_fast.nn import batch_norm_act, chains, conv, deferred, instance_norm_act, rectifiers
 from gan_fast.nn.chains import Chain
 from gan_fast.nn.channels_last import inside, outside
-from gan_fast.nn.lookup import weight_and_bias
+from gan_fast.nn.lookup import is_seen, weight_and_bias
 from gan_fast.ops import autograd, conv_kernels
 
 LAYERS: dict[type[nn.Module], type[nn.Module]] = {
@@ -60,8 +60,10 @@ class Fusion:
 
     def gains_by_channels_last(self, module: nn.Module, arguments: Any) -> bool:
         conv = below(module, self.convolution) if self.convolution else None
+        if conv is None:
+            return False
         maps = [a for a in arguments if isinstance(a, Tensor) and conv_kernels.gain_by_channels_last(a)]
-        if conv is None or not maps:
+        if not maps:
             return False
         # Not its attribute: to look at a weight that is computed (spectral norm) computes it.
         weights = [p for p in conv.parameters() if p.dim() == 4]
@@ -86,19 +88,6 @@ def _is_end(module: Any) -> bool:
     if isinstance(module, chains.BATCH_NORMS):
         return isinstance(module, Fused)
     return module is not None and chains.activation_of(module) != ""
-
-
-def is_seen(module: nn.Module, before: bool = False) -> bool:
-    """Whether somebody looks at what a module returns, or with ``before`` also at what it is given."""
-    own = module.__dict__
-    return bool(
-        own["_forward_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or (before and own["_forward_pre_hooks"])
-        or "forward" in own
-        or own.get("_compiled_call_impl") is not None
-    )
 
 
 class Fused:

@@ -1,4 +1,4 @@
-"""Parameters and buffers of a module without nn.Module's search for them, which small tensors would feel."""
+"""What a module has, without nn.Module's search for it, which small tensors would feel."""
 
 from __future__ import annotations
 
@@ -24,3 +24,16 @@ def running_statistics(module: nn.Module) -> tuple[Tensor | None, Tensor | None,
         # Made parameters or plain attributes; the count may be gone where nobody counts.
         count = getattr(module, "num_batches_tracked", None)
         return module.running_mean, module.running_var, count  # type: ignore[return-value]
+
+
+def is_seen(module: nn.Module, before: bool = False) -> bool:
+    """Whether somebody looks at what a module returns, or with ``before`` also at what it is given."""
+    own = module.__dict__
+    return bool(
+        own["_forward_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or (before and own["_forward_pre_hooks"])
+        or "forward" in own
+        or own.get("_compiled_call_impl") is not None
+    )
