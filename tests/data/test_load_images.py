@@ -74,6 +74,42 @@ def test_a_zip_gives_what_its_folder_gives(class_folder, tmp_path):
     assert same(data, load(str(class_folder)))
 
 
+def test_equal_data_have_equal_fingerprints(class_folder, tmp_path):
+    from_folder = load(class_folder)
+    assert len(from_folder.fingerprint) == 16
+    assert from_folder.fingerprint == load(zip_of(class_folder, tmp_path / "pets.zip")).fingerprint
+
+
+def replace_an_image(root):
+    (root / "cat" / "z.PNG").write_bytes(encode(picture(8, 8, seed=9)))
+
+
+def rename_a_class(root):
+    (root / "cat").rename(root / "car")
+
+
+def move_an_image_to_another_class(root):
+    # Still third in the order: only a label differs.
+    (root / "dog" / "1.TIF").rename(root / "cat" / "zz.TIF")
+
+
+@pytest.mark.parametrize("change", [replace_an_image, rename_a_class, move_an_image_to_another_class])
+def test_the_fingerprint_sees_a_change(class_folder, change):
+    before = load(class_folder).fingerprint
+    change(class_folder)
+    assert load(class_folder).fingerprint != before
+
+
+def test_the_fingerprint_knows_the_shape_and_the_absence_of_labels():
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    data = [
+        ImageData(images, None, (), (), ""),
+        ImageData(images.view(1, 3, 4, 8), None, (), (), ""),
+        ImageData(images, torch.zeros(2, dtype=torch.int64), (), (), ""),
+    ]
+    assert len({d.fingerprint for d in data}) == 3
+
+
 @pytest.mark.parametrize("prefix", ["./", ""])
 @pytest.mark.parametrize("separator", ["/", "\\"])
 def test_zip_spellings_of_a_path(tmp_path, prefix, separator):
