@@ -188,7 +188,7 @@ def _low_bytes(data: bytes) -> np.ndarray:
     """Return the low bytes of a 16-bit RGB PNG, of which Pillow keeps the high ones."""
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         # Read as little-endian, the low byte is the one that is kept.
-        image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]  # type: ignore[attr-defined]
+        image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
         return np.asarray(image)
 
 
