@@ -141,7 +141,7 @@ class Run:
         if self._images_before not in (None, count):
             say(f"changed: the run had {self._images_before} images, the data have {count}: not the same run any more")
         say(str(self.images))
-        for line in self._skipped_files():
+        for line in (*self._skipped_files(), *self.images.notes):
             say(line)
         self._model = {
             "latent_dim": config.train.latent_dim or _LATENT_DIM,
@@ -278,7 +278,7 @@ class Run:
 
     def _skipped_files(self) -> list[str]:
         skipped = self.images.skipped
-        lines = [f"skipped {file.name}: {file.reason}" for file in skipped[:_SHOWN_FILES]]
+        lines = [f"skipped {file}" for file in skipped[:_SHOWN_FILES]]
         return lines + [f"... and {len(skipped) - _SHOWN_FILES} more"] * (len(skipped) > _SHOWN_FILES)
 
     def _read_rows(self) -> list[dict[str, Any]]:
@@ -345,6 +345,7 @@ def _load(config: RunConfig) -> ImageData:
         channels=config.channels,
         bad_files="skip" if config.bad_files == "skip" else "raise",
         max_skipped=config.max_skipped_files,
+        min_images=config.train.batch_size,
         progress=sys.stderr.isatty(),
     )
 
