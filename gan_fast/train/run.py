@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from gan_fast.data import ImageData, load_images
 from gan_fast.files import previous_of, write_bytes_safely, write_safely
-from gan_fast.metrics import class_coverage
+from gan_fast.metrics import Coverage, class_coverage
 from gan_fast.models import DCGANDiscriminator, DCGANGenerator
 from gan_fast.train.checkpoint import load_checkpoint, save_checkpoint, save_generator
 from gan_fast.train.config import TrainConfig
@@ -42,6 +42,7 @@ _FREE = (
     "sample_every",
     "checkpoint_every",
     "tensorboard",
+    "class_coverage",
 )
 
 
@@ -81,6 +82,8 @@ class RunConfig:
     """Steps between two checkpoints."""
     tensorboard: bool = False
     """Write TensorBoard event files too."""
+    class_coverage: bool = True
+    """Measure at the end which classes the generator reaches, where the data have classes; some seconds."""
 
     def __post_init__(self) -> None:
         for name in ("sample_every", "checkpoint_every", "width"):
@@ -312,19 +315,32 @@ class Run:
             self._writer.add_images("samples", (images.float() + 1) / 2, step)
 
     def _report_coverage(self) -> None:
-        labels, names = self.images.labels, self.images.class_names
-        if labels is None or len(labels.unique()) < 2:
+        """Measure and write class coverage; whatever goes wrong is one line, as the training is finished and saved."""
+        labels = self.images.labels
+        if not self.config.class_coverage or labels is None or len(labels[labels >= 0].unique()) < 2:
             return
-        self._say("measuring class coverage ...")
-        # Of a seed that training's latents do not use.
-        samples = self.trainer.sample(_COVERAGE_SAMPLES, seed=self.config.train.seed + 1)
+        self._say("measuring class coverage ... (Ctrl-C leaves it out)")
         try:
-            coverage = class_coverage(self.images.images, labels, samples, names)
-        except ImportError:
-            self._say('no class coverage: scikit-learn is not installed (pip install "gan_fast[digits]")')
-            return
-        write_bytes_safely(self.folder / "class_coverage.json", json.dumps(asdict(coverage), indent=2) + "\n")
-        self._say(str(coverage))
+            coverage = self._measure_coverage(labels)
+            record = {name: _json_number(v) if isinstance(v, float) else v for name, v in asdict(coverage).items()}
+            write_bytes_safely(self.folder / "class_coverage.json", json.dumps(record, indent=2) + "\n")
+            self._say(str(coverage))
+        except KeyboardInterrupt:
+            self._say("class coverage was interrupted; the training is finished and saved")
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+            self._say(f"no class coverage: {reason}; the training is finished and saved")
+
+    def _measure_coverage(self, labels: torch.Tensor) -> Coverage:
+        # Of a seed that training's latents do not use.
+        seed = (self.config.train.seed + 1) % 2**63
+        samples = self.trainer.sample(_COVERAGE_SAMPLES, seed=seed).cpu()
+        with tqdm(total=100, desc="class coverage", unit="%", disable=not sys.stderr.isatty()) as bar:
+
+            def on_progress(share: float) -> None:
+                bar.update(int(100 * share) - bar.n)
+
+            return class_coverage(self.images.images, labels, samples, self.images.class_names, on_progress=on_progress)
 
     @property
     def _checkpoint(self) -> Path:
