@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import platform
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from gan_fast.data import ImageData, load_images
@@ -23,13 +25,15 @@ from gan_fast.train.checkpoint import load_checkpoint, save_checkpoint, save_gen
 from gan_fast.train.config import TrainConfig
 from gan_fast.train.loop import LOGGED, Trainer, TrainingDivergedError, draw_latents, resolve_device
 from gan_fast.train.pictures import write_curves, write_grid
-from gan_fast.train.process import stopping_signals
+from gan_fast.train.process import ThreadChoice, fastest_threads, stopping_signals
 from gan_fast.version import __version__
 
 _LATENT_DIM = 100
 _GRID_IMAGES = 64
 _COVERAGE_SAMPLES = 1000
 _SHOWN_FILES = 5
+# Of a shorter training the measurement would be too large a part.
+_STEPS_WORTH_MEASURING = 200
 
 # What may change when a run is resumed: it decides where a run stops and what it reports, and where and how fast it is
 # computed, not how it learns.
@@ -120,6 +124,7 @@ class Run:
     Args:
         config: what to train.
         resume: continue the run that is in the folder.
+        measure_threads: on a CPU, time a few steps of a new training and set the number of threads that is fastest.
         say: is told what a person should know, a line at a time.
 
     Attributes:
@@ -133,7 +138,14 @@ class Run:
         CheckpointError: neither checkpoint can be used.
     """
 
-    def __init__(self, config: RunConfig, *, resume: bool = False, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        resume: bool = False,
+        measure_threads: bool = False,
+        say: Callable[[str], None] = print,
+    ) -> None:
         self.config, self.folder, self._say = config, config.out, say
         self._images_before: int | None = None
         self._check_folder(resume)
@@ -159,6 +171,10 @@ class Run:
         if resolve_device(config.train.device).type != "cpu":
             for model in (generator, discriminator):
                 model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        on_cpu = resolve_device(config.train.device).type == "cpu"
+        # A resumed run keeps the threads that it had: with others its sums would be rounded otherwise.
+        if measure_threads and on_cpu and not resume and config.train.steps >= _STEPS_WORTH_MEASURING:
+            say(str(_measure_threads(config.train, generator, discriminator, self.images.images)))
         self.trainer = Trainer(config.train, generator, discriminator, self.images)
         self._grid_z = draw_latents(_GRID_IMAGES, self._model["latent_dim"], config.train.seed)
         self._checkpointed_step = 0
@@ -352,6 +368,16 @@ def _json_number(value: float) -> float | None:
     if isinstance(value, int):
         return value
     return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _measure_threads(
+    config: TrainConfig, generator: nn.Module, discriminator: nn.Module, images: torch.Tensor
+) -> ThreadChoice:
+    """Time steps of a training of copies, so that the one that is to run begins as if none had been made."""
+    with torch.random.fork_rng(devices=[]):
+        trainer = Trainer(config, copy.deepcopy(generator), copy.deepcopy(discriminator))
+        batch = images[: config.batch_size].float() / 127.5 - 1
+        return fastest_threads(lambda: trainer.step(batch))
 
 
 def _load(config: RunConfig) -> ImageData:
