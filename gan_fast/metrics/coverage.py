@@ -189,10 +189,10 @@ def _fit(
 
 def _features(images: Tensor, indices: Tensor) -> Tensor:
     """Average images down and flatten them to float32 (N, features); uint8 is taken to [-1, 1]."""
-    size = tuple(min(_MAX_SIDE, side) for side in images.shape[-2:])
+    height, width = (min(_MAX_SIDE, side) for side in images.shape[-2:])
     parts = []
     for part in indices.split(_CHUNK_IMAGES):
         batch = images[part.to(images.device)].cpu()
         batch = batch.float() / 127.5 - 1 if batch.dtype == torch.uint8 else batch.float()
-        parts.append(F.adaptive_avg_pool2d(batch, size).flatten(1))
+        parts.append(F.adaptive_avg_pool2d(batch, (height, width)).flatten(1))
     return torch.cat(parts)
