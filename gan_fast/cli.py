@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import os
 import re
 import shlex
 import signal
@@ -51,7 +52,7 @@ class Train:
     resume: bool = False
     """Continue the run in --out; give the options that it was started with, and --steps where it shall differ."""
     threads: int | None = None
-    """CPU threads; unset: as many as this process may use."""
+    """CPU threads; unset: as OMP_NUM_THREADS says, else what is fastest of a few steps that are timed first."""
 
     def __call__(self, command: str) -> int:
         if self.threads is not None and self.threads < 1:
@@ -59,7 +60,8 @@ class Train:
         set_threads(self.threads)
         keep_freed_memory()
         with _users_errors():
-            run = Run(self.run, resume=self.resume, say=_say)
+            measure_threads = self.threads is None and "OMP_NUM_THREADS" not in os.environ
+            run = Run(self.run, resume=self.resume, measure_threads=measure_threads, say=_say)
         number = run.train()
         if number is None:
             _say(f"done: {self.run.out}")

@@ -14,6 +14,24 @@ class BadFileError(Exception):
     """
 
 
+def printable(text: str) -> str:
+    """Return a name as text that any UTF-8 stream takes on one line.
+
+    A byte of a file name that is not UTF-8, which Python reads as a lone surrogate, becomes ``\\xNN``; where the file
+    system is taken to be ASCII, what is UTF-8 all the same becomes readable. Control characters are escaped.
+    """
+    text = name_bytes(text).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def name_bytes(name: str) -> bytes:
+    """Return the bytes of a file name, the same in every locale."""
+    try:
+        return name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a surrogate that is no byte's, of a name that came from elsewhere
+        return name.encode("utf-8", "surrogatepass")
+
+
 def reason_of(error: Exception) -> str:
     """Return the shortest text that says what went wrong."""
     if isinstance(error, OSError) and error.strerror:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import zipfile
@@ -10,12 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from gan_fast.data.errors import BadFileError, DataError, reason_of
+from gan_fast.data.errors import BadFileError, DataError, name_bytes, printable, reason_of
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 # Room for any image below the pixel limit of decode.py in 8-bit RGB; what a zip entry may unpack to.
 MAX_FILE_BYTES = 256 * 2**20
+
+# A run's record: a name that others use too, so its content decides. See gan_fast.train.run.
+_RUN_RECORD = "config.json"
+_MAX_RECORD_BYTES = 2**20
+# What a run, and `gan-fast sample`, write that looks like data.
+_RUN_PICTURES = ("samples", "tensorboard", "curves.png", "samples.png")
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,9 @@ class SkippedFile:
 
     name: str
     reason: str
+
+    def __str__(self) -> str:
+        return f"{printable(self.name)}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -45,20 +55,24 @@ class ImageFile:
 
 @dataclass
 class Listing:
-    """The image files of one source, sorted by path, and what was refused by its name or could not be listed."""
+    """The image files of one source, sorted by path, what was refused by its name or could not be listed, and the
+    folders of runs of gan_fast, whose pictures are no data."""
 
     files: list[ImageFile] = field(default_factory=list)
     refused: list[SkippedFile] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list)
 
     def sort(self) -> Listing:
-        # By components, so that a class "a-b" does not come between two files of a class "a".
-        self.files.sort(key=lambda file: file.parts)
-        self.refused.sort(key=lambda skipped: skipped.name)
+        # By components, so that a class "a-b" does not come between two files of a class "a"; by bytes, so that the
+        # order is the same in every locale.
+        self.files.sort(key=lambda file: [name_bytes(part) for part in file.parts])
+        self.refused.sort(key=lambda skipped: name_bytes(skipped.name))
+        self.runs.sort(key=name_bytes)
         return self
 
 
 def list_folder(root: str) -> Listing:
-    """List a folder and everything below it; each real folder is visited once, so loops of links end."""
+    """List a folder and everything below it, apart from runs; each real folder is visited once: loops of links end."""
     listing = Listing()
     visited: set[tuple[int, int]] = set()
     pending = deque([""])
@@ -70,10 +84,18 @@ def list_folder(root: str) -> Listing:
                 continue
             visited.add((status.st_dev, status.st_ino))
             with os.scandir(os.path.join(root, folder)) as entries:
-                children = sorted(entries, key=lambda entry: entry.name)
+                children = sorted(entries, key=lambda entry: name_bytes(entry.name))
         except OSError as error:
             listing.refused.append(SkippedFile(folder or ".", f"the folder cannot be read: {reason_of(error)}"))
             continue
+        if any(
+            child.name == _RUN_RECORD and _is_record(partial(_read_path, child.path, _MAX_RECORD_BYTES))
+            for child in children
+        ):
+            listing.runs.append(folder or ".")
+            if folder:
+                continue
+            children = [child for child in children if child.name not in _RUN_PICTURES]
         for child in children:
             name = f"{folder}/{child.name}" if folder else child.name
             if _is_junk(child.name):
@@ -89,14 +111,14 @@ def list_folder(root: str) -> Listing:
     return listing.sort()
 
 
-def _read_path(path: str) -> bytes:
+def _read_path(path: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     try:
         status = os.stat(path)
         # Opening a named pipe would wait for a writer for ever, and a device may have no end.
         if not stat.S_ISREG(status.st_mode):
             raise BadFileError("not a regular file")
-        if status.st_size > MAX_FILE_BYTES:
-            raise BadFileError(f"{status.st_size} bytes is above the limit of {MAX_FILE_BYTES}")
+        if status.st_size > max_bytes:
+            raise BadFileError(f"{status.st_size} bytes is above the limit of {max_bytes}")
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
@@ -119,14 +141,45 @@ def open_zip(path: str) -> zipfile.ZipFile:
 def list_zip(archive: zipfile.ZipFile) -> Listing:
     """List a zip; nothing is ever extracted, and names that would leave the archive are refused all the same."""
     listing = Listing()
+    runs = {
+        _zip_parts(info.filename)[:-1]
+        for info in archive.infolist()
+        if _zip_parts(info.filename)[-1:] == (_RUN_RECORD,)
+        and info.file_size <= _MAX_RECORD_BYTES
+        and _is_record(partial(_read_entry, archive, info))
+    }
+    listing.runs.extend("/".join(run) or "." for run in runs)
     for info in archive.infolist():
         raw = info.filename.replace("\\", "/")  # some Windows tools write backslashes
-        parts = [part for part in raw.split("/") if part not in ("", ".")]
+        parts = _zip_parts(info.filename)
         if raw.startswith("/") or raw[1:2] == ":" or ".." in parts:
             listing.refused.append(SkippedFile(info.filename, "the path leads out of the archive"))
-        elif not info.is_dir() and _is_image(raw) and not any(map(_is_junk, parts)):
+        elif not info.is_dir() and _is_image(raw) and not any(map(_is_junk, parts)) and not _in_run(parts, runs):
             listing.files.append(ImageFile("/".join(parts), partial(_read_entry, archive, info)))
     return listing.sort()
+
+
+def _zip_parts(name: str) -> tuple[str, ...]:
+    return tuple(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
+
+
+def _in_run(parts: tuple[str, ...], runs: set[tuple[str, ...]]) -> bool:
+    if any(parts[:depth] in runs for depth in range(1, len(parts))):
+        return True
+    return () in runs and parts[0] in _RUN_PICTURES
+
+
+def _is_record(read: Callable[[], bytes]) -> bool:
+    """Tell whether a config.json is that of a run of gan_fast, and not a file of the user's."""
+    try:
+        record = json.loads(read())
+    # Not readable, or not JSON: RecursionError where it is nested too deep.
+    except (BadFileError, ValueError, RecursionError):
+        return False
+    if not isinstance(record, dict):
+        return False
+    config, versions = record.get("config"), record.get("versions")
+    return isinstance(config, dict) and "data" in config and isinstance(versions, dict) and "gan_fast" in versions
 
 
 def _read_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:

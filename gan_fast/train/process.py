@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -56,6 +58,58 @@ def _usable_cpus() -> int:
     # No cgroup version 2, or "max": no quota.
     except (OSError, ValueError):
         return cpus
+
+
+# Rounds of `fastest_threads`: the first warms up; a second one is always timed, more while the budget lasts.
+_MOST_ROUNDS = 20
+_BUDGET_S = 1.0
+# Fewer threads are chosen only where they save this share of a step: less is noise.
+_LEAST_GAIN = 0.1
+
+
+@dataclass(frozen=True)
+class ThreadChoice:
+    """The number of CPU threads that a training runs on, and the measured time of a step at each number tried."""
+
+    threads: int
+    times_ms: dict[int, float]
+
+    def __str__(self) -> str:
+        own = self.times_ms[self.threads]
+        others = ", ".join(f"{ms:.3g} ms on {n}" for n, ms in self.times_ms.items() if n != self.threads)
+        return f"CPU threads: {self.threads} ({own:.3g} ms a step; {others}); --threads decides without measuring"
+
+
+def fastest_threads(step: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> ThreadChoice:
+    """Time a training step at 1, 2, 4, ... threads up to torch's present number, and set the fastest.
+
+    Where other programs share the cores, threads wait for each other, and more of them can be many times slower.
+
+    Args:
+        step: runs one training step; called twice or more at each number, in turns.
+        clock: returns seconds.
+
+    Returns:
+        The number that was set and the shortest time at each.
+    """
+    most = torch.get_num_threads()
+    counts = [*(2**i for i in range(most.bit_length()) if 2**i < most), most]
+    shortest_s = dict.fromkeys(counts, float("inf"))
+    began = clock()
+    for index in range(_MOST_ROUNDS):
+        for threads in counts:
+            torch.set_num_threads(threads)
+            started = clock()
+            step()
+            if index:
+                shortest_s[threads] = min(shortest_s[threads], clock() - started)
+        if index and clock() - began > _BUDGET_S:
+            break
+    fastest = min(counts, key=lambda n: shortest_s[n])
+    if shortest_s[fastest] > (1 - _LEAST_GAIN) * shortest_s[most]:
+        fastest = most
+    torch.set_num_threads(fastest)
+    return ThreadChoice(fastest, {n: 1e3 * s for n, s in shortest_s.items()})
 
 
 class StopSignal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import platform
@@ -13,23 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from gan_fast.data import ImageData, load_images
 from gan_fast.files import previous_of, write_bytes_safely, write_safely
-from gan_fast.metrics import class_coverage
+from gan_fast.metrics import Coverage, class_coverage
 from gan_fast.models import DCGANDiscriminator, DCGANGenerator
 from gan_fast.train.checkpoint import load_checkpoint, save_checkpoint, save_generator
 from gan_fast.train.config import TrainConfig
 from gan_fast.train.loop import LOGGED, Trainer, TrainingDivergedError, draw_latents, resolve_device
 from gan_fast.train.pictures import write_curves, write_grid
-from gan_fast.train.process import stopping_signals
+from gan_fast.train.process import ThreadChoice, fastest_threads, stopping_signals
 from gan_fast.version import __version__
 
 _LATENT_DIM = 100
 _GRID_IMAGES = 64
 _COVERAGE_SAMPLES = 1000
 _SHOWN_FILES = 5
+# Of a shorter training the measurement would be too large a part.
+_STEPS_WORTH_MEASURING = 200
 
 # What may change when a run is resumed: it decides where a run stops and what it reports, and where and how fast it is
 # computed, not how it learns.
@@ -42,6 +46,7 @@ _FREE = (
     "sample_every",
     "checkpoint_every",
     "tensorboard",
+    "class_coverage",
 )
 
 
@@ -81,6 +86,8 @@ class RunConfig:
     """Steps between two checkpoints."""
     tensorboard: bool = False
     """Write TensorBoard event files too."""
+    class_coverage: bool = True
+    """Measure at the end which classes the generator reaches, where the data have classes; some seconds."""
 
     def __post_init__(self) -> None:
         for name in ("sample_every", "checkpoint_every", "width"):
@@ -117,6 +124,7 @@ class Run:
     Args:
         config: what to train.
         resume: continue the run that is in the folder.
+        measure_threads: on a CPU, time a few steps of a new training and set the number of threads that is fastest.
         say: is told what a person should know, a line at a time.
 
     Attributes:
@@ -130,7 +138,14 @@ class Run:
         CheckpointError: neither checkpoint can be used.
     """
 
-    def __init__(self, config: RunConfig, *, resume: bool = False, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        resume: bool = False,
+        measure_threads: bool = False,
+        say: Callable[[str], None] = print,
+    ) -> None:
         self.config, self.folder, self._say = config, config.out, say
         self._images_before: int | None = None
         self._check_folder(resume)
@@ -141,7 +156,7 @@ class Run:
         if self._images_before not in (None, count):
             say(f"changed: the run had {self._images_before} images, the data have {count}: not the same run any more")
         say(str(self.images))
-        for line in self._skipped_files():
+        for line in (*self._skipped_files(), *self.images.notes):
             say(line)
         self._model = {
             "latent_dim": config.train.latent_dim or _LATENT_DIM,
@@ -156,6 +171,10 @@ class Run:
         if resolve_device(config.train.device).type != "cpu":
             for model in (generator, discriminator):
                 model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        on_cpu = resolve_device(config.train.device).type == "cpu"
+        # A resumed run keeps the threads that it had: with others its sums would be rounded otherwise.
+        if measure_threads and on_cpu and not resume and config.train.steps >= _STEPS_WORTH_MEASURING:
+            say(str(_measure_threads(config.train, generator, discriminator, self.images.images)))
         self.trainer = Trainer(config.train, generator, discriminator, self.images)
         self._grid_z = draw_latents(_GRID_IMAGES, self._model["latent_dim"], config.train.seed)
         self._checkpointed_step = 0
@@ -278,7 +297,7 @@ class Run:
 
     def _skipped_files(self) -> list[str]:
         skipped = self.images.skipped
-        lines = [f"skipped {file.name}: {file.reason}" for file in skipped[:_SHOWN_FILES]]
+        lines = [f"skipped {file}" for file in skipped[:_SHOWN_FILES]]
         return lines + [f"... and {len(skipped) - _SHOWN_FILES} more"] * (len(skipped) > _SHOWN_FILES)
 
     def _read_rows(self) -> list[dict[str, Any]]:
@@ -312,19 +331,32 @@ class Run:
             self._writer.add_images("samples", (images.float() + 1) / 2, step)
 
     def _report_coverage(self) -> None:
-        labels, names = self.images.labels, self.images.class_names
-        if labels is None or len(labels.unique()) < 2:
+        """Measure and write class coverage; whatever goes wrong is one line, as the training is finished and saved."""
+        labels = self.images.labels
+        if not self.config.class_coverage or labels is None or len(labels[labels >= 0].unique()) < 2:
             return
-        self._say("measuring class coverage ...")
-        # Of a seed that training's latents do not use.
-        samples = self.trainer.sample(_COVERAGE_SAMPLES, seed=self.config.train.seed + 1)
+        self._say("measuring class coverage ... (Ctrl-C leaves it out)")
         try:
-            coverage = class_coverage(self.images.images, labels, samples, names)
-        except ImportError:
-            self._say('no class coverage: scikit-learn is not installed (pip install "gan_fast[digits]")')
-            return
-        write_bytes_safely(self.folder / "class_coverage.json", json.dumps(asdict(coverage), indent=2) + "\n")
-        self._say(str(coverage))
+            coverage = self._measure_coverage(labels)
+            record = {name: _json_number(v) if isinstance(v, float) else v for name, v in asdict(coverage).items()}
+            write_bytes_safely(self.folder / "class_coverage.json", json.dumps(record, indent=2) + "\n")
+            self._say(str(coverage))
+        except KeyboardInterrupt:
+            self._say("class coverage was interrupted; the training is finished and saved")
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+            self._say(f"no class coverage: {reason}; the training is finished and saved")
+
+    def _measure_coverage(self, labels: torch.Tensor) -> Coverage:
+        # Of a seed that training's latents do not use.
+        seed = (self.config.train.seed + 1) % 2**63
+        samples = self.trainer.sample(_COVERAGE_SAMPLES, seed=seed).cpu()
+        with tqdm(total=100, desc="class coverage", unit="%", disable=not sys.stderr.isatty()) as bar:
+
+            def on_progress(share: float) -> None:
+                bar.update(int(100 * share) - bar.n)
+
+            return class_coverage(self.images.images, labels, samples, self.images.class_names, on_progress=on_progress)
 
     @property
     def _checkpoint(self) -> Path:
@@ -338,6 +370,16 @@ def _json_number(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
+def _measure_threads(
+    config: TrainConfig, generator: nn.Module, discriminator: nn.Module, images: torch.Tensor
+) -> ThreadChoice:
+    """Time steps of a training of copies, so that the one that is to run begins as if none had been made."""
+    with torch.random.fork_rng(devices=[]):
+        trainer = Trainer(config, copy.deepcopy(generator), copy.deepcopy(discriminator))
+        batch = images[: config.batch_size].float() / 127.5 - 1
+        return fastest_threads(lambda: trainer.step(batch))
+
+
 def _load(config: RunConfig) -> ImageData:
     return load_images(
         config.data,
@@ -345,6 +387,7 @@ def _load(config: RunConfig) -> ImageData:
         channels=config.channels,
         bad_files="skip" if config.bad_files == "skip" else "raise",
         max_skipped=config.max_skipped_files,
+        min_images=config.train.batch_size,
         progress=sys.stderr.isatty(),
     )
 

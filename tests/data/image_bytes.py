@@ -24,15 +24,31 @@ def encode(pixels: np.ndarray | Image.Image, image_format: str = "PNG", **option
     return buffer.getvalue()
 
 
-def png(width: int, height: int, rows: bytes = b"", *, depth: int = 8, colour_type: int = 0) -> bytes:
+def png(
+    width: int,
+    height: int,
+    rows: bytes = b"",
+    *,
+    depth: int = 8,
+    colour_type: int = 0,
+    palette: bytes = b"",
+    transparency: bytes = b"",
+) -> bytes:
     """A PNG with a header of our choice, such as sizes that no encoder would write."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    optional = [chunk(kind, content) for kind, content in ((b"PLTE", palette), (b"tRNS", transparency)) if content]
+    body = chunk(b"IHDR", header) + b"".join(optional) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def exif_block(*entries: tuple[int, int, int, int]) -> bytes:
+    """EXIF of one directory of (tag, type, count, value or offset), sound or not."""
+    body = b"Exif\0\0II" + struct.pack("<HIH", 42, 8, len(entries))
+    return body + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
 
 
 def tiff(pixels: np.ndarray, *, order: str = "<", bits: int | None = None, photometric: int = 1) -> bytes:

@@ -1,7 +1,9 @@
 """Sources, order, classes, channels."""
 
+import json
 import os
 import pathlib
+import subprocess
 import sys
 import threading
 import zipfile
@@ -72,6 +74,176 @@ def test_class_folders(class_folder):
 def test_a_zip_gives_what_its_folder_gives(class_folder, tmp_path):
     data = load(zip_of(class_folder, tmp_path / "pets.zip"))
     assert same(data, load(str(class_folder)))
+
+
+def test_equal_data_have_equal_fingerprints(class_folder, tmp_path):
+    from_folder = load(class_folder)
+    assert len(from_folder.fingerprint) == 16
+    assert from_folder.fingerprint == load(zip_of(class_folder, tmp_path / "pets.zip")).fingerprint
+
+
+def replace_an_image(root):
+    (root / "cat" / "z.PNG").write_bytes(encode(picture(8, 8, seed=9)))
+
+
+def rename_a_class(root):
+    (root / "cat").rename(root / "car")
+
+
+def move_an_image_to_another_class(root):
+    # Still third in the order: only a label differs.
+    (root / "dog" / "1.TIF").rename(root / "cat" / "zz.TIF")
+
+
+@pytest.mark.parametrize("change", [replace_an_image, rename_a_class, move_an_image_to_another_class])
+def test_the_fingerprint_sees_a_change(class_folder, change):
+    before = load(class_folder).fingerprint
+    change(class_folder)
+    assert load(class_folder).fingerprint != before
+
+
+def test_the_fingerprint_knows_the_shape_and_the_absence_of_labels():
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    data = [
+        ImageData(images, None, (), (), ""),
+        ImageData(images.view(1, 3, 4, 8), None, (), (), ""),
+        ImageData(images, torch.zeros(2, dtype=torch.int64), (), (), ""),
+    ]
+    assert len({d.fingerprint for d in data}) == 3
+
+
+RECORD = json.dumps({"config": {"data": "photos"}, "versions": {"gan_fast": "0.1"}}).encode()
+RUN_FILES = {
+    "config.json": RECORD,
+    "curves.png": encode(picture(8, 8, seed=7)),
+    "samples/step_000500.png": encode(picture(8, 8, seed=8)),
+}
+
+
+def with_run(files, folder):
+    return files | {f"{folder}/{name}" if folder else name: data for name, data in RUN_FILES.items()}
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+@pytest.mark.parametrize("folder", ["run", "cat/old/run", "cat-run", "", "r\u00fcn"])
+def test_runs_in_the_source_are_left_out(tmp_path, folder, kind):
+    first, second = images_of(2)
+    files = with_run({"cat/1.png": encode(first), "dog/1.png": encode(second)}, folder)
+    source = write_folder(tmp_path / "a", files) if kind == "folder" else write_zip(tmp_path / "a.zip", files)
+    data = load(source)
+    assert data.class_names == ("cat", "dog")
+    assert torch.equal(data.images, as_tensor([first, second]))
+    assert (folder or "the samples and curves") in data.notes[0]
+
+
+def test_a_link_to_a_run_is_left_out(tmp_path):
+    write_folder(tmp_path / "run", RUN_FILES)
+    source = write_folder(tmp_path / "photos", {"a.png": encode(picture(8, 8))})
+    (source / "latest").symlink_to(tmp_path / "run", target_is_directory=True)
+    assert len(load(source).images) == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[]", b"3", b"null", b"\xff", b"[" * 100_000),
+        b'{"config": {"data": 1}}',
+        b'{"config": 1, "versions": {"gan_fast": 1}}',
+        b'{"config": {"data": 1}, "versions": []}',
+        RECORD + b" " * 2**20,
+    ],
+    ids=range(11),
+)
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_another_config_json_is_no_run(tmp_path, content, kind):
+    files = {"cat/1.png": encode(picture(8, 8)), "cat/config.json": content, "cat/samples/2.png": encode(picture(8, 8))}
+    source = write_folder(tmp_path / "a", files) if kind == "folder" else write_zip(tmp_path / "a.zip", files)
+    data = load(source)
+    assert len(data.images) == 2
+    assert data.notes == ()
+
+
+def test_a_config_json_that_is_a_pipe_is_not_read(tmp_path):
+    write_folder(tmp_path, {"cat/1.png": encode(picture(8, 8))})
+    os.mkfifo(tmp_path / "cat" / "config.json")
+    assert len(load(tmp_path).images) == 1
+
+
+def test_a_source_of_runs_only_says_so(tmp_path):
+    with pytest.raises(DataError, match=r"got none; left out x: the folder of a run"):
+        load(write_folder(tmp_path, with_run({}, "x")))
+
+
+NAMES_PROGRAM = """
+import json, os, sys
+from gan_fast.data import load_images
+data = load_images(os.fsdecode(bytes.fromhex(sys.argv[1])), image_size=8, bad_files="skip")
+print(data)
+for line in (*data.notes, *data.skipped):
+    print(line)
+print(json.dumps([data.class_names, data.labels.tolist(), data.fingerprint]))
+"""
+
+
+@pytest.mark.parametrize("stream", ["utf-8", "ascii"])
+def test_names_that_are_not_utf_8(tmp_path, stream):
+    root = os.fsencode(tmp_path) + b"/photos-\xff"
+    for name in (b"caf\xe9/1.png", b"caf\xe9/\xff.png", b"caf\xc3\xa9/1.png", b"a/\xe9-broken.png"):
+        os.makedirs(os.path.dirname(root + b"/" + name), exist_ok=True)
+        with open(root + b"/" + name, "wb") as file:
+            file.write(b"" if b"broken" in name else encode(picture(8, 8, seed=len(name))))
+    locale = {"utf-8": {"LC_ALL": "C.UTF-8"}, "ascii": {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}}[stream]
+    # The file system's encoding follows the locale; the streams are strict UTF-8 in both.
+    environment = {**os.environ, **locale, "PYTHONUTF8": "0", "PYTHONIOENCODING": "utf-8:strict"}
+    command = [sys.executable, "-c", NAMES_PROGRAM, root.hex()]
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    *lines, result = done.stdout.decode().splitlines()
+    assert lines[0].endswith("/photos-\\xff, 1 file skipped")
+    assert lines[1:] == ["a/\\xe9-broken.png: the file is empty"]
+    class_names, labels, fingerprint = json.loads(result)
+    # In the order of their bytes, c3 before e9.
+    assert class_names == ["a", "caf\u00e9", "caf\\xe9"]
+    assert labels == [1, 2, 2]
+    assert fingerprint == load(os.fsdecode(root), bad_files="skip").fingerprint
+
+
+def test_control_characters_in_names_stay_on_the_line(tmp_path):
+    source = write_folder(tmp_path / "a\nb", {"x\x1b[2J/1.png": encode(picture(8, 8))})
+    data = load(source)
+    assert data.class_names == ("x\\x1b[2J",)
+    assert str(data).isprintable()
+
+
+def test_small_images_are_named_in_one_line(tmp_path):
+    files = {"fine.png": picture(16, 16), "tiny.png": picture(3, 1), "small.png": picture(20, 15)}
+    files = {name: encode(pixels) for name, pixels in files.items()}
+    (note,) = load(write_folder(tmp_path, files), image_size=64).notes
+    assert note == "2 images are enlarged more than 4-fold to 64 pixels, the smallest 64-fold: tiny.png of 1x3 pixels"
+
+
+def test_too_few_files_are_refused_before_any_is_decoded(tmp_path, monkeypatch):
+    source = write_folder(tmp_path, {f"{i}.png": encode(picture(8, 8)) for i in range(3)})
+    assert len(load(source, min_images=3).images) == 3
+    monkeypatch.setattr("gan_fast.data.images.decode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(DataError, match=r"at least 4 images, which a batch needs, got 3; .* batch_size to at most 3"):
+        load(source, min_images=4)
+
+
+def test_too_few_images_beside_bad_files(tmp_path):
+    source = write_folder(tmp_path, {"0.png": encode(picture(8, 8)), "1.png": b""})
+    with pytest.raises(DataError, match="at least 2 images, which a batch needs, got 1"):
+        load(source, min_images=2, bad_files="skip")
+
+
+@pytest.mark.parametrize(("channels", "needed"), [(None, 3 * 2 * 64), (3, 3 * 2 * 64), (1, 2 * 64)])
+def test_images_that_do_not_fit_are_refused_before_any_is_decoded(tmp_path, monkeypatch, channels, needed):
+    source = write_folder(tmp_path, {f"{i}.png": encode(picture(8, 8)) for i in range(2)})
+    monkeypatch.setattr("gan_fast.data.images.available_bytes", lambda: needed)
+    assert len(load(source, channels=channels).images) == 2
+    monkeypatch.setattr("gan_fast.data.images.available_bytes", lambda: needed - 1)
+    monkeypatch.setattr("gan_fast.data.images.decode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(DataError, match=rf"got 2 at image_size 8, which take {needed} bytes .* lower image_size"):
+        load(source, channels=channels)
 
 
 @pytest.mark.parametrize("prefix", ["./", ""])

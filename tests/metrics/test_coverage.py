@@ -1,10 +1,12 @@
 """Class coverage on images whose classes are known."""
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
 from gan_fast.data import load_images
-from gan_fast.metrics import class_coverage
+from gan_fast.metrics import class_coverage, coverage
 
 
 @pytest.fixture(scope="module")
@@ -17,26 +19,26 @@ def as_samples(images):
 
 
 def test_real_images_are_covered_as_they_are_labelled(digits):
-    coverage = class_coverage(digits.images, digits.labels, as_samples(digits.images), digits.class_names)
-    assert list(coverage.fractions) == list(digits.class_names)
-    assert sum(coverage.fractions.values()) == pytest.approx(1)
-    assert coverage.least_class_fraction > 0.09
-    assert coverage.classifier_accuracy > 0.93
-    assert coverage.mean_top_probability > 0.93
-    assert coverage.samples == 1797
+    found = class_coverage(digits.images, digits.labels, as_samples(digits.images), digits.class_names)
+    assert list(found.fractions) == list(digits.class_names)
+    assert sum(found.fractions.values()) == pytest.approx(1)
+    assert found.least_class_fraction > 0.09
+    assert found.classifier_accuracy > 0.93
+    assert found.mean_top_probability > 0.93
+    assert found.samples == 1797
 
 
 def test_collapse_shows_as_a_class_at_zero(digits):
     threes = as_samples(digits.images[digits.labels == 3])
-    coverage = class_coverage(digits.images, digits.labels, threes, digits.class_names)
-    assert coverage.fractions["3"] > 0.95
-    assert coverage.least_class_fraction == 0
+    found = class_coverage(digits.images, digits.labels, threes, digits.class_names)
+    assert found.fractions["3"] > 0.95
+    assert found.least_class_fraction == 0
 
 
 def test_noise_shows_as_low_probability(digits):
     grey = torch.zeros(100, 1, 8, 8)
-    coverage = class_coverage(digits.images, digits.labels, grey, digits.class_names)
-    assert coverage.mean_top_probability < coverage.real_mean_top_probability - 0.1
+    found = class_coverage(digits.images, digits.labels, grey, digits.class_names)
+    assert found.mean_top_probability < found.real_mean_top_probability - 0.1
 
 
 def test_images_without_a_class_are_left_out(digits):
@@ -44,9 +46,9 @@ def test_images_without_a_class_are_left_out(digits):
     labels = digits.labels.clone()
     spoilt[::2], labels[::2] = 0, -1
     # Samples like those images must still go to a class that has a name.
-    coverage = class_coverage(spoilt, labels, as_samples(spoilt), digits.class_names)
-    assert sum(coverage.fractions.values()) == pytest.approx(1)
-    assert coverage.classifier_accuracy > 0.9
+    found = class_coverage(spoilt, labels, as_samples(spoilt), digits.class_names)
+    assert sum(found.fractions.values()) == pytest.approx(1)
+    assert found.classifier_accuracy > 0.9
 
 
 def test_large_colour_images_are_averaged_down():
@@ -55,14 +57,72 @@ def test_large_colour_images_are_averaged_down():
         torch.full((40, 3, 48, 40), 220, dtype=torch.uint8),
     )
     images, labels = torch.cat((dark, light)), torch.arange(80) // 40
-    coverage = class_coverage(images, labels, as_samples(light), ("dark", "light"))
-    assert coverage.fractions == {"dark": 0.0, "light": 1.0}
+    found = class_coverage(images, labels, as_samples(light), ("dark", "light"))
+    assert found.fractions == {"dark": 0.0, "light": 1.0}
+
+
+def test_the_classifier_is_the_logistic_regression_that_scikit_learn_fits(digits):
+    x, y = torch.from_numpy(np.random.default_rng(0).normal(size=(300, 12))).float(), torch.arange(300) % 3
+    x[y == 1] += 0.7
+    weight, bias = coverage._fit(x, y, 3, 500, None)
+    expected = LogisticRegression(max_iter=1000, tol=1e-8).fit(x.numpy(), y.numpy()).predict_proba(x.numpy())
+    assert torch.softmax(x @ weight.T + bias, 1).numpy() == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("sizes", [(1, 200), (2, 200), (1, 1), (4, 5), (300, 0, 7)], ids=str)
+def test_classes_of_any_size_are_measured(sizes):
+    labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    images = (20 + 80 * labels).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+    found = class_coverage(images, labels, as_samples(images), "abc"[: len(sizes)])
+    # A class without an image can hold none; the others hold their own.
+    present = [i for i, size in enumerate(sizes) if size]
+    assert list(found.fractions) == ["abc"[i] for i in present]
+    if min(size for size in sizes if size) > 1:
+        assert found.fractions == pytest.approx({"abc"[i]: sizes[i] / sum(sizes) for i in present}, abs=0.01)
+    assert str(found)
+
+
+def test_a_poor_classifier_is_said_to_be_one(digits):
+    shuffled = digits.labels[torch.randperm(len(digits.labels), generator=torch.Generator().manual_seed(0))]
+    poor = class_coverage(digits.images, shuffled, as_samples(digits.images), digits.class_names)
+    good = class_coverage(digits.images, digits.labels, as_samples(digits.images), digits.class_names)
+    assert poor.classifier_accuracy < 0.2
+    assert (poor.reliable, good.reliable) == (False, True)
+    assert poor.chance == pytest.approx(0.1, abs=0.01)
+    assert "mean little" in str(poor)
+    assert "mean little" not in str(good)
+
+
+def test_work_is_bounded_whatever_the_number_of_classes_and_images(monkeypatch):
+    fits = []
+
+    def fit(x, y, classes, iterations, on_progress):
+        fits.append(4 * x.numel() * classes * iterations)
+        return torch.zeros(classes, x.shape[1]), torch.zeros(classes)
+
+    monkeypatch.setattr(coverage, "_fit", fit)
+    real = torch.zeros(1, 3, 16, 16, dtype=torch.uint8).expand(50_000, -1, -1, -1)
+    for classes in (2, 100, 1000):
+        labels = torch.arange(50_000) % classes
+        found = class_coverage(real, labels, torch.zeros(10, 3, 16, 16), list(map(str, range(classes))))
+        assert str(found).count("\n") <= 22
+    assert max(fits) <= coverage._BUDGET_FLOP
+
+
+def test_progress_goes_up_to_the_end(digits):
+    shares = []
+    class_coverage(
+        digits.images, digits.labels, as_samples(digits.images), digits.class_names, on_progress=shares.append
+    )
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < shares[-1] <= 1
 
 
 @pytest.mark.parametrize(
     ("labels", "samples", "message"),
     [
         (torch.zeros(1797, dtype=torch.int64), torch.zeros(2, 1, 8, 8), "at least 2 classes"),
+        (None, torch.full((2, 1, 8, 8), float("nan")), "samples finite, got NaN"),
         (None, torch.zeros(2, 3, 8, 8), r"samples shape \(M, 1, 8, 8\)"),
         (None, torch.zeros(0, 1, 8, 8), r"samples shape"),
         (torch.zeros(3, dtype=torch.int64), torch.zeros(2, 1, 8, 8), "1797 labels, got"),
