@@ -8,6 +8,7 @@ keeps that function; while it runs, those layers hand each other values that wai
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import random
 import re
@@ -32,6 +33,7 @@ from gan_fast.nn.fused import (
     class_of,
     fused_class,
     plain_class,
+    structure,
     unfused_class,
 )
 from gan_fast.nn.lookup import is_seen
@@ -162,7 +164,7 @@ class _Looked:
             ):
                 conv = next(n for n, m in module.named_modules() if isinstance(m, _CONV2D))
             if traced.chains or conv:
-                self.fusions[module] = Fusion(traced.chains, conv)
+                self.fusions[module] = Fusion.of(module, traced.chains, conv, traced.calls)
                 self.classes[module] = fused_class(module)
         for module, name in self._names.items():
             kind = plain_class(module)
@@ -291,6 +293,9 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
             module.__class__ = made
         for module, own in looked.fusions.items():
             module.__dict__[FUSION] = own
+        for module, own in looked.fusions.items():
+            if own.convolution:
+                module.__dict__[FUSION] = dataclasses.replace(own, structure=structure(module))
     except BaseException:
         for module, (kind, fusion) in before.items():
             module.__class__ = kind
