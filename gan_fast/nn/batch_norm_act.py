@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gan_fast.nn import deferred
 from gan_fast.nn.lookup import running_statistics, weight_and_bias
 from gan_fast.ops import activation as activations
+from gan_fast.ops import checks
 from gan_fast.ops.batch_norm_act import OP, norm
 from gan_fast.ops.conv_bn_act import fold, may_fold
 
@@ -58,7 +59,7 @@ class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
             compute = functools.partial(convolve, self)
         else:
             compute = functools.partial(self.normalize, deferred.settle(input))
-        if deferred.waits(self, input):
+        if deferred.waits(self, input) and not checks.subclassed(*self._parameters.values()):
             return deferred.Deferred(compute, input)
         return compute(self.activation, self.negative_slope)
 

@@ -22,7 +22,7 @@ from gan_fast.nn import batch_norm_act, chains, conv, deferred, instance_norm_ac
 from gan_fast.nn.chains import Chain
 from gan_fast.nn.channels_last import inside, outside
 from gan_fast.nn.lookup import is_seen, weight_and_bias
-from gan_fast.ops import autograd, conv_kernels
+from gan_fast.ops import autograd, checks, conv_kernels
 
 LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     **{kind: getattr(conv, kind.__name__) for kind in chains.CONVOLUTIONS},
@@ -104,6 +104,8 @@ class Fusion:
         if any(layout.is_ordered_channels_last(w.shape, w.stride()) for w in weights):
             return False
         if max(t.numel() for t in (*maps, *weights)) <= backends.SMALL:
+            return False
+        if checks.subclassed(*module.parameters()):
             return False
         # Hooks inside see the format that eager has, and so do layers that were put in later.
         return not any(map(is_seen, module.modules())) and structure(module) == self.structure
@@ -257,7 +259,7 @@ _BEGINS = (*chains.CONVOLUTIONS, *chains.BATCH_NORMS, *chains.INSTANCE_NORMS)
 def _of_row(row: list[Any], value: Any) -> Tensor | None:
     """The value of a row; None where its modules must be called."""
     first, last = row[0], row[-1]
-    if type(value) is not Tensor:
+    if type(value) is not Tensor or any(checks.subclassed(*m._parameters.values()) for m in row):
         return None
     activation = chains.activation_of(last)
     negative_slope = getattr(last, "negative_slope", 0.01)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gan_fast.nn import deferred
 from gan_fast.ops import activation as activations
+from gan_fast.ops import checks
 from gan_fast.ops.instance_norm_act import instance_norm_act
 
 
@@ -40,7 +41,7 @@ class _InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
 
     def _apply_instance_norm(self, input: Any) -> Any:
         input = deferred.settle(input)
-        if deferred.waits(self, input):
+        if deferred.waits(self, input) and not checks.subclassed(*self._parameters.values()):
             return deferred.Deferred(functools.partial(self._normalize, input), input)
         return self._normalize(input, self.activation, self.negative_slope)
 
