@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import dis
 import inspect
+import itertools
 import random
 import re
 import sys
@@ -132,6 +134,9 @@ class _Looked:
             self._traced[module] = None
             plain = plain_class(module)
             if module not in self._left and module._modules and _has_a_forward_to_read(plain):
+                if method := _calls_super_of_type(plain):
+                    self._left[module] = f"its {method} calls super(type(self), self)"
+                    return None
                 try:
                     if "forward" in module.__dict__:
                         raise TypeError("its forward was replaced")
@@ -234,6 +239,23 @@ def _has_a_forward_to_read(kind: type[nn.Module]) -> bool:
     return kind is nn.Sequential or not kind.__module__.startswith("torch.")
 
 
+def _calls_super_of_type(kind: type[nn.Module]) -> str:
+    """The name of a method that calls ``super(type(self), self)``, which never ends in a derived class; or ""."""
+    for owner in kind.__mro__:
+        if owner.__module__.startswith("torch."):
+            continue
+        for name, value in vars(owner).items():
+            if name in ("__init__", "__new__"):
+                continue
+            code = getattr(inspect.unwrap(value), "__code__", None) if callable(value) else None
+            if code is None or "super" not in code.co_names or "type" not in code.co_names:
+                continue
+            loaded = [i.argval for i in dis.get_instructions(code) if i.opname.startswith("LOAD_")]
+            if any(pair == ("super", "type") for pair in itertools.pairwise(loaded)):
+                return name
+    return ""
+
+
 def _is_a_layer(module: nn.Module) -> bool:
     return bool(module._parameters) or type(module).__module__ == "torch.nn.modules.activation"
 
@@ -334,7 +356,8 @@ def unfuse(model: nn.Module) -> nn.Module:
     for module in _checked("unfuse", model).modules():
         if issubclass(type(module), Fused):
             module.__class__ = unfused_class(module)
-            module.__dict__.pop(FUSION, None)
+        # Parametrised after it was fused, a module with a forward of its own has its own class already.
+        module.__dict__.pop(FUSION, None)
     return model
 
 

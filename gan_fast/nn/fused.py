@@ -182,11 +182,25 @@ def class_of(plain: type[nn.Module]) -> type[nn.Module]:
             names["extra_repr"] = plain.extra_repr
         else:
             bases = (Fused, plain)
-            names |= {"forward": _forward_of(plain), "extra_repr": _describe}
+            names |= {"forward": _forward_of(plain), "extra_repr": _describe, "__class__": _Plain()}
         # Past what a user's metaclass does with a new class: it may keep a register too.
         make: Any = abc.ABCMeta.__new__ if issubclass(type(plain), abc.ABCMeta) else type.__new__
         made = _made.setdefault(plain, make(type(plain), plain.__name__, bases, names))
     return made
+
+
+class _Plain:
+    """``__class__`` of a fused module: the class it had, for methods that say ``super(self.__class__, self)``."""
+
+    def __get__(self, module: Any, owner: type[nn.Module]) -> Any:
+        return type(owner) if module is None else owner._gan_fast_plain  # type: ignore[attr-defined]
+
+    def __set__(self, module: Any, kind: type[nn.Module]) -> None:
+        _CLASS.__set__(module, kind)
+
+
+# What every other object has in that place.
+_CLASS: Any = vars(object)["__class__"]
 
 
 def _forward_of(plain: type[nn.Module]) -> Callable[..., Any]:
@@ -328,5 +342,6 @@ def unfused_class(module: nn.Module) -> type[nn.Module]:
 def _parametrized(kind: type[nn.Module], base: type[nn.Module], **names: Any) -> type[nn.Module]:
     """The class that torch made for a parametrised module, with another base."""
     own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
-    made: type[nn.Module] = type(kind.__name__, (base,), own | names)
+    # torch puts properties on the __class__ of a parametrised module: that must be the class itself.
+    made: type[nn.Module] = type(kind.__name__, (base,), {"__class__": _CLASS} | own | names)
     return made
