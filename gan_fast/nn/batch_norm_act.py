@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from gan_fast.nn import deferred
 from gan_fast.nn.lookup import running_statistics, weight_and_bias
+from gan_fast.nn.names import Named
 from gan_fast.ops import activation as activations
+from gan_fast.ops import checks
 from gan_fast.ops.batch_norm_act import OP, norm
 from gan_fast.ops.conv_bn_act import fold, may_fold
 
 
-class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
+class _BatchNormAct(Named, nn.modules.batchnorm._BatchNorm):
     """torch.nn's batch norm (parameters, buffers, state dict, modes) with a fused activation."""
 
     # Of those that were made without: nn/fuse.py changes the class of torch.nn's.
@@ -36,7 +38,7 @@ class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
         activation: str = "leaky_relu",
         negative_slope: float = 0.01,
     ) -> None:
-        activations.check(type(self).__name__, activation, negative_slope)
+        activations.check(self._get_name(), activation, negative_slope)
         # Passed on only when it says something: torch 2.11 does not know the argument.
         options = {} if bias else {"bias": False}
         super().__init__(
@@ -58,7 +60,7 @@ class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
             compute = functools.partial(convolve, self)
         else:
             compute = functools.partial(self.normalize, deferred.settle(input))
-        if deferred.waits(self, input):
+        if deferred.waits(self, input) and not checks.subclassed(*self._parameters.values()):
             return deferred.Deferred(compute, input)
         return compute(self.activation, self.negative_slope)
 
@@ -128,3 +130,7 @@ class BatchNormAct2d(_BatchNormAct, nn.BatchNorm2d):
 
 class BatchNormAct3d(_BatchNormAct, nn.BatchNorm3d):
     """``nn.BatchNorm3d`` and an activation as one op: (N, C, D, H, W)."""
+
+
+for _kind in (BatchNormAct1d, BatchNormAct2d, BatchNormAct3d):
+    _kind.__name__ = f"BatchNorm{_kind.__qualname__[-2:]}Act"

@@ -202,7 +202,7 @@ def _read(graph: fx.Graph, module: nn.Module, known: Known) -> Traced:
         if once(node, CONVOLUTIONS):
             chain = [node]
             norm = next_of(node)
-            if norm is not None and once(norm, BATCH_NORMS) and _dims(called[norm]) == _dims(called[node]):
+            if norm is not None and once(norm, BATCH_NORMS) and dims(called[norm]) == dims(called[node]):
                 chain.append(norm)
         elif once(node, BATCH_NORMS) or once(node, INSTANCE_NORMS):
             chain = [node]
@@ -221,7 +221,8 @@ def _read(graph: fx.Graph, module: nn.Module, known: Known) -> Traced:
     return Traced(tuple(chains), calls, writes, returns, any_format, convolutions)
 
 
-def _dims(module: nn.Module) -> str:
+def dims(module: nn.Module) -> str:
+    """The end of a class's name that tells its dims of space: "2d"."""
     return type(module).__name__[-2:]
 
 
@@ -234,7 +235,9 @@ _ACTIVATION_BY_FORWARD = {
 
 def activation_of(module: nn.Module) -> str:
     """The activation that a module is; "" where it is none of ours, as a subclass that computes something else."""
-    return _ACTIVATION_BY_FORWARD.get(type(module).forward, "")
+    kind = type(module)
+    # A subclass may do more in its __call__.
+    return _ACTIVATION_BY_FORWARD.get(kind.forward, "") if kind.__call__ is nn.Module.__call__ else ""
 
 
 def _activation(node: fx.Node, called: dict[fx.Node, nn.Module], known: Known) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gan_fast import layout
-from gan_fast.ops import conv_kernels, per_sample, recompute
+from gan_fast.ops import checks, conv_kernels, per_sample, recompute
 
 
 class ChannelsLastSequential(nn.Sequential):
@@ -59,7 +59,8 @@ def inside(input: Tensor) -> Tensor:
 
 
 def outside(output: Tensor) -> Tensor:
-    return output.contiguous() if output.dim() == 4 else output
+    # A copy of a subclass may lack what the tensor carries.
+    return output.contiguous() if output.dim() == 4 and not checks.subclassed(output) else output
 
 
 @per_sample.keeps_samples_apart

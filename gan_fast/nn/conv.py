@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gan_fast.nn import deferred
 from gan_fast.nn.lookup import weight_and_bias
+from gan_fast.ops import checks
 from gan_fast.ops.conv import convolve
 from gan_fast.ops.conv_kernels import NOTHING, Epilogue
 
@@ -76,7 +77,8 @@ class _ConvTranspose(nn.modules.conv._ConvTransposeNd):
 
 def _run(conv: Any, input: Any, *output_size: list[int] | None) -> Any:
     weight, bias = weight_and_bias(conv)
-    if deferred.waits(conv, input) and input.dim() == len(conv.kernel_size) + 2:
+    waits = deferred.waits(conv, input) and not checks.subclassed(weight, bias)
+    if waits and input.dim() == len(conv.kernel_size) + 2:
         convolve = functools.partial(with_norm, conv, deferred.settle(input), weight, bias, output_size)
         return deferred.Deferred(functools.partial(convolve, None), input, convolve)
     return conv._conv_forward(deferred.settle(input), weight, bias, NOTHING, None, *output_size)

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from gan_fast.nn.batch_norm_act import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from gan_fast.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, with_norm
 from gan_fast.nn.lookup import is_seen, weight_and_bias
+from gan_fast.nn.names import Named
 from gan_fast.ops import activation as activations
 from gan_fast.ops.conv_kernels import Epilogue
 
@@ -36,7 +37,7 @@ def _only_parametrized(child: nn.Module, kind: type[nn.Module]) -> bool:
     return made.__bases__ == (kind,) and parametrize.is_parametrized(child) and "forward" not in vars(made)
 
 
-class _ConvAct(nn.Module):
+class _ConvAct(Named):
     """A convolution and an activation over its output."""
 
     conv_type: ClassVar[type[nn.Module]]
@@ -69,10 +70,10 @@ class _ConvAct(nn.Module):
     def _set_activation(
         self, activation: str, negative_slope: float, memory_format: torch.memory_format | None
     ) -> None:
-        activations.check(type(self).__name__, activation, negative_slope)
+        activations.check(self._get_name(), activation, negative_slope)
         if memory_format not in _FORMATS:
             raise ValueError(
-                f"{type(self).__name__}: expected memory_format one of {', '.join(map(str, _FORMATS))}, "
+                f"{self._get_name()}: expected memory_format one of {', '.join(map(str, _FORMATS))}, "
                 f"got {memory_format!r}"
             )
         self.activation = activation
@@ -134,7 +135,7 @@ class _ConvTransposeAct(_ConvAct):
         return self._run(input, output_size)
 
 
-class _ConvBNAct(nn.Module):
+class _ConvBNAct(Named):
     """A convolution, batch norm and an activation."""
 
     conv_type: ClassVar[type[nn.Module]]
@@ -164,7 +165,7 @@ class _ConvBNAct(nn.Module):
         negative_slope: float = 0.01,
     ) -> None:
         super().__init__()
-        activations.check(type(self).__name__, activation, negative_slope)
+        activations.check(self._get_name(), activation, negative_slope)
         self.conv = self.conv_type(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
@@ -187,7 +188,7 @@ class _ConvBNAct(nn.Module):
             return output
         if input.dim() != len(conv.kernel_size) + 2:
             return bn.forward(conv.forward(input, *output_size))
-        activations.check(type(bn).__name__, bn.activation, bn.negative_slope)
+        activations.check(bn._get_name(), bn.activation, bn.negative_slope)
         weight, bias = weight_and_bias(conv)
         return with_norm(conv, input, weight, bias, output_size, bn, bn.activation, bn.negative_slope)
 
@@ -218,7 +219,7 @@ class _ConvTransposeBNAct(_ConvBNAct):
         negative_slope: float = 0.01,
     ) -> None:
         nn.Module.__init__(self)
-        activations.check(type(self).__name__, activation, negative_slope)
+        activations.check(self._get_name(), activation, negative_slope)
         self.conv = self.conv_type(
             in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation,
             padding_mode, device, dtype,
@@ -332,3 +333,10 @@ class ConvTransposeBNAct3d(_ConvTransposeBNAct):
 
     conv_type = ConvTranspose3d
     bn_type = BatchNormAct3d
+
+
+for _kind in (
+    ConvAct1d, ConvAct2d, ConvAct3d, ConvTransposeAct1d, ConvTransposeAct2d, ConvTransposeAct3d,
+    ConvBNAct1d, ConvBNAct2d, ConvBNAct3d, ConvTransposeBNAct1d, ConvTransposeBNAct2d, ConvTransposeBNAct3d,
+):  # fmt: skip
+    _kind.__name__ = f"{_kind.__name__.replace('Conv', '')}Block"

@@ -8,7 +8,10 @@ keeps that function; while it runs, those layers hand each other values that wai
 from __future__ import annotations
 
 import copy
+import dataclasses
+import dis
 import inspect
+import itertools
 import random
 import re
 import sys
@@ -32,6 +35,7 @@ from gan_fast.nn.fused import (
     class_of,
     fused_class,
     plain_class,
+    structure,
     unfused_class,
 )
 from gan_fast.nn.lookup import is_seen
@@ -130,6 +134,9 @@ class _Looked:
             self._traced[module] = None
             plain = plain_class(module)
             if module not in self._left and module._modules and _has_a_forward_to_read(plain):
+                if method := _calls_super_of_type(plain):
+                    self._left[module] = f"its {method} calls super(type(self), self)"
+                    return None
                 try:
                     if "forward" in module.__dict__:
                         raise TypeError("its forward was replaced")
@@ -162,7 +169,7 @@ class _Looked:
             ):
                 conv = next(n for n, m in module.named_modules() if isinstance(m, _CONV2D))
             if traced.chains or conv:
-                self.fusions[module] = Fusion(traced.chains, conv)
+                self.fusions[module] = Fusion.of(module, traced.chains, conv, traced.calls)
                 self.classes[module] = fused_class(module)
         for module, name in self._names.items():
             kind = plain_class(module)
@@ -232,6 +239,23 @@ def _has_a_forward_to_read(kind: type[nn.Module]) -> bool:
     return kind is nn.Sequential or not kind.__module__.startswith("torch.")
 
 
+def _calls_super_of_type(kind: type[nn.Module]) -> str:
+    """The name of a method that calls ``super(type(self), self)``, which never ends in a derived class; or ""."""
+    for owner in kind.__mro__:
+        if owner.__module__.startswith("torch."):
+            continue
+        for name, value in vars(owner).items():
+            if name in ("__init__", "__new__"):
+                continue
+            code = getattr(inspect.unwrap(value), "__code__", None) if callable(value) else None
+            if code is None or "super" not in code.co_names or "type" not in code.co_names:
+                continue
+            loaded = [i.argval for i in dis.get_instructions(code) if i.opname.startswith("LOAD_")]
+            if any(pair == ("super", "type") for pair in itertools.pairwise(loaded)):
+                return name
+    return ""
+
+
 def _is_a_layer(module: nn.Module) -> bool:
     return bool(module._parameters) or type(module).__module__ == "torch.nn.modules.activation"
 
@@ -291,6 +315,9 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
             module.__class__ = made
         for module, own in looked.fusions.items():
             module.__dict__[FUSION] = own
+        for module, own in looked.fusions.items():
+            if own.convolution:
+                module.__dict__[FUSION] = dataclasses.replace(own, structure=structure(module))
     except BaseException:
         for module, (kind, fusion) in before.items():
             module.__class__ = kind
@@ -329,7 +356,8 @@ def unfuse(model: nn.Module) -> nn.Module:
     for module in _checked("unfuse", model).modules():
         if issubclass(type(module), Fused):
             module.__class__ = unfused_class(module)
-            module.__dict__.pop(FUSION, None)
+        # Parametrised after it was fused, a module with a forward of its own has its own class already.
+        module.__dict__.pop(FUSION, None)
     return model
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from gan_fast.nn import batch_norm_act, chains, conv, deferred, instance_norm_ac
 from gan_fast.nn.chains import Chain
 from gan_fast.nn.channels_last import inside, outside
 from gan_fast.nn.lookup import is_seen, weight_and_bias
-from gan_fast.ops import autograd, conv_kernels
+from gan_fast.ops import autograd, checks, conv_kernels
 
 LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     **{kind: getattr(conv, kind.__name__) for kind in chains.CONVOLUTIONS},
@@ -36,27 +36,61 @@ FUSION = "_gan_fast_fusion"
 
 @dataclass(frozen=True)
 class Fusion:
-    """What a module whose forward runs on fused ops knows, by names alone: it is copied and pickled with the module."""
+    """What a module whose forward runs on fused ops knows, by names alone: it is copied and pickled with the module.
+
+    Args:
+        chains: calls of the forward function that can be one op; nn.Sequential finds its rows at each call instead.
+        convolution: one below, where the forward may run in channels-last; else "".
+        calls: the modules that the forward function was seen to call.
+        children: the names of the children of each module that those were found in.
+        structure: what :func:`structure` gave when the module was fused, where ``convolution`` is not "".
+    """
 
     chains: tuple[Chain, ...]
-    # A convolution below, where the forward may run in channels-last; else "".
     convolution: str
+    calls: tuple[str, ...] = ()
+    children: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    structure: tuple[str, ...] = ()
 
-    def rows(self, module: nn.Module) -> list[tuple[list[Any], list[Any]]]:
-        """The modules of each chain in this call, those that wait and those behind: nobody may look at what they
-        hand over."""
-        rows: list[tuple[list[Any], list[Any]]] = []
-        if nn.modules.module._has_any_global_hook():
-            return rows
+    @classmethod
+    def of(cls, module: nn.Module, chains: tuple[Chain, ...], convolution: str, calls: Iterable[str]) -> Fusion:
+        calls = tuple(calls)
+        parents = dict.fromkeys(("", *(name.rpartition(".")[0] for name in calls)))
+        children = tuple((parent, tuple(module.get_submodule(parent)._modules)) for parent in parents)
+        return cls(chains, convolution, calls, children)
+
+    def valid_chains(self, module: nn.Module) -> list[tuple[list[Any], list[Any]]]:
+        """The modules of each chain, those that wait and those behind, where they still follow each other.
+
+        There are none where children were added, removed or reordered.
+        """
+        found: dict[str, Any] = {}
+        for parent, names in self.children:
+            owner = below(module, parent) if parent else module
+            if owner is None or tuple(owner._modules) != names:
+                return []
+            found.update(zip(_full_names(parent, names), owner._modules.values()))
+        # A module that is called elsewhere too has to return a tensor there.
+        shared = len(set(map(id, found.values()))) < len(found)
+        called = [id(found[name]) for name in self.calls] if shared else []
+        valid = []
         for chain in self.chains:
-            waiting = [below(module, name) for name in chain.waiting]
-            behind = [below(module, name) for name in chain.behind]
-            # Those that came in later, of torch's classes or of anybody's, do not know how to wait.
-            if all(_is_end(m) and not is_seen(m, before=True) for m in behind) and all(
-                issubclass(type(m), Fused) and not is_seen(m) for m in waiting
+            waiting: list[Any] = [found.get(name) for name in chain.waiting]
+            behind: list[Any] = [found.get(name) for name in chain.behind]
+            # Modules that were put in later do not know how to wait.
+            if (
+                all(_is_end(m) and not is_seen(m, before=True) for m in behind)
+                and all(issubclass(type(m), Fused) and not is_seen(m) for m in waiting)
+                and not (shared and any(called.count(id(m)) > 1 for m in waiting))
             ):
-                rows.append((waiting, behind))
-        return rows
+                valid.append((waiting, behind))
+        return valid
+
+    def waiting(self, module: nn.Module) -> frozenset[nn.Module]:
+        """The modules whose values wait in this call."""
+        if not self.chains or nn.modules.module._has_any_global_hook():
+            return frozenset()
+        return frozenset(m for waiting, _ in self.valid_chains(module) for m in waiting)
 
     def gains_by_channels_last(self, module: nn.Module, arguments: Any) -> bool:
         conv = below(module, self.convolution) if self.convolution else None
@@ -71,8 +105,26 @@ class Fusion:
             return False
         if max(t.numel() for t in (*maps, *weights)) <= backends.SMALL:
             return False
-        # Hooks inside see the format that eager has.
-        return not any(map(is_seen, module.modules()))
+        if checks.subclassed(*module.parameters()):
+            return False
+        # Hooks inside see the format that eager has, and so do layers that were put in later.
+        return not any(map(is_seen, module.modules())) and structure(module) == self.structure
+
+
+@functools.lru_cache(maxsize=1024)
+def _full_names(parent: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{parent}.{name}" if parent else name for name in names)
+
+
+def structure(module: nn.Module) -> tuple[str, ...]:
+    """Classes and names of all modules below, and which of them work in place: another one when layers change."""
+    found: list[str] = []
+    for m in module.modules():
+        kind = type(m)
+        fused = "fused " if issubclass(kind, Fused) else ""
+        inplace = " in place" if getattr(m, "inplace", False) is True else ""
+        found += [f"{fused}{kind.__module__}.{kind.__qualname__}{inplace}", *m._modules]
+    return tuple(found)
 
 
 def below(module: nn.Module, name: str) -> Any:
@@ -130,11 +182,25 @@ def class_of(plain: type[nn.Module]) -> type[nn.Module]:
             names["extra_repr"] = plain.extra_repr
         else:
             bases = (Fused, plain)
-            names |= {"forward": _forward_of(plain), "extra_repr": _describe}
+            names |= {"forward": _forward_of(plain), "extra_repr": _describe, "__class__": _Plain()}
         # Past what a user's metaclass does with a new class: it may keep a register too.
         make: Any = abc.ABCMeta.__new__ if issubclass(type(plain), abc.ABCMeta) else type.__new__
         made = _made.setdefault(plain, make(type(plain), plain.__name__, bases, names))
     return made
+
+
+class _Plain:
+    """``__class__`` of a fused module: the class it had, for methods that say ``super(self.__class__, self)``."""
+
+    def __get__(self, module: Any, owner: type[nn.Module]) -> Any:
+        return type(owner) if module is None else owner._gan_fast_plain  # type: ignore[attr-defined]
+
+    def __set__(self, module: Any, kind: type[nn.Module]) -> None:
+        _CLASS.__set__(module, kind)
+
+
+# What every other object has in that place.
+_CLASS: Any = vars(object)["__class__"]
 
 
 def _forward_of(plain: type[nn.Module]) -> Callable[..., Any]:
@@ -150,60 +216,102 @@ def _forward_of(plain: type[nn.Module]) -> Callable[..., Any]:
         if channels_last:
             args = tuple(map(_to_channels_last, args))
             kwargs = {name: _to_channels_last(a) for name, a in kwargs.items()}
-        rows = fusion.rows(self)
-        if plain is nn.Sequential and len(args) == 1 and not kwargs:
+        if _is_a_sequence(self, run) and len(args) == 1 and not kwargs:
             with deferred.scope(frozenset()):
-                output = _one_after_another(self, rows, *args)
+                output = _one_after_another(list(self._modules.values()), *args)
         else:
-            with deferred.scope(frozenset(m for waiting, _ in rows for m in waiting)):
+            with deferred.scope(fusion.waiting(self)):
                 output = deferred.settle(run(self, *args, **kwargs))
         return _pytree.tree_map_only(Tensor, outside, output) if channels_last else output
 
     return forward
 
 
-def _one_after_another(modules: Any, rows: list[tuple[list[Any], list[Any]]], value: Any) -> Any:
+def _is_a_sequence(module: nn.Module, forward: Callable[..., Any]) -> bool:
+    """Whether a module's forward calls its children one after the other."""
+    return forward is nn.Sequential.forward and type(module).__iter__ is nn.Sequential.__iter__  # type: ignore[attr-defined]
+
+
+def _one_after_another(modules: list[Any], value: Any) -> Any:
     """What nn.Sequential's forward gives, without the calls that a row saves: they cost more than small tensors do."""
-    row_of = {waiting[0]: (waiting, behind) for waiting, behind in rows}
-    remaining = iter(modules)
-    for module in remaining:
-        row = row_of.get(module)
-        output = None if row is None else _row(*row, value)
-        if row is None or output is None:
+    index = 0
+    rows = not nn.modules.module._has_any_global_hook()
+    while index < len(modules):
+        module = modules[index]
+        length = _length_of_row(modules, index) if rows else 1
+        output = None if length == 1 else _of_row(modules[index : index + length], value)
+        if output is None:
             value = module(value)
-            continue
-        value = output
-        for _ in dict.fromkeys((*row[0][1:], *row[1])):
-            next(remaining)
+            index += 1
+        else:
+            value = output
+            index += length
     return value
 
 
-def _row(waiting: list[Any], behind: list[Any], value: Any) -> Tensor | None:
+def _length_of_row(modules: list[Any], index: int) -> int:
+    """How many of the modules that follow each other from ``index`` on are one op."""
+    first = modules[index]
+    if not isinstance(first, _BEGINS) or not issubclass(type(first), Fused) or is_seen(first, before=True):
+        return 1
+    length = 1
+    behind = modules[index + 1] if index + 1 < len(modules) else None
+    if isinstance(behind, chains.BATCH_NORMS):
+        fits = isinstance(first, chains.CONVOLUTIONS) and chains.dims(first) == chains.dims(behind)
+        if not fits or not issubclass(type(behind), Fused) or is_seen(behind, before=True):
+            return 1
+        length = 2
+        behind = modules[index + 2] if index + 2 < len(modules) else None
+    if behind is not None and chains.activation_of(behind) and not is_seen(behind, before=True):
+        length += 1
+    return length
+
+
+_BEGINS = (*chains.CONVOLUTIONS, *chains.BATCH_NORMS, *chains.INSTANCE_NORMS)
+
+
+def _of_row(row: list[Any], value: Any) -> Tensor | None:
     """The value of a row; None where its modules must be called."""
-    first: Any = waiting[0]
-    activation = chains.activation_of(behind[-1])
-    negative_slope = getattr(behind[-1], "negative_slope", 0.01)
-    norm: Any = behind[0] if isinstance(behind[0], chains.BATCH_NORMS) else None
-    is_conv, is_norm = (isinstance(first, kinds) for kinds in (chains.CONVOLUTIONS, chains.BATCH_NORMS))
-    plain = type(value) is Tensor and not first._forward_pre_hooks and len(behind) == bool(norm) + bool(activation)
-    if plain and is_conv and value.dim() == len(first.kernel_size) + 2:
-        if norm is not None:
-            norm._check_input_dim(value)
+    first, last = row[0], row[-1]
+    if type(value) is not Tensor or any(checks.subclassed(*m._parameters.values()) for m in row):
+        return None
+    activation = chains.activation_of(last)
+    negative_slope = getattr(last, "negative_slope", 0.01)
+    if isinstance(first, chains.CONVOLUTIONS):
+        if value.dim() != len(first.kernel_size) + 2:
+            return None
+        norm: Any = row[1] if isinstance(row[1], chains.BATCH_NORMS) else None
         weight, bias = weight_and_bias(first)
         return conv.with_norm(first, value, weight, bias, (), norm, activation or "identity", negative_slope)
-    if plain and is_norm and norm is None:
+    norms: Any = chains.BATCH_NORMS
+    if isinstance(first, norms):
         first._check_input_dim(value)
         output: Tensor = first.normalize(value, activation, negative_slope)
         return output
-    return None
+    first._check_input_dim(value)
+    # Without a batch, or of another size, torch's forward knows what to do.
+    if value.dim() != first._get_no_batch_dim() + 1 or value.size(1) != first.num_features:
+        return None
+    output = first._normalize(value, activation, negative_slope)
+    return output
 
 
 def _describe(self: Any) -> str:
     """What its own class says of a module, and what runs as one op."""
     fusion: Fusion | None = self.__dict__.get(FUSION)
-    own = type(self)._gan_fast_plain.extra_repr(self)
-    chains = [" + ".join(dict.fromkeys((*c.waiting, *c.behind))) for c in fusion.chains] if fusion else []
-    return "; ".join(filter(None, (own, f"fused: {', '.join(chains)}" if chains else "")))
+    plain = type(self)._gan_fast_plain
+    rows: list[Iterable[str]] = []
+    if fusion is not None and _is_a_sequence(self, plain.forward):
+        modules, names, index = list(self._modules.values()), list(self._modules), 0
+        while index < len(modules):
+            length = _length_of_row(modules, index)
+            rows += [names[index : index + length]] if length > 1 else []
+            index += length
+    elif fusion is not None:
+        name_of = {m: name for name, m in self.named_modules()}
+        rows = [dict.fromkeys(name_of[m] for m in (*ws, *bs)) for ws, bs in fusion.valid_chains(self)]
+    own = plain.extra_repr(self)
+    return "; ".join(filter(None, (own, f"fused: {', '.join(map(' + '.join, rows))}" if rows else "")))
 
 
 def _to_channels_last(argument: Any) -> Any:
@@ -234,5 +342,6 @@ def unfused_class(module: nn.Module) -> type[nn.Module]:
 def _parametrized(kind: type[nn.Module], base: type[nn.Module], **names: Any) -> type[nn.Module]:
     """The class that torch made for a parametrised module, with another base."""
     own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
-    made: type[nn.Module] = type(kind.__name__, (base,), own | names)
+    # torch puts properties on the __class__ of a parametrised module: that must be the class itself.
+    made: type[nn.Module] = type(kind.__name__, (base,), {"__class__": _CLASS} | own | names)
     return made

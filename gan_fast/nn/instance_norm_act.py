@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from gan_fast.nn import deferred
+from gan_fast.nn.names import Named
 from gan_fast.ops import activation as activations
+from gan_fast.ops import checks
 from gan_fast.ops.instance_norm_act import instance_norm_act
 
 
-class _InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
+class _InstanceNormAct(Named, nn.modules.instancenorm._InstanceNorm):
     """torch.nn's instance norm (parameters, buffers, state dict, modes) with a fused activation."""
 
     # Of those that were made without: nn/fuse.py changes the class of torch.nn's.
@@ -33,14 +35,14 @@ class _InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
         activation: str = "relu",
         negative_slope: float = 0.01,
     ) -> None:
-        activations.check(type(self).__name__, activation, negative_slope)
+        activations.check(self._get_name(), activation, negative_slope)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self.activation = activation
         self.negative_slope = negative_slope
 
     def _apply_instance_norm(self, input: Any) -> Any:
         input = deferred.settle(input)
-        if deferred.waits(self, input):
+        if deferred.waits(self, input) and not checks.subclassed(*self._parameters.values()):
             return deferred.Deferred(functools.partial(self._normalize, input), input)
         return self._normalize(input, self.activation, self.negative_slope)
 
@@ -86,3 +88,7 @@ class InstanceNormAct2d(_InstanceNormAct, nn.InstanceNorm2d):
 
 class InstanceNormAct3d(_InstanceNormAct, nn.InstanceNorm3d):
     """``nn.InstanceNorm3d`` and an activation as one op: (N, C, D, H, W) or (C, D, H, W)."""
+
+
+for _kind in (InstanceNormAct1d, InstanceNormAct2d, InstanceNormAct3d):
+    _kind.__name__ = f"InstanceNorm{_kind.__qualname__[-2:]}Act"

@@ -6,6 +6,7 @@ import numbers
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -18,6 +19,20 @@ def tensor(op: str, argument: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: expected {argument} type Tensor, got {type(value).__name__}")
     return value
+
+
+_EXACT = (Tensor, torch.nn.Parameter)
+
+
+def subclassed(*tensors: object) -> bool:
+    """Whether one of the tensors is of a subclass: those run on torch's functions alone, which they may override.
+
+    Fake tensors stand for plain ones.
+    """
+    for t in tensors:  # noqa: SIM110 (read on every call: a generator costs more)
+        if type(t) not in _EXACT and isinstance(t, Tensor) and not isinstance(t, FakeTensor):
+            return True
+    return False
 
 
 def floating(op: str, argument: str, value: object) -> Tensor:

@@ -325,6 +325,17 @@ def convolve(
         epilogue: what is done to the output; its statistics go to ``norm``, where the convolution's kernel has them.
         norm: of the batched output, and of its statistics where there are some; instead of an activation.
     """
+    aten: Callable[..., Tensor] = _ATEN[transposed][dims - 1]
+    if checks.subclassed(input, weight, bias):
+        if transposed:
+            output = aten(input, weight, bias, stride, padding, output_padding, groups, dilation)
+        else:
+            output = aten(input, weight, bias, stride, padding, dilation, groups)
+        if norm is not None:
+            return norm(output)
+        if epilogue.memory_format is not None:
+            output = output.contiguous(memory_format=epilogue.memory_format)
+        return activations.apply(output, epilogue.activation, epilogue.negative_slope)
     key = None
     if isinstance(input, Tensor) and _plain(op, input, weight, bias):
         own = None if bias is None else (bias.shape, bias.dtype)
@@ -337,7 +348,6 @@ def convolve(
         if known is not None:
             return _apply(input, weight, bias, known, None, epilogue, norm)
     elif backends.small(input, weight, bias) and per_sample.recording() is None:
-        aten: Callable[..., Tensor] = _ATEN[transposed][dims - 1]
         try:
             if transposed:
                 output = aten(input, weight, bias, stride, padding, output_padding, groups, dilation)

@@ -132,6 +132,7 @@ def fold(
     """
     if (
         not may_fold(input)
+        or checks.subclassed(input, weight, bias, running_mean, running_var, bn_weight, bn_bias)
         or input.numel() <= weight.numel()
         or not (isinstance(eps, float) and isinstance(groups, int) and groups >= 1)
         or weight.dim() < 3

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from gan_fast import backends, extension, layout
 from gan_fast.ops import activation as activations
-from gan_fast.ops import autograd
+from gan_fast.ops import autograd, checks
 from gan_fast.ops.leaky_relu import ReLUBackward
 
 # Below this many multiplications what Python spends on more calls counts.
@@ -312,7 +312,8 @@ def _without_autocast() -> AbstractContextManager[Any]:
 def gain_by_channels_last(input: Tensor) -> bool:
     """Whether convolutions of ours, from ``input`` on, are quicker when it is copied into that format first."""
     return (
-        input.dim() == 4
+        not checks.subclassed(input)
+        and input.dim() == 4
         and input.device.type == "cpu"
         and input.dtype in _DTYPES
         and not autograd.captured()

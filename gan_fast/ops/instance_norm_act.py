@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gan_fast import backends
 from gan_fast.ops import activation as activations
+from gan_fast.ops import checks
 from gan_fast.ops.batch_norm_act import apply, check, shape_class
 
 OP = "instance_norm_act"
@@ -77,7 +78,7 @@ def instance_norm_act(
     Source: Ulyanov, Vedaldi and Lempitsky, Instance Normalization, 2016 (arXiv 1607.08022).
     """
     arguments = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps, activation, negative_slope)
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing() or checks.subclassed(input, running_mean, running_var, weight, bias):
         return reference(input, *arguments)
     check(OP, "", input, *arguments, mode="use_input_stats")
     if input.dim() < 3:

@@ -576,6 +576,85 @@ def test_compiled_and_captured() -> None:
     assert len(list(torch.fx.symbolic_trace(gan_fast.fuse(Picklable())).graph.nodes)) == 6
 
 
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.n = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.n(self.c(x)).relu() * self.scale
+
+    def described(self) -> str:
+        return "block"
+
+
+class Down(Block):
+    pass
+
+
+class Last(Down):
+    def __init__(self) -> None:
+        super(self.__class__, self).__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(super(self.__class__, self).forward(x), 2)
+
+    def described(self) -> str:
+        return f"last {super(self.__class__, self).described()}"
+
+    def another(self) -> Any:
+        return self.__class__()
+
+
+class OfType(Down):
+    def __init__(self) -> None:
+        super(type(self), self).__init__()
+
+    def described(self) -> str:
+        return f"of {super(type(self), self).extra_repr()}"
+
+
+def test_super_of_its_own_class() -> None:
+    """``__class__`` of a fused module is the class that it was written as, until it is another."""
+    torch.manual_seed(0)
+    model = Last()
+    fused = same_as_eager(model)
+    assert "c + n" in str(fused)
+    again = gan_fast.fuse(gan_fast.fuse(fused), inplace=True)
+    for other in (fused, again, copy.deepcopy(fused), copy.copy(fused), pickle.loads(pickle.dumps(fused))):
+        assert type(other) is type(fused)
+        assert other.__class__ is Last
+        assert isinstance(other, Down)
+        assert other.described() == "last block"
+        assert type(other.another()) is Last
+        assert_same(copy.deepcopy(model), copy.deepcopy(other))
+    assert type(gan_fast.unfuse(fused)) is Last
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_a_parametrized_module_with_a_forward(before: bool) -> None:
+    again = Down().double()
+    if before:
+        nn.utils.parametrize.register_parametrization(again, "scale", nn.Softplus())
+    again = gan_fast.fuse(again)
+    nn.utils.parametrize.register_parametrization(again, "scale", nn.Softplus())
+    nn.utils.parametrize.register_parametrization(again.n, "bias", nn.Tanh())
+    same_as_eager(gan_fast.unfuse(copy.deepcopy(again)))
+    again = gan_fast.fuse(again)
+    again(image())
+    nn.utils.parametrize.remove_parametrizations(again, "scale")
+    assert type(gan_fast.unfuse(again)) is Down
+
+
+def test_super_of_type_is_left_alone() -> None:
+    model = OfType()
+    assert gan_fast.fuse_report(model).skipped[0].reason == "its described calls super(type(self), self)"
+    fused = gan_fast.fuse(model)
+    assert type(fused) is OfType
+    assert type(fused.c) is not nn.Conv2d
+
+
 def test_penalties_on_a_fused_critic() -> None:
     torch.manual_seed(0)
     critic = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2), nn.Conv2d(4, 1, 4), nn.Flatten(0)).double()

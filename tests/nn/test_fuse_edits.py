@@ -1,0 +1,324 @@
+"""Models whose layers change after fuse give what the same edits give without it."""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import gan_fast
+from tests import drawn
+
+
+class Picky(nn.Module):
+    """A user's layer that takes nothing but a tensor, in the memory format that eager has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert type(x) is Tensor
+        return x.view(x.shape[0], -1).mul(0.5).view(x.shape)
+
+
+class Inner(nn.Module):
+    """Layers in a container, which its forward calls in ``way``."""
+
+    def __init__(self, layers: nn.Module, way: str) -> None:
+        super().__init__()
+        self.layers, self.way = layers, way
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "call":
+            return F.leaky_relu(self.layers(x), 0.3)
+        for index in range(len(self.layers)) if self.way == "index" else ():
+            x = self.layers[index](x)
+        for layer in self.layers.children() if self.way == "children" else ():
+            x = layer(x)
+        return F.leaky_relu(x, 0.3)
+
+
+def layers(width: int = 4) -> OrderedDict[str, nn.Module]:
+    return OrderedDict(
+        conv=nn.Conv2d(3, width, 3, padding=1), bn=nn.BatchNorm2d(width), act=nn.ReLU(),
+        head=nn.Conv2d(width, width, 3, padding=1), norm=nn.InstanceNorm2d(width, affine=True), last=nn.Tanh(),
+        end=nn.Conv2d(width, width, 3, padding=1),
+    )  # fmt: skip
+
+
+def assert_same(model: nn.Module, fused: nn.Module, x: Tensor) -> None:
+    """Outputs, gradients, running statistics, the state dict's keys and the order of modules, or the same error."""
+    assert list(model.state_dict()) == list(fused.state_dict())
+    assert [name for name, _ in model.named_modules()] == [name for name, _ in fused.named_modules()]
+    found: list[list[Tensor | None]] = []
+    errors: list[Exception | None] = []
+    for m in (model, fused):
+        torch.manual_seed(1)
+        m.zero_grad()
+        own = x.clone().requires_grad_()
+        try:
+            output = m(own * 1)
+            if output.requires_grad:
+                (output.square().sum() + output.sum()).backward()
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+            errors.append(error)
+            continue
+        errors.append(None)
+        found.append([output.detach(), own.grad, *(p.grad for p in m.parameters()), *m.buffers()])
+    # What eager keeps for backward is not all that the fused model keeps: where it was written to, eager alone raises.
+    if "modified by an inplace operation" not in str(errors[0]):
+        assert (errors[0] is None) == (errors[1] is None), errors
+    if errors[0] is errors[1] is None:
+        tolerance = 1e-9 if x.dtype == torch.float64 else 1e-3
+        for eager, own in zip(*found, strict=True):
+            if eager is None or own is None:
+                assert eager is own or not (eager if own is None else own).any()  # type: ignore[union-attr]
+            else:
+                assert eager.shape == own.shape
+                assert torch.allclose(eager, own, rtol=tolerance, atol=tolerance * max(1.0, eager.abs().max().item()))
+
+
+def to_the_end(s: Any, name: str) -> None:
+    layer = s._modules[name]
+    delattr(s, name)
+    s.add_module(name, layer)
+
+
+def replace(s: Any, name: str, layer: nn.Module) -> None:
+    s._modules[name] = layer
+
+
+def reorder(s: Any, names: list[str]) -> None:
+    children = dict(s._modules)
+    s._modules.clear()
+    s._modules.update({name: children[name] for name in names})
+
+
+EDITS: dict[str, Callable[[Any], None]] = {
+    "activation to the end": lambda s: to_the_end(s, "act"),
+    "norm to the end": lambda s: to_the_end(s, "bn"),
+    "convolution to the end, its norm before it": lambda s: reorder(
+        s, ["head", "bn", "act", "norm", "last", "end", "conv"]
+    ),
+    "a layer between, names kept": lambda s: (
+        s.add_module("user", Picky()),
+        reorder(s, ["conv", "user", "bn", "act", "head", "norm", "last", "end"]),
+    ),
+    "a layer before the activation": lambda s: (
+        s.add_module("user", Picky()),
+        reorder(s, ["conv", "bn", "user", "act", "head", "norm", "last", "end"]),
+    ),
+    "norm replaced": lambda s: replace(s, "bn", nn.GroupNorm(2, 4)),
+    "norm replaced by a user's": lambda s: replace(s, "bn", Picky()),
+    "activation replaced": lambda s: replace(s, "act", nn.ELU()),
+    "activation replaced by a user's": lambda s: replace(s, "act", Picky()),
+    "activation replaced by a Sequential": lambda s: replace(s, "act", nn.Sequential(Picky(), nn.Sigmoid())),
+    "activation deleted": lambda s: delattr(s, "act"),
+    "norm and activation swapped": lambda s: reorder(s, ["conv", "act", "bn", "head", "norm", "last", "end"]),
+    "one norm under two names": lambda s: replace(s, "norm", s.bn),
+    "one convolution under two names": lambda s: (replace(s, "end", s.head), replace(s, "last", Picky())),
+    "fused layers exchanged": lambda s: (lambda a, b: (replace(s, "head", b), replace(s, "end", a)))(s.head, s.end),
+}
+
+
+@pytest.mark.parametrize(
+    ("way", "width"), [("sequential", 4), ("nested", 24), ("call", 4), ("index", 4), ("children", 24)]
+)
+@pytest.mark.parametrize("edit", EDITS)
+def test_edits(edit: str, way: str, width: int) -> None:
+    """Wide layers on larger maps are channels-last inside until a layer is put in that was not looked at."""
+    torch.manual_seed(0)
+    container = nn.Sequential(layers(width))
+    model = {"sequential": container, "nested": nn.Sequential(container, nn.Identity())}.get(way) or Inner(
+        container, way
+    )
+    model = model.double() if width == 4 else model
+    fused = gan_fast.fuse(model)
+    for m in (model, fused):
+        EDITS[edit](m if way == "sequential" else m[0] if way == "nested" else m.layers)
+        torch.manual_seed(2)
+        m.to(torch.float64 if width == 4 else torch.float32)
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64) if width == 4 else torch.randn(4, 3, 16, 16)
+    for training in (True, False):
+        assert_same(model.train(training), fused.train(training), x)
+    assert_same(gan_fast.unfuse(fused), gan_fast.fuse(model), x)
+
+
+def test_a_user_s_layer_among_modules_that_a_forward_goes_through() -> None:
+    """Positions are names there: the chain of before must not let a value wait that the new layer is given."""
+    torch.manual_seed(0)
+    model = Inner(nn.ModuleList([nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()]), "index").double()
+    fused = gan_fast.fuse(model)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    for index, make in ((1, Picky), (4, nn.Sigmoid), (0, Picky), (6, Picky)):
+        for m in (model, fused):
+            m.layers.insert(index, make())
+        assert_same(model, fused, x)
+
+
+def test_rows_are_found_anew_in_a_sequential() -> None:
+    """``print`` tells which modules are one op now."""
+    model = gan_fast.fuse(nn.Sequential(layers()))
+    assert "fused: conv + bn + act, norm + last" in str(model)
+    to_the_end(model, "act")
+    assert "fused: conv + bn, norm + last, end + act" in str(model)
+    other = gan_fast.fuse(Inner(nn.Sequential(layers()), "index"))
+    assert "fused: layers.conv + layers.bn + layers.act, layers.norm + layers.last, layers.end" in str(other)
+    to_the_end(other.layers, "act")
+    assert "fused: layers" not in str(other)
+
+
+# Drawn models: layers of few channels, on maps small enough for thousands of models in minutes.
+WIDTH = 3
+
+
+class Residual(nn.Module):
+    """A block with a forward function, which calls its layers by attribute."""
+
+    def __init__(self, draw: random.Random, dims: int) -> None:
+        super().__init__()
+        self.conv, self.norm = drawn_convolution(draw, dims), drawn_norm(draw, dims)
+        self.act, self.tail = drawn_activation(draw), drawn_convolution(draw, dims)
+        self.way = draw.randrange(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.conv(x))
+        if self.way == 0:
+            return x + self.tail(self.act(h))
+        if self.way == 1:
+            return x + F.leaky_relu(self.tail(torch.tanh(h)), 0.3)
+        if self.way == 2:
+            return self.act(x + h)
+        for layer in self.children():
+            x = layer(x)
+        return x
+
+
+class Walk(nn.Module):
+    """Layers of a list, called in the order that they have."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def drawn_convolution(draw: random.Random, dims: int) -> nn.Module:
+    kind = getattr(nn, f"{draw.choice(('Conv', 'Conv', 'ConvTranspose'))}{dims}d")
+    layer: nn.Module = kind(WIDTH, WIDTH, 3, padding=1, bias=draw.random() < 0.5)
+    return layer
+
+
+def drawn_norm(draw: random.Random, dims: int) -> nn.Module:
+    name = draw.choice(("BatchNorm", "BatchNorm", "InstanceNorm"))
+    layer: nn.Module = getattr(nn, f"{name}{dims}d")(WIDTH, affine=draw.random() < 0.7)
+    return layer
+
+
+def drawn_activation(draw: random.Random) -> nn.Module:
+    make = draw.choice((nn.ReLU, lambda: nn.ReLU(True), lambda: nn.LeakyReLU(0.2, True), nn.Tanh, nn.Sigmoid, nn.ELU))
+    layer: nn.Module = make()
+    return layer
+
+
+def drawn_layer(draw: random.Random, dims: int, depth: int = 0) -> nn.Module:
+    which = draw.randrange(10 if depth < 2 else 7)
+    if which < 3:
+        return drawn_convolution(draw, dims)
+    if which < 6:
+        return drawn_norm(draw, dims) if which < 5 else drawn_activation(draw)
+    if which == 6:
+        return draw.choice((Picky, nn.Identity, lambda: nn.GroupNorm(1, WIDTH), lambda: nn.Dropout(0.3)))()
+    if which == 7:
+        return Residual(draw, dims)
+    inner = drawn_layers(draw, dims, depth + 1)
+    return nn.Sequential(*inner) if which == 8 else Walk(inner)
+
+
+def drawn_layers(draw: random.Random, dims: int, depth: int) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    for _ in range(draw.randint(1, 3)):
+        if draw.random() < 0.6:
+            found.append(drawn_convolution(draw, dims))
+            found += [drawn_norm(draw, dims)] if draw.random() < 0.7 else []
+            found += [drawn_activation(draw)] if draw.random() < 0.8 else []
+        else:
+            found.append(drawn_layer(draw, dims, depth))
+        if draw.random() < 0.1:
+            found.append(draw.choice(found))
+    return found
+
+
+def edit(model: nn.Module, draw: random.Random, dims: int) -> None:
+    """One edit; the same for the same state of ``draw`` and the same names in ``model``."""
+    owners = [m for m in model.modules() if isinstance(m, (nn.Sequential, nn.ModuleList, Residual))]
+    owner: Any = draw.choice(owners)
+    names = list(owner._modules)
+    new = drawn_layer(draw, dims, 2).double()
+    name, other = draw.choice(names or ["none"]), draw.choice(names or ["none"])
+    which = draw.randrange(13)
+    if not names and not isinstance(owner, Residual):
+        owner.append(new)
+    elif isinstance(owner, Residual):
+        if which < 6:
+            setattr(owner, name, new)
+        elif which < 9:
+            setattr(owner, name, nn.Sequential(owner._modules[name], new))
+        else:
+            a, b = owner._modules[name], owner._modules[other]
+            owner._modules[name], owner._modules[other] = b, a
+    elif which == 0:
+        owner[names.index(name)] = new
+    elif which == 1:
+        owner.insert(names.index(name), new) if all(map(str.isdigit, names)) else owner.append(new)
+    elif which == 2:
+        owner.append(new)
+    elif which == 3:
+        owner.extend([new, owner[names.index(other)]])
+    elif which == 4:
+        del owner[names.index(name)]
+    elif which == 5:
+        owner.pop(names.index(name))
+    elif which == 6:
+        to_the_end(owner, name)
+    elif which == 7:
+        reorder(owner, draw.sample(names, len(names)))
+    elif which == 8:
+        owner.add_module(draw.choice((name, "added")), new)
+    elif which == 9:
+        setattr(owner, name, owner._modules[other])
+    elif which == 10:
+        owner._modules[name] = new
+    elif which == 11 and isinstance(owner, nn.Sequential):
+        # Made again of what another had, as a slice is.
+        layers = list(owner.children())
+        owner[names.index(name)] = nn.Sequential(OrderedDict((f"part{i}", m) for i, m in enumerate(layers[:2])))
+    else:
+        a, b = names.index(name), names.index(other)
+        owner[a : max(a, b) + 1].add_module("unused", new)
+        owner._modules[name] = nn.Sequential(new, owner._modules[name])
+
+
+@pytest.mark.parametrize("seed", drawn.seeds(40))
+def test_drawn_edits(seed: int) -> None:
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    dims = draw.choice((1, 2, 2, 2, 3))
+    model = nn.Sequential(*drawn_layers(draw, dims, 0)).double()
+    fused = gan_fast.fuse(model)
+    x = torch.randn(2, WIDTH, *(4,) * dims, dtype=torch.float64)
+    for _ in range(draw.randint(1, 4)):
+        state = draw.getstate()
+        for m in (model, fused):
+            draw.setstate(state)
+            torch.manual_seed(seed)
+            edit(m, draw, dims)
+        training = draw.random() < 0.6
+        assert_same(model.train(training), fused.train(training), x)
