@@ -103,8 +103,8 @@ def _recipe(ctx: Any) -> recompute.Recipe:
     """The output of a BatchNormAct node, from what it keeps."""
     input, weight, bias, mean, invstd = ctx.saved_tensors
     _, activation, negative_slope, _ = ctx.options
-    # Copies: an optimizer may step before a gradient is taken that does not go through the norm.
-    weight, bias = (None if t is None else t.detach().clone() for t in (weight, bias))
+    # A copy: an optimizer may step before a gradient is taken that does not go through the norm.
+    weight = None if weight is None else weight.detach().clone()
     compute = functools.partial(ctx.kernels.normalize, activation=activation, negative_slope=negative_slope)
     return recompute.Recipe(compute, input, mean, invstd, weight, bias)
 
@@ -392,15 +392,14 @@ def norm(
         except (RuntimeError, TypeError, ValueError, IndexError):
             pass  # the checks below say what is wrong in words of ours, or it is served there
         else:
-            return activations.apply_over(output, activation, negative_slope)
+            return activations.apply_to_result(output, activation, negative_slope)
     arguments = (input, running_mean, running_var, weight, bias, training, momentum, eps, activation, negative_slope)
     if torch.jit.is_tracing():
         # A trace holds ATen's ops, and no shapes that were looked at.
         return reference(*arguments)
     check(op, prefix, *arguments)
     if statistics and training:
-        output = BatchNormAct.apply(*arguments, statistics)[0]
-        return output
+        return _apply_node(*arguments, statistics)
     # An op by itself and as part of another is one class: the same kernels run.
     return backends.serve(
         OP, functools.partial(_serve, op=op), arguments, lambda: shape_class(input, training, activation)
@@ -424,9 +423,19 @@ def _serve(*arguments: Any, op: str) -> Tensor:
 
 def apply(*arguments: Any) -> Tensor:
     """batch_norm_act on our kernel, its arguments checked."""
-    output: Tensor
     if torch.compiler.is_compiling():
-        output = torch.ops.gan_fast.batch_norm_act_forward(*arguments)[0]
-    else:
-        output = BatchNormAct.apply(*arguments)[0]
+        output: Tensor = torch.ops.gan_fast.batch_norm_act_forward(*arguments)[0]
+        return output
+    return _apply_node(*arguments)
+
+
+def _apply_node(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
+    bias: Tensor | None, *options: Any,
+) -> Tensor:  # fmt: skip
+    # The node keeps the bias to compute the activation again. ATen's batch norm does not keep it, so a bias may be
+    # written to between forward and backward: the node gets a copy.
+    if bias is not None and torch.is_grad_enabled():
+        bias = bias.clone()
+    output: Tensor = BatchNormAct.apply(input, running_mean, running_var, weight, bias, *options)[0]
     return output

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gan_fast import backends
+from gan_fast import backends, extension
 from gan_fast.ops import autograd, checks, per_sample
 
 OP = "leaky_relu"
 backends.register(OP, None, triton_file=OP, spares_small=True)
 backends.register("relu", None, spares_small=True)
+
+# Values of a row, and rows of a block, of csrc/cpu/leaky_relu.cpp.
+_LANES = _ROWS = 8
+
+
+def _positive(signs: Tensor, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The sign bits of the CPU kernel as booleans, as triton_kernels/leaky_relu.py has them of its own."""
+    rows = torch.arange(_ROWS)[:, None]
+    return ((signs.view(-1, 1, _LANES) >> rows) & 1).bool().flatten().as_strided(shape, strides)
+
+
+_native = SimpleNamespace(
+    over=autograd.kernel("leaky_relu_over"), backward=autograd.kernel("leaky_relu_backward"), positive=_positive
+)
+
+
+def sign_kernels(device_type: str, in_triton: bool) -> Any:
+    """Kernels that keep one sign bit a value for the gradient of leaky_relu; None where there are none.
+
+    Both kinds have ``backward`` and ``positive``. The CPU's ``over`` writes the activation over its input and returns
+    the bits; Triton's ``signs`` returns those of an activation that is there, for a slope of at least zero.
+    """
+    if in_triton:
+        return backends.triton_module(OP)
+    return _native if extension.has_kernel("leaky_relu_over", device_type) else None
 
 
 @per_sample.keeps_samples_apart
@@ -59,7 +86,7 @@ class BackwardBySigns(torch.autograd.Function):
         ctx.strides, ctx.negative_slope, ctx.kernels = strides, negative_slope, kernels
         ctx.set_materialize_grads(False)
         if torch._C._functorch.is_legacy_batchedtensor(grad_output):
-            # is_grads_batched: what it hands over has no storage that a kernel could read, but ATen's ops know it.
+            # A batch of gradients (is_grads_batched) has no storage that a kernel could read, but ATen's ops take it.
             positive = kernels.positive(signs, grad_output.shape, strides, grad_output.dtype)
             return torch.where(positive, grad_output, grad_output * negative_slope)
         grad_input: Tensor = kernels.backward(grad_output, signs, strides, negative_slope)
@@ -184,3 +211,16 @@ def relu(input: Tensor) -> Tensor:
         return F.relu(input)
     output: Tensor = Rectified.apply(input, None, False)
     return output
+
+
+def _over_fake(input: Tensor, negative_slope: float) -> Tensor:
+    block = _ROWS * _LANES
+    return input.new_empty((input.numel() + block - 1) // block * _LANES, dtype=torch.uint8)
+
+
+def _backward_fake(grad_output: Tensor, signs: Tensor, stride: Sequence[int], negative_slope: float) -> Tensor:
+    return grad_output.new_empty_strided(grad_output.shape, tuple(stride))
+
+
+autograd.register("leaky_relu_over", autograd.refuse("leaky_relu_over"), _over_fake)
+autograd.register("leaky_relu_backward", autograd.refuse("leaky_relu_backward"), _backward_fake)
