@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gan_fast
+from gan_fast import backends
 from gan_fast import nn as fused
 
 ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
@@ -21,6 +22,11 @@ ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
 CHANNELS = 8
 # Below what automatic choice leaves to ATen, and above.
 SHAPES = {"small": (2, CHANNELS, 6, 5), "large": (4, CHANNELS, 17, 16)}
+
+
+@pytest.fixture(autouse=True)
+def _small_tensors_are_left_to_aten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "SMALL", 8192)
 
 
 class Eager(nn.Module):
