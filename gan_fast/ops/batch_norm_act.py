@@ -311,9 +311,6 @@ class BatchNormActBackward(torch.autograd.Function):
             *cotangents, grad_output, input, mean, invstd, weight, bias, training, activation, negative_slope,
             ctx.needs_input_grad[0], ctx.needs_input_grad[1],
         )  # fmt: skip
-        # The bias moves only where the slope is; without curvature its second derivative is zero: none, not zeros.
-        if activation not in activations.CURVED:
-            by_bias = None
         return by_grad, by_input, None, None, by_weight, by_bias, *(None,) * 7
 
     @staticmethod
@@ -433,7 +430,6 @@ def batch_norm_act(
     Notes:
         Derivatives: first and second by kernels, higher ones by ATen's ops on the formula above, since ATen's own batch
             norm has wrong third derivatives in training; gradients reach input, weight, bias.
-            Where a second derivative by the bias is zero everywhere (all but tanh and sigmoid) it is none, not zeros.
         Memory: backward keeps input and two vectors of C; the activation is recomputed.
         Accumulation: sums in float64; statistics and arithmetic in float32 for the half types.
         Deterministic, and the same to the last bit for any number of threads and any CPU instruction set.

@@ -26,7 +26,7 @@ from gan_fast.ops import activation as activations
 from gan_fast.ops import autograd, checks, conv_kernels, per_sample, recompute
 from gan_fast.ops.batch_norm_act import norm as batch_norm
 from gan_fast.ops.conv_kernels import NOTHING, Epilogue, Geometry, Like
-from gan_fast.ops.leaky_relu import LeakyReLU
+from gan_fast.ops.leaky_relu import DependOn, LeakyReLU
 from gan_fast.ops.per_sample import Factors
 from gan_fast.ops.twins import of_dims
 
@@ -57,6 +57,8 @@ class Convolution(torch.autograd.Function):
             weight if ctx.needs_input_grad[0] else None,
             kept,
             bias if ctx.factors is not None else None,
+            # Of this the place in the graph alone: see _apply.
+            output if epilogue.activation == "leaky_relu" and kept is not None and recompute.allowed() else None,
         )
         ctx.options = (Like.of(input), Like.of(weight), geometry, epilogue, output.stride())
         ctx.kernels = kernels
@@ -73,10 +75,13 @@ class Convolution(torch.autograd.Function):
         input_like, weight_like, geometry, epilogue, strides = ctx.options
         wanted, factors = autograd.wanted(ctx, 3), ctx.factors
         merging = factors is not None and factors.merging
-        input, weight, activated, bias = recompute.kept(ctx, (wanted[1] or merging, wanted[0], True, True))
+        input, weight, activated, bias, place = recompute.kept(ctx, (wanted[1] or merging, wanted[0], True, True, True))
         recording = autograd.recording("convolution_backward", grad_output)
         if activated is not None:
+            depends = recording and place is not None and not grad_output.requires_grad
             grad_output = epilogue.backward(grad_output, activated, strides, ctx.kernels)
+            if depends:
+                grad_output = DependOn.apply(grad_output, place)
         if merging:
             seen = None if input is None else input.detach()
             by_input = BackwardData.apply(grad_output, weight, bias, seen, input_like, geometry, ctx.kernels, factors)
@@ -411,6 +416,8 @@ def _apply(
     output, *statistics = output if isinstance(output, tuple) else (output,)
     if output.requires_grad and weight.requires_grad:
         recompute.keep_recipe(output, 0, input)
+    if output.requires_grad and own.activation == "leaky_relu":
+        recompute.keep_place(output, 4)
     if norm is not None:
         return norm(output, *statistics)
     if own.activation == epilogue.activation:

@@ -64,7 +64,8 @@ def convnd_act(
         TypeError, ValueError: as :func:`convnd`; another activation.
 
     Notes:
-        Derivatives: of any order; relu and leaky_relu have none by their input from the second on: ATen has zeros.
+        Derivatives: of any order; relu and leaky_relu have none by their input from the second on, where ATen has
+            zeros, unless no layer behind them requires a gradient (a frozen critic): then zeros as well.
         Memory: the activation is written over the convolution's output. Backward keeps the input, and of relu, tanh and
         sigmoid the result, which then must not be written to, as in eager. Of leaky_relu it keeps one sign bit a value,
         so that the result may be written to, as with ``F.leaky_relu``. Without a kernel for the bits (another device,

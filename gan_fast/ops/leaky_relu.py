@@ -102,8 +102,17 @@ def _backward(ctx: Any, grad_output: Tensor | None) -> Tensor | None:
         return None
     autograd.recording("leaky_relu_backward", grad_output)
     (kept,) = ctx.saved_tensors
-    grad_input: Tensor = ReLUBackward.apply(grad_output, kept.detach(), ctx.negative_slope)
+    grad_input: Tensor = ReLUBackward.apply(grad_output, flat(kept, grad_output), ctx.negative_slope)
     return grad_input
+
+
+def flat(kept: Tensor, grad_output: Tensor) -> Tensor:
+    """What was kept, out of the graph where a gradient has another place in it.
+
+    The derivative by it is zero. With layers before that require a gradient, the walk back need not pay for zeros;
+    behind frozen layers alone the zeros are what makes a gradient differentiable, as in eager.
+    """
+    return kept.detach() if grad_output.requires_grad or not torch.is_grad_enabled() else kept
 
 
 @per_sample.keeps_samples_apart
@@ -143,9 +152,27 @@ class ReLUBackward(torch.autograd.Function):
         return torch.ops.aten.leaky_relu_backward(grad_output, kept, negative_slope, False)
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, None, None]:
-        # None by what was kept, not zeros: a penalty's second backward then does not walk the first forward again.
-        return _backward(ctx, cotangent), None, None
+    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
+        # None by what was kept, where it is out of the graph: a penalty's second backward then does not walk the first
+        # forward again.
+        zeros = None
+        if ctx.needs_input_grad[1] and cotangent is not None:
+            zeros = torch.zeros_like(cotangent)
+        return _backward(ctx, cotangent), zeros, None
+
+
+@per_sample.keeps_samples_apart
+class DependOn(torch.autograd.Function):
+    """A gradient that depends on ``place`` with a derivative of zero."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, place: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        return cotangent, None if cotangent is None else torch.zeros_like(cotangent)
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
@@ -163,7 +190,8 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
 
     Notes:
         Derivatives: of any order. From the second on there is no gradient by ``input``, where ATen has zeros that all
-        layers before it are then walked with.
+        layers before it are then walked with, unless the gradient from above requires none itself (behind it frozen
+        layers alone): then zeros as well.
         Values, NaN and infinities are ATen's.
         Memory: backward keeps the input; where Triton serves one bit a value, so that the input may change in place.
         Backends: ATen's kernels; on a GPU the quicker of them and Triton's, which has no float64.
@@ -202,7 +230,8 @@ def relu(input: Tensor) -> Tensor:
 
     Notes:
         Derivatives: of any order. From the second on there is no gradient by ``input``, where ATen has zeros that all
-        layers before it are then walked with.
+        layers before it are then walked with, unless the gradient from above requires none itself (behind it frozen
+        layers alone): then zeros as well.
         Values, NaN and infinities are ATen's, whose kernels serve.
         Memory: backward keeps the output.
     """
