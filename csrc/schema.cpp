@@ -56,6 +56,11 @@ STABLE_TORCH_LIBRARY(gan_fast, m) {
       "spectral_norm_backward(Tensor grad_output, Tensor weight, Tensor u, Tensor v, Tensor sigma, int dim)"
       " -> Tensor grad_weight");
 
+  m.def("leaky_relu_over(Tensor(a!) input, float negative_slope) -> Tensor signs");
+  m.def(
+      "leaky_relu_backward(Tensor grad_output, Tensor signs, int[] stride, float negative_slope)"
+      " -> Tensor grad_input");
+
   m.def(
       "im2col(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int[] positions)"
       " -> Tensor columns");

@@ -190,6 +190,11 @@ def _served_by(op: str, device_type: str, dtype: torch.dtype) -> str:
 _served_by._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def transformed() -> bool:
+    """Whether functorch (vmap, grad, jvp) or forward-mode AD is active: neither can look into an autograd.Function."""
+    return _functorch_active() or forward_ad._current_level >= 0
+
+
 def native(op: str, device_type: str, dtype: torch.dtype = torch.float32) -> bool:
     """Whether kernels of ours serve this call; False sends it to the reference.
 
@@ -198,10 +203,8 @@ def native(op: str, device_type: str, dtype: torch.dtype = torch.float32) -> boo
     """
     name = requested()
     if name == "auto":
-        # functorch (vmap, grad, jvp) and forward-mode AD cannot look into our autograd nodes; the reference is correct
-        # under all of them.
-        transformed = _functorch_active() or forward_ad._current_level >= 0
-        return not transformed and _served_by(op, device_type, dtype) != "reference"
+        # The reference is correct under all transforms.
+        return not transformed() and _served_by(op, device_type, dtype) != "reference"
     if name == "reference":
         return False
     if name == "triton":

@@ -44,6 +44,15 @@ def apply_over(output: Tensor, activation: str, negative_slope: float) -> Tensor
     return apply(output, activation, negative_slope)
 
 
+def apply_to_result(output: Tensor, activation: str, negative_slope: float) -> Tensor:
+    """As :func:`apply_over`, but what the gradient needs outlives a later write to the result where it does in eager.
+
+    ``F.leaky_relu`` keeps its input; the others keep their result.
+    """
+    by_input = activation == "leaky_relu" and output.requires_grad
+    return (apply if by_input else apply_over)(output, activation, negative_slope)
+
+
 def describe(activation: str, negative_slope: float) -> str:
     """Return what a module with an activation adds to its repr."""
     slope = f", negative_slope={negative_slope}" if activation == "leaky_relu" else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,9 @@ from gan_fast.ops import autograd, checks, recompute
 
 OP = "batch_norm_act"
 backends.register(OP, "batch_norm_act_forward", triton_file=OP, spares_small=True)
+
+# Mean and variance of each channel, where they are given.
+Statistics = tuple[Any, Any] | None
 
 _native = SimpleNamespace(
     forward=autograd.kernel("batch_norm_act_forward"),
@@ -44,8 +48,98 @@ def reference(
     negative_slope: float = 0.01,
 ) -> Tensor:
     """The same on plain ATen: any device, any dtype, any order of derivative."""
-    output = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    statistics = None if training else (running_mean, running_var)
+    if backends.transformed():
+        if training and running_mean is not None:
+            F.batch_norm(input.detach(), running_mean, running_var, None, None, True, momentum, eps)
+        output = written_out(input, weight, bias, eps, statistics)
+    else:
+        output = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        if not autograd.captured():
+            _correct_third_order(output, input, weight, eps, statistics)
     return activations.apply(output, activation, negative_slope)
+
+
+def written_out(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, statistics: Statistics = None
+) -> Tensor:
+    """Batch norm in ops whose derivatives are right to any order.
+
+    Double backward of ATen's batch norm takes the batch's mean and variance for constants where it is differentiated
+    again, so that its third derivatives are wrong; without a weight it fails where the statistics are given.
+
+    Args:
+        statistics: mean and variance; None for the batch's.
+    """
+    dims, of_channels = [0, *range(2, input.dim())], [1, -1, *(1,) * (input.dim() - 2)]
+    # Half types are computed in single precision.
+    values = input if input.dtype == torch.float64 else input.float()
+    if statistics is None:
+        centered = values - values.mean(dims, keepdim=True)
+        var = centered.square().mean(dims, keepdim=True)
+    else:
+        mean, var = (t.to(values.dtype).view(of_channels) for t in statistics)
+        centered = values - mean
+    output = centered * (var + eps).rsqrt()
+    if weight is not None:
+        output = output * weight.to(values.dtype).view(of_channels)
+    if bias is not None:
+        output = output + bias.to(values.dtype).view(of_channels)
+    return output.to(input.dtype)
+
+
+def _correct_third_order(
+    output: Tensor, input: Tensor, weight: Tensor | None, eps: float, statistics: Statistics
+) -> None:
+    """Make derivatives of the third order on right for ``output``, which is ATen's batch norm of ``input``.
+
+    The first and second order stay ATen's.
+    """
+    node = output.grad_fn
+    # Where the input has no gradient, neither have its mean and variance.
+    if node is None or not input.requires_grad or (statistics is not None and weight is not None):
+        return
+    # Weak references: the node keeps both tensors, and the hook outlives what the node keeps.
+    tensors = tuple(None if t is None else weakref.ref(t) for t in (input, weight))
+
+    def replace(grads: tuple[Tensor | None, ...], grad_outputs: tuple[Tensor | None, ...]) -> Any:
+        if not torch.is_grad_enabled() or grad_outputs[0] is None:
+            return None
+        own = tuple(None if t is None else t() for t in tensors)
+        return (*_Corrected.apply(*grads[:3], grad_outputs[0], *own, eps, statistics), *grads[3:])
+
+    node.register_hook(replace)
+
+
+class _Corrected(torch.autograd.Function):
+    """Gradients of ATen's batch norm by input, weight and bias, with right derivatives of their derivatives."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, grad_input: Tensor | None, grad_weight: Tensor | None, grad_bias: Tensor | None, grad_output: Tensor,
+        input: Tensor | None, weight: Tensor | None, eps: float, statistics: Statistics,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        ctx.save_for_backward(grad_output, input, weight)
+        ctx.options = (eps, statistics)
+        ctx.set_materialize_grads(False)
+        return grad_input, grad_weight, grad_bias
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():
+            return *cotangents, *(None,) * 5
+        grad_output, input, weight = ctx.saved_tensors
+        if input is None:
+            raise NotImplementedError(
+                f"{OP}: expected derivative order at most 2 on ATen's kernels under saved-tensor hooks (checkpointing, "
+                "offloading), got a third; without them it is differentiable to any order"
+            )
+        # Any bias will do: its gradient is that of the output, whatever its value.
+        bias = None if cotangents[2] is None else cotangents[2].new_zeros(input.size(1)).requires_grad_()
+        by_grad, by_input, by_weight, _ = autograd.differentiate_reference(
+            lambda *values: written_out(*values, *ctx.options), (input, weight, bias), grad_output, cotangents
+        )
+        return *(None,) * 3, by_grad, by_input, by_weight, None, None
 
 
 def check(
@@ -103,8 +197,8 @@ def _recipe(ctx: Any) -> recompute.Recipe:
     """The output of a BatchNormAct node, from what it keeps."""
     input, weight, bias, mean, invstd = ctx.saved_tensors
     _, activation, negative_slope, _ = ctx.options
-    # Copies: an optimizer may step before a gradient is taken that does not go through the norm.
-    weight, bias = (None if t is None else t.detach().clone() for t in (weight, bias))
+    # A copy: an optimizer may step before a gradient is taken that does not go through the norm.
+    weight = None if weight is None else weight.detach().clone()
     compute = functools.partial(ctx.kernels.normalize, activation=activation, negative_slope=negative_slope)
     return recompute.Recipe(compute, input, mean, invstd, weight, bias)
 
@@ -217,9 +311,6 @@ class BatchNormActBackward(torch.autograd.Function):
             *cotangents, grad_output, input, mean, invstd, weight, bias, training, activation, negative_slope,
             ctx.needs_input_grad[0], ctx.needs_input_grad[1],
         )  # fmt: skip
-        # The bias moves only where the slope is; without curvature its second derivative is zero: none, not zeros.
-        if activation not in activations.CURVED:
-            by_bias = None
         return by_grad, by_input, None, None, by_weight, by_bias, *(None,) * 7
 
     @staticmethod
@@ -233,12 +324,8 @@ class BatchNormActBackward(torch.autograd.Function):
             )
 
         def forward(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-            if training:
-                return reference(input, None, None, weight, bias, True, 0.0, eps, activation, negative_slope)
-            # Statistics and parameters must share a dtype in ATen, and the statistics are kept in single precision.
-            weight, bias = (None if t is None else t.to(mean.dtype) for t in (weight, bias))
-            var = invstd**-2 - eps
-            return reference(input, mean, var, weight, bias, False, 0.0, eps, activation, negative_slope)
+            output = written_out(input, weight, bias, eps, None if training else (mean, invstd**-2 - eps))
+            return activations.apply(output, activation, negative_slope)
 
         by_grad, by_input, by_weight, by_bias = autograd.differentiate_reference(
             forward, (input, weight, bias), grad_output, cotangents
@@ -341,8 +428,8 @@ def batch_norm_act(
         ValueError: wrong shape, device, activation, missing statistics, one value per channel in training.
 
     Notes:
-        Derivatives: first and second by kernels, higher ones through ATen; gradients reach input, weight, bias.
-            Where a second derivative by the bias is zero everywhere (all but tanh and sigmoid) it is none, not zeros.
+        Derivatives: first and second by kernels, higher ones by ATen's ops on the formula above, since ATen's own batch
+            norm has wrong third derivatives in training; gradients reach input, weight, bias.
         Memory: backward keeps input and two vectors of C; the activation is recomputed.
         Accumulation: sums in float64; statistics and arithmetic in float32 for the half types.
         Deterministic, and the same to the last bit for any number of threads and any CPU instruction set.
@@ -382,7 +469,8 @@ def norm(
         return activations.apply(output, activation, negative_slope)
     # What ATen would take without a word, or refuse when it has moved the statistics, is left to the checks.
     if (
-        backends.small(input, running_mean, running_var, weight, bias)
+        not backends.transformed()
+        and backends.small(input, running_mean, running_var, weight, bias)
         and type(momentum) is type(eps) is type(negative_slope) is float
         and eps > 0
         and activation in activations.NAMES
@@ -395,15 +483,15 @@ def norm(
         except (RuntimeError, TypeError, ValueError, IndexError):
             pass  # the checks below say what is wrong in words of ours, or it is served there
         else:
-            return activations.apply_over(output, activation, negative_slope)
+            _correct_third_order(output, input, weight, eps, None if training else (running_mean, running_var))
+            return activations.apply_to_result(output, activation, negative_slope)
     arguments = (input, running_mean, running_var, weight, bias, training, momentum, eps, activation, negative_slope)
     if torch.jit.is_tracing():
         # A trace holds ATen's ops, and no shapes that were looked at.
         return reference(*arguments)
     check(op, prefix, *arguments)
     if statistics and training:
-        output = BatchNormAct.apply(*arguments, statistics)[0]
-        return output
+        return _apply_node(*arguments, statistics)
     # An op by itself and as part of another is one class: the same kernels run.
     return backends.serve(
         OP, functools.partial(_serve, op=op), arguments, lambda: shape_class(input, training, activation)
@@ -427,9 +515,19 @@ def _serve(*arguments: Any, op: str) -> Tensor:
 
 def apply(*arguments: Any) -> Tensor:
     """batch_norm_act on our kernel, its arguments checked."""
-    output: Tensor
     if torch.compiler.is_compiling():
-        output = torch.ops.gan_fast.batch_norm_act_forward(*arguments)[0]
-    else:
-        output = BatchNormAct.apply(*arguments)[0]
+        output: Tensor = torch.ops.gan_fast.batch_norm_act_forward(*arguments)[0]
+        return output
+    return _apply_node(*arguments)
+
+
+def _apply_node(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
+    bias: Tensor | None, *options: Any,
+) -> Tensor:  # fmt: skip
+    # The node keeps the bias to compute the activation again. ATen's batch norm does not keep it, so a bias may be
+    # written to between forward and backward: the node gets a copy.
+    if bias is not None and torch.is_grad_enabled():
+        bias = bias.clone()
+    output: Tensor = BatchNormAct.apply(input, running_mean, running_var, weight, bias, *options)[0]
     return output

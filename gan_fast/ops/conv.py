@@ -26,7 +26,7 @@ from gan_fast.ops import activation as activations
 from gan_fast.ops import autograd, checks, conv_kernels, per_sample, recompute
 from gan_fast.ops.batch_norm_act import norm as batch_norm
 from gan_fast.ops.conv_kernels import NOTHING, Epilogue, Geometry, Like
-from gan_fast.ops.leaky_relu import LeakyReLU
+from gan_fast.ops.leaky_relu import DependOn, LeakyReLU
 from gan_fast.ops.per_sample import Factors
 from gan_fast.ops.twins import of_dims
 
@@ -36,7 +36,7 @@ for _op in OPS:
 
 
 class Convolution(torch.autograd.Function):
-    """aten::convolution and an activation that can be differentiated by its own value.
+    """aten::convolution and an activation.
 
     ``kernels`` are Triton's functions where they serve, here and in all nodes that follow. Where the statistics of the
     output are wanted (by a batch norm behind it, in Triton alone) its parts follow it.
@@ -45,18 +45,22 @@ class Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kernels: Any,
-        epilogue: Epilogue = NOTHING,
+        epilogue: Epilogue = NOTHING, gradient: bool = True,
     ) -> Tensor | tuple[Tensor, ...]:  # fmt: skip
-        output, found = conv_kernels.forward(input, weight, bias, geometry, kernels, epilogue)
+        output, kept, found = conv_kernels.forward(
+            input, weight, bias, geometry, kernels, epilogue, gradient and any(ctx.needs_input_grad)
+        )
         ctx.factors = per_sample.recording()
         # Each gradient needs the other tensor; what no gradient needs is not kept.
         ctx.save_for_backward(
             input if ctx.needs_input_grad[1] else None,
             weight if ctx.needs_input_grad[0] else None,
-            None if epilogue.activation == "identity" else output,
+            kept,
             bias if ctx.factors is not None else None,
+            # Of this the place in the graph alone: see _apply.
+            output if epilogue.activation == "leaky_relu" and kept is not None and recompute.allowed() else None,
         )
-        ctx.options = (Like.of(input), Like.of(weight), geometry, epilogue)
+        ctx.options = (Like.of(input), Like.of(weight), geometry, epilogue, output.stride())
         ctx.kernels = kernels
         ctx.set_materialize_grads(False)
         if found is None:
@@ -67,20 +71,23 @@ class Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad_output is None:
-            return (None,) * 6
-        input_like, weight_like, geometry, epilogue = ctx.options
+            return (None,) * 7
+        input_like, weight_like, geometry, epilogue, strides = ctx.options
         wanted, factors = autograd.wanted(ctx, 3), ctx.factors
         merging = factors is not None and factors.merging
-        input, weight, output, bias = recompute.kept(ctx, (wanted[1] or merging, wanted[0], True, True))
+        input, weight, activated, bias, place = recompute.kept(ctx, (wanted[1] or merging, wanted[0], True, True, True))
         recording = autograd.recording("convolution_backward", grad_output)
-        if output is not None:
-            grad_output = epilogue.backward(grad_output, output)
+        if activated is not None:
+            depends = recording and place is not None and not grad_output.requires_grad
+            grad_output = epilogue.backward(grad_output, activated, strides, ctx.kernels)
+            if depends:
+                grad_output = DependOn.apply(grad_output, place)
         if merging:
             seen = None if input is None else input.detach()
             by_input = BackwardData.apply(grad_output, weight, bias, seen, input_like, geometry, ctx.kernels, factors)
             by_weight = by_bias = None
         elif factors is not None and not factors.merged and factors.values is not None:
-            return *_backward_with_factors(ctx, grad_output, input, weight, wanted), *(None,) * 3
+            return *_backward_with_factors(ctx, grad_output, input, weight, wanted), *(None,) * 4
         elif recording:
             by_input = by_weight = None
             if wanted[0]:
@@ -94,14 +101,14 @@ class Convolution(torch.autograd.Function):
             by_input, by_weight, by_bias = conv_kernels.backward(
                 grad_output, input, weight, geometry, wanted, ctx.kernels
             )
-        return by_input, by_weight, by_bias, *(None,) * 3
+        return by_input, by_weight, by_bias, *(None,) * 4
 
 
 def _backward_with_factors(
     ctx: Any, grad_output: Tensor, input: Tensor | None, weight: Tensor | None, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """The gradient by the input for ``grad_output``, those by weight and bias for that times the factors."""
-    input_like, weight_like, geometry, _ = ctx.options
+    input_like, weight_like, geometry, *_ = ctx.options
     _refuse_graph()
     by_input, *_ = conv_kernels.backward(
         grad_output, input_like, weight_like if weight is None else weight, geometry, (wanted[0], False, False),
@@ -356,7 +363,7 @@ def convolve(
         except (RuntimeError, TypeError, ValueError, IndexError):
             pass  # the checks below say what is wrong in words of ours, or it is served there
         else:
-            return epilogue.over(output) if norm is None else norm(output)
+            return epilogue.after(output) if norm is None else norm(output)
     checks.floating(op, "input", input)
     checks.tensor(op, "weight", weight)
     strides, dilations = _per_dim(op, "stride", stride, dims, 1), _per_dim(op, "dilation", dilation, dims, 1)
@@ -414,13 +421,21 @@ def _apply(
     input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kernels: Any, epilogue: Epilogue,
     norm: Callable[..., Tensor] | None,
 ) -> Tensor:  # fmt: skip
-    output = Convolution.apply(input, weight, bias, geometry, kernels, epilogue.of_node(kernels))
+    own = epilogue.of_node(kernels, input.device.type)
+    output = Convolution.apply(input, weight, bias, geometry, kernels, own, torch.is_grad_enabled())
     output, *statistics = output if isinstance(output, tuple) else (output,)
     if output.requires_grad and weight.requires_grad:
         recompute.keep_recipe(output, 0, input)
+    if output.requires_grad and own.activation == "leaky_relu":
+        recompute.keep_place(output, 4)
     if norm is not None:
         return norm(output, *statistics)
-    return output if epilogue.by_value else LeakyReLU.apply(output, epilogue.negative_slope)
+    if own.activation == epilogue.activation:
+        return output
+    if output.requires_grad:
+        activated: Tensor = LeakyReLU.apply(output, epilogue.negative_slope)
+        return activated
+    return activations.apply_over(output, epilogue.activation, epilogue.negative_slope)
 
 
 def _on_quickest(

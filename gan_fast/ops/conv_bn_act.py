@@ -2,7 +2,7 @@
 
 Between a forward and its backward a block keeps one tensor as large as its output. With a norm that is the raw output
 of the convolution: the activation is computed again, also where it is the next block's input (ops/recompute.py).
-Without one it is the activation, which is written over the raw output.
+Without one it is the activation, which is written over the raw output; of leaky_relu it is one sign bit a value.
 """
 
 from __future__ import annotations
@@ -64,9 +64,12 @@ def convnd_act(
         TypeError, ValueError: as :func:`convnd`; another activation.
 
     Notes:
-        Derivatives: of any order; relu and leaky_relu have none by their input from the second on: ATen has zeros.
-        Memory: backward keeps input and output; the activation is written over the convolution's output (but for a
-        leaky_relu of a slope below zero).
+        Derivatives: of any order; relu and leaky_relu have none by their input from the second on, where ATen has
+            zeros, unless no layer behind them requires a gradient (a frozen critic): then zeros as well.
+        Memory: the activation is written over the convolution's output. Backward keeps the input, and of relu, tanh and
+        sigmoid the result, which then must not be written to, as in eager. Of leaky_relu it keeps one sign bit a value,
+        so that the result may be written to, as with ``F.leaky_relu``. Without a kernel for the bits (another device,
+        or in Triton a slope below zero) leaky_relu is a node of its own: see :func:`gan_fast.ops.leaky_relu`.
         Under autocast: in its dtype. Under torch.compile, torch.jit.trace and functorch: ATen's ops and their checks.
     """
     op = f"conv{dims}d_act"

@@ -28,7 +28,7 @@ from torch import Tensor
 from gan_fast import backends, extension, layout
 from gan_fast.ops import activation as activations
 from gan_fast.ops import autograd, checks
-from gan_fast.ops.leaky_relu import ReLUBackward
+from gan_fast.ops.leaky_relu import BackwardBySigns, ReLUBackward, flat, sign_kernels
 
 # Below this many multiplications what Python spends on more calls counts.
 _LEAST_WORK = 4_000_000
@@ -67,32 +67,49 @@ class Epilogue(NamedTuple):
     # Also return count, mean and sum of squares about it of parts of each channel; Triton's kernels alone do.
     statistics: bool = False
 
-    @property
-    def by_value(self) -> bool:
-        """Whether the activation's value tells its slope: the sign of a leaky ReLU's does not where the slope is below
-        zero."""
-        return not (self.activation == "leaky_relu" and self.negative_slope < 0)
+    def of_node(self, kernels: Any, device_type: str) -> Epilogue:
+        """What a convolution's node does itself; a leaky ReLU that it has no sign bits of is a node of its own."""
+        own = self if kernels is not None or not self.statistics else self._replace(statistics=False)
+        if self.activation != "leaky_relu":
+            return own
+        # Triton's kernel stores the activation alone, whose sign is that of the raw value for some slopes only.
+        has_signs = self.negative_slope >= 0 if kernels is not None else sign_kernels(device_type, False) is not None
+        return own if has_signs else own._replace(activation="identity")
 
-    def of_node(self, kernels: Any) -> Epilogue:
-        """What a node can take on itself; an activation that is not by value is left to one of its own."""
-        if not self.by_value:
-            return self._replace(activation="identity")
-        return self._replace(statistics=False) if self.statistics and kernels is None else self
+    def over(self, output: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None]:
+        """Return the output with the activation written over it, and what :meth:`backward` needs.
 
-    def over(self, output: Tensor) -> Tensor:
-        """Return the output with the activation written over it where that can be."""
+        A leaky ReLU leaves sign bits, for its output may be written to: ``F.leaky_relu`` keeps its input.
+        """
         if self.memory_format is not None:
             output = output.contiguous(memory_format=self.memory_format)
-        return activations.apply_over(output, self.activation, self.negative_slope)
+        if self.activation == "leaky_relu" and gradient:
+            return output, sign_kernels(output.device.type, False).over(output, float(self.negative_slope))
+        output = activations.apply_over(output, self.activation, self.negative_slope)
+        return output, output if gradient and self.activation != "identity" else None
 
-    def backward(self, grad_output: Tensor, output: Tensor) -> Tensor:
-        """The activation's gradient, from its value, in a form that can be differentiated again."""
+    def after(self, output: Tensor) -> Tensor:
+        """The same of a convolution in ATen's graph."""
+        if self.memory_format is not None:
+            output = output.contiguous(memory_format=self.memory_format)
+        return activations.apply_to_result(output, self.activation, self.negative_slope)
+
+    def backward(self, grad_output: Tensor, kept: Tensor, strides: tuple[int, ...], kernels: Any) -> Tensor:
+        """The activation's gradient, from what was kept of it, in a form that can be differentiated again.
+
+        Args:
+            strides: of the output.
+            kernels: as for :func:`forward`.
+        """
         if self.activation == "tanh":
-            return torch.ops.aten.tanh_backward(grad_output, output)
+            return torch.ops.aten.tanh_backward(grad_output, kept)
         if self.activation == "sigmoid":
-            return torch.ops.aten.sigmoid_backward(grad_output, output)
-        slope = None if self.activation == "relu" else self.negative_slope
-        grad: Tensor = ReLUBackward.apply(grad_output, output.detach(), slope)
+            return torch.ops.aten.sigmoid_backward(grad_output, kept)
+        if self.activation == "relu":
+            grad: Tensor = ReLUBackward.apply(grad_output, flat(kept, grad_output), None)
+        else:
+            by = sign_kernels(kept.device.type, kernels is not None)
+            grad = BackwardBySigns.apply(grad_output, kept, strides, float(self.negative_slope), by)
         return grad
 
 
@@ -336,14 +353,21 @@ def _in_triton(
 
 def forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kernels: Any = None,
-    epilogue: Epilogue = NOTHING,
-) -> tuple[Tensor, tuple[Tensor, ...] | None]:  # fmt: skip
-    """aten::convolution and its epilogue, with the statistics where it has any; in Triton where ``kernels`` are its
-    functions."""
+    epilogue: Epilogue = NOTHING, gradient: bool = False,
+) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...] | None]:  # fmt: skip
+    """aten::convolution and its epilogue, in Triton where ``kernels`` are its functions.
+
+    Returns:
+        The output; what the epilogue's gradient needs, where ``gradient`` asks for it; the statistics, if any.
+    """
     if kernels is None:
-        return epilogue.over(_convolution(input, weight, bias, geometry)), None
+        return *epilogue.over(_convolution(input, weight, bias, geometry), gradient), None
     shape = _output_shape(input.shape, weight.shape, geometry)
-    return _in_triton(kernels, input, weight, bias, geometry, shape, epilogue)
+    output, statistics = _in_triton(kernels, input, weight, bias, geometry, shape, epilogue)
+    kept = output if gradient and epilogue.activation != "identity" else None
+    if kept is not None and epilogue.activation == "leaky_relu":
+        kept = sign_kernels(output.device.type, True).signs(output)
+    return output, kept, statistics
 
 
 def _convolution(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:

@@ -13,6 +13,7 @@ from gan_fast import backends
 from gan_fast.ops import activation as activations
 from gan_fast.ops import checks
 from gan_fast.ops.batch_norm_act import apply, check, shape_class
+from gan_fast.ops.batch_norm_act import reference as batch_norm_reference
 
 OP = "instance_norm_act"
 backends.register(OP, "batch_norm_act_forward", triton_file="batch_norm_act")
@@ -92,16 +93,18 @@ def _serve(input: Tensor, running_mean: Tensor | None, running_var: Tensor | Non
     arguments = (running_mean, running_var, *options)
     use_input_stats = options[2]
     native = backends.native(OP, input.device.type, input.dtype)
-    if native and input.numel() == 0:
+    if input.numel() == 0:
+        if not native:
+            return reference(input, *arguments)
         # Nothing to take statistics of: batch norm knows that they stay as they are.
         if use_input_stats:
             running_mean = running_var = None
         return apply(input, running_mean, running_var, *arguments[2:])
-    if not native:
-        return reference(input, *arguments)
+    # As at::instance_norm does it, but on a batch norm whose derivatives are right to any order.
+    normalize = apply if native else batch_norm_reference
     samples, channels = input.shape[:2]
     mean, var, weight, bias = (None if t is None else t.repeat(samples) for t in arguments[:4])
-    output = apply(
+    output = normalize(
         input.contiguous().view(1, samples * channels, *input.shape[2:]), mean, var, weight, bias, *arguments[4:]
     )
     if use_input_stats:

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gan_fast import backends
+from gan_fast import backends, extension
 from gan_fast.ops import autograd, checks, per_sample
 
 OP = "leaky_relu"
 backends.register(OP, None, triton_file=OP, spares_small=True)
 backends.register("relu", None, spares_small=True)
+
+# Values of a row, and rows of a block, of csrc/cpu/leaky_relu.cpp.
+_LANES = _ROWS = 8
+
+
+def _positive(signs: Tensor, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The sign bits of the CPU kernel as booleans, as triton_kernels/leaky_relu.py has them of its own."""
+    rows = torch.arange(_ROWS)[:, None]
+    return ((signs.view(-1, 1, _LANES) >> rows) & 1).bool().flatten().as_strided(shape, strides)
+
+
+_native = SimpleNamespace(
+    over=autograd.kernel("leaky_relu_over"), backward=autograd.kernel("leaky_relu_backward"), positive=_positive
+)
+
+
+def sign_kernels(device_type: str, in_triton: bool) -> Any:
+    """Kernels that keep one sign bit a value for the gradient of leaky_relu; None where there are none.
+
+    Both kinds have ``backward`` and ``positive``. The CPU's ``over`` writes the activation over its input and returns
+    the bits; Triton's ``signs`` returns those of an activation that is there, for a slope of at least zero.
+    """
+    if in_triton:
+        return backends.triton_module(OP)
+    return _native if extension.has_kernel("leaky_relu_over", device_type) else None
 
 
 @per_sample.keeps_samples_apart
@@ -59,7 +86,7 @@ class BackwardBySigns(torch.autograd.Function):
         ctx.strides, ctx.negative_slope, ctx.kernels = strides, negative_slope, kernels
         ctx.set_materialize_grads(False)
         if torch._C._functorch.is_legacy_batchedtensor(grad_output):
-            # is_grads_batched: what it hands over has no storage that a kernel could read, but ATen's ops know it.
+            # A batch of gradients (is_grads_batched) has no storage that a kernel could read, but ATen's ops take it.
             positive = kernels.positive(signs, grad_output.shape, strides, grad_output.dtype)
             return torch.where(positive, grad_output, grad_output * negative_slope)
         grad_input: Tensor = kernels.backward(grad_output, signs, strides, negative_slope)
@@ -75,8 +102,17 @@ def _backward(ctx: Any, grad_output: Tensor | None) -> Tensor | None:
         return None
     autograd.recording("leaky_relu_backward", grad_output)
     (kept,) = ctx.saved_tensors
-    grad_input: Tensor = ReLUBackward.apply(grad_output, kept.detach(), ctx.negative_slope)
+    grad_input: Tensor = ReLUBackward.apply(grad_output, flat(kept, grad_output), ctx.negative_slope)
     return grad_input
+
+
+def flat(kept: Tensor, grad_output: Tensor) -> Tensor:
+    """What was kept, out of the graph where a gradient has another place in it.
+
+    The derivative by it is zero. With layers before that require a gradient, the walk back need not pay for zeros;
+    behind frozen layers alone the zeros are what makes a gradient differentiable, as in eager.
+    """
+    return kept.detach() if grad_output.requires_grad or not torch.is_grad_enabled() else kept
 
 
 @per_sample.keeps_samples_apart
@@ -116,9 +152,27 @@ class ReLUBackward(torch.autograd.Function):
         return torch.ops.aten.leaky_relu_backward(grad_output, kept, negative_slope, False)
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, None, None]:
-        # None by what was kept, not zeros: a penalty's second backward then does not walk the first forward again.
-        return _backward(ctx, cotangent), None, None
+    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
+        # None by what was kept, where it is out of the graph: a penalty's second backward then does not walk the first
+        # forward again.
+        zeros = None
+        if ctx.needs_input_grad[1] and cotangent is not None:
+            zeros = torch.zeros_like(cotangent)
+        return _backward(ctx, cotangent), zeros, None
+
+
+@per_sample.keeps_samples_apart
+class DependOn(torch.autograd.Function):
+    """A gradient that depends on ``place`` with a derivative of zero."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, place: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        return cotangent, None if cotangent is None else torch.zeros_like(cotangent)
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
@@ -136,7 +190,8 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
 
     Notes:
         Derivatives: of any order. From the second on there is no gradient by ``input``, where ATen has zeros that all
-        layers before it are then walked with.
+        layers before it are then walked with, unless the gradient from above requires none itself (behind it frozen
+        layers alone): then zeros as well.
         Values, NaN and infinities are ATen's.
         Memory: backward keeps the input; where Triton serves one bit a value, so that the input may change in place.
         Backends: ATen's kernels; on a GPU the quicker of them and Triton's, which has no float64.
@@ -177,7 +232,8 @@ def relu(input: Tensor) -> Tensor:
 
     Notes:
         Derivatives: of any order. From the second on there is no gradient by ``input``, where ATen has zeros that all
-        layers before it are then walked with.
+        layers before it are then walked with, unless the gradient from above requires none itself (behind it frozen
+        layers alone): then zeros as well.
         Values, NaN and infinities are ATen's, whose kernels serve.
         Memory: backward keeps the output.
     """
@@ -188,3 +244,16 @@ def relu(input: Tensor) -> Tensor:
         return F.relu(input)
     output: Tensor = Rectified.apply(input, None, False)
     return output
+
+
+def _over_fake(input: Tensor, negative_slope: float) -> Tensor:
+    block = _ROWS * _LANES
+    return input.new_empty((input.numel() + block - 1) // block * _LANES, dtype=torch.uint8)
+
+
+def _backward_fake(grad_output: Tensor, signs: Tensor, stride: Sequence[int], negative_slope: float) -> Tensor:
+    return grad_output.new_empty_strided(grad_output.shape, tuple(stride))
+
+
+autograd.register("leaky_relu_over", autograd.refuse("leaky_relu_over"), _over_fake)
+autograd.register("leaky_relu_backward", autograd.refuse("leaky_relu_backward"), _backward_fake)

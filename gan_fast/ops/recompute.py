@@ -78,6 +78,23 @@ def keep_recipe(output: Tensor, index: int, input: Tensor) -> None:
     node._raw_saved_tensors[index].register_hooks(lambda _: slot, _Slot.unpack)
 
 
+def keep_place(output: Tensor, index: int) -> None:
+    """Let the node of ``output``, which saved its output, keep its place in the graph alone, and no values."""
+    if not allowed():
+        return
+    node: Any = output.grad_fn
+    node._raw_saved_tensors[index].register_hooks(_shape_of, _without_values)
+
+
+def _shape_of(t: Tensor) -> tuple[Any, ...]:
+    return t.shape, t.dtype, t.device
+
+
+def _without_values(kept: tuple[Any, ...]) -> Tensor:
+    shape, dtype, device = kept
+    return torch.zeros((), dtype=dtype, device=device).expand(shape)
+
+
 def _from_producer(t: Tensor) -> Recipe | None:
     producer: Any = t.grad_fn
     recipe_of = getattr(producer, "recipe", None)

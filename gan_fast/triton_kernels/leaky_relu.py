@@ -27,10 +27,11 @@ _ROWS: tl.constexpr = tl.constexpr(8)
 
 @triton.jit
 def _activate(x_pointer, y_pointer, offsets, mask, slope):
-    """Write y = x above zero, elsewhere slope x; return where that was."""
+    """Write y = x above zero, elsewhere slope x, where there is a y; return where that was."""
     x = tl.load(x_pointer + offsets, mask=mask).to(tl.float32)
     positive = x > 0
-    tl.store(y_pointer + offsets, tl.where(positive, x, x * slope).to(y_pointer.dtype.element_ty), mask=mask)
+    if y_pointer is not None:
+        tl.store(y_pointer + offsets, tl.where(positive, x, x * slope).to(y_pointer.dtype.element_ty), mask=mask)
     return positive
 
 
@@ -81,6 +82,17 @@ def _columns(dtype: torch.dtype) -> int:
     return _ROW_BYTES // dtype.itemsize
 
 
+def _launch(x: Tensor, output: Tensor | None, signs_wanted: bool, slope: float) -> Tensor | None:
+    """Write leaky_relu(x) to ``output``, if any, and return the bits, where wanted; both in the order of x's memory."""
+    columns = _columns(x.dtype)
+    tiles = triton.cdiv(x.numel(), _ROWS.value * columns)
+    signs = torch.empty(tiles * columns, dtype=torch.uint8, device=x.device) if signs_wanted else None
+    if tiles:
+        with launch.on(x):
+            leaky_relu_kernel[(tiles,)](x, output, signs, x.numel(), slope, columns, num_warps=_WARPS)
+    return signs
+
+
 def forward(input: Tensor, negative_slope: float, signs_wanted: bool) -> tuple[Tensor, Tensor | None]:
     """Return leaky_relu(input) and, where wanted, the bits that :func:`backward` goes by.
 
@@ -89,14 +101,12 @@ def forward(input: Tensor, negative_slope: float, signs_wanted: bool) -> tuple[T
     if input.dtype not in DTYPES:
         raise RuntimeError(f"{OP}: expected input dtype {DTYPE_NAMES} in Triton, got {input.dtype}")
     output = torch.empty_like(input)
-    columns = _columns(input.dtype)
-    tiles = triton.cdiv(input.numel(), _ROWS.value * columns)
-    signs = torch.empty(tiles * columns, dtype=torch.uint8, device=input.device) if signs_wanted else None
-    if tiles:
-        with launch.on(input):
-            x = launch.in_order_of(input, output)
-            leaky_relu_kernel[(tiles,)](x, output, signs, x.numel(), float(negative_slope), columns, num_warps=_WARPS)
-    return output, signs
+    return output, _launch(launch.in_order_of(input, output), output, signs_wanted, float(negative_slope))
+
+
+def signs(output: Tensor) -> Tensor | None:
+    """Return the bits of a dense leaky_relu that was computed elsewhere, with a slope of at least zero."""
+    return _launch(output, None, True, 0.0)
 
 
 def backward(grad_output: Tensor, signs: Tensor, strides: Sequence[int], negative_slope: float) -> Tensor:

@@ -182,7 +182,7 @@ def test_a_block_keeps_one_tensor() -> None:
 
 
 def test_a_step_of_the_norm_before_the_next_weight_is_served() -> None:
-    """As in eager: that gradient does not go through the norm, which itself refuses."""
+    """As in eager: that gradient does not go through the norm, which itself refuses where its weight has changed."""
     for changed in ("gamma", "beta"):
         x, weights, gamma, beta = two_blocks_arguments()
         want = torch.autograd.grad(two_blocks(x, weights, gamma, beta).sum(), weights[1])[0]
@@ -190,8 +190,9 @@ def test_a_step_of_the_norm_before_the_next_weight_is_served() -> None:
         with torch.no_grad():
             (gamma if changed == "gamma" else beta).add_(1)
         assert torch.equal(torch.autograd.grad(output.sum(), weights[1], retain_graph=True)[0], want)
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            output.sum().backward()
+        if changed == "gamma":
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                output.sum().backward()
 
 
 def test_what_a_recipe_needs_must_not_change() -> None:

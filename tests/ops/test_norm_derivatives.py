@@ -1,0 +1,185 @@
+"""Derivatives of batch norm and instance norm to the fourth order, against the formulas written out in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import gan_fast
+from gan_fast import backends, ops
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda z: z, "relu": F.relu, "leaky_relu": lambda z: F.leaky_relu(z, 0.2), "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}  # fmt: skip
+# Below what automatic choice leaves to ATen, and above.
+SHAPES = {"small": (3, 4, 5, 3), "large": (8, 8, 17, 16)}
+ORDER = 4
+
+
+@pytest.fixture(autouse=True)
+def _small_tensors_are_left_to_aten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "SMALL", 8192)
+
+
+def normalized(x: Tensor, dims: tuple[int, ...], statistics: tuple[Tensor, Tensor] | None) -> Tensor:
+    if statistics is None:
+        mean, var = x.mean(dims, keepdim=True), x.var(dims, unbiased=False, keepdim=True)
+    else:
+        mean, var = (t.view(1, -1, 1, 1) for t in statistics)
+    return (x - mean) / (var + 1e-5).sqrt()
+
+
+def affine(z: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    z = z if weight is None else z * weight.view(1, -1, 1, 1)
+    return z if bias is None else z + bias.view(1, -1, 1, 1)
+
+
+class Path:
+    """A function of tensors as a function of one number, whose derivatives of each order see all of its own."""
+
+    def __init__(self, *tensors: Tensor | None) -> None:
+        self.tensors = tensors
+        generator = torch.Generator().manual_seed(7)
+        self.directions = [
+            None if t is None else torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in tensors
+        ]
+
+    def at(self, t: Tensor) -> list[Tensor | None]:
+        return [
+            None if a is None or v is None else a * torch.cos(t) + v * torch.sin(t + 0.3)
+            for a, v in zip(self.tensors, self.directions)
+        ]
+
+    def derivatives(self, function: Callable[..., Tensor], by_functorch: bool = False) -> Tensor:
+        def value(t: Tensor) -> Tensor:
+            output = function(*self.at(t))
+            weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
+            return (output * weights).sum()
+
+        if by_functorch:
+            found = []
+            for _ in range(ORDER):
+                value = torch.func.grad(value)
+                found.append(value(torch.zeros((), dtype=torch.float64)))
+            return torch.stack(found)
+        t = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        derivative, found = value(t), []
+        for _ in range(ORDER):
+            (derivative,) = torch.autograd.grad(derivative, t, create_graph=True)
+            found.append(derivative.detach())
+        return torch.stack(found)
+
+
+def draw(shape: tuple[int, ...], channels_last: bool, with_weight: bool, with_bias: bool) -> list[Tensor | None]:
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    weight, bias = torch.randn(2, shape[1], dtype=torch.float64)
+    return [x, weight if with_weight else None, bias if with_bias else None]
+
+
+def assert_equal_derivatives(ours: Tensor, want: Tensor) -> None:
+    torch.testing.assert_close(ours, want, rtol=1e-8, atol=1e-8 * want.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    ("size", "how"), [("small", "auto"), ("large", "auto"), ("large", "reference"), ("small", "functorch")]
+)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("parameters", [(True, True), (True, False), (False, True), (False, False)], ids=str)
+@pytest.mark.parametrize("activation", ["identity", "leaky_relu", "tanh"])
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_to_the_fourth_order(
+    norm: str, activation: str, parameters: tuple[bool, bool], training: bool, size: str, how: str
+) -> None:
+    path = Path(*draw(SHAPES[size], size == "large", *parameters))
+    channels = SHAPES[size][1]
+    statistics = None if training else (torch.randn(channels).double(), torch.rand(channels).double() + 0.5)
+    dims = (0, 2, 3) if norm == "batch" else (2, 3)
+
+    def ours(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        function = ops.batch_norm_act if norm == "batch" else ops.instance_norm_act
+        given = statistics or (None, None)
+        return function(x, *given, weight, bias, training, 0.1, 1e-5, activation, 0.2)
+
+    want = path.derivatives(
+        lambda x, weight, bias: ACTIVATIONS[activation](affine(normalized(x, dims, statistics), weight, bias))
+    )
+    with gan_fast.use_backend("reference" if how == "reference" else "auto"):
+        assert_equal_derivatives(path.derivatives(ours, how == "functorch"), want)
+
+
+@pytest.mark.parametrize("size", SHAPES)
+@pytest.mark.parametrize("activation", ["leaky_relu", "tanh"])
+def test_through_a_block(activation: str, size: str) -> None:
+    x, gamma, beta = draw(SHAPES[size], False, True, True)
+    path = Path(x, torch.randn(SHAPES[size][1], SHAPES[size][1], 3, 3).double(), gamma, beta)
+
+    def ours(x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        return ops.conv2d_bn_act(
+            x, weight, None, 1, 1, bn_weight=gamma, bn_bias=beta, training=True, activation=activation,
+            negative_slope=0.2,
+        )  # fmt: skip
+
+    def want(x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        raw = F.conv2d(x, weight, None, 1, 1)
+        return ACTIVATIONS[activation](affine(normalized(raw, (0, 2, 3), None), gamma, beta))
+
+    assert_equal_derivatives(path.derivatives(ours), path.derivatives(want))
+
+
+@pytest.mark.parametrize("how", ["auto", "reference"])
+def test_running_statistics_move_once_whatever_is_differentiated(how: str) -> None:
+    x = draw(SHAPES["small"], False, False, False)[0]
+    running, by_functorch, want = (
+        (torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)) for _ in range(3)
+    )
+    F.batch_norm(x, *want, training=True)
+    with gan_fast.use_backend(how):
+        leaf = x.clone().requires_grad_()
+        output = ops.batch_norm_act(leaf, *running, training=True, activation="tanh")
+        (first,) = torch.autograd.grad(output.sum(), leaf, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), leaf, create_graph=True)
+        second.square().sum().backward()
+        torch.func.grad(
+            lambda x: ops.batch_norm_act(x, *by_functorch, training=True, activation="tanh").square().sum()
+        )(x)
+    for moved in (running, by_functorch):
+        for ours, statistic in zip(moved, want):
+            torch.testing.assert_close(ours, statistic)
+
+
+def test_a_third_order_without_the_input_is_refused() -> None:
+    """Hooks keep the input in their own way; the second order is ATen's, and the third of that would be wrong."""
+    weight = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    leaf = torch.randn(SHAPES["small"], dtype=torch.float64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().clone(), lambda t: t):
+        output = ops.batch_norm_act(leaf * 2, None, None, weight, training=True, activation="identity")
+    (first,) = torch.autograd.grad(output.pow(3).sum(), weight, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), weight, retain_graph=True)
+    assert second.isfinite().all()
+    with pytest.raises(NotImplementedError, match="expected derivative order at most 2"):
+        torch.autograd.grad(first.square().sum(), weight, create_graph=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_second_order_under_functorch_is_as_exact_as_atens(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, v = torch.randn(2, 4, 6, 5, 7, dtype=torch.float64).to(dtype)
+    x = x + 3
+
+    def second(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        first = torch.func.grad(lambda x: (function(x) ** 3).sum())
+        return torch.func.grad(lambda x: (first(x) * v.to(x.dtype)).sum())(x)
+
+    exact = second(lambda x: torch.tanh(normalized(x, (0, 2, 3), None)), x.double())
+    eager = second(lambda x: torch.tanh(F.batch_norm(x, None, None, training=True)), x)
+    ours = second(lambda x: ops.batch_norm_act(x, None, None, training=True, activation="tanh"), x)
+    allowed = 2 * (eager.double() - exact).abs().max() + torch.finfo(dtype).eps * exact.abs().max()
+    assert ours.dtype == dtype
+    assert (ours.double() - exact).abs().max() <= allowed
