@@ -21,6 +21,9 @@ from torch.optim import optimizer as optim
 
 from gan_fast import backends
 from gan_fast.capture import CudaGraphs
+from gan_fast.train.optimizers import containers
+from gan_fast.train.optimizers import moments as state_values
+from gan_fast.train.undo import Entries
 
 logger = logging.getLogger("gan_fast")
 
@@ -74,6 +77,8 @@ class Subject:
     """What else the step reads or writes in place."""
     generator: torch.Generator
     """Of the latents."""
+    reshaped: str | None = None
+    """What the last step did to a buffer that a graph cannot repeat, such as to change its shape."""
 
     def obstacle(self) -> str | None:
         """Say why no graph can stand for the step, if so."""
@@ -81,6 +86,11 @@ class Subject:
             return "anomaly detection reads every gradient"
         if _has_any_global_hook() or optim._global_optimizer_pre_hooks or optim._global_optimizer_post_hooks:
             return "there are global hooks, which a graph does not call"
+        if self.reshaped is not None:
+            return f"a buffer is not the same in each step: {self.reshaped}"
+        for optimizer in self.optimizers:
+            if not all(group.get("capturable", True) for group in optimizer.param_groups):
+                return f"the {type(optimizer).__name__} was made without capturable=True"
         hooked: list[Any] = [o for o in self.optimizers if o._optimizer_step_pre_hooks or o._optimizer_step_post_hooks]
         for part in (part for player in self.players for part in _parts(player)):
             # Every step comes by here: a module without hooks is told from four empty dicts.
@@ -104,14 +114,14 @@ class Subject:
                     memory += (p.data_ptr(), p.requires_grad)
             for b in part._buffers.values():
                 if b is not None:
-                    memory.append(b.data_ptr())
+                    memory += _place(b)
         settings, moments = [], []
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 settings += [_setting(value) for name, value in group.items() if name != "params"]
                 moments += [p.data_ptr() for p in group["params"]]
-            for state in optimizer.state.values():
-                moments += [t.data_ptr() for t in state.values()]
+            for value in state_values(optimizer):
+                moments += _place(value) if isinstance(value, Tensor) else (value,)
         return {
             "the batches' shapes": tuple((b.shape, b.dtype, b.stride()) for b in batches),
             "the models or their modes": tuple(modules),
@@ -129,12 +139,22 @@ class Subject:
         models = [*self.players, self.average]
         tensors = [t.detach() for model in models for t in (*model.parameters(), *model.buffers())]
         for optimizer in self.optimizers:
-            tensors += [t for state in optimizer.state.values() for t in state.values()]
+            tensors += [t for t in state_values(optimizer) if isinstance(t, Tensor)]
         parts = [part for model in models for part in model.modules()]
         return [*parts, *tensors, *self.counters, self.objective, self.generator]
 
+    def entries(self) -> Entries:
+        """Return what Python would put elsewhere in a step that is recorded and not run."""
+        buffers = [part._buffers for model in (*self.players, self.average) for part in model.modules()]
+        return Entries([*buffers, *(c for optimizer in self.optimizers for c in containers(optimizer))])
+
     def grads(self) -> list[tuple[Tensor, Tensor | None]]:
         return [(p, p.grad) for o in self.optimizers for group in o.param_groups for p in group["params"]]
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """The memory that a graph reads and writes for a tensor."""
+    return (tensor.data_ptr() if tensor.layout is torch.strided else id(tensor), tensor.shape)
 
 
 def _of_torch_itself(batches: Sequence[Tensor]) -> tuple[Any, ...]:
@@ -272,13 +292,18 @@ class CapturedStep:
         situation: dict[str, tuple[Any, ...]],
     ) -> _Captured:
         inputs = [torch.empty_like(b) for b in batches]
-        grads, host = subject.grads(), _HostRandomness()
+        grads, entries, host = subject.grads(), subject.entries(), _HostRandomness()
         try:
             replay, values = self._graphs.capture(lambda: step(inputs), subject.generator)
             if host.has_moved():
                 raise RuntimeError("random numbers were drawn on the host")
+            after = subject.situation(batches)
+            if after != situation:
+                moved = ", ".join(name for name, value in after.items() if value != situation[name])
+                raise RuntimeError(f"the step itself changes {moved}")
         except BaseException:
             host.restore()
+            entries.restore()
             _attach(grads)
             raise
         return _Captured(situation, subject.held(), inputs, subject.grads(), replay, values)
