@@ -12,9 +12,19 @@ import torch
 
 
 class CudaGraphs:
-    """CUDA's graphs, recorded on a stream of their own or on the one given."""
+    """CUDA's graphs, recorded on a stream of their own or on the one given.
 
-    def __init__(self, device: torch.device, stream: torch.cuda.Stream | None = None) -> None:
+    Args:
+        device: the GPU.
+        stream: to record on.
+        shared_pool: the graphs use the same memory. Their results must be read before another of them is replayed.
+    """
+
+    def __init__(
+        self, device: torch.device, stream: torch.cuda.Stream | None = None, *, shared_pool: bool = False
+    ) -> None:
+        self._shared_pool = shared_pool
+        self._pool: Any = None
         self._device = torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
         self._stream = stream or torch.cuda.Stream(self._device)
         self._failed: list[torch.cuda.CUDAGraph] = []
@@ -41,11 +51,13 @@ class CudaGraphs:
         # A graph that is collected during a capture would spoil it.
         gc.collect()
         torch.cuda.empty_cache()
+        if self._shared_pool and self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
         ended = False
         try:
             with torch.cuda.stream(self._stream):
                 # Other threads may go on allocating: a loader of the user's, for one.
-                graph.capture_begin(capture_error_mode="thread_local")
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
                     values = _without_synchronising(function)
                 except BaseException:
@@ -58,6 +70,7 @@ class CudaGraphs:
                 ended = True
         except BaseException:
             if not ended:
+                self._pool = None
                 # The allocator may refer to it as long as the process lives, and a generator may stay in the capture:
                 # it goes on from a state that never was in one.
                 self._failed.append(graph)

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from gan_fast.nn import chains
 from gan_fast.nn.chains import Traced
@@ -335,8 +336,10 @@ def copied(op: str, model: nn.Module) -> nn.Module:
         ValueError: what has no copy.
     """
     # As torch.nn.utils.spectral_norm leaves them behind; deepcopy takes leaves alone.
-    computed = (t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and t.grad_fn is not None)
-    memo: dict[int, Any] = {id(t): t.detach().clone() for t in computed}
+    attributes = (t for m in model.modules() for value in vars(m).values() for t in tree_leaves(value))
+    memo: dict[int, Any] = {
+        id(t): t.detach().clone() for t in attributes if isinstance(t, Tensor) and t.grad_fn is not None
+    }
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:

@@ -21,12 +21,21 @@ from torch.optim import optimizer as optim
 
 from gan_fast import backends
 from gan_fast.capture import CudaGraphs
+from gan_fast.train.optimizers import containers
+from gan_fast.train.optimizers import moments as state_values
+from gan_fast.train.undo import Entries, dense
 
 logger = logging.getLogger("gan_fast")
 
 # Iterations run kernel by kernel before one like them is captured: kernels compile, libraries choose algorithms and
 # allocate. The first of all makes the moments, so that what is captured is the fourth.
 WARM_UP = 2
+
+_KERNEL_BY_KERNEL = "the training step runs kernel by kernel, not as a CUDA graph"
+
+# How far a replay may be from the step itself, as a share of what the step changes: kernels that add up in another
+# order at each run turn the sign of Adam's first updates where a gradient is nearly 0.
+_ROUNDING = 0.1
 
 # Iterations in a row without a graph, each time for a new reason, after which it is worth a line.
 _PATIENCE = 20
@@ -57,7 +66,7 @@ class Graphs(Protocol):
 
 def graphs_on(device: torch.device) -> Graphs | None:
     """Return the graphs of a device, None where it has none."""
-    return CudaGraphs(device) if device.type == "cuda" else None
+    return CudaGraphs(device, shared_pool=True) if device.type == "cuda" else None
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,8 @@ class Subject:
     """What else the step reads or writes in place."""
     generator: torch.Generator
     """Of the latents."""
+    reshaped: str | None = None
+    """What the last step did to a buffer that a graph cannot repeat, such as to change its shape."""
 
     def obstacle(self) -> str | None:
         """Say why no graph can stand for the step, if so."""
@@ -81,6 +92,11 @@ class Subject:
             return "anomaly detection reads every gradient"
         if _has_any_global_hook() or optim._global_optimizer_pre_hooks or optim._global_optimizer_post_hooks:
             return "there are global hooks, which a graph does not call"
+        if self.reshaped is not None:
+            return f"a buffer is not the same in each step: {self.reshaped}"
+        for optimizer in self.optimizers:
+            if not all(group.get("capturable", True) for group in optimizer.param_groups):
+                return f"the {type(optimizer).__name__} was made without capturable=True"
         hooked: list[Any] = [o for o in self.optimizers if o._optimizer_step_pre_hooks or o._optimizer_step_post_hooks]
         for part in (part for player in self.players for part in _parts(player)):
             # Every step comes by here: a module without hooks is told from four empty dicts.
@@ -104,14 +120,14 @@ class Subject:
                     memory += (p.data_ptr(), p.requires_grad)
             for b in part._buffers.values():
                 if b is not None:
-                    memory.append(b.data_ptr())
+                    memory += _place(b)
         settings, moments = [], []
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 settings += [_setting(value) for name, value in group.items() if name != "params"]
                 moments += [p.data_ptr() for p in group["params"]]
-            for state in optimizer.state.values():
-                moments += [t.data_ptr() for t in state.values()]
+            for value in state_values(optimizer):
+                moments += _place(value) if isinstance(value, Tensor) else (value,)
         return {
             "the batches' shapes": tuple((b.shape, b.dtype, b.stride()) for b in batches),
             "the models or their modes": tuple(modules),
@@ -129,12 +145,22 @@ class Subject:
         models = [*self.players, self.average]
         tensors = [t.detach() for model in models for t in (*model.parameters(), *model.buffers())]
         for optimizer in self.optimizers:
-            tensors += [t for state in optimizer.state.values() for t in state.values()]
+            tensors += [t for t in state_values(optimizer) if isinstance(t, Tensor)]
         parts = [part for model in models for part in model.modules()]
         return [*parts, *tensors, *self.counters, self.objective, self.generator]
 
+    def entries(self) -> Entries:
+        """Return what Python would put elsewhere in a step that is recorded and not run."""
+        buffers = [part._buffers for model in (*self.players, self.average) for part in model.modules()]
+        return Entries([*buffers, *(c for optimizer in self.optimizers for c in containers(optimizer))])
+
     def grads(self) -> list[tuple[Tensor, Tensor | None]]:
         return [(p, p.grad) for o in self.optimizers for group in o.param_groups for p in group["params"]]
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """The memory that a graph reads and writes for a tensor."""
+    return (tensor.data_ptr() if tensor.layout is torch.strided else id(tensor), tensor.shape)
 
 
 def _of_torch_itself(batches: Sequence[Tensor]) -> tuple[Any, ...]:
@@ -230,18 +256,17 @@ class CapturedStep:
                     return self._graphs.warm_up(lambda: step(batches))
                 # What the old one holds is memory that the new one may need.
                 self._captured = captured = None
-                try:
-                    self._captured = captured = self._capture(step, batches, subject, situation)
-                except Exception as error:
-                    first_line = (str(error).splitlines() or [""])[0]
-                    self._refusal = reason = f"capturing it failed: {type(error).__name__}: {first_line}"
+                return self._first(step, batches, subject, situation)
         if captured is None or reason is not None:
             if self._required:
                 raise RuntimeError(
                     f"Trainer.step: expected a step that can be captured for cuda_graph on, got: {reason}"
                 )
-            self._say(f"the training step runs kernel by kernel, not as a CUDA graph: {reason}")
+            self._say(f"{_KERNEL_BY_KERNEL}: {reason}")
             return step(batches)
+        return self._replay(captured, batches)
+
+    def _replay(self, captured: _Captured, batches: Sequence[Tensor]) -> Tensor:
         self._candidate, self._restless = None, 0
         for static, batch in zip(captured.inputs, batches, strict=True):
             static.copy_(batch)
@@ -249,6 +274,48 @@ class CapturedStep:
         # The graph writes into gradients of its own; an iteration without it has put others in their place.
         _attach(captured.grads)
         return captured.values.clone()
+
+    def _first(
+        self,
+        step: Callable[[Sequence[Tensor]], Tensor],
+        batches: Sequence[Tensor],
+        subject: Subject,
+        situation: dict[str, tuple[Any, ...]],
+    ) -> Tensor:
+        """Run one iteration kernel by kernel, capture it, and replay it from the same state.
+
+        The graph is taken if both give the same values. The copies of the state are on the host, and memory that the
+        iteration used is free again before the capture: the device needs none in addition.
+        """
+        before, entries, grads = _State(subject), subject.entries(), subject.grads()
+        values = step(batches)
+        if subject.situation(batches) != situation:
+            return values
+        eager_grads, reason = subject.grads(), None
+        try:
+            captured = self._capture(step, batches, subject, situation)
+        except Exception as error:
+            first_line = (str(error).splitlines() or [""])[0]
+            reason = f"capturing it failed: {type(error).__name__}: {first_line}"
+        else:
+            after = _State(subject)
+            before.restore()
+            replayed = self._replay(captured, batches)
+            wrong = after.difference(before, replayed, values)
+            if wrong is None:
+                self._captured = captured
+                return replayed
+            reason = f"its first replay gave other {wrong} than the step run kernel by kernel"
+            after.restore()
+            _attach(eager_grads)
+        self._refusal = reason
+        if self._required:
+            before.restore()
+            entries.restore()
+            _attach(grads)
+            raise RuntimeError(f"Trainer.step: expected a step that can be captured for cuda_graph on, got: {reason}")
+        self._say(f"{_KERNEL_BY_KERNEL}: {reason}")
+        return values
 
     def _is_warm(self, situation: dict[str, tuple[Any, ...]]) -> bool:
         """Whether enough iterations in a row were like this one."""
@@ -272,13 +339,18 @@ class CapturedStep:
         situation: dict[str, tuple[Any, ...]],
     ) -> _Captured:
         inputs = [torch.empty_like(b) for b in batches]
-        grads, host = subject.grads(), _HostRandomness()
+        grads, entries, host = subject.grads(), subject.entries(), _HostRandomness()
         try:
             replay, values = self._graphs.capture(lambda: step(inputs), subject.generator)
             if host.has_moved():
                 raise RuntimeError("random numbers were drawn on the host")
+            after = subject.situation(batches)
+            if after != situation:
+                moved = ", ".join(name for name, value in after.items() if value != situation[name])
+                raise RuntimeError(f"the step itself changes {moved}")
         except BaseException:
             host.restore()
+            entries.restore()
             _attach(grads)
             raise
         return _Captured(situation, subject.held(), inputs, subject.grads(), replay, values)
@@ -292,6 +364,71 @@ class CapturedStep:
 def _attach(grads: Sequence[tuple[Tensor, Tensor | None]]) -> None:
     for p, grad in grads:
         p.grad = grad
+
+
+class _State:
+    """Copies, on the host, of all that a step writes: tensors and random states."""
+
+    def __init__(self, subject: Subject) -> None:
+        kinds: dict[str, Sequence[Tensor]] = {
+            "weights": [p for player in subject.players for p in player.parameters()],
+            "buffers": [b for player in subject.players for b in player.buffers()],
+            "averages": [*subject.average.parameters(), *subject.average.buffers()],
+            "moments": [t for o in subject.optimizers for t in state_values(o) if isinstance(t, Tensor)],
+            "counters": subject.counters,
+        }
+        self._kinds = {
+            kind: [(t, dense(t, t).detach().to("cpu", copy=True)) for t in tensors] for kind, tensors in kinds.items()
+        }
+        self._generators = [subject.generator]
+        if subject.generator.device.type == "cuda":
+            self._generators.append(torch.cuda.default_generators[subject.generator.device.index or 0])
+        self._generator_states = [generator.get_state() for generator in self._generators]
+        self._host = _HostRandomness()
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for tensors in self._kinds.values():
+            for tensor, saved in tensors:
+                dense(tensor, tensor).copy_(saved)
+        for generator, state in zip(self._generators, self._generator_states, strict=True):
+            generator.set_state(state)
+        self._host.restore()
+
+    @torch.no_grad()
+    def difference(self, before: _State, values: Tensor, expected: Tensor) -> str | None:
+        """Name the kind of tensors that are now further from these copies than rounding explains, if any.
+
+        Args:
+            before: the state that both started from.
+            values: what the step returned now.
+            expected: what it returned when these copies were made.
+        """
+        for kind, tensors in self._kinds.items():
+            error, change, rounding = 0.0, 0.0, 0.0
+            for (tensor, want), (_, start) in zip(tensors, before._kinds[kind], strict=True):
+                have = dense(tensor, tensor).detach().cpu()
+                if not (want.is_floating_point() or want.is_complex()):
+                    if not torch.equal(have, want):
+                        return kind
+                    continue
+                error += _squares(have, want)
+                change += _squares(want, start)
+                rounding += _squares(want, torch.zeros_like(want)) * (4 * torch.finfo(want.dtype).eps) ** 2
+            if not error <= _ROUNDING**2 * change + rounding:
+                return kind
+        have, want = values.cpu(), expected.cpu()
+        if not _squares(have, want) <= _ROUNDING**2 * (_squares(want.nan_to_num(), torch.zeros_like(want)) + 0.01):
+            return "losses"
+        return None
+
+
+def _squares(a: Tensor, b: Tensor) -> float:
+    """The sum of (a - b)^2; equal infinities and NaN in both count as equal."""
+    dtype = torch.complex128 if a.is_complex() else torch.float64
+    a, b = a.to(dtype), b.to(dtype)
+    same = (a == b) | (a.isnan() & b.isnan())
+    return float(torch.where(same, 0, a - b).abs().square().sum())
 
 
 class _HostRandomness:

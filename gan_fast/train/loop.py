@@ -17,12 +17,18 @@ from gan_fast import nn as gan_fast_nn
 from gan_fast import ops
 from gan_fast.data import DeviceLoader, ImageData
 from gan_fast.objectives import Game, InstanceNoise, Penalties, clip_weights, make_objective, parse_penalties
+from gan_fast.train.average import all_finite, average_of, move_average, moving_tensors
+from gan_fast.train.buffers import BufferRecord, buffer_dicts, check_initialized
 from gan_fast.train.config import TrainConfig
 from gan_fast.train.graph import CapturedStep, Subject, graphs_on
-from gan_fast.train.step import average_into, d_step, g_step, one_stage_step
+from gan_fast.train.optimizers import checked_optimizer, kind_of, moments
+from gan_fast.train.step import d_step, g_step, one_stage_step
+from gan_fast.train.undo import Kept, storage_of
 
 LOGGED = ("d_loss", "g_loss", "d_real", "d_fake", "d_accuracy", "penalty")
 _RESULTS = (*LOGGED, "skipped")
+_MODELS = ("generator", "discriminator", "ema_generator")
+_OPTIMIZERS = ("g_optimizer", "d_optimizer")
 
 # Drawn at once by `sample`, so that the memory it takes does not grow with the number of images.
 _SAMPLE_BATCH = 256
@@ -66,11 +72,18 @@ class Trainer:
 
     Notes:
         The average: a_t = b_t a_{t-1} + (1 - b_t) w_t with b_t = min(ema_decay, t / (t + 9)), t from 1, over the
-        parameters and the floating-point buffers of G. Early in training it so spans about the last tenth of the
-        steps, and the first weights leave no trace.
+        parameters of G and the running statistics of its norms; its other buffers are copied. Early in training it so
+        spans about the last tenth of the steps, and the first weights leave no trace.
 
         An iteration whose gradients are not finite updates nothing, decided on the device: weights, moments and
-        buffers stay. D and G skip their updates independently of each other.
+        buffers stay. D and G skip their updates independently of each other. The host waits for the device only where
+        a buffer was added or got another shape in the iteration, which the device cannot undo.
+
+        ``d_optimizer`` and ``g_optimizer`` can be set to any torch optimizer of the model's parameters whose step
+        needs no closure. The configuration's rates are those of the Adam that is there before; a scheduler is made
+        with, for instance, ``StepLR(trainer.g_optimizer, 1000)`` and stepped by its owner. Those of torch with
+        ``fused=True`` skip an update themselves; for any other, parameters and state are copied before each step.
+        As part of a CUDA graph they need ``capturable=True`` where they have it.
 
         Equal seeds, models and data give bit-identical weights on a CPU at an equal number of threads.
 
@@ -94,11 +107,14 @@ class Trainer:
         self.config = config
         self.device = resolve_device(config.device)
         self.latent_dim = _latent_dim(config, generator)
+        check_initialized("Trainer: expected generator", generator)
+        check_initialized("Trainer: expected discriminator", discriminator)
         self.generator = generator.to(self.device).train()
         self.discriminator = discriminator.to(self.device).train()
         if "spectral_norm" in config.regularizers:
             gan_fast_nn.spectral_norm(self.discriminator)
-        self.ema_generator = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.ema_generator = average_of("Trainer", self.generator)
+        self._buffers_made = {name: BufferRecord(getattr(self, name)) for name in _MODELS}
         self.data = self._batch_source(data)
         self.objective = make_objective(config.objective, real_label=config.real_label, fake_label=config.fake_label)
         self.penalties = Penalties(parse_penalties(config.penalty), config.penalty_weight, config.penalty_center)
@@ -107,6 +123,7 @@ class Trainer:
         self._check_update()
         # A graph for each order of updates with and without penalties.
         self._captured_steps = self._make_captured_steps()
+        self._reshaped: str | None = None
         self.d_optimizer = self._adam(self.discriminator, config.d_lr, config.d_betas)
         self.g_optimizer = self._adam(self.generator, config.g_lr, config.g_betas)
         self.latent_rng = torch.Generator(self.device).manual_seed(config.seed)
@@ -120,6 +137,31 @@ class Trainer:
         self._noise_std = torch.zeros((), dtype=torch.float64, device=self.device)
         self._layout = _layout(self.discriminator)
         self._stop_requested = False
+
+    @property
+    def d_optimizer(self) -> torch.optim.Optimizer:
+        """D's optimizer: Adam, or what was set in its place."""
+        return self._d_optimizer
+
+    @d_optimizer.setter
+    def d_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        self._d_optimizer = checked_optimizer("Trainer.d_optimizer", optimizer, self.discriminator)
+        self._forget_graphs()
+
+    @property
+    def g_optimizer(self) -> torch.optim.Optimizer:
+        """G's optimizer: Adam, or what was set in its place."""
+        return self._g_optimizer
+
+    @g_optimizer.setter
+    def g_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        self._g_optimizer = checked_optimizer("Trainer.g_optimizer", optimizer, self.generator)
+        self._forget_graphs()
+
+    def _forget_graphs(self) -> None:
+        """Let what was said of a step with another optimizer not count for this one."""
+        if self._captured_steps is not None:
+            self._captured_steps.clear()
 
     def step(self, real: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
         """Run one iteration: ``d_steps`` updates of D, then one of G.
@@ -193,8 +235,9 @@ class Trainer:
         Returns:
             The values of ``_RESULTS``, in one tensor.
         """
-        buffers = [*self.discriminator.buffers(), *self.generator.buffers()]
-        kept = [b.clone() for b in buffers]
+        models = (self.discriminator, self.generator)
+        # A buffer that is a view of a parameter goes as the parameter does.
+        kept = Kept(buffer_dicts(*models), {storage_of(p) for model in models for p in model.parameters()})
         game = Game(self.objective, self.penalties, self._feature_weight)
         one_stage = self.config.update == "one_stage"
         skipped = torch.zeros((), device=self.device)
@@ -214,7 +257,7 @@ class Trainer:
             real, fake = self._seen(batches[-1]), self._seen(fake)
             g_loss, skip = g_step(self.discriminator, self.g_optimizer, game, real, fake, self._autocast())
             skipped = torch.maximum(skipped, skip)
-        self._finish(buffers, kept, skipped)
+        self._finish(kept, skipped)
         return torch.stack((d_loss.loss, g_loss, *d_loss.means.unbind(), d_loss.penalty, skipped))
 
     def _seen(self, images: Tensor) -> Tensor:
@@ -224,20 +267,16 @@ class Trainer:
         return ops.add_noise(images, self._noise_std.to(images.dtype), generator=self.latent_rng)
 
     @torch.no_grad()
-    def _finish(self, buffers: list[Tensor], kept: list[Tensor], skipped: Tensor) -> None:
-        """Undo what a skipped iteration did to the running statistics, average G, and count."""
+    def _finish(self, kept: Kept, skipped: Tensor) -> None:
+        """Undo what a skipped iteration did to the buffers, average G, and count."""
         bad = skipped > 0
-        for buffer, before in zip(buffers, kept, strict=True):
-            buffer.copy_(torch.where(bad, before, buffer))
+        change = kept.undo(bad)
+        # What the first iteration makes stays from then on.
+        self._reshaped = change if self.steps_done else None
         self.skipped_steps += bad
         self.skipped_in_a_row += 1
         self.skipped_in_a_row *= bad
-        pairs = list(zip(_state_tensors(self.ema_generator), _state_tensors(self.generator), strict=True))
-        averaged = [(ema, now) for ema, now in pairs if ema.is_floating_point()]
-        average_into([ema for ema, _ in averaged], [now for _, now in averaged], self._average_weight)
-        for ema, now in pairs:
-            if not ema.is_floating_point():
-                ema.copy_(now)
+        move_average(self.ema_generator, self.generator, self._average_weight)
 
     def fit(
         self,
@@ -327,11 +366,10 @@ class Trainer:
         """
         state = {
             "steps_done": self.steps_done,
-            "generator": self.generator.state_dict(),
-            "discriminator": self.discriminator.state_dict(),
-            "ema_generator": self.ema_generator.state_dict(),
-            "g_optimizer": self.g_optimizer.state_dict()["state"],
-            "d_optimizer": self.d_optimizer.state_dict()["state"],
+            **{name: getattr(self, name).state_dict() for name in _MODELS},
+            "buffers": {name: made.changes(getattr(self, name)) for name, made in self._buffers_made.items()},
+            **{name: getattr(self, name).state_dict()["state"] for name in _OPTIMIZERS},
+            "optimizers": {name: kind_of(getattr(self, name)) for name in _OPTIMIZERS},
             "skipped_steps": self.skipped_steps,
             "skipped_in_a_row": self.skipped_in_a_row,
             "latent_rng": self.latent_rng.get_state(),
@@ -343,24 +381,31 @@ class Trainer:
 
     def is_finite(self) -> bool:
         """Tell whether weights, moments and running statistics are finite; waits for the device."""
-        modules = (self.generator, self.discriminator, self.ema_generator)
-        tensors = [t for module in modules for t in _state_tensors(module)]
+        tensors = [*moving_tensors(self.discriminator), *moving_tensors(self.generator)]
+        tensors += moving_tensors(self.generator, self.ema_generator)
         for optimizer in (self.g_optimizer, self.d_optimizer):
-            tensors += [t for moments in optimizer.state.values() for t in moments.values()]
-        return bool(torch.stack([t.isfinite().all() for t in tensors]).all())
+            tensors += [t for t in moments(optimizer) if isinstance(t, Tensor)]
+        return all_finite(tensors)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken: N + N steps equal 2N, bit for bit on a CPU.
 
-        Learning rates and betas are the configuration's, not the state's. Sets torch's global random state.
+        Learning rates, betas and all other settings are those of the optimizers here, not the state's. Sets torch's
+        global random state.
 
         Raises:
-            KeyError, RuntimeError: the state is of other models.
+            KeyError, RuntimeError: the state is of other models or of other kinds of optimizers.
         """
-        self.generator.load_state_dict(state["generator"])
-        self.discriminator.load_state_dict(state["discriminator"])
-        self.ema_generator.load_state_dict(state["ema_generator"])
-        for name in ("g_optimizer", "d_optimizer"):
+        for name, want in state.get("optimizers", {}).items():
+            have = kind_of(getattr(self, name))
+            if have != want:
+                raise RuntimeError(
+                    f"Trainer.load_state_dict: expected {name} of type {want}, as in the state, got {have}; "
+                    f"set trainer.{name} before loading"
+                )
+        for name, made in self._buffers_made.items():
+            made.load(getattr(self, name), state[name], state.get("buffers", {}).get(name, {}))
+        for name in _OPTIMIZERS:
             optimizer = getattr(self, name)
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state[name], "param_groups": groups})
@@ -389,7 +434,9 @@ class Trainer:
 
     def _adam(self, module: nn.Module, lr: float, betas: tuple[float, float]) -> torch.optim.Adam:
         trainable = [p for p in module.parameters() if p.requires_grad]
-        adam = torch.optim.Adam(trainable, lr, betas, fused=True, capturable=self._captured_steps is not None)
+        # Fused Adam takes no complex parameters.
+        fused = all(p.is_floating_point() for p in trainable)
+        adam = torch.optim.Adam(trainable, lr, betas, fused=fused, capturable=self._captured_steps is not None)
         # It would warn of the iterations before the capture.
         adam._warned_capturable_if_run_uncaptured = True
         return adam
@@ -435,6 +482,7 @@ class Trainer:
             objective=self.objective,
             counters=(self.skipped_steps, self.skipped_in_a_row, self._average_weight, self._noise_std),
             generator=self.latent_rng,
+            reshaped=self._reshaped,
         )
 
     def _batch_source(self, data: Tensor | ImageData | BatchSource | None) -> BatchSource | None:
@@ -489,10 +537,6 @@ def generate(generator: nn.Module, z: Tensor) -> Tensor:
             module.training = training
 
 
-def _state_tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
-
-
 def _layout(discriminator: nn.Module) -> torch.memory_format:
     """Channels-last where the weights of D are: its first convolution would copy each batch into that."""
     for p in discriminator.parameters():
@@ -506,10 +550,13 @@ def _own_moments(optimizer: torch.optim.Optimizer) -> None:
 
     Fused Adam walks parameters and moments in storage order and checks nothing.
     """
-    for parameter, moments in optimizer.state.items():
-        for name, moment in moments.items():
-            like = parameter.detach() if moment.shape == parameter.shape else moment
-            moments[name] = torch.empty_like(like, dtype=moment.dtype, device=moment.device).copy_(moment)
+    for parameter, state in optimizer.state.items():
+        for name, moment in state.items():
+            if isinstance(parameter, Tensor) and isinstance(moment, Tensor):
+                like = parameter.detach() if moment.shape == parameter.shape else moment
+                state[name] = torch.empty_like(like, dtype=moment.dtype, device=moment.device).copy_(moment)
+            else:
+                state[name] = copy.deepcopy(moment)
 
 
 def _latent_dim(config: TrainConfig, generator: nn.Module) -> int:

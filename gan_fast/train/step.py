@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gan_fast.objectives import DLoss, Game
+from gan_fast.train.optimizers import update_if_finite
 
 
 def d_step(
@@ -29,7 +30,7 @@ def d_step(
 
     Args:
         discriminator: D, on the device and in the mode (training) that the step is to use.
-        optimizer: D's fused Adam.
+        optimizer: D's.
         game: the losses and penalties.
         real: x, (N, C, H, W).
         fake: G(z), (N, C, H, W); its graph is not followed.
@@ -118,34 +119,3 @@ def frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for p in trainable:
             p.requires_grad_(True)
-
-
-def update_if_finite(optimizer: torch.optim.Optimizer) -> Tensor:
-    """Step a fused optimizer unless a gradient is NaN or infinite, decided on the device.
-
-    Returns:
-        float32 scalar: 1 where nothing was updated, weights, moments and step count alike; else 0.
-
-    Notes:
-        ``found_inf`` is what ``torch.amp.GradScaler`` tells fused optimizers. A finite gradient of more than 1e19,
-        whose square overflows, counts as infinite.
-    """
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    found_inf = 1.0 - torch.nn.utils.get_total_norm(grads).isfinite().float()
-    optimizer.found_inf = found_inf  # type: ignore[attr-defined]
-    optimizer.step()
-    return found_inf
-
-
-@torch.no_grad()
-def average_into(averages: list[Tensor], tensors: list[Tensor], weight: Tensor) -> None:
-    """Move each average towards its tensor: average = (1 - weight) * average + weight * tensor.
-
-    Args:
-        averages: written in place.
-        tensors: as the averages in shape and dtype.
-        weight: scalar on their device: a number would be frozen in a CUDA graph.
-    """
-    weights = {dtype: weight.to(dtype) for dtype in {a.dtype for a in averages}}
-    for average, tensor in zip(averages, tensors, strict=True):
-        average.lerp_(tensor, weights[average.dtype])

@@ -5,6 +5,7 @@ Each case runs on a CPU with a recorder in the place of CUDA's graphs, and on a 
 
 import contextlib
 import copy
+import functools
 import gc
 import itertools
 import logging
@@ -30,7 +31,7 @@ class CountedGraphs(graph.CudaGraphs):
     """CUDA's own, with the counts that the recorder has."""
 
     def __init__(self, device):
-        super().__init__(device)
+        super().__init__(device, shared_pool=True)
         self.warm_ups = self.captures = self.replays = 0
 
     def warm_up(self, function):
@@ -585,6 +586,122 @@ def test_nothing_is_said_where_all_goes_well(device, caplog):
     assert not caplog.records
 
 
+WRONG = {
+    "weights": lambda t: t.discriminator[0].weight.data.mul_(1.01),
+    "buffers": lambda t: t.generator[2].running_mean.add_(1),
+    "averages": lambda t: t.ema_generator[1].weight.zero_(),
+    "moments": lambda t: [s["exp_avg"].mul_(2) for s in t.g_optimizer.state.values()],
+    "counters": lambda t: t.skipped_in_a_row.add_(1),
+}
+
+
+@pytest.mark.parametrize("required", [True, False])
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_graph_that_gives_other_values_is_refused(device, kind, required, caplog):
+    pair = make_pair(device)
+    if required:
+        steps = pair[0]._captured_steps
+        steps.default_factory = functools.partial(steps.default_factory, required=True)
+    for real in batches(EAGER_FIRST):
+        run_both(pair, real, device)
+    graphs = next(iter(pair[0]._captured_steps.values()))._graphs
+    capture = graphs.capture
+
+    def spoilt(function, generator):
+        replay, values = capture(function, generator)
+        return lambda: (replay(), WRONG[kind](pair[0])), values
+
+    graphs.capture = spoilt
+    before = copy.deepcopy(pair[0].state_dict())
+    grads = [p.grad for p in pair[0].generator.parameters()]
+    if required:
+        with pytest.raises(RuntimeError, match=f"its first replay gave other {kind} than the step run kernel by"):
+            pair[0].step(batches(1)[0])
+        assert_same_state(pair[0].state_dict(), before)
+        assert all(p.grad is grad for p, grad in zip(pair[0].generator.parameters(), grads))
+        return
+    for real in batches(3, seed=3):
+        run_both(pair, real, device)
+        assert_same_trainers(pair, device)
+    assert counts(pair[0])[1:] == (1, 1)
+    assert [f"gave other {kind} than" in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_a_graph_that_sums_in_another_order_is_taken(device):
+    pair = make_pair(device)
+    for real in batches(EAGER_FIRST):
+        pair[0].step(real)
+    graphs = next(iter(pair[0]._captured_steps.values()))._graphs
+    capture = graphs.capture
+
+    def rounded(function, generator):
+        replay, values = capture(function, generator)
+        return lambda: (replay(), [p.data.mul_(1 + 1e-7) for p in pair[0].generator.parameters()]), values
+
+    graphs.capture = rounded
+    for real in batches(2):
+        pair[0].step(real)
+    assert counts(pair[0])[1:] == (1, 2)
+
+
+class Bank(nn.Module):
+    """Identity with a buffer that each forward in training grows, or replaces."""
+
+    def __init__(self, grows):
+        super().__init__()
+        self.grows = grows
+        self.register_buffer("bank", torch.zeros(1))
+
+    def forward(self, x):
+        if self.training:
+            mean = x.detach().mean()[None]
+            self.bank = torch.cat([self.bank, mean]) if self.grows else self.bank + mean
+        return x
+
+
+@pytest.mark.parametrize("grows", [True, False])
+def test_a_buffer_that_is_replaced_at_each_step_is_not_captured(device, grows, caplog):
+    pair = make_pair(device, lambda g, d: g.insert(2, Bank(grows)))
+    for real in batches(6 if grows else 24):
+        run_both(pair, real, device)
+        assert_same_trainers(pair, device)
+    assert counts(pair[0])[2] == 0
+    assert len(caplog.records) == 1
+    if grows:
+        assert "a buffer is not the same in each step: 'bank' changed" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["SGD", "momentum", "not capturable", "Python numbers"])
+def test_optimizers_of_users_are_captured_or_refused(device, kind, caplog):
+    class Counting(torch.optim.SGD):
+        def step(self, closure=None):
+            self.calls = getattr(self, "calls", 0) + 1
+            return super().step(closure)
+
+    pair = make_pair(device)
+    for trainer in pair:
+        params = list(trainer.generator.parameters())
+        trainer.g_optimizer = {
+            "SGD": lambda p: torch.optim.SGD(p, 1e-3),
+            "momentum": lambda p: torch.optim.SGD(p, 1e-3, momentum=0.9),
+            "not capturable": lambda p: torch.optim.Adam(p, 1e-3, fused=True),
+            "Python numbers": lambda p: Counting(p, 1e-3),
+        }[kind](params)
+    for t, real in enumerate(batches(7)):
+        if t in (0, 5):
+            real[0, 0, 0, 0] = float("nan")
+        run_both(pair, real, device)
+        assert_same_trainers(pair, device)
+    captured = kind in ("SGD", "momentum")
+    assert (counts(pair[0])[2] > 0) == captured
+    assert len(caplog.records) == (not captured)
+    if kind == "Python numbers":
+        assert "the host has to read whether the step is skipped" in caplog.text
+        assert pair[0].g_optimizer.calls == pair[1].g_optimizer.calls
+    if kind == "not capturable":
+        assert "the Adam was made without capturable=True" in caplog.text
+
+
 @CPU_ONLY
 def test_a_cpu_has_no_graphs():
     players = make_players(torch.float32)
@@ -614,7 +731,8 @@ class StubGenerator:
 
 @pytest.mark.parametrize("function_fails", [True, False])
 @pytest.mark.parametrize("end_fails", [True, False])
-def test_cudas_capture_puts_back_what_it_set(monkeypatch, function_fails, end_fails):
+@pytest.mark.parametrize("shared_pool", [True, False])
+def test_cudas_capture_puts_back_what_it_set(monkeypatch, function_fails, end_fails, shared_pool):
     """The order of calls alone: nothing of CUDA's is here."""
     generators, modes, calls = (StubGenerator(), StubGenerator()), [], []
     for index, generator in enumerate(generators):
@@ -624,7 +742,8 @@ def test_cudas_capture_puts_back_what_it_set(monkeypatch, function_fails, end_fa
         def register_generator_state(self, generator):
             calls.append(generator)
 
-        def capture_begin(self, capture_error_mode):
+        def capture_begin(self, pool, capture_error_mode):
+            calls.append(pool)
             for generator in generators:
                 generator.state["stuck"] = True
 
@@ -657,7 +776,8 @@ def test_cudas_capture_puts_back_what_it_set(monkeypatch, function_fails, end_fa
         monkeypatch.setattr(cuda, name, stub)
     monkeypatch.setattr(torch, "Generator", StubGenerator)
 
-    capture = graph.CudaGraphs(torch.device("cuda", 0)).capture
+    monkeypatch.setattr(cuda, "graph_pool_handle", lambda: "pool")
+    capture = graph.CudaGraphs(torch.device("cuda", 0), shared_pool=shared_pool).capture
     if function_fails or end_fails:
         # What the step did wrong, not what CUDA says of the capture that this spoilt.
         with pytest.raises(RuntimeError, match="a synchronizing" if function_fails else "a previous error"):
@@ -667,6 +787,7 @@ def test_cudas_capture_puts_back_what_it_set(monkeypatch, function_fails, end_fa
         replay()
         assert calls[-1] == "replay"
         assert torch.equal(values, torch.ones(5))
-    assert calls[:2] == [generators[0], "error"]
+    # The pool is none, unless it is shared.
+    assert calls[:3] == [generators[0], "pool" if shared_pool else None, "error"]
     assert modes == ["error", 1]
     assert [generator.state for generator in generators] == [{"seed": seed, "stuck": False} for seed in (7, 8)]
