@@ -109,9 +109,14 @@ class Like(NamedTuple):
     def of(cls, t: Tensor) -> Like:
         return cls(t.shape, t.stride())
 
-    def unread(self, beside: Tensor) -> Tensor:
-        """Memory that nobody touches costs no more than its address."""
-        return beside.new_empty_strided(self.shape, self.stride)
+    def unread(self, beside: Tensor, strided: bool) -> Tensor:
+        """Return a tensor that stands for one whose values are not read, on the device of ``beside``.
+
+        Args:
+            strided: with the strides, which takes memory, though on a CPU none that is not written to. Else it is one
+                value, expanded.
+        """
+        return beside.new_empty_strided(self.shape, self.stride) if strided else beside.new_empty(()).expand(self.shape)
 
 
 _im2col = autograd.kernel("im2col")
@@ -304,9 +309,10 @@ def transposed_sizes(space: Sequence[int], kernel: Sequence[int], geometry: Geom
     )
 
 
-def _without_autocast() -> AbstractContextManager[Any]:
+def _without_autocast(device_type: str = "cpu") -> AbstractContextManager[Any]:
     """The products have the dtypes they are meant to have."""
-    return torch.autocast("cpu", enabled=False) if autograd.is_autocast_enabled("cpu") else contextlib.nullcontext()
+    enabled = autograd.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if enabled else contextlib.nullcontext()
 
 
 def gain_by_channels_last(input: Tensor) -> bool:
@@ -404,17 +410,43 @@ def backward(
                     _, by_weight = product.from_big(known_input, grad_output, None)
                     by_weight = by_weight if _is_finite(grad_output) else None
     left = (input_wanted and by_input is None, weight_wanted and by_weight is None, bias_wanted)
-    if bias_wanted and not left[1] and grad_output.is_cpu:
-        # oneDNN would compute the weight's gradient on the way.
+    # ATen has kernels of its own for depthwise convolutions, not for the other kind of them.
+    strided = grad_output.is_cpu or 1 < geometry.groups == input.shape[1]
+    if left[0] and isinstance(input, Like) and isinstance(weight, Tensor) and not strided:
+        by_input = _by_input_of_aten(grad_output, input, weight, geometry)
+        left = (by_input is None, *left[1:])
+    if bias_wanted and not left[1] and (grad_output.is_cpu or not left[0]):
+        # As part of a call for the weight's gradient alone: oneDNN would compute that one on the way.
         by_bias, left = by_bias_of(grad_output), (left[0], False, False)
     if any(left):
-        input, weight = (t if isinstance(t, Tensor) else t.unread(grad_output) for t in (input, weight))
+        input, weight = (t if isinstance(t, Tensor) else t.unread(grad_output, strided) for t in (input, weight))
         bias_shape = [grad_output.shape[1]] if bias_wanted else None
         grads = torch.ops.aten.convolution_backward(grad_output, input, weight, bias_shape, *geometry, left)
         by_input = grads[0] if by_input is None else by_input
         by_weight = grads[1] if by_weight is None else by_weight
         by_bias = grads[2] if by_bias is None else by_bias
     return by_input, by_weight, by_bias
+
+
+def _by_input_of_aten(grad_output: Tensor, input: Like, weight: Tensor, geometry: Geometry) -> Tensor | None:
+    """The gradient by an input without a tensor in its place: the convolution of the other kind.
+
+    cuDNN runs the same kernel for both. None where that convolution would be larger than the input.
+    """
+    stride, space, transposed = geometry.stride, input.shape[2:], geometry.transposed
+    if transposed and any(extra >= step for extra, step in zip(geometry.output_padding, stride)):
+        return None
+    other = geometry._replace(transposed=not transposed, output_padding=(0,) * len(stride))
+    if not transposed:
+        least = transposed_sizes(grad_output.shape[2:], weight.shape[2:], other)
+        other = other._replace(output_padding=tuple(size - low for size, low in zip(space, least)))
+    # aten::convolution_backward takes the gradient in the format of the input, and so gives that to the result.
+    if len(input.shape) in layout.CHANNELS_LAST:
+        ordered = layout.is_ordered_channels_last(input.shape, input.stride)
+        memory_format = layout.CHANNELS_LAST[len(input.shape)] if ordered else torch.contiguous_format
+        grad_output = grad_output.contiguous(memory_format=memory_format)
+    with _without_autocast(grad_output.device.type):
+        return torch.convolution(grad_output, weight, None, *other)
 
 
 def _im2col_fake(

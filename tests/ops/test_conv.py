@@ -457,3 +457,76 @@ def test_fake_tensors_pass_where_values_are_looked_at() -> None:
         output.sum().backward()
     assert output.shape == (32, 3, 64, 64)
     assert x.grad.shape == x.shape
+
+
+def _by_input_samples() -> list[tuple[tuple[int, ...], tuple[int, ...], conv_kernels.Geometry]]:
+    """Shapes of input and weight, and a geometry with remainders, dilation, groups, output padding."""
+    return [
+        ((2, 4, 11), (6, 4, 4), conv_kernels.Geometry((3,), (2,), (2,), False, (0,), 1)),
+        ((2, 6, 9, 8), (4, 3, 3, 2), conv_kernels.Geometry((2, 3), (1, 0), (1, 2), False, (0, 0), 2)),
+        ((1, 3, 5, 4, 6), (2, 3, 2, 2, 3), conv_kernels.Geometry((2, 1, 2), (0, 1, 1), (1, 1, 1), False, (0, 0, 0), 1)),
+        ((2, 4, 7), (4, 3, 5), conv_kernels.Geometry((3,), (1,), (1,), True, (2,), 1)),
+        ((2, 6, 5, 4), (6, 2, 4, 3), conv_kernels.Geometry((2, 2), (1, 1), (1, 1), True, (1, 0), 3)),
+    ]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("sample", _by_input_samples(), ids=str)
+def test_the_gradient_by_an_input_that_is_not_there_is_atens(sample: Any, channels_last: bool) -> None:
+    """What serves where there is a GPU; here on the CPU, whose memory format the result has as well."""
+    shape, weight_shape, geometry = sample
+    if channels_last and len(shape) == 3:
+        pytest.skip("1-d maps have one format")
+    memory_format = (
+        {4: torch.channels_last, 5: torch.channels_last_3d}[len(shape)] if channels_last else torch.contiguous_format
+    )
+    x = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=memory_format)
+    weight = torch.randn(weight_shape, dtype=torch.float64)
+    output = torch.convolution(x, weight, None, *geometry)
+    grad = torch.randn_like(output)
+    have = conv_kernels._by_input_of_aten(grad, conv_kernels.Like.of(x), weight, geometry)
+    want = torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, (True, False, False))[0]
+    assert have is not None
+    torch.testing.assert_close(have, want)
+    assert have.stride() == want.stride()
+
+
+def test_a_larger_convolution_than_the_input_is_not_taken_for_its_gradient() -> None:
+    geometry = conv_kernels.Geometry((1,), (0,), (3,), True, (2,), 1)
+    like = conv_kernels.Like(torch.Size((1, 2, 4)), (8, 4, 1))
+    output = torch.convolution(torch.randn(like.shape), torch.randn(2, 2, 2), None, *geometry)
+    assert conv_kernels._by_input_of_aten(output, like, torch.randn(2, 2, 2), geometry) is None
+
+
+class Allocations(TorchDispatchMode):
+    """Records how many values each tensor made from nothing has memory for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if "empty" in func.__name__:
+            self.values.append(result.untyped_storage().nbytes() // result.element_size())
+        return result
+
+
+@pytest.mark.parametrize("sample", _by_input_samples(), ids=str)
+@pytest.mark.parametrize(
+    "wanted", [(True, False, False), (False, True, False), (False, True, True), (True, False, True)]
+)
+def test_tensors_that_are_not_read_take_no_memory_off_the_cpu(sample: Any, wanted: tuple[bool, ...]) -> None:
+    """On the meta device, which chooses as a GPU does and shows what is allocated without doing so."""
+    shape, weight_shape, geometry = sample
+    x, weight = torch.empty(shape, device="meta"), torch.empty(weight_shape, device="meta")
+    grad = torch.empty_like(torch.convolution(x, weight, None, *geometry))
+    known_x = x if wanted[1] else conv_kernels.Like.of(x)
+    known_weight = weight if wanted[0] else conv_kernels.Like.of(weight)
+    with Allocations() as seen:
+        grads = conv_kernels.backward(grad, known_x, known_weight, geometry, wanted)
+    assert all(count <= 1 for count in seen.values)
+    bias = grad.shape[1:2]
+    assert [None if g is None else g.shape for g in grads] == [
+        like if asked else None for like, asked in zip((x.shape, weight.shape, bias), wanted)
+    ]
