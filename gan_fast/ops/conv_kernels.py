@@ -40,6 +40,14 @@ _DEEP = 256
 _LONG_PLANE = 256
 # A vector of floats: oneDNN computes fewer channels at the price of as many.
 _VECTOR = 16
+# What writing a column's value and adding it to the map costs, in multiplications of a product.
+_SCATTERED_VALUE = 160
+# Columns below which a product is mostly overhead.
+_FEW_COLUMNS = 12
+# Values of one sample up to which ATen may take a product of its own, where the convolution is not a transposed one.
+_ONE_SAMPLE = 20_480
+# Values of a weight from which on copying it is what oneDNN spends its time on.
+_LARGE_WEIGHT = 1 << 20
 _DTYPES = (torch.float32, torch.bfloat16)
 # csrc/cpu/sub_pixel.h: channels that it takes; with fewer and shorter registers columns are the quicker way.
 _SUB_PIXEL_CHANNELS = 4
@@ -174,20 +182,34 @@ class _Product(NamedTuple):
         # A kernel as large as the map meets it once: its columns are the map.
         once = positions == 1
         channels_last = _channels_last(input, weight)
-        # Rows to a channel up to which a product is the quicker one. Without a stride each value is in as many columns
-        # as the kernel has positions; and ATen knows how to hurry where maps are contiguous.
-        strided, deep = max(geometry.stride) > 1, channels >= _DEEP
-        gathered = 0.5 if not channels_last else 2 if strided else 1
-        scattered = 4 if strided else 1 if channels_last else 0.5
-        weighed = 4 if strided else 1
+        # Rows to a channel up to which a product is the quicker one. Where there is no stride, and where a kernel
+        # reaches along one dim alone, as in 1-d, oneDNN is slow at weights alone that are far larger than the maps.
+        if max(geometry.stride) == 1 or sum(size > 1 for size in weight.shape[2:]) == 1:
+            large = channels * columns >= _LARGE_WEIGHT and small[0] > 1
+            gather, scatter, weigh = False, large and channels >= 16 * rows, large and channels >= 4 * rows
+        else:
+            # ATen knows how to hurry where maps are contiguous.
+            deep = channels >= _DEEP
+            gather = deep and (2 if channels_last else 0.5) * channels >= rows
+            scatter = 4 * channels >= rows
+            weigh = (deep or channels_last) and 4 * channels >= rows
         product = cls(
             small, big, weight, geometry, channels_last,
-            gather=worth and (once or (deep and gathered * channels >= rows)),
-            # Of one position ATen sums up more exactly.
-            scatter=worth and not once and (scattered * channels >= rows or weight.shape[1] < _VECTOR),
-            weigh=worth and (once or ((deep or channels_last) and weighed * channels >= rows)),
+            gather=worth and (once or gather), scatter=scatter, weigh=worth and (once or weigh),
         )  # fmt: skip
+        # Of one position ATen sums up more exactly.
+        scatter = worth and not once and (scatter or product.sub_pixel or product._has_few_channels)
+        product = product._replace(scatter=scatter)
         return product if product.gather or product.scatter or product.weigh else None
+
+    @property
+    def _has_few_channels(self) -> bool:
+        """Whether oneDNN spends more on channels that the big map lacks than a product on its columns."""
+        channels, few = self.weight.shape[:2]
+        lacking = max(_VECTOR - few, 0) * channels
+        onednn = self.geometry.transposed or self.small[0] > 1 or math.prod(self.big) > _ONE_SAMPLE
+        columns = few * math.prod(self.weight.shape[2:])
+        return onednn and columns >= _FEW_COLUMNS and lacking >= _SCATTERED_VALUE * few
 
     @property
     def sub_pixel(self) -> bool:

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gan_fast
 from gan_fast import extension, ops
 from gan_fast.ops import conv_kernels
+from gan_fast.ops.conv_kernels import Like
 
 
 def check_against_aten(
@@ -86,9 +87,9 @@ def large_samples() -> list[ConvSample]:
     samples += [
         ConvSample((8, 64, 16, 15), (64, 3, 4, 4), True, options=down),
         ConvSample((9, 64, 16, 15), (64, 3, 4, 4), True, options=down, layout="channels_last"),
-        ConvSample((8, 64, 9, 16), (64, 5, 5, 5), True, options=(*down, ("output_padding", (1, 0)))),
-        ConvSample((8, 64, 16, 16), (64, 15, 3, 3), True, options=(("stride", 3),), layout="channels_last"),
-        ConvSample((4, 64, 16, 16), (64, 7, 4, 4), True, options=(("dilation", 2), ("padding", (3, 0)))),
+        ConvSample((8, 64, 9, 16), (64, 4, 5, 5), True, options=(*down, ("output_padding", (1, 0)))),
+        ConvSample((8, 64, 24, 24), (64, 2, 3, 3), True, options=(("stride", 3),), layout="channels_last"),
+        ConvSample((4, 64, 16, 16), (64, 4, 4, 4), True, options=(("dilation", 2), ("padding", (3, 0)))),
         ConvSample((32, 100, 1, 1), (100, 512, 4, 4), True, bias=False),
         ConvSample((16, 512, 4, 4), (40, 512, 4, 4)),
         ConvSample((4, 64, 700), (64, 2, 25), True, options=(("stride", 4), ("padding", 11))),
@@ -118,6 +119,80 @@ def test_products_equal_aten_to_second_order(
     # terms), and how far the worst of 30,000 is depends on the number of threads: 2.1 times was seen.
     check_against_aten(sample, dtype, weight_strides=False, factor=2.5)
     assert products, "no product was taken"
+
+
+def _choice(input: tuple[int, ...], weight: tuple[int, ...], channels_last: bool = False, **options: int) -> set[str]:
+    """Which kernels of a convolution, or of a transposed one, are products: gather, scatter, weigh."""
+    dims = len(input) - 2
+    values = {"stride": 1, "padding": 0, "dilation": 1, "transposed": False, "output_padding": 0, **options}
+    each = {name: (value,) * dims for name, value in values.items() if name != "transposed"}
+    geometry = conv_kernels.Geometry(**each, transposed=bool(values["transposed"]), groups=1)
+    x = torch.empty(input)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    product = conv_kernels._Product.of(Like.of(x), Like.of(torch.empty(weight)), geometry)
+    return {name for name in ("gather", "scatter", "weigh") if getattr(product, name, False)}
+
+
+ATEN_IS_QUICKER = [
+    # The shape of a bug report, and layers of vocoders: few channels on long signals, residual blocks, upsamplers.
+    ((4, 8, 8192), (8, 8, 7), {"padding": 3}),
+    ((16, 8, 4096), (8, 8, 4), {"stride": 2, "transposed": True}),
+    ((4, 80, 32), (128, 80, 7), {"padding": 3}),
+    ((1, 80, 32), (512, 80, 7), {"padding": 3}),
+    ((4, 32, 8192), (32, 32, 3), {"padding": 1}),
+    ((4, 64, 2048), (64, 64, 11), {"padding": 25, "dilation": 5}),
+    ((1, 256, 256), (256, 256, 7), {"padding": 9, "dilation": 3}),
+    ((16, 256, 256), (256, 128, 16), {"stride": 8, "padding": 4, "transposed": True}),
+    ((16, 128, 2048), (128, 64, 4), {"stride": 2, "padding": 1, "transposed": True}),
+    ((4, 64, 4096), (128, 64, 3), {"padding": 128, "dilation": 128}),
+    ((4, 64, 4096), (128, 64, 25), {"stride": 4, "padding": 11}),
+    ((4, 256, 1024), (512, 256, 25), {"stride": 4, "padding": 11}),
+    ((4, 32, 8192), (1, 32, 7), {"padding": 3}),
+    ((2, 1, 8192), (128, 1, 7), {"padding": 3}),
+    ((1, 1, 16384), (64, 1, 25), {"stride": 4, "padding": 11}),
+    # The same in 2-d: kernels along one dim, and without a stride.
+    ((4, 1, 1024, 3), (32, 1, 5, 1), {"stride": 3}),
+    ((4, 128, 100, 3), (512, 128, 5, 1), {"stride": 3}),
+    ((4, 256, 8, 8), (256, 256, 3, 3), {"padding": 1}),
+    ((4, 32, 128, 128), (3, 32, 9, 9), {"padding": 4}),
+    ((4, 3, 128, 128), (32, 3, 9, 9), {"padding": 4}),
+    ((4, 32, 4, 8, 8), (32, 16, 4, 4, 4), {"stride": 2, "padding": 1, "transposed": True}),
+]
+
+
+@pytest.mark.parametrize(("input", "weight", "options"), ATEN_IS_QUICKER, ids=str)
+def test_no_product_is_taken_where_aten_is_quicker(
+    input: tuple[int, ...], weight: tuple[int, ...], options: dict[str, int]
+) -> None:
+    assert _choice(input, weight, **options) == set()
+    if len(input) == 4:
+        assert _choice(input, weight, channels_last=True, **options) == set()
+
+
+@pytest.mark.parametrize(
+    ("input", "weight", "options", "products"),
+    [
+        # The last layer of WaveGAN's generator; the gradient by the input of a critic's first one.
+        ((4, 64, 4096), (64, 1, 25), {"stride": 4, "padding": 11, "transposed": True}, {"scatter"}),
+        ((1, 64, 4096), (64, 1, 25), {"stride": 4, "padding": 11, "transposed": True}, {"scatter"}),
+        ((4, 1, 8192), (16, 1, 15), {"padding": 7}, {"scatter"}),
+        # Weights far larger than the maps.
+        ((4, 1024, 16), (1024, 512, 25), {"stride": 4, "padding": 11, "transposed": True}, {"scatter", "weigh"}),
+        ((4, 1024, 32), (1024, 1024, 5), {"padding": 2}, {"weigh"}),
+        ((4, 256, 16), (256, 256, 16), {}, {"gather", "weigh"}),
+        # The layers of DCGAN-64, and of those that end generators.
+        ((32, 512, 4, 4), (512, 256, 4, 4), {"stride": 2, "padding": 1, "transposed": True}, {"scatter", "weigh"}),
+        ((32, 256, 8, 8), (512, 256, 4, 4), {"stride": 2, "padding": 1}, {"scatter", "weigh"}),
+        ((32, 64, 16, 16), (64, 3, 5, 5), {"stride": 2, "padding": 2, "transposed": True}, {"scatter"}),
+        ((4, 3, 64, 64), (64, 3, 7, 7), {"padding": 3}, {"scatter"}),
+        ((4, 512, 4, 4), (512, 512, 3, 3), {"padding": 1}, {"weigh"}),
+    ],
+    ids=str,
+)
+def test_products_are_taken_where_they_are_quicker(
+    input: tuple[int, ...], weight: tuple[int, ...], options: dict[str, int], products: set[str]
+) -> None:
+    assert _choice(input, weight, **options) == products
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "gaps", "expanded"])
