@@ -40,8 +40,9 @@ _DEEP = 256
 _LONG_PLANE = 256
 # A vector of floats: oneDNN computes fewer channels at the price of as many.
 _VECTOR = 16
-# What writing a column's value and adding it to the map costs, in multiplications of a product.
-_SCATTERED_VALUE = 160
+# What writing a column's value and adding it to the map costs, in multiplications of a product: strided kernels overlap
+# less, so that caches hold more of what they add to.
+_SCATTERED_VALUE, _SCATTERED_VALUE_STRIDED = 160, 120
 # Columns below which a product is mostly overhead.
 _FEW_COLUMNS = 12
 # Values of one sample up to which ATen may take a product of its own, where the convolution is not a transposed one.
@@ -182,16 +183,18 @@ class _Product(NamedTuple):
         # A kernel as large as the map meets it once: its columns are the map.
         once = positions == 1
         channels_last = _channels_last(input, weight)
+        # A product reads the weight as one matrix, which is a copy where it is channels-last.
+        lies = not layout.is_ordered_channels_last(weight.shape, weight.stride)
         # Rows to a channel up to which a product is the quicker one. Where there is no stride, and where a kernel
         # reaches along one dim alone, as in 1-d, oneDNN is slow at weights alone that are far larger than the maps.
         if max(geometry.stride) == 1 or sum(size > 1 for size in weight.shape[2:]) == 1:
             large = channels * columns >= _LARGE_WEIGHT and small[0] > 1
-            gather, scatter, weigh = False, large and channels >= 16 * rows, large and channels >= 4 * rows
+            gather, scatter, weigh = False, large and lies and channels >= 16 * rows, large and channels >= 4 * rows
         else:
             # ATen knows how to hurry where maps are contiguous.
             deep = channels >= _DEEP
-            gather = deep and (2 if channels_last else 0.5) * channels >= rows
-            scatter = 4 * channels >= rows
+            gather = deep and lies and (2 if channels_last else 0.5) * channels >= rows
+            scatter = lies and 4 * channels >= rows
             weigh = (deep or channels_last) and 4 * channels >= rows
         product = cls(
             small, big, weight, geometry, channels_last,
@@ -209,7 +212,8 @@ class _Product(NamedTuple):
         lacking = max(_VECTOR - few, 0) * channels
         onednn = self.geometry.transposed or self.small[0] > 1 or math.prod(self.big) > _ONE_SAMPLE
         columns = few * math.prod(self.weight.shape[2:])
-        return onednn and columns >= _FEW_COLUMNS and lacking >= _SCATTERED_VALUE * few
+        scattered = _SCATTERED_VALUE if max(self.geometry.stride) == 1 else _SCATTERED_VALUE_STRIDED
+        return onednn and columns >= _FEW_COLUMNS and lacking >= scattered * few
 
     @property
     def sub_pixel(self) -> bool:

@@ -185,6 +185,7 @@ def test_no_product_is_taken_where_aten_is_quicker(
         ((32, 256, 8, 8), (512, 256, 4, 4), {"stride": 2, "padding": 1}, {"scatter", "weigh"}),
         ((32, 64, 16, 16), (64, 3, 5, 5), {"stride": 2, "padding": 2, "transposed": True}, {"scatter"}),
         ((4, 3, 64, 64), (64, 3, 7, 7), {"padding": 3}, {"scatter"}),
+        ((2, 3, 8, 32, 32), (32, 3, 4, 4, 4), {"stride": 2, "padding": 1}, {"scatter"}),
         ((4, 512, 4, 4), (512, 512, 3, 3), {"padding": 1}, {"weigh"}),
     ],
     ids=str,
@@ -193,6 +194,17 @@ def test_products_are_taken_where_they_are_quicker(
     input: tuple[int, ...], weight: tuple[int, ...], options: dict[str, int], products: set[str]
 ) -> None:
     assert _choice(input, weight, **options) == products
+
+
+def test_a_weight_that_would_be_copied_first_is_left_to_aten() -> None:
+    """The gradient by the weight alone does not read it."""
+    geometry = conv_kernels.Geometry((2, 2), (1, 1), (1, 1), True, (0, 0), 1)
+    x, weight = torch.empty(32, 512, 4, 4), torch.empty(512, 256, 4, 4)
+    for memory_format, scatter in ((torch.contiguous_format, True), (torch.channels_last, False)):
+        as_is = Like.of(weight.contiguous(memory_format=memory_format))
+        product = conv_kernels._Product.of(Like.of(x.contiguous(memory_format=torch.channels_last)), as_is, geometry)
+        assert product is not None
+        assert (product.gather, product.scatter, product.weigh) == (scatter, scatter, True)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "gaps", "expanded"])
