@@ -314,7 +314,7 @@ FOLDED = [
 @pytest.mark.parametrize("sample", FOLDED, ids=str)
 def test_evaluation_folds_the_norm_into_the_weight(sample: BlockSample, dtype: torch.dtype) -> None:
     arguments = sample.make(dtype)
-    with torch.no_grad(), torch.profiler.profile() as profile:
+    with torch.no_grad(), torch.profiler.profile(acc_events=True) as profile:
         ours = getattr(ops, sample.op)(**arguments)
     assert not any("batch_norm" in event.key for event in profile.key_averages())
     eager, exact = chain(sample)(**arguments), chain(sample)(**in_double(arguments))
@@ -332,7 +332,7 @@ def test_blocks_fold_where_nobody_looks() -> None:
         want = block(x).detach()
 
         def folded(block: torch.nn.Module = block, x: Tensor = x, want: Tensor = want) -> bool:
-            with torch.no_grad(), torch.profiler.profile() as profile:
+            with torch.no_grad(), torch.profiler.profile(acc_events=True) as profile:
                 output = block(x)
             torch.testing.assert_close(output, want)
             return not any("batch_norm" in event.key for event in profile.key_averages())
