@@ -3,7 +3,7 @@
 #   make test    install, build, run the whole test suite
 #   make lint    ruff, mypy, clang-format
 #   make bench   measure ops and a training step against eager PyTorch, and write README's tables
-#   make compat  import and test this build under an older torch (downloads it)
+#   make compat  import and test this build under older torches (downloads them), or one: COMPAT_TORCH=2.12.0
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

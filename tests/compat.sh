@@ -1,14 +1,18 @@
 #!/bin/sh
 # Show that one build serves several versions of torch: the module built against the newest is imported, and passes the
-# op tests, under an older one in an environment of its own.
-#   sh tests/compat.sh BUILD_PYTHON [TORCH_VERSION]
+# op tests, under older ones in environments of their own. All versions are tried before a failure ends it.
+#   sh tests/compat.sh BUILD_PYTHON [TORCH_VERSION...]
 set -eu
 build_python=$1
-version=${2:-2.12.0}
+shift
+versions=${*:-2.11.0 2.12.0}
 root=$(cd "$(dirname "$0")/.." && pwd)
-folder=$root/build/compat-$version
 packages="numpy pillow safetensors tqdm tyro matplotlib pytest hypothesis scikit-learn"
-if [ ! -e "$folder/ready" ]; then
+
+install() {
+    version=$1
+    folder=$2
+    [ ! -e "$folder/ready" ] || return 0
     "$build_python" -m venv "$folder"
     # The older torch is not the one constraints.txt pins; everything else is.
     grep -v '^torch==' "$root/constraints.txt" >"$folder/constraints.txt"
@@ -16,9 +20,11 @@ if [ ! -e "$folder/ready" ]; then
     # shellcheck disable=SC2086
     "$folder/bin/pip" install --quiet --disable-pip-version-check -c "$folder/constraints.txt" $packages
     touch "$folder/ready"
-fi
-cd "$root"
-PYTHONPATH=$root "$folder/bin/python" - <<'EOF'
+}
+
+try() {
+    python=$1
+    PYTHONPATH=$root "$python" - <<'CODE'
 import torch
 import gan_fast
 from gan_fast import extension
@@ -27,5 +33,24 @@ info = extension.build_info()
 assert info, extension.load_error
 print(f"built with torch {info['torch']}, running under torch {torch.__version__}")
 print(gan_fast.info())
-EOF
-PYTHONPATH=$root "$folder/bin/python" -m pytest -q -p no:cacheprovider tests/ops tests/nn tests/test_backends.py
+CODE
+    PYTHONPATH=$root "$python" -m pytest -q -p no:cacheprovider tests/ops tests/nn tests/test_backends.py \
+        tests/test_fp32_precision.py
+}
+
+cd "$root"
+failed=
+for version in $versions; do
+    folder=$root/build/compat-$version
+    # In a shell of its own: "set -e" does not hold inside a condition.
+    install "$version" "$folder"
+    set +e
+    (set -e && try "$folder/bin/python")
+    status=$?
+    set -e
+    [ "$status" -eq 0 ] || failed="$failed $version"
+done
+if [ -n "$failed" ]; then
+    echo "compat: failed under torch$failed" >&2
+    exit 1
+fi

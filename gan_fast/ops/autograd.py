@@ -109,7 +109,15 @@ def register_triton(native_op: str, file: str, function: str) -> None:
 
 def is_autocast_enabled(device_type: str) -> bool:
     """As torch's, for any device: some have no autocast to ask for."""
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return _has_autocast(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
+
+
+# The compiler of torch 2.11 cannot trace it. Set as torch.compiler.assume_constant_result does, without its imports.
+_has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def refuse(op: str) -> Callable[..., Any]:

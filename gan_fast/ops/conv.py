@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gan_fast import backends
+from gan_fast import backends, fp32_precision
 from gan_fast.ops import activation as activations
 from gan_fast.ops import autograd, checks, conv_kernels, per_sample, recompute
 from gan_fast.ops.batch_norm_act import norm as batch_norm
@@ -464,7 +464,8 @@ def _on_quickest(
 def _settings() -> tuple[str, ...]:
     """What cuDNN's speed depends on beside shapes."""
     cudnn = torch.backends.cudnn
-    return tuple(name for name in ("benchmark", "deterministic", "allow_tf32") if getattr(cudnn, name))
+    flags = (name for name in ("benchmark", "deterministic") if getattr(cudnn, name))
+    return *flags, fp32_precision.of("cuda", "conv")
 
 
 def _any_norm(output: Tensor, *statistics: Tensor) -> Tensor:

@@ -40,6 +40,15 @@ _DEEP = 256
 _LONG_PLANE = 256
 # A vector of floats: oneDNN computes fewer channels at the price of as many.
 _VECTOR = 16
+# What writing a column's value and adding it to the map costs, in multiplications of a product: strided kernels overlap
+# less, so that caches hold more of what they add to.
+_SCATTERED_VALUE, _SCATTERED_VALUE_STRIDED = 160, 120
+# Columns below which a product is mostly overhead.
+_FEW_COLUMNS = 12
+# Values of one sample up to which ATen may take a product of its own, where the convolution is not a transposed one.
+_ONE_SAMPLE = 20_480
+# Values of a weight from which on copying it is what oneDNN spends its time on.
+_LARGE_WEIGHT = 1 << 20
 _DTYPES = (torch.float32, torch.bfloat16)
 # csrc/cpu/sub_pixel.h: channels that it takes; with fewer and shorter registers columns are the quicker way.
 _SUB_PIXEL_CHANNELS = 4
@@ -126,9 +135,14 @@ class Like(NamedTuple):
     def of(cls, t: Tensor) -> Like:
         return cls(t.shape, t.stride())
 
-    def unread(self, beside: Tensor) -> Tensor:
-        """Memory that nobody touches costs no more than its address."""
-        return beside.new_empty_strided(self.shape, self.stride)
+    def unread(self, beside: Tensor, strided: bool) -> Tensor:
+        """Return a tensor that stands for one whose values are not read, on the device of ``beside``.
+
+        Args:
+            strided: with the strides, which takes memory, though on a CPU none that is not written to. Else it is one
+                value, expanded.
+        """
+        return beside.new_empty_strided(self.shape, self.stride) if strided else beside.new_empty(()).expand(self.shape)
 
 
 _im2col = autograd.kernel("im2col")
@@ -186,20 +200,37 @@ class _Product(NamedTuple):
         # A kernel as large as the map meets it once: its columns are the map.
         once = positions == 1
         channels_last = _channels_last(input, weight)
-        # Rows to a channel up to which a product is the quicker one. Without a stride each value is in as many columns
-        # as the kernel has positions; and ATen knows how to hurry where maps are contiguous.
-        strided, deep = max(geometry.stride) > 1, channels >= _DEEP
-        gathered = 0.5 if not channels_last else 2 if strided else 1
-        scattered = 4 if strided else 1 if channels_last else 0.5
-        weighed = 4 if strided else 1
+        # A product reads the weight as one matrix, which is a copy where it is channels-last.
+        lies = not layout.is_ordered_channels_last(weight.shape, weight.stride)
+        # Rows to a channel up to which a product is the quicker one. Where there is no stride, and where a kernel
+        # reaches along one dim alone, as in 1-d, oneDNN is slow at weights alone that are far larger than the maps.
+        if max(geometry.stride) == 1 or sum(size > 1 for size in weight.shape[2:]) == 1:
+            large = channels * columns >= _LARGE_WEIGHT and small[0] > 1
+            gather, scatter, weigh = False, large and lies and channels >= 16 * rows, large and channels >= 4 * rows
+        else:
+            # ATen knows how to hurry where maps are contiguous.
+            deep = channels >= _DEEP
+            gather = deep and lies and (2 if channels_last else 0.5) * channels >= rows
+            scatter = lies and 4 * channels >= rows
+            weigh = (deep or channels_last) and 4 * channels >= rows
         product = cls(
             small, big, weight, geometry, channels_last,
-            gather=worth and (once or (deep and gathered * channels >= rows)),
-            # Of one position ATen sums up more exactly.
-            scatter=worth and not once and (scattered * channels >= rows or weight.shape[1] < _VECTOR),
-            weigh=worth and (once or ((deep or channels_last) and weighed * channels >= rows)),
+            gather=worth and (once or gather), scatter=scatter, weigh=worth and (once or weigh),
         )  # fmt: skip
+        # Of one position ATen sums up more exactly.
+        scatter = worth and not once and (scatter or product.sub_pixel or product._has_few_channels)
+        product = product._replace(scatter=scatter)
         return product if product.gather or product.scatter or product.weigh else None
+
+    @property
+    def _has_few_channels(self) -> bool:
+        """Whether oneDNN spends more on channels that the big map lacks than a product on its columns."""
+        channels, few = self.weight.shape[:2]
+        lacking = max(_VECTOR - few, 0) * channels
+        onednn = self.geometry.transposed or self.small[0] > 1 or math.prod(self.big) > _ONE_SAMPLE
+        columns = few * math.prod(self.weight.shape[2:])
+        scattered = _SCATTERED_VALUE if max(self.geometry.stride) == 1 else _SCATTERED_VALUE_STRIDED
+        return onednn and columns >= _FEW_COLUMNS and lacking >= scattered * few
 
     @property
     def sub_pixel(self) -> bool:
@@ -321,9 +352,10 @@ def transposed_sizes(space: Sequence[int], kernel: Sequence[int], geometry: Geom
     )
 
 
-def _without_autocast() -> AbstractContextManager[Any]:
+def _without_autocast(device_type: str = "cpu") -> AbstractContextManager[Any]:
     """The products have the dtypes they are meant to have."""
-    return torch.autocast("cpu", enabled=False) if autograd.is_autocast_enabled("cpu") else contextlib.nullcontext()
+    enabled = autograd.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if enabled else contextlib.nullcontext()
 
 
 def gain_by_channels_last(input: Tensor) -> bool:
@@ -429,17 +461,43 @@ def backward(
                     _, by_weight = product.from_big(known_input, grad_output, None)
                     by_weight = by_weight if _is_finite(grad_output) else None
     left = (input_wanted and by_input is None, weight_wanted and by_weight is None, bias_wanted)
-    if bias_wanted and not left[1] and grad_output.is_cpu:
-        # oneDNN would compute the weight's gradient on the way.
+    # ATen has kernels of its own for depthwise convolutions, not for the other kind of them.
+    strided = grad_output.is_cpu or 1 < geometry.groups == input.shape[1]
+    if left[0] and isinstance(input, Like) and isinstance(weight, Tensor) and not strided:
+        by_input = _by_input_of_aten(grad_output, input, weight, geometry)
+        left = (by_input is None, *left[1:])
+    if bias_wanted and not left[1] and (grad_output.is_cpu or not left[0]):
+        # As part of a call for the weight's gradient alone: oneDNN would compute that one on the way.
         by_bias, left = by_bias_of(grad_output), (left[0], False, False)
     if any(left):
-        input, weight = (t if isinstance(t, Tensor) else t.unread(grad_output) for t in (input, weight))
+        input, weight = (t if isinstance(t, Tensor) else t.unread(grad_output, strided) for t in (input, weight))
         bias_shape = [grad_output.shape[1]] if bias_wanted else None
         grads = torch.ops.aten.convolution_backward(grad_output, input, weight, bias_shape, *geometry, left)
         by_input = grads[0] if by_input is None else by_input
         by_weight = grads[1] if by_weight is None else by_weight
         by_bias = grads[2] if by_bias is None else by_bias
     return by_input, by_weight, by_bias
+
+
+def _by_input_of_aten(grad_output: Tensor, input: Like, weight: Tensor, geometry: Geometry) -> Tensor | None:
+    """The gradient by an input without a tensor in its place: the convolution of the other kind.
+
+    cuDNN runs the same kernel for both. None where that convolution would be larger than the input.
+    """
+    stride, space, transposed = geometry.stride, input.shape[2:], geometry.transposed
+    if transposed and any(extra >= step for extra, step in zip(geometry.output_padding, stride)):
+        return None
+    other = geometry._replace(transposed=not transposed, output_padding=(0,) * len(stride))
+    if not transposed:
+        least = transposed_sizes(grad_output.shape[2:], weight.shape[2:], other)
+        other = other._replace(output_padding=tuple(size - low for size, low in zip(space, least)))
+    # aten::convolution_backward takes the gradient in the format of the input, and so gives that to the result.
+    if len(input.shape) in layout.CHANNELS_LAST:
+        ordered = layout.is_ordered_channels_last(input.shape, input.stride)
+        memory_format = layout.CHANNELS_LAST[len(input.shape)] if ordered else torch.contiguous_format
+        grad_output = grad_output.contiguous(memory_format=memory_format)
+    with _without_autocast(grad_output.device.type):
+        return torch.convolution(grad_output, weight, None, *other)
 
 
 def _im2col_fake(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.optim import optimizer as optim
 
-from gan_fast import backends
+from gan_fast import backends, fp32_precision
 from gan_fast.capture import CudaGraphs
 from gan_fast.train.optimizers import containers
 from gan_fast.train.optimizers import moments as state_values
@@ -168,7 +168,7 @@ def _of_torch_itself(batches: Sequence[Tensor]) -> tuple[Any, ...]:
     device = batches[0].device.type
     cudnn, autocast = torch.backends.cudnn, torch.is_autocast_enabled(device)
     return (
-        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32,
+        cudnn.benchmark, cudnn.deterministic, *fp32_precision.current(),
         autocast and torch.get_autocast_dtype(device),
     )  # fmt: skip
 

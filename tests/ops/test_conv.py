@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gan_fast
 from gan_fast import extension, ops
 from gan_fast.ops import conv_kernels
+from gan_fast.ops.conv_kernels import Like
 
 
 def check_against_aten(
@@ -86,9 +87,9 @@ def large_samples() -> list[ConvSample]:
     samples += [
         ConvSample((8, 64, 16, 15), (64, 3, 4, 4), True, options=down),
         ConvSample((9, 64, 16, 15), (64, 3, 4, 4), True, options=down, layout="channels_last"),
-        ConvSample((8, 64, 9, 16), (64, 5, 5, 5), True, options=(*down, ("output_padding", (1, 0)))),
-        ConvSample((8, 64, 16, 16), (64, 15, 3, 3), True, options=(("stride", 3),), layout="channels_last"),
-        ConvSample((4, 64, 16, 16), (64, 7, 4, 4), True, options=(("dilation", 2), ("padding", (3, 0)))),
+        ConvSample((8, 64, 9, 16), (64, 4, 5, 5), True, options=(*down, ("output_padding", (1, 0)))),
+        ConvSample((8, 64, 24, 24), (64, 2, 3, 3), True, options=(("stride", 3),), layout="channels_last"),
+        ConvSample((4, 64, 16, 16), (64, 4, 4, 4), True, options=(("dilation", 2), ("padding", (3, 0)))),
         ConvSample((32, 100, 1, 1), (100, 512, 4, 4), True, bias=False),
         ConvSample((16, 512, 4, 4), (40, 512, 4, 4)),
         ConvSample((4, 64, 700), (64, 2, 25), True, options=(("stride", 4), ("padding", 11))),
@@ -118,6 +119,92 @@ def test_products_equal_aten_to_second_order(
     # terms), and how far the worst of 30,000 is depends on the number of threads: 2.1 times was seen.
     check_against_aten(sample, dtype, weight_strides=False, factor=2.5)
     assert products, "no product was taken"
+
+
+def _choice(input: tuple[int, ...], weight: tuple[int, ...], channels_last: bool = False, **options: int) -> set[str]:
+    """Which kernels of a convolution, or of a transposed one, are products: gather, scatter, weigh."""
+    dims = len(input) - 2
+    values = {"stride": 1, "padding": 0, "dilation": 1, "transposed": False, "output_padding": 0, **options}
+    each = {name: (value,) * dims for name, value in values.items() if name != "transposed"}
+    geometry = conv_kernels.Geometry(**each, transposed=bool(values["transposed"]), groups=1)
+    x = torch.empty(input)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    product = conv_kernels._Product.of(Like.of(x), Like.of(torch.empty(weight)), geometry)
+    return {name for name in ("gather", "scatter", "weigh") if getattr(product, name, False)}
+
+
+ATEN_IS_QUICKER = [
+    # The shape of a bug report, and layers of vocoders: few channels on long signals, residual blocks, upsamplers.
+    ((4, 8, 8192), (8, 8, 7), {"padding": 3}),
+    ((16, 8, 4096), (8, 8, 4), {"stride": 2, "transposed": True}),
+    ((4, 80, 32), (128, 80, 7), {"padding": 3}),
+    ((1, 80, 32), (512, 80, 7), {"padding": 3}),
+    ((4, 32, 8192), (32, 32, 3), {"padding": 1}),
+    ((4, 64, 2048), (64, 64, 11), {"padding": 25, "dilation": 5}),
+    ((1, 256, 256), (256, 256, 7), {"padding": 9, "dilation": 3}),
+    ((16, 256, 256), (256, 128, 16), {"stride": 8, "padding": 4, "transposed": True}),
+    ((16, 128, 2048), (128, 64, 4), {"stride": 2, "padding": 1, "transposed": True}),
+    ((4, 64, 4096), (128, 64, 3), {"padding": 128, "dilation": 128}),
+    ((4, 64, 4096), (128, 64, 25), {"stride": 4, "padding": 11}),
+    ((4, 256, 1024), (512, 256, 25), {"stride": 4, "padding": 11}),
+    ((4, 32, 8192), (1, 32, 7), {"padding": 3}),
+    ((2, 1, 8192), (128, 1, 7), {"padding": 3}),
+    ((1, 1, 16384), (64, 1, 25), {"stride": 4, "padding": 11}),
+    # The same in 2-d: kernels along one dim, and without a stride.
+    ((4, 1, 1024, 3), (32, 1, 5, 1), {"stride": 3}),
+    ((4, 128, 100, 3), (512, 128, 5, 1), {"stride": 3}),
+    ((4, 256, 8, 8), (256, 256, 3, 3), {"padding": 1}),
+    ((4, 32, 128, 128), (3, 32, 9, 9), {"padding": 4}),
+    ((4, 3, 128, 128), (32, 3, 9, 9), {"padding": 4}),
+    ((4, 32, 4, 8, 8), (32, 16, 4, 4, 4), {"stride": 2, "padding": 1, "transposed": True}),
+]
+
+
+@pytest.mark.parametrize(("input", "weight", "options"), ATEN_IS_QUICKER, ids=str)
+def test_no_product_is_taken_where_aten_is_quicker(
+    input: tuple[int, ...], weight: tuple[int, ...], options: dict[str, int]
+) -> None:
+    assert _choice(input, weight, **options) == set()
+    if len(input) == 4:
+        assert _choice(input, weight, channels_last=True, **options) == set()
+
+
+@pytest.mark.parametrize(
+    ("input", "weight", "options", "products"),
+    [
+        # The last layer of WaveGAN's generator; the gradient by the input of a critic's first one.
+        ((4, 64, 4096), (64, 1, 25), {"stride": 4, "padding": 11, "transposed": True}, {"scatter"}),
+        ((1, 64, 4096), (64, 1, 25), {"stride": 4, "padding": 11, "transposed": True}, {"scatter"}),
+        ((4, 1, 8192), (16, 1, 15), {"padding": 7}, {"scatter"}),
+        # Weights far larger than the maps.
+        ((4, 1024, 16), (1024, 512, 25), {"stride": 4, "padding": 11, "transposed": True}, {"scatter", "weigh"}),
+        ((4, 1024, 32), (1024, 1024, 5), {"padding": 2}, {"weigh"}),
+        ((4, 256, 16), (256, 256, 16), {}, {"gather", "weigh"}),
+        # The layers of DCGAN-64, and of those that end generators.
+        ((32, 512, 4, 4), (512, 256, 4, 4), {"stride": 2, "padding": 1, "transposed": True}, {"scatter", "weigh"}),
+        ((32, 256, 8, 8), (512, 256, 4, 4), {"stride": 2, "padding": 1}, {"scatter", "weigh"}),
+        ((32, 64, 16, 16), (64, 3, 5, 5), {"stride": 2, "padding": 2, "transposed": True}, {"scatter"}),
+        ((4, 3, 64, 64), (64, 3, 7, 7), {"padding": 3}, {"scatter"}),
+        ((2, 3, 8, 32, 32), (32, 3, 4, 4, 4), {"stride": 2, "padding": 1}, {"scatter"}),
+        ((4, 512, 4, 4), (512, 512, 3, 3), {"padding": 1}, {"weigh"}),
+    ],
+    ids=str,
+)
+def test_products_are_taken_where_they_are_quicker(
+    input: tuple[int, ...], weight: tuple[int, ...], options: dict[str, int], products: set[str]
+) -> None:
+    assert _choice(input, weight, **options) == products
+
+
+def test_a_weight_that_would_be_copied_first_is_left_to_aten() -> None:
+    """The gradient by the weight alone does not read it."""
+    geometry = conv_kernels.Geometry((2, 2), (1, 1), (1, 1), True, (0, 0), 1)
+    x, weight = torch.empty(32, 512, 4, 4), torch.empty(512, 256, 4, 4)
+    for memory_format, scatter in ((torch.contiguous_format, True), (torch.channels_last, False)):
+        as_is = Like.of(weight.contiguous(memory_format=memory_format))
+        product = conv_kernels._Product.of(Like.of(x.contiguous(memory_format=torch.channels_last)), as_is, geometry)
+        assert product is not None
+        assert (product.gather, product.scatter, product.weigh) == (scatter, scatter, True)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "gaps", "expanded"])
@@ -457,3 +544,76 @@ def test_fake_tensors_pass_where_values_are_looked_at() -> None:
         output.sum().backward()
     assert output.shape == (32, 3, 64, 64)
     assert x.grad.shape == x.shape
+
+
+def _by_input_samples() -> list[tuple[tuple[int, ...], tuple[int, ...], conv_kernels.Geometry]]:
+    """Shapes of input and weight, and a geometry with remainders, dilation, groups, output padding."""
+    return [
+        ((2, 4, 11), (6, 4, 4), conv_kernels.Geometry((3,), (2,), (2,), False, (0,), 1)),
+        ((2, 6, 9, 8), (4, 3, 3, 2), conv_kernels.Geometry((2, 3), (1, 0), (1, 2), False, (0, 0), 2)),
+        ((1, 3, 5, 4, 6), (2, 3, 2, 2, 3), conv_kernels.Geometry((2, 1, 2), (0, 1, 1), (1, 1, 1), False, (0, 0, 0), 1)),
+        ((2, 4, 7), (4, 3, 5), conv_kernels.Geometry((3,), (1,), (1,), True, (2,), 1)),
+        ((2, 6, 5, 4), (6, 2, 4, 3), conv_kernels.Geometry((2, 2), (1, 1), (1, 1), True, (1, 0), 3)),
+    ]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("sample", _by_input_samples(), ids=str)
+def test_the_gradient_by_an_input_that_is_not_there_is_atens(sample: Any, channels_last: bool) -> None:
+    """What serves where there is a GPU; here on the CPU, whose memory format the result has as well."""
+    shape, weight_shape, geometry = sample
+    if channels_last and len(shape) == 3:
+        pytest.skip("1-d maps have one format")
+    memory_format = (
+        {4: torch.channels_last, 5: torch.channels_last_3d}[len(shape)] if channels_last else torch.contiguous_format
+    )
+    x = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=memory_format)
+    weight = torch.randn(weight_shape, dtype=torch.float64)
+    output = torch.convolution(x, weight, None, *geometry)
+    grad = torch.randn_like(output)
+    have = conv_kernels._by_input_of_aten(grad, conv_kernels.Like.of(x), weight, geometry)
+    want = torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, (True, False, False))[0]
+    assert have is not None
+    torch.testing.assert_close(have, want)
+    assert have.stride() == want.stride()
+
+
+def test_a_larger_convolution_than_the_input_is_not_taken_for_its_gradient() -> None:
+    geometry = conv_kernels.Geometry((1,), (0,), (3,), True, (2,), 1)
+    like = conv_kernels.Like(torch.Size((1, 2, 4)), (8, 4, 1))
+    output = torch.convolution(torch.randn(like.shape), torch.randn(2, 2, 2), None, *geometry)
+    assert conv_kernels._by_input_of_aten(output, like, torch.randn(2, 2, 2), geometry) is None
+
+
+class Allocations(TorchDispatchMode):
+    """Records how many values each tensor made from nothing has memory for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if "empty" in func.__name__:
+            self.values.append(result.untyped_storage().nbytes() // result.element_size())
+        return result
+
+
+@pytest.mark.parametrize("sample", _by_input_samples(), ids=str)
+@pytest.mark.parametrize(
+    "wanted", [(True, False, False), (False, True, False), (False, True, True), (True, False, True)]
+)
+def test_tensors_that_are_not_read_take_no_memory_off_the_cpu(sample: Any, wanted: tuple[bool, ...]) -> None:
+    """On the meta device, which chooses as a GPU does and shows what is allocated without doing so."""
+    shape, weight_shape, geometry = sample
+    x, weight = torch.empty(shape, device="meta"), torch.empty(weight_shape, device="meta")
+    grad = torch.empty_like(torch.convolution(x, weight, None, *geometry))
+    known_x = x if wanted[1] else conv_kernels.Like.of(x)
+    known_weight = weight if wanted[0] else conv_kernels.Like.of(weight)
+    with Allocations() as seen:
+        grads = conv_kernels.backward(grad, known_x, known_weight, geometry, wanted)
+    assert all(count <= 1 for count in seen.values)
+    bias = grad.shape[1:2]
+    assert [None if g is None else g.shape for g in grads] == [
+        like if asked else None for like, asked in zip((x.shape, weight.shape, bias), wanted)
+    ]

@@ -243,7 +243,8 @@ def test_a_penalty_computes_nothing_again() -> None:
     """Its first pass takes no weight's gradient, so it needs no convolution's input."""
     x, weights, gamma, beta = two_blocks_arguments()
     output = two_blocks(x, weights, gamma, beta)
-    with torch.profiler.profile() as profile:
+    # torch 2.11 warns where events are not accumulated.
+    with torch.profiler.profile(acc_events=True) as profile:
         torch.autograd.grad(output.sum(), x)
     names = {event.key for event in profile.key_averages()}
     assert "gan_fast::batch_norm_act_backward" in names
@@ -314,7 +315,7 @@ FOLDED = [
 @pytest.mark.parametrize("sample", FOLDED, ids=str)
 def test_evaluation_folds_the_norm_into_the_weight(sample: BlockSample, dtype: torch.dtype) -> None:
     arguments = sample.make(dtype)
-    with torch.no_grad(), torch.profiler.profile() as profile:
+    with torch.no_grad(), torch.profiler.profile(acc_events=True) as profile:
         ours = getattr(ops, sample.op)(**arguments)
     assert not any("batch_norm" in event.key for event in profile.key_averages())
     eager, exact = chain(sample)(**arguments), chain(sample)(**in_double(arguments))
@@ -332,7 +333,7 @@ def test_blocks_fold_where_nobody_looks() -> None:
         want = block(x).detach()
 
         def folded(block: torch.nn.Module = block, x: Tensor = x, want: Tensor = want) -> bool:
-            with torch.no_grad(), torch.profiler.profile() as profile:
+            with torch.no_grad(), torch.profiler.profile(acc_events=True) as profile:
                 output = block(x)
             torch.testing.assert_close(output, want)
             return not any("batch_norm" in event.key for event in profile.key_averages())

@@ -554,6 +554,20 @@ def test_settings_that_change_at_every_step_are_reported(device, caplog):
     ]
 
 
+@pytest.mark.parametrize("setting", [torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.conv])
+def test_another_float32_precision_is_captured_anew(device, setting):
+    trainer = make_pair(device)[0]
+    real = batches(1)[0]
+    try:
+        for precision, captures in (("none", 1), ("tf32", 2), ("none", 3)):
+            setting.fp32_precision = precision
+            for _ in range(EAGER_FIRST + 1):
+                trainer.step(real)
+            assert counts(trainer)[1] == captures
+    finally:
+        setting.fp32_precision = "none"
+
+
 def test_the_batch_is_not_needed_after_the_step(device):
     pair = make_pair(device)
     for real in batches(8):

@@ -1,0 +1,157 @@
+"""torch's float32 precision, set by a user in any way: nothing raises, all is seen, and all is put back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from test_backends import run
+
+from gan_fast import fp32_precision
+
+# Of each way, what settings read as without and with gan_fast's work between.
+Found = dict[str, tuple[list[list[str]], dict[str, Any]]]
+
+# Each in a process of its own: some settings cannot be undone.
+WAYS = [
+    "pass",
+    "b.fp32_precision = 'ieee'",
+    "b.fp32_precision = 'tf32'",
+    "b.fp32_precision = 'bf16'",
+    "b.cudnn.fp32_precision = 'ieee'",
+    "b.cudnn.fp32_precision = 'tf32'; b.cudnn.conv.fp32_precision = 'none'",
+    "b.cudnn.conv.fp32_precision = 'ieee'",
+    "b.cudnn.rnn.fp32_precision = 'ieee'",
+    "b.cudnn.rnn.fp32_precision = 'none'; b.cudnn.conv.fp32_precision = 'tf32'",
+    "b.cuda.matmul.fp32_precision = 'tf32'",
+    "b.cuda.matmul.fp32_precision = 'ieee'; b.fp32_precision = 'tf32'",
+    "b.mkldnn.fp32_precision = 'bf16'",
+    "b.mkldnn.set_flags(_fp32_precision='tf32')",
+    "b.mkldnn.matmul.fp32_precision = 'bf16'",
+    "b.mkldnn.conv.fp32_precision = 'tf32'; b.mkldnn.rnn.fp32_precision = 'ieee'",
+    "torch.set_float32_matmul_precision('high')",
+    "torch.set_float32_matmul_precision('medium')",
+    "b.cudnn.allow_tf32 = False",
+    "b.cuda.matmul.allow_tf32 = True",
+    "b.cuda.matmul.allow_tf32 = True; b.cuda.matmul.fp32_precision = 'ieee'",
+    "b.cuda.matmul.fp32_precision = 'ieee'; b.cuda.matmul.allow_tf32 = True",
+    "b.cudnn.conv.fp32_precision = 'ieee'; b.cudnn.allow_tf32 = True; b.cudnn.rnn.fp32_precision = 'ieee'",
+    "torch.set_float32_matmul_precision('high'); b.fp32_precision = 'ieee'; b.cuda.matmul.fp32_precision = 'none'",
+    "b.fp32_precision = 'tf32'; b.cudnn.allow_tf32 = False; torch.set_float32_matmul_precision('highest')",
+    "b.cudnn.conv.fp32_precision = 'ieee'; b.disable_global_flags()",
+]
+
+PROGRAM = """
+import json, os, warnings
+import torch
+from gan_fast import backends, fp32_precision, ops, self_check
+from gan_fast.ops import conv
+from gan_fast.train import graph
+
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+b = torch.backends
+
+def read(getter):
+    try:
+        return str(getter())
+    except RuntimeError:
+        return "raises"
+
+def state():
+    ops_of = [b.cudnn.conv, b.cudnn.rnn, b.cuda.matmul, b.mkldnn.conv, b.mkldnn.rnn, b.mkldnn.matmul]
+    older = [
+        lambda: b.cudnn.allow_tf32, lambda: b.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision,
+        lambda: b.mkldnn.allow_tf32,
+    ]
+    newer = [b.fp32_precision, b.cudnn.fp32_precision, b.mkldnn.fp32_precision, *(o.fp32_precision for o in ops_of)]
+    return [*newer, *map(read, older)]
+
+def later():
+    # What inherits must still inherit: seen when parents change.
+    found = [state()]
+    for backend, op in (("generic", "all"), ("cuda", "all"), ("mkldnn", "all")):
+        for value in ("ieee", "tf32", "none"):
+            torch._C._set_fp32_precision_setter(backend, op, value)
+            found.append(state())
+    return found
+
+def untouched(way):
+    exec(way)
+    return later()
+
+def used(way):
+    def taken():
+        return [list(graph._of_torch_itself([torch.zeros(1)])), list(conv._settings())]
+
+    first, fresh = taken(), state()
+    exec(way)
+    found = {"before": state(), "is a change": state() != fresh, "is seen": taken() != first}
+    x, weight = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(4, 3, 3, 3, requires_grad=True)
+    with backends.use_backend("cpu"):
+        ops.conv2d(x, weight).sum().backward()
+    backends.info()
+    found["op ok"] = self_check.check(["leaky_relu"]).ok
+    try:
+        with fp32_precision.full():
+            found["inside"] = list(fp32_precision.current())
+            raise KeyError
+    except KeyError:
+        found["later"] = later()
+    return found
+
+def in_child(function, way):
+    source, sink = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(source)
+        with os.fdopen(sink, "w") as file:
+            file.write(json.dumps(function(way)))
+            file.flush()
+            os._exit(0)
+    os.close(sink)
+    with os.fdopen(source) as file:
+        text = file.read()
+    os.waitpid(child, 0)
+    return json.loads(text) if text else None
+
+ways = json.loads(os.environ["WAYS"])
+print(json.dumps({way: [in_child(function, way) for function in (untouched, used)] for way in ways}))
+"""
+
+
+@pytest.fixture(scope="module")
+def found() -> Found:
+    found: Found = json.loads(run(PROGRAM, WAYS=json.dumps(WAYS)).stdout)
+    return found
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_any_way_to_set_it_is_seen_and_put_back(way: str, found: Found) -> None:
+    untouched, used = found[way]
+    assert used is not None, "raised"
+    assert used["op ok"]
+    assert used["is seen"] == used["is a change"] or "disable_global_flags" in way
+    assert set(used["inside"]) == {"ieee"}
+    assert used["before"] == untouched[0]
+    assert used["later"] == untouched
+
+
+def test_the_command_line_checks_ops_under_mixed_settings() -> None:
+    code = """
+import torch
+torch.backends.cuda.matmul.allow_tf32 = True
+torch.backends.fp32_precision = "tf32"
+torch.backends.cudnn.conv.fp32_precision = "ieee"
+torch.backends.cuda.matmul.fp32_precision = "ieee"
+from gan_fast import cli
+raise SystemExit(cli.main(["info"]))
+"""
+    assert " ops ok, in " in run(code).stdout
+
+
+def test_settings_are_named_by_backend_and_op() -> None:
+    assert fp32_precision.of("cuda", "matmul") == torch.backends.cuda.matmul.fp32_precision
+    assert fp32_precision.of("mkldnn", "conv") == torch.backends.mkldnn.conv.fp32_precision
