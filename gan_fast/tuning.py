@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from gan_fast.capture import CudaGraphs
+from gan_fast.capture import CudaGraphs, one_at_a_time
 from gan_fast.version import __version__
 
 logger = logging.getLogger("gan_fast")
@@ -183,7 +183,10 @@ def _time_ms(device: torch.device, work: Callable[[], Any]) -> float:
     if device.type != "cuda":
         return _median_ms(work, time.perf_counter, lambda: None)
     with torch.cuda.device(device):
-        return _median_ms(_recorded(device, work), time.perf_counter, torch.cuda.synchronize)
+        recorded = _recorded(device, work)
+        # Waiting for the device would spoil another thread's capture, and another thread's work this one's times.
+        with one_at_a_time:
+            return _median_ms(recorded, time.perf_counter, torch.cuda.synchronize)
 
 
 def _recorded(device: torch.device, work: Callable[[], Any]) -> Callable[[], Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import json
 import os
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -522,6 +525,72 @@ def test_the_gpu_s_side_calls_what_torch_has(monkeypatch: pytest.MonkeyPatch) ->
     assert machine.turns(2**20) == gpu_machine.MOST_TURNS
     assert machine.turns(2**30) == 3
     assert callable(machine.compile(torch.neg, "max-autotune"))
+
+
+def test_what_a_graph_reads_lives_while_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns of a backward pass read outputs and saved tensors that were made before the capture."""
+    made: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        output = (x * x).tanh()
+        made.append(weakref.ref(output))
+        return output
+
+    class Graphs:
+        def capture(self, function: Callable[[], Any], generator: Any) -> Any:
+            return lambda: alive.append(all(output() is not None for output in made)), function()
+
+    machine = Machine(CPU)
+    monkeypatch.setattr(machine, "rounds", 1)
+    monkeypatch.setattr(machine, "dry", False)
+    monkeypatch.setattr(gpu_machine, "_graphs_here", lambda device: Graphs())
+    for name in ("synchronize", "alive"):
+        monkeypatch.setattr(machine, name, lambda: True)
+    monkeypatch.setattr(machine, "time_ms", lambda work, repeats: work() or 1.0)
+    inputs = [torch.randn(2, 3, 4, 4) for _ in range(3)]
+    providers = {name: functools.partial(gpu_ops.backward_turns, function, inputs, ()) for name in ("eager", "ours")}
+    record = gpu_machine.measure(machine, Case("c", providers, 0.1))
+    assert "time_ms" in record["providers"]["ours"]
+    assert len(made) == 6
+    assert len(alive) > 4
+    assert all(alive)
+    # By hand, too.
+    replay, _ = machine.record(inputs[0].neg)
+    held, inputs = weakref.ref(inputs[0]), []
+    del providers
+    gc.collect()
+    assert held() is not None
+    del replay
+    assert held() is None
+
+
+@pytest.mark.parametrize("provider", ["trainer", "graphed", "tuned"])
+def test_ours_and_the_tuned_baselines_have_one_memory_format(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models and images; eager as people write it stays as it is."""
+    setting = gpu_step.Setting(Machine(CPU), 4)
+    seen: list[torch.Tensor] = []
+
+    def spy(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)) and module.kernel_size != (1, 1):
+            seen.append(module.weight)
+            seen.extend(x for x in inputs if x is not None and x.size(1) == 3)
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(spy)
+    try:
+        getattr(setting, provider)()()
+    finally:
+        handle.remove()
+    assert len({t.data_ptr() for t in seen}) > 4
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in seen)
+    assert not any(t.is_contiguous() for t in seen if min(t.shape[1:]) > 1)
+    seen.clear()
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(spy)
+    try:
+        setting.classic()()
+    finally:
+        handle.remove()
+    assert all(t.is_contiguous() for t in seen)
 
 
 def test_a_capture_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
