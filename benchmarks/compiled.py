@@ -161,6 +161,10 @@ def cases() -> dict[str, Callable[[], Any]]:
         ((128, 64, 32, 32), torch.float32, channels_last, "tanh"),
         ((128, 512, 4, 4), torch.float16, channels_last, "relu"),
         ((5, 67, 7, 9), torch.float32, contiguous, "sigmoid"),
+        # Instance norm's view of 128 samples: several planes share a tile.
+        ((1, 128 * 64, 8, 8), torch.bfloat16, contiguous, "leaky_relu"),
+        ((1, 128 * 64, 4, 4), torch.float32, contiguous, "tanh"),
+        ((1, 8 * 64, 16, 16), torch.float16, contiguous, "relu"),
     ):
         name = f"batch_norm_act {'x'.join(map(str, shape))} {dtype} {layout} {activation}".replace("torch.", "")
         found[name] = lambda a=(shape, dtype, layout, activation): norm(*a)

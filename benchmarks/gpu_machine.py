@@ -67,6 +67,17 @@ class Case:
     flop: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """Replay a graph of some work, and keep the work: a graph reads the memory of tensors that the work holds."""
+
+    replay: Work
+    work: Work
+
+    def __call__(self) -> None:
+        self.replay()
+
+
 class Machine:
     """A GPU, or a CPU that stands in for it in a dry run: small sizes, no graphs, times that mean nothing.
 
@@ -154,7 +165,8 @@ class Machine:
             return work, work()
         # One for all: it holds on to what a capture that CUDA gave up has left behind.
         self._graphs = self._graphs or _graphs_here(self.device)
-        return self._graphs.capture(work, torch.Generator(self.device))
+        replay, results = self._graphs.capture(work, torch.Generator(self.device))
+        return Replay(replay, work), results
 
     def time_ms(self, work: Work, repeats: int) -> float:
         """Time ``repeats`` runs in one go; return ms per run."""

@@ -1,11 +1,15 @@
-"""Run the native kernels once on small tensors, for compute-sanitizer to watch.
+"""Run the kernels of one backend once on small tensors, for compute-sanitizer to watch.
 
 compute-sanitizer --tool memcheck python -m benchmarks.gpu_sanitized --backend cuda
+
+With --backend triton and TRITON_INTERPRET=1 the kernels are interpreted on the CPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
 import sys
 from collections.abc import Callable, Iterator
 
@@ -57,15 +61,49 @@ def cases(device: torch.device) -> Iterator[tuple[str, Callable[[], Tensor]]]:
                 )
 
 
+def triton_cases(device: torch.device) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """As :func:`cases`, of the ops that have kernels in Triton alone."""
+
+    def leaf(*shape: int, dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
+        return torch.randn(shape).to(device, dtype).contiguous(memory_format=layout).requires_grad_()
+
+    for dtype in DTYPES:
+        for shape in SHAPES:
+            x, y = leaf(*shape, dtype=dtype), leaf(*shape, dtype=dtype)
+            yield "instance_norm_act", lambda x=x: ops.instance_norm_act(x)
+            yield "interpolate", lambda x=x, y=y: ops.interpolate(x, y)
+            yield "perturb", lambda x=x: ops.perturb(x)
+            yield "add_noise", lambda x=x: ops.add_noise(x, 0.1)
+        for count, kernels, size in ((1, 3, 5), (65, 7, 3), (128, 5, 16)):
+            features, weight = leaf(count, 6, dtype=dtype), leaf(6, kernels, size, dtype=dtype)
+            yield (
+                "minibatch_discrimination",
+                lambda features=features, weight=weight: ops.minibatch_discrimination(features, weight),
+            )
+        for layout in LAYOUTS:
+            x = leaf(3, 5, 9, 7, dtype=dtype, layout=layout)
+            down, up = (leaf(*channels, 4, 4, dtype=dtype, layout=layout) for channels in ((18, 5), (5, 18)))
+            for stride in (1, 2):
+                yield "conv2d", lambda x=x, down=down, stride=stride: ops.conv2d(x, down, None, stride, 1)
+                yield (
+                    "conv_transpose2d",
+                    lambda x=x, up=up, stride=stride: ops.conv_transpose2d(x, up, None, stride, 1),
+                )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backend", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--backend", choices=("cuda", "cpu", "triton"), default="cuda")
     backend = parser.parse_args().backend
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    device = torch.device(backend if backend != "triton" else "cpu" if interpreted else "cuda")
     checked: dict[str, int] = {}
     absent: dict[str, str] = {}
     with gan_fast.use_backend(backend):
-        for op, forward in cases(torch.device(backend)):
-            if op in absent:
+        others = triton_cases(device) if backend == "triton" else ()
+        for op, forward in itertools.chain(cases(device), others):
+            # The interpreter shows that the script runs, for which one case of an op is enough.
+            if op in absent or (backend == "triton" and device.type == "cpu" and op in checked):
                 continue
             try:
                 output = forward()
@@ -74,9 +112,10 @@ def main() -> None:
                     raise
                 absent[op] = str(error)
                 continue
-            output.backward(output.detach())
+            if output.requires_grad:
+                output.backward(output.detach())
             checked[op] = checked.get(op, 0) + 1
-    if backend == "cuda":
+    if device.type == "cuda":
         torch.cuda.synchronize()
     for op, count in checked.items():
         print(f"checked {op}: {count} forward and backward passes")

@@ -57,12 +57,15 @@ class Setting:
         self.image_size, self.width = machine.size(64, 16), machine.size(64, 8)
         torch.manual_seed(0)
         sizes = {"image_size": self.image_size, "width": self.width}
-        self.ours = DCGANGenerator(LATENT_DIM, **sizes), DCGANDiscriminator(**sizes)
+        self.weights = DCGANGenerator(LATENT_DIM, **sizes), DCGANDiscriminator(**sizes)
         shape = (self.batch, 3, self.image_size, self.image_size)
         self.real = torch.rand(shape, device=machine.device) * 2 - 1
 
     def our_models(self) -> Pair:
-        generator, discriminator = (copy.deepcopy(model).to(self.machine.device) for model in self.ours)
+        """In channels_last, as the command line trains them on a GPU and as the tuned baselines have them."""
+        generator, discriminator = (
+            copy.deepcopy(model).to(self.machine.device).to(memory_format=torch.channels_last) for model in self.weights
+        )
         return generator, discriminator
 
     def eager_models(self, layout: torch.memory_format = torch.contiguous_format) -> Pair:
@@ -72,7 +75,7 @@ class Setting:
             return model.to(self.machine.device).to(memory_format=layout)
 
         made = eager_models(self.image_size, 3, self.width)
-        generator, discriminator = (with_weights(*pair) for pair in zip(made, self.ours))
+        generator, discriminator = (with_weights(*pair) for pair in zip(made, self.weights))
         return generator, discriminator
 
     def draw(self) -> Tensor:
@@ -89,12 +92,13 @@ class Setting:
 
     def graphed(self) -> Step:
         """The tuned step captured by hand, whole: forward, backward and both updates, from static inputs."""
-        static = self.real.contiguous(memory_format=torch.channels_last).clone()
+        real = self.real.contiguous(memory_format=torch.channels_last)
+        static = real.clone()
         step = steps.tuned(self.eager_models(torch.channels_last), static, self.draw, half=True)
         recorded = _recorded(self.machine, step)
 
         def work() -> Mapping[str, Tensor]:
-            static.copy_(self.real)
+            static.copy_(real)
             return recorded.work()
 
         return replace(recorded, work=work)
@@ -118,9 +122,10 @@ class Setting:
             cuda_graph="off" if self.machine.dry else "on",
         )  # fmt: skip
         made = Trainer(config, *self.our_models(), None)
+        real = self.real.contiguous(memory_format=torch.channels_last)
 
         def work() -> Mapping[str, Tensor]:
-            losses = made.step(self.real)
+            losses = made.step(real)
             return {name: losses[name] for name in ("d_loss", "g_loss")}
 
         def captured() -> bool:

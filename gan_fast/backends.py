@@ -12,6 +12,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import itertools
 import logging
 import os
 import platform
@@ -158,9 +159,69 @@ def _triton_unavailable(op: str, device_type: str, dtype: torch.dtype) -> str | 
         return f"the native module, which has the ops' schemas, is not built (build: {extension.BUILD_COMMAND})"
     if dtype not in DTYPES:
         return f"no Triton kernel for {dtype}"
-    if device_type != "cuda" and not (device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+    if device_type == "cuda":
+        return _launch_failure()
+    if device_type != "cpu" or os.environ.get("TRITON_INTERPRET") != "1":
         return f"no Triton for device {device_type} (on a CPU TRITON_INTERPRET=1 interprets it, for tests)"
     return None
+
+
+# Why Triton launches nothing on this machine's GPUs, or None where it does; absent where it was not tried.
+_launch_failures: dict[str, str | None] = {}
+
+
+def _launch_failure() -> str | None:
+    """Why Triton launches nothing here: no C compiler for its launchers, a driver or a GPU that it does not know.
+
+    Tried once, on a kernel that does nothing.
+    """
+    if not torch.cuda.is_available():
+        return "no GPU that torch can use"
+    if "cuda" not in _launch_failures:
+        if torch.cuda.is_current_stream_capturing():
+            # A graph would hold the trial, and may not load kernels.
+            return None
+        try:
+            importlib.import_module("gan_fast.triton_kernels.launch").nothing()
+        except Exception as error:
+            # Of any kind: an import, a compiler's, a driver's.
+            first_line = (str(error).splitlines() or [""])[0]
+            _launch_failures["cuda"] = f"Triton cannot launch a kernel: {type(error).__name__}: {first_line}"
+            logger.warning("Triton's kernels are left out: %s", _launch_failures["cuda"])
+        else:
+            _launch_failures["cuda"] = None
+    return _launch_failures["cuda"]
+
+
+# Whether Triton's kernels of ops that are never measured run, for each op, device and dtype.
+_tried: dict[tuple[str, torch.device, torch.dtype], bool] = {}
+
+
+def runs_on_triton(
+    op: str, input: torch.Tensor, trial: Callable[[], tuple[list[torch.Tensor], list[torch.Tensor]]]
+) -> bool:
+    """Whether Triton's kernels of an op that is never measured run here; where they do not, that is logged once.
+
+    Args:
+        trial: runs them on values of its own and returns the results beside those expected. It draws nothing.
+
+    Notes:
+        Tried at the first call, before anything is drawn: what serves, and so what a seed gives, does not change within
+        a run. Not tried while a graph is captured or under a mode that records what is called.
+    """
+    key = (op, input.device, input.dtype)
+    if key not in _tried:
+        capturing = input.is_cuda and torch.cuda.is_current_stream_capturing()
+        if capturing or torch._C._len_torch_dispatch_stack():
+            return True
+
+        def fault(_: str) -> str | None:
+            with torch.no_grad():
+                found, want = trial()
+            return tuning.disagreement(found, want, want)
+
+        _tried[key] = tuning.runs(input.device, op, str(input.dtype), "triton", fault)
+    return _tried[key]
 
 
 # Answers of automatic choice, so that each falling back is logged once.
@@ -355,7 +416,7 @@ def on_quickest(
 
     Notes:
         A class is measured at its first call, forward and, where gradients are wanted, backward; never while a CUDA
-        graph is captured. GAN_FAST_TUNE=0 turns it off.
+        graph is captured. GAN_FAST_TUNE=0 turns it off: then the first serves that runs and has the reference's values.
     """
     device = arguments[0].device
     wanted = torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in arguments)
@@ -363,9 +424,15 @@ def on_quickest(
     name = _quickest.get(at)
     if name is None:
         key = f"{' '.join(map(str, shape_class))} {'with gradient' if wanted else 'alone'} of {' '.join(names)}"
-        times = tuning.known(device, op, key) if tuning.enabled() else {}
+        times = tuning.known(device, op, key) if tuning.enabled() else None
         if times is None and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
-            times = tuning.measure(device, op, key, names, _work(call, trial or arguments, wanted))
+            fault = _fault(call, trial or arguments, wanted)
+            if tuning.enabled():
+                times = tuning.measure(device, op, key, names, _work(call, trial or arguments, wanted), fault)
+            else:
+                # One alone serves whatever it does.
+                found = (name for name in names if len(names) == 1 or tuning.runs(device, op, key, name, fault))
+                times = dict.fromkeys(itertools.islice(found, 1), 0.0)
         name = min(times, key=times.__getitem__) if times else names[0]
         if times is not None:
             _quickest[at] = name
@@ -390,6 +457,48 @@ def _work(call: Callable[..., Any], arguments: tuple[Any, ...], gradient: bool) 
         return run
 
     return work
+
+
+def _fault(call: Callable[..., Any], arguments: tuple[Any, ...], gradient: bool) -> Callable[[str], str | None]:
+    """As :func:`tuning.measure` takes it: what is wrong with a backend's results, beside those of the reference."""
+
+    def results(name: str, moved: bool = False) -> tuple[list[Any], list[Any]]:
+        copies = tuple(tuning.stand_in(argument, moved) for argument in arguments)
+        with serving(name), torch.set_grad_enabled(gradient):
+            output = call(*copies)
+        outputs = output if isinstance(output, tuple) else (output,)
+        grads: tuple[torch.Tensor | None, ...] = ()
+        if gradient:
+            wanted = [t for t in copies if isinstance(t, torch.Tensor) and t.requires_grad]
+            # Drawn: of gradients that are all the same a norm's sums vanish.
+            grad = tuning.stand_in(outputs[0].detach())
+            grads = torch.autograd.grad(outputs[0], wanted, grad, allow_unused=True)
+        # What is written in place, such as running statistics.
+        written = [t for t in copies if isinstance(t, torch.Tensor) and not t.requires_grad]
+        return [t.detach() if isinstance(t, torch.Tensor) else None for t in outputs], [*grads, *written]
+
+    @functools.cache
+    def expected() -> tuple[tuple[list[Any], list[Any]], tuple[list[Any], list[Any]]] | None:
+        try:
+            return results("reference"), results("reference", moved=True)
+        except Exception as error:
+            first_line = (str(error).splitlines() or [""])[0]
+            logger.warning("values of kernels are not compared with the reference's, which failed: %s", first_line)
+            return None
+
+    def fault(name: str) -> str | None:
+        # For a convolution "auto" is ATen's.
+        if name in ("reference", "auto"):
+            return None
+        outputs, others = results(name)
+        if (want := expected()) is None:
+            return None
+        # A kernel leaves out a second output that is not wanted.
+        there = [index for index, t in enumerate(outputs) if t is not None]
+        compared = [[own[index] for index in there] + rest for own, rest in ((outputs, others), *want)]
+        return tuning.disagreement(*compared)
+
+    return fault
 
 
 def _explain(op: str, device_type: str) -> str:

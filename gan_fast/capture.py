@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import threading
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+
+# CUDA allows one capture at a time in a process, in which no thread may wait for the device. A capture also changes two
+# settings of the whole process and restores them, which works only if another capture cannot begin in between.
+one_at_a_time = threading.RLock()
+
+# Graphs whose capture did not end.
+_failed: list[torch.cuda.CUDAGraph] = []
 
 
 class CudaGraphs:
@@ -27,7 +35,6 @@ class CudaGraphs:
         self._pool: Any = None
         self._device = torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
         self._stream = stream or torch.cuda.Stream(self._device)
-        self._failed: list[torch.cuda.CUDAGraph] = []
 
     def warm_up(self, function: Callable[[], Any]) -> Any:
         current = torch.cuda.current_stream(self._device)
@@ -41,6 +48,12 @@ class CudaGraphs:
     def capture(
         self, function: Callable[[], Any], generator: torch.Generator | None = None
     ) -> tuple[Callable[[], None], Any]:
+        with one_at_a_time, _without_collections():
+            return self._capture(function, generator)
+
+    def _capture(
+        self, function: Callable[[], Any], generator: torch.Generator | None
+    ) -> tuple[Callable[[], None], Any]:
         graph = torch.cuda.CUDAGraph()
         generators = [torch.cuda.default_generators[self._device.index]]
         if generator is not None:
@@ -48,8 +61,6 @@ class CudaGraphs:
             generators.append(generator)
         states = [g.get_state() for g in generators]
         torch.cuda.synchronize(self._device)
-        # A graph that is collected during a capture would spoil it.
-        gc.collect()
         torch.cuda.empty_cache()
         if self._shared_pool and self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
@@ -62,7 +73,7 @@ class CudaGraphs:
                     values = _without_synchronising(function)
                 except BaseException:
                     # A capture that CUDA has given up ends with an error that says less.
-                    with suppress(RuntimeError):
+                    with contextlib.suppress(RuntimeError):
                         graph.capture_end()
                         ended = True
                     raise
@@ -71,15 +82,31 @@ class CudaGraphs:
         except BaseException:
             if not ended:
                 self._pool = None
-                # The allocator may refer to it as long as the process lives, and a generator may stay in the capture:
-                # it goes on from a state that never was in one.
-                self._failed.append(graph)
+                # The allocator may refer to the graph as long as the process lives, also when this object is gone. A
+                # generator may stay in the capture: it goes on from a state that never was in one.
+                _failed.append(graph)
                 for g, state in zip(generators, states, strict=True):
                     fresh = torch.Generator(self._device)
                     fresh.set_state(state)
                     g.graphsafe_set_state(fresh.graphsafe_get_state())
             raise
         return graph.replay, values
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Pause automatic garbage collection: destroying another graph during a capture would spoil the capture.
+
+    A collection before each capture would do as well, but takes some 100 ms where much is imported, and a user's first
+    step makes dozens of captures.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _without_synchronising(function: Callable[[], Any]) -> Any:

@@ -1,5 +1,7 @@
 """Which of some candidates is the quickest at a piece of work on this device: measured once, remembered on disk.
 
+A candidate whose values are not those of the reference is left out before it is timed.
+
 A file for each device and set of versions lies in $GAN_FAST_CACHE, else in gan_fast's folder of the user's caches.
 """
 
@@ -9,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -16,13 +19,13 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gan_fast.capture import CudaGraphs
+from gan_fast.capture import CudaGraphs, one_at_a_time
 from gan_fast.version import __version__
 
 logger = logging.getLogger("gan_fast")
@@ -138,12 +141,21 @@ def described(device: torch.device) -> Iterable[tuple[str, dict[str, float]]]:
 
 
 def measure(
-    device: torch.device, op: str, key: str, candidates: Iterable[str], work: Callable[[str], Callable[[], Any]]
+    device: torch.device,
+    op: str,
+    key: str,
+    candidates: Iterable[str],
+    work: Callable[[str], Callable[[], Any]],
+    fault: Callable[[str], str | None] = lambda candidate: None,
 ) -> dict[str, float]:
-    """Time each candidate and return milliseconds; one that fails is left out, which is said once.
+    """Time each candidate and return milliseconds; one that fails or has a fault is left out, which is logged once.
 
     Args:
         work: gives what a candidate has to do, a function of no arguments that can run any number of times.
+        fault: says what is wrong with a candidate's values, if anything.
+
+    Raises:
+        RuntimeError: a candidate broke the device, on which nothing runs any more in this process.
 
     Notes:
         Kept for the process, and on disk where all candidates ran: the next process gives a failed one another chance.
@@ -153,14 +165,13 @@ def measure(
         return times
     times, complete = {}, True
     for candidate in candidates:
-        try:
-            times[candidate] = _time_ms(device, work(candidate))
-        except Exception as error:
-            # Of any kind, a compiler's or a driver's: training goes on with the others.
-            complete = False
-            if (op, candidate) not in _told:
-                _told.add((op, candidate))
-                logger.warning("%s: %s is left out, because it failed (%s): %s", op, candidate, key, error)
+        if runs(device, op, key, candidate, fault):
+            try:
+                times[candidate] = _time_ms(device, work(candidate))
+                continue
+            except Exception as error:
+                _leave_out(device, op, key, candidate, f"it failed ({key}): {error}", error)
+        complete = False
     _all(device)[f"{op} {key}"] = times
     if complete:
         with _lock:
@@ -168,14 +179,111 @@ def measure(
     return times
 
 
-def stand_in(value: Any) -> Any:
-    """A tensor of the same shape, strides and kind with values of its own, in [0, 1); anything else as it is."""
+def runs(device: torch.device, op: str, key: str, candidate: str, fault: Callable[[str], str | None]) -> bool:
+    """Whether a candidate runs and has no fault; where not, that is logged once.
+
+    Args, Raises: as for :func:`measure`.
+    """
+    try:
+        found = fault(candidate)
+    except Exception as error:
+        # Of any kind, a compiler's or a driver's: training goes on with the others.
+        _leave_out(device, op, key, candidate, f"it failed ({key}): {error}", error)
+        return False
+    if found is not None:
+        _leave_out(device, op, key, candidate, f"{found} ({key})")
+    return found is None
+
+
+def _leave_out(
+    device: torch.device, op: str, key: str, candidate: str, reason: str, error: Exception | None = None
+) -> None:
+    if error is not None and not _alive(device):
+        # An illegal access, as a rule. Without this error whatever runs next would be blamed.
+        raise RuntimeError(
+            f"{op}: expected {candidate} to run, got a device that it broke ({key}): {error}; start again with "
+            "GAN_FAST_BACKEND=reference, which runs no kernel of gan_fast"
+        ) from error
+    if (op, candidate) not in _told:
+        _told.add((op, candidate))
+        logger.warning("%s: %s is left out, because %s", op, candidate, reason)
+
+
+def _alive(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    try:
+        with one_at_a_time:
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return False
+    return True
+
+
+# Relative: about what one rounding of a number changes, for float32 in TF32.
+_ROUNDING = {torch.float64: 2**-44, torch.float32: 2**-10, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+# How many times what a rounding of all arguments changes, and a rounding of the result, two right results may differ:
+# kernels round on the way, each in its own order.
+_OF_ARGUMENTS, _OF_RESULT = 4.0, 2.0
+# Of so many values a few may lie on the other side of an activation's kink, each as far off as the largest value.
+_MANY, _KINKS = 4096, 4
+
+
+def disagreement(
+    found: Sequence[torch.Tensor | None], expected: Sequence[torch.Tensor | None], moved: Sequence[torch.Tensor | None]
+) -> str | None:
+    """Say which of some results is not as expected, if one is; None stands for zeros.
+
+    Args:
+        found, expected: the same results by two implementations.
+        moved: those expected for arguments that differ by about a rounding. How far they lie from ``expected`` is how
+            far right results may, whatever the condition of the problem.
+    """
+    named, sizes = [], []
+    for index, (own, want, other) in enumerate(zip(found, expected, moved, strict=True)):
+        like = next((t for t in (own, want, other) if t is not None), None)
+        if like is None or not like.is_floating_point() or not like.numel():
+            continue
+        if any(t is not None and t.shape != like.shape for t in (own, want, other)):
+            return f"result {index} has another shape than the reference's"
+        wide = torch.float64 if like.dtype == torch.float64 else torch.float32
+        own, want, other = (torch.zeros_like(like, dtype=wide) if t is None else t.to(wide) for t in (own, want, other))
+        named.append((index, torch.finfo(like.dtype).eps, like.numel() >= _MANY))
+        norms = [torch.linalg.vector_norm(t) for t in (own - want, other - want, want)]
+        sizes.append(torch.stack([*norms, want.abs().amax()]).double())
+    if not sizes:
+        return None
+    # Read while no other thread captures a graph, in which reading is an error.
+    with one_at_a_time:
+        distances: list[list[float]] = torch.stack(sizes).tolist()
+    for (index, eps, many), (distance, slack, size, largest) in zip(named, distances, strict=True):
+        # Nothing is known where the reference itself overflows. A result that a rounding changes by a tenth is a sum of
+        # values that cancel, such as the gradient of a bias before a norm: of such a one only that it is a number.
+        bound = _OF_ARGUMENTS * slack + _OF_RESULT * eps * size + _KINKS**0.5 * largest * many
+        bound = bound if slack < 0.1 * size else math.inf
+        if math.isfinite(size + slack) and not (distance <= bound and math.isfinite(distance)):
+            off = distance / size if size else math.inf
+            return f"its values are off: result {index} differs from the reference's by {off:.2g} of its size"
+    return None
+
+
+def stand_in(value: Any, moved: bool = False) -> Any:
+    """A tensor of the same shape, strides and kind with values of its own, in [0, 1); anything else as it is.
+
+    Args:
+        moved: each value is another by about a rounding.
+    """
     if not isinstance(value, torch.Tensor):
         return value
     # A generator of its own: what a program draws is not to depend on what was measured.
     generator = torch.Generator(value.device).manual_seed(0)
     extent = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride())) if value.numel() else 0
     memory = torch.empty(extent, dtype=value.dtype, device=value.device).uniform_(generator=generator)
+    if moved and value.dtype in _ROUNDING:
+        rounding = _ROUNDING[value.dtype]
+        memory.mul_(
+            torch.empty_like(memory, dtype=torch.float32).uniform_(1 - rounding, 1 + rounding, generator=generator)
+        )
     return memory.as_strided(value.shape, value.stride()).requires_grad_(value.requires_grad)
 
 
@@ -183,7 +291,10 @@ def _time_ms(device: torch.device, work: Callable[[], Any]) -> float:
     if device.type != "cuda":
         return _median_ms(work, time.perf_counter, lambda: None)
     with torch.cuda.device(device):
-        return _median_ms(_recorded(device, work), time.perf_counter, torch.cuda.synchronize)
+        recorded = _recorded(device, work)
+        # Waiting for the device would spoil another thread's capture, and another thread's work this one's times.
+        with one_at_a_time:
+            return _median_ms(recorded, time.perf_counter, torch.cuda.synchronize)
 
 
 def _recorded(device: torch.device, work: Callable[[], Any]) -> Callable[[], Any]:

@@ -241,6 +241,45 @@ def test_native_cuda_kernels_are_preferred_to_triton_s(monkeypatch: pytest.Monke
         backends.native("minimax_g_loss", "cuda")
 
 
+@needs_triton
+def test_where_triton_launches_nothing_it_is_left_out_which_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No compiler for its launchers, say: of every op, in automatic choice; asked for by name it is an error."""
+    from gan_fast.triton_kernels import launch
+
+    launch.nothing()
+    trials: list[int] = []
+
+    def nothing() -> None:
+        trials.append(1)
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nOr not.")
+
+    monkeypatch.setattr(launch, "nothing", nothing)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("_launch_failures", "_served"):
+        monkeypatch.setattr(backends, name, {})
+    caplog.set_level(logging.WARNING, logger="gan_fast")
+    # During a capture nothing may be tried, nor is anything known from then on.
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert backends._triton_unavailable("conv2d", "cuda", torch.float32) is None
+    assert not trials
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    reason = (
+        "Triton cannot launch a kernel: RuntimeError: Failed to find C compiler. "
+        "Please specify via CC environment variable."
+    )
+    for op in sorted(backends._triton_files):
+        assert "triton" not in backends.candidates(op, "cuda", torch.float32)
+        assert backends._served_by(op, "cuda", torch.float32) != "triton"
+        with gan_fast.use_backend("triton"), pytest.raises(RuntimeError) as caught:
+            backends.native(op, "cuda")
+        assert str(caught.value) == f"{op}: expected backend triton to be available, got: {reason}"
+    assert len(trials) == 1
+    messages = [r.getMessage() for r in caplog.records if "Triton" in r.getMessage()]
+    assert messages == [f"Triton's kernels are left out: {reason}"]
+
+
 @pytest.mark.skipif(not extension.available(), reason="needs the native module")
 def test_every_instruction_set_gives_the_same_bits() -> None:
     code = """

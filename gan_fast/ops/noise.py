@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +22,23 @@ def _kernels(op: str, input: Tensor) -> ModuleType | None:
     # A trace or a compiled graph holds ATen's ops.
     if autograd.captured() or not backends.native(op, input.device.type, input.dtype):
         return None
-    return backends.triton_kernels(op, input)
+    kernels = backends.triton_kernels(op, input)
+    if kernels is None or backends.requested() != "auto":
+        return kernels
+    return kernels if backends.runs_on_triton(op, input, functools.partial(_trial, op, kernels, input)) else None
+
+
+def _trial(op: str, kernels: ModuleType, like: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Results that are known whatever is drawn, of equal images and of no noise, and what they should be."""
+    x = torch.ones(2, 3, 16, 16, dtype=like.dtype, device=like.device)
+    seed, zero = torch.zeros((), dtype=torch.int64, device=like.device), torch.zeros((), device=like.device)
+    if op == INTERPOLATE:
+        found = [kernels.interpolate(x, x, seed)[0]]
+    elif op == PERTURB:
+        found = [kernels.perturb(x, zero, seed, 0.5)]
+    else:
+        found = [kernels.add_noise(x, std, seed) for std in (0.0, zero)]
+    return found, [x] * len(found)
 
 
 def _seed(like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -106,7 +123,8 @@ def interpolate(real: Tensor, fake: Tensor, *, generator: torch.Generator | None
     Notes:
         Derivatives: by real and fake, of any order.
         Arithmetic: float32 for the half types.
-        Backends: ATen's ops; on a GPU a Triton kernel (not for float64), which draws other numbers from one seed.
+        Backends: ATen's ops; on a GPU a Triton kernel (not for float64), which draws other numbers from one seed. Where
+            that kernel does not run, which is found before anything is drawn and logged, ATen's ops.
 
     Source: Gulrajani et al., Improved Training of Wasserstein GANs, 2017 (arXiv 1704.00028), algorithm 1.
     """
@@ -150,7 +168,8 @@ def perturb(real: Tensor, *, scale: float = 0.5, generator: torch.Generator | No
         One element in all: NaN, as ``torch.std`` gives it.
         The host does not wait for the deviation.
         Arithmetic: float32 for the half types.
-        Backends: ATen's ops; on a GPU a Triton kernel (not for float64), which draws other numbers from one seed.
+        Backends: ATen's ops; on a GPU a Triton kernel (not for float64), which draws other numbers from one seed. Where
+            that kernel does not run, which is found before anything is drawn and logged, ATen's ops.
 
     Source: Kodali et al., On Convergence and Stability of GANs, 2017 (arXiv 1705.07215), and its authors' code.
     """
@@ -205,7 +224,8 @@ def add_noise(input: Tensor, std: float | Tensor, *, generator: torch.Generator 
     Notes:
         Derivatives: the gradient by input is the output's own; a std has none.
         Arithmetic: float32 for the half types.
-        Backends: ATen's ops; on a GPU a Triton kernel (not for float64), which draws other numbers from one seed.
+        Backends: ATen's ops; on a GPU a Triton kernel (not for float64), which draws other numbers from one seed. Where
+            that kernel does not run, which is found before anything is drawn and logged, ATen's ops.
 
     Source: Sonderby et al., Amortised MAP Inference for Image Super-resolution, 2017 (arXiv 1610.04490), section 4;
         Arjovsky and Bottou, Towards Principled Methods for Training GANs, 2017 (arXiv 1701.04862), section 3.

@@ -26,9 +26,10 @@ from gan_fast.triton_kernels import DTYPE_NAMES, DTYPES, launch
 from gan_fast.triton_kernels import activation as act
 
 OP = "batch_norm_act"
-# Values of a tile: eight for each thread of eight warps, 16 bytes of bfloat16.
-_TILE = 2048
+# Values of a thread at a time, 16 bytes of bfloat16, and of a tile of eight warps.
+_VALUES = 8
 _WARPS = 8
+_TILE = _VALUES * 32 * _WARPS
 # What a thread reads at a time in passes that keep sums, and in those that write as much.
 _BYTES_OF_SUMS = 64
 _BYTES_OF_MAPS = 32
@@ -56,6 +57,7 @@ class Tiles:
     block_outer: int
     block_channels: int
     block_inner: int
+    warps: int
 
     @classmethod
     def of(cls, x: Tensor, channels_last: bool) -> Tiles:
@@ -65,10 +67,18 @@ class Tiles:
             block = min(triton.next_power_of_2(channels), _MOST_CHANNELS)
             outer = samples * space
             rows = min(_TILE // block, triton.next_power_of_2(outer))
-            return cls(outer, channels, 1, channels, 1, 1, rows, block, 1)
+            return cls(outer, channels, 1, channels, 1, 1, rows, block, 1, _warps(rows * block))
         block = min(triton.next_power_of_2(space), _TILE // 2)
         rows = min(_TILE // block, triton.next_power_of_2(samples))
-        return cls(samples, channels, space, channels * space, space, 1, rows, 1, block)
+        # Small planes of few samples, as instance norm has them: several channels share a tile, but all of a GPU's
+        # processors are to have work. What is left of a tile has fewer warps, not idle ones.
+        programs = channels * triton.cdiv(samples, rows) * triton.cdiv(space, block)
+        neighbours = min(_TILE // (rows * block), triton.next_power_of_2(channels), max(1, programs // _PROGRAMS))
+        neighbours = 1 << (neighbours.bit_length() - 1)
+        return cls(
+            samples, channels, space, channels * space, space, 1, rows, neighbours, block,
+            _warps(rows * neighbours * block),
+        )  # fmt: skip
 
     def wider(self, per_thread: int, x: Tensor, tensors: int = 1) -> Tiles:
         """With so many rows that a thread has about ``per_thread`` bytes of that many tensors on their way at once.
@@ -76,7 +86,7 @@ class Tiles:
         Memory is far away: what a GPU's threads ask for at a time decides how much comes per second. But all of its
         processors are to have work.
         """
-        factor = min(per_thread // (8 * x.element_size() * tensors), self.tiles * self.channel_tiles // _PROGRAMS)
+        factor = min(per_thread // (_VALUES * x.element_size() * tensors), self.tiles * self.channel_tiles // _PROGRAMS)
         rows = self.block_outer << (max(1, factor).bit_length() - 1)
         return dataclasses.replace(self, block_outer=min(rows, triton.next_power_of_2(self.outer)))
 
@@ -118,8 +128,13 @@ class Tiles:
             "BLOCK_OUTER": self.block_outer,
             "BLOCK_CHANNELS": self.block_channels,
             "BLOCK_INNER": self.block_inner,
-            "num_warps": _WARPS,
+            "num_warps": self.warps,
         }
+
+
+def _warps(values: int) -> int:
+    """So many that each thread has work."""
+    return max(1, min(_WARPS, values // (32 * _VALUES)))
 
 
 @triton.jit
@@ -625,7 +640,9 @@ def _merged(statistics: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def _finish(channels: int, chunks: int, per_thread: int = 16) -> tuple[tuple[int], dict[str, int]]:
     """Grid and blocks of the programs that merge the last chunks."""
-    block, rows = min(triton.next_power_of_2(channels), 8), triton.next_power_of_2(chunks)
+    rows = triton.next_power_of_2(chunks)
+    # Of few chunks, as small planes have them, many channels: half of what a warp may have.
+    block = min(triton.next_power_of_2(channels), max(8, 16 * per_thread // rows))
     # Statistics of eight values for each thread sm_90's compiler gives fewer registers, and spills.
     warps = max(1, rows * block // (32 * per_thread))
     return (triton.cdiv(channels, block),), {"BLOCK_CHUNKS": rows, "BLOCK_CHANNELS": block, "num_warps": warps}

@@ -17,6 +17,16 @@ from torch import Tensor
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 
+@triton.jit
+def _nothing_kernel():
+    pass
+
+
+def nothing() -> None:
+    """Launch a kernel that does nothing: an error where Triton cannot launch any."""
+    _nothing_kernel[(1,)]()
+
+
 def on(tensor: Tensor) -> AbstractContextManager[Any]:
     """The tensor's GPU as the current one; the interpreter runs where the tensor is."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import json
 import os
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +23,7 @@ from triton_device import interpreted
 
 from benchmarks import gpu_checks, gpu_machine, gpu_ops, gpu_step, gpu_suite, table
 from benchmarks.gpu_machine import Case, Machine
+from gan_fast import backends
 from gan_fast.capture import CudaGraphs
 
 CPU = torch.device("cpu")
@@ -71,14 +75,23 @@ def test_parts_are_all_tested() -> None:
     assert {*gpu_suite.PARTS} == {*MEASURING, "build", "facts", "tests", "sanitizer", "cases"}
 
 
-def test_facts_tests_and_sanitizer_run_dry(tmp_path: Path) -> None:
+def test_facts_and_tests_run_dry(tmp_path: Path) -> None:
     (facts,) = dry("facts", tmp_path)
     assert any("backend asked for" in line for line in facts["info"])
     (ran,) = dry("tests", tmp_path)
     assert ran["passed"] >= 4
     assert "failed" not in ran
-    (checked,) = dry("sanitizer", tmp_path)
-    assert {line.split(":")[0] for line in checked["checked"]} >= {"batch_norm_act", "minimax_d_loss"}
+
+
+@interpreted[0]
+def test_the_sanitizer_s_script_runs_every_kernel(tmp_path: Path) -> None:
+    triton, native = dry("sanitizer", tmp_path)
+    for checked in (triton, native):
+        assert "failed" not in checked
+        assert {line.split(":")[0] for line in checked["checked"]} >= {"batch_norm_act", "minimax_d_loss"}
+    files = {name for name, file in backends._triton_files.items() if f"{name}:" in " ".join(triton["checked"])}
+    assert {backends._triton_files[name] for name in files} == {*backends._triton_files.values()}
+    assert triton["absent"] == []
 
 
 def test_cases_are_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,17 +146,20 @@ def test_a_build_that_works_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(calls) == 1
 
 
-def test_the_gpu_s_tests_are_those_that_name_it() -> None:
+def test_the_gpu_s_tests_are_those_of_its_kernels() -> None:
     files = gpu_checks.gpu_tests()
-    assert "tests/triton_kernels/test_conv.py" in files
-    assert "tests/data/test_device_loader.py" in files
+    assert len(files) == len({*files}) >= 12
+    for path in gpu_checks.TESTS.rglob("*.py"):
+        if "triton_device" in path.read_text() and "triton_kernels" in path.parts and path.name.startswith("test_"):
+            assert (str(path.relative_to(gpu_checks.ROOT)) in files) == (path.name != "test_compiled.py")
+    assert {"tests/cuda/test_batch_norm_act.py", "tests/train/test_graph.py"} <= {*files}
     assert not any("benchmarks" in file or "test_compiled" in file for file in files)
 
 
 @pytest.mark.parametrize(
     ("gone", "file", "kept"),
-    [("tyro", "tests/test_cli.py", "tests/train/test_trainer.py"),
-     ("PIL", "tests/train/test_trainer.py", "tests/triton_kernels/test_conv.py"),
+    [("PIL", "tests/train/test_graph.py", "tests/triton_kernels/test_conv.py"),
+     ("PIL", "tests/data/test_device_loader.py", "tests/triton_kernels/test_conv.py"),
      ("hypothesis", "tests/triton_kernels/test_conv.py", None)],
 )  # fmt: skip
 def test_what_cannot_be_imported_is_left_out(
@@ -232,17 +248,21 @@ def test_nothing_that_a_part_started_outlives_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("have_tool", [True, False])
 def test_the_sanitizer_runs_where_it_is(have_tool: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, run = fake_run((0, 9))
+    calls, run = fake_run((0, 9, 0, 0))
     monkeypatch.setattr(gpu_checks, "run", run)
     monkeypatch.setattr(gpu_checks, "sanitizer", lambda: "/opt/compute-sanitizer" if have_tool else None)
-    memcheck, racecheck = gpu_checks.sanitize(mock.Mock(dry=False, left_s=100.0, device=torch.device("cuda")))
+    records = [*gpu_checks.sanitize(mock.Mock(dry=False, left_s=100.0, backends=("triton", "cuda")))]
+    assert [record["case"] for record in records] == [
+        f"compute-sanitizer {check}, {backend}" for check in ("memcheck", "racecheck") for backend in ("triton", "cuda")
+    ]
     if have_tool:
         assert calls[0][0][:3] == ["/opt/compute-sanitizer", "--tool", "memcheck"]
-        assert memcheck["skipped"] == "no native kernels for this device"
-        assert racecheck["failed"] == "nvcc fatal"
+        assert [command[-1] for command, _ in calls] == ["triton", "cuda"] * 2
+        assert records[0]["skipped"] == "no kernels for this device"
+        assert records[1]["failed"] == "nvcc fatal"
     else:
         assert not calls
-        assert "compute-sanitizer" in memcheck["skipped"]
+        assert all("compute-sanitizer" in record["skipped"] for record in records)
 
 
 class Clock:
@@ -270,6 +290,27 @@ def test_all_parts_end_within_eight_minutes(part_s: float, tmp_path: Path) -> No
     left_out = [name for name, part in found["parts"].items() if "skipped" in part]
     assert bool(left_out) == (part_s > 30)
     assert {*left_out} == {*gpu_suite.PARTS} - {*clock.limits}
+
+
+def test_each_part_of_a_default_run_has_its_whole_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where each takes all of it, and after that what it gets to end in."""
+    clock = Clock(1e9)
+
+    def run(name: str, out: Path, device: torch.device, seconds: float) -> dict[str, Any]:
+        found = clock.run(name, out, device, seconds)
+        clock.now += gpu_checks.ENDING_S
+        return found
+
+    monkeypatch.setattr(gpu_suite.table, "suite", lambda found: "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_suite, "origin", lambda device, commit: suite_of() | {"dry": False})
+    parts = gpu_suite.run_parts
+    monkeypatch.setattr(gpu_suite, "run_parts", lambda *given: parts(*given, run, lambda: clock.now))
+    with pytest.raises(SystemExit, match="False"):
+        gpu_suite.main(["--out", str(tmp_path)])
+    assert clock.limits == {name: gpu_suite.PARTS[name].limit_s for name in gpu_suite.DEFAULT_PARTS}
+    assert {"build", "tests", "step"} <= {*clock.limits}
+    assert clock.now <= gpu_suite.TOTAL_S
 
 
 def test_what_was_found_is_kept_when_a_part_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -522,6 +563,72 @@ def test_the_gpu_s_side_calls_what_torch_has(monkeypatch: pytest.MonkeyPatch) ->
     assert machine.turns(2**20) == gpu_machine.MOST_TURNS
     assert machine.turns(2**30) == 3
     assert callable(machine.compile(torch.neg, "max-autotune"))
+
+
+def test_what_a_graph_reads_lives_while_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns of a backward pass read outputs and saved tensors that were made before the capture."""
+    made: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        output = (x * x).tanh()
+        made.append(weakref.ref(output))
+        return output
+
+    class Graphs:
+        def capture(self, function: Callable[[], Any], generator: Any) -> Any:
+            return lambda: alive.append(all(output() is not None for output in made)), function()
+
+    machine = Machine(CPU)
+    monkeypatch.setattr(machine, "rounds", 1)
+    monkeypatch.setattr(machine, "dry", False)
+    monkeypatch.setattr(gpu_machine, "_graphs_here", lambda device: Graphs())
+    for name in ("synchronize", "alive"):
+        monkeypatch.setattr(machine, name, lambda: True)
+    monkeypatch.setattr(machine, "time_ms", lambda work, repeats: work() or 1.0)
+    inputs = [torch.randn(2, 3, 4, 4) for _ in range(3)]
+    providers = {name: functools.partial(gpu_ops.backward_turns, function, inputs, ()) for name in ("eager", "ours")}
+    record = gpu_machine.measure(machine, Case("c", providers, 0.1))
+    assert "time_ms" in record["providers"]["ours"]
+    assert len(made) == 6
+    assert len(alive) > 4
+    assert all(alive)
+    # By hand, too.
+    replay, _ = machine.record(inputs[0].neg)
+    held, inputs = weakref.ref(inputs[0]), []
+    del providers
+    gc.collect()
+    assert held() is not None
+    del replay
+    assert held() is None
+
+
+@pytest.mark.parametrize("provider", ["trainer", "graphed", "tuned"])
+def test_ours_and_the_tuned_baselines_have_one_memory_format(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models and images; eager as people write it stays as it is."""
+    setting = gpu_step.Setting(Machine(CPU), 4)
+    seen: list[torch.Tensor] = []
+
+    def spy(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)) and module.kernel_size != (1, 1):
+            seen.append(module.weight)
+            seen.extend(x for x in inputs if x is not None and x.size(1) == 3)
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(spy)
+    try:
+        getattr(setting, provider)()()
+    finally:
+        handle.remove()
+    assert len({t.data_ptr() for t in seen}) > 4
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in seen)
+    assert not any(t.is_contiguous() for t in seen if min(t.shape[1:]) > 1)
+    seen.clear()
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(spy)
+    try:
+        setting.classic()()
+    finally:
+        handle.remove()
+    assert all(t.is_contiguous() for t in seen)
 
 
 def test_a_capture_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

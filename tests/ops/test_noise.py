@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from triton_device import DEVICE, interpreted
 
 import gan_fast
-from gan_fast import backends, ops
+from gan_fast import backends, ops, tuning
 from gan_fast.ops import noise
 
 pytestmark = interpreted
@@ -343,3 +344,67 @@ def test_bad_input(op: str, change: dict[str, Any], error: type[Exception], mess
     with gan_fast.use_backend(backend), pytest.raises(error) as caught:
         getattr(ops, op)(**{**usual[op], **change})
     assert str(caught.value) == f"{op}: {message}"
+
+
+CALLS = {
+    "interpolate": lambda x: ops.interpolate(x, x + 1),
+    "perturb": lambda x: ops.perturb(x),
+    "add_noise": lambda x: ops.add_noise(x, 0.5),
+}
+
+
+class NoKernels:
+    """Triton's functions where none can be launched, or where they give wrong values."""
+
+    def __init__(self, wrong: bool) -> None:
+        self.calls = 0
+        self.wrong = wrong
+
+    def _launch(self, x: Tensor, *_: Any) -> Tensor:
+        self.calls += 1
+        if not self.wrong:
+            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+        return x + 0.1
+
+    add_noise = perturb = _launch
+
+    def interpolate(self, real: Tensor, fake: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
+        return self._launch(real), torch.zeros(len(real))
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+@pytest.mark.parametrize("op", CALLS)
+def test_where_triton_does_not_run_aten_draws_and_says_so_once(
+    op: str, wrong: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = torch.linspace(0, 1, 2 * 3 * 4 * 4).view(2, 3, 4, 4)
+    torch.manual_seed(3)
+    want, state = CALLS[op](x), torch.get_rng_state()
+    kernels = NoKernels(wrong)
+    monkeypatch.setattr(backends, "triton_kernels", lambda *_: kernels)
+    monkeypatch.setattr(backends, "_tried", {})
+    monkeypatch.setattr(tuning, "_told", set())
+    caplog.set_level(logging.WARNING, logger="gan_fast")
+    # The first call as every other: nothing was drawn for the trial.
+    for _ in range(2):
+        torch.manual_seed(3)
+        assert torch.equal(CALLS[op](x), want)
+        assert torch.equal(torch.get_rng_state(), state)
+    assert kernels.calls in (1, 2)
+    (record,) = caplog.records
+    said = "its values are off" if wrong else "it failed (torch.float32): Failed to find C compiler"
+    assert record.getMessage().startswith(f"{op}: triton is left out, because {said}")
+    # Asked for by name it is an error.
+    if not wrong:
+        monkeypatch.setattr(backends, "native", lambda *_: True)
+        with gan_fast.use_backend("triton"), pytest.raises(RuntimeError, match="Failed to find C compiler"):
+            CALLS[op](x)
+
+
+@pytest.mark.parametrize("op", CALLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_triton_s_kernels_pass_their_trial(op: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_tried", {})
+    x = torch.zeros(2, 3, 4, 4, dtype=dtype, device=DEVICE)
+    kernels = backends.triton_module(op)
+    assert backends.runs_on_triton(op, x, lambda: noise._trial(op, kernels, x))

@@ -10,6 +10,8 @@ import gc
 import itertools
 import logging
 import random
+import threading
+import time
 import weakref
 
 import numpy as np
@@ -743,6 +745,22 @@ class StubGenerator:
         self.state = state
 
 
+def stub_cuda(monkeypatch, graph_type, modes):
+    """What a capture calls of torch.cuda; ``modes`` gets the sync-debug modes, of which the last is set."""
+    modes.append(1)
+    for name, stub in {
+        "Stream": lambda device: None,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "synchronize": lambda device: None,
+        "empty_cache": lambda: None,
+        "CUDAGraph": graph_type,
+        "default_generators": [StubGenerator()],
+        "get_sync_debug_mode": lambda: modes[-1],
+        "set_sync_debug_mode": modes.append,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stub)
+
+
 @pytest.mark.parametrize("function_fails", [True, False])
 @pytest.mark.parametrize("end_fails", [True, False])
 @pytest.mark.parametrize("shared_pool", [True, False])
@@ -776,21 +794,11 @@ def test_cudas_capture_puts_back_what_it_set(monkeypatch, function_fails, end_fa
             raise RuntimeError("called a synchronizing CUDA operation")
         return torch.ones(5)
 
-    cuda = torch.cuda
-    for name, stub in {
-        "Stream": lambda device: None,
-        "stream": lambda stream: contextlib.nullcontext(),
-        "synchronize": lambda device: None,
-        "empty_cache": lambda: None,
-        "CUDAGraph": StubGraph,
-        "default_generators": generators[1:],
-        "get_sync_debug_mode": lambda: 1,
-        "set_sync_debug_mode": modes.append,
-    }.items():
-        monkeypatch.setattr(cuda, name, stub)
+    stub_cuda(monkeypatch, StubGraph, modes)
+    monkeypatch.setattr(torch.cuda, "default_generators", generators[1:])
     monkeypatch.setattr(torch, "Generator", StubGenerator)
 
-    monkeypatch.setattr(cuda, "graph_pool_handle", lambda: "pool")
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
     capture = graph.CudaGraphs(torch.device("cuda", 0), shared_pool=shared_pool).capture
     if function_fails or end_fails:
         # What the step did wrong, not what CUDA says of the capture that this spoilt.
@@ -803,5 +811,101 @@ def test_cudas_capture_puts_back_what_it_set(monkeypatch, function_fails, end_fa
         assert torch.equal(values, torch.ones(5))
     # The pool is none, unless it is shared.
     assert calls[:3] == [generators[0], "pool" if shared_pool else None, "error"]
-    assert modes == ["error", 1]
+    assert modes == [1, "error", 1]
     assert [generator.state for generator in generators] == [{"seed": seed, "stuck": False} for seed in (7, 8)]
+
+
+under_way = []
+
+
+class OneAtATime:
+    """A CUDA graph that cannot be captured beside another, nor while garbage is collected."""
+
+    def capture_begin(self, pool, capture_error_mode):
+        if under_way:
+            raise RuntimeError("another capture is under way")
+        under_way.append(self)
+        assert not gc.isenabled()
+
+    def capture_end(self):
+        assert not gc.isenabled()
+        under_way.remove(self)
+
+    def replay(self):
+        pass
+
+
+def test_threads_that_capture_at_once_leave_the_process_as_it_was(monkeypatch):
+    """torch's sync-debug mode and Python's garbage collection are settings of all threads."""
+    modes, failed = [], []
+    stub_cuda(monkeypatch, OneAtATime, modes)
+    start = threading.Barrier(4)
+
+    def work(index):
+        assert torch.cuda.get_sync_debug_mode() == "error"
+        time.sleep(0.002)
+        if index % 2:
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return torch.ones(1)
+
+    def capture_some(index):
+        start.wait(timeout=60)
+        for _ in range(5):
+            try:
+                graph.CudaGraphs(torch.device("cuda", 0)).capture(lambda: work(index))
+            except Exception as error:
+                failed.append(str(error))
+
+    threads = [threading.Thread(target=capture_some, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == ["called a synchronizing CUDA operation"] * 10
+    assert modes == [1, *("error", 1) * 20]
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_captures_collect_no_garbage(enabled, monkeypatch):
+    """A collection takes longer than a capture, of which a first step makes dozens; none may run during one."""
+    stub_cuda(monkeypatch, OneAtATime, [])
+    collections = []
+    monkeypatch.setattr(gc, "collect", lambda *_: collections.append("by hand"))
+    automatic = lambda phase, info: collections.append(phase)  # noqa: E731
+    usual = gc.get_threshold(), gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        gc.callbacks.append(automatic)
+        gc.set_threshold(1, 1, 1)
+        graphs = graph.CudaGraphs(torch.device("cuda", 0))
+        gc.set_threshold(1_000_000)
+        for _ in range(50):
+            graphs.capture(lambda: [gc.set_threshold(1), [[] for _ in range(100)], gc.set_threshold(1_000_000)])
+        found = list(collections)
+        assert gc.isenabled() == enabled
+    finally:
+        gc.callbacks.remove(automatic)
+        gc.set_threshold(*usual[0])
+        (gc.enable if usual[1] else gc.disable)()
+    assert "by hand" not in found
+    assert found.count("start") <= 2
+
+
+def test_a_graph_whose_capture_did_not_end_outlives_what_captured_it(monkeypatch):
+    """The allocator goes on calling it."""
+
+    class Unending(OneAtATime):
+        def capture_begin(self, pool, capture_error_mode):
+            graphs.append(weakref.ref(self))
+
+        def capture_end(self):
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    graphs = []
+    stub_cuda(monkeypatch, Unending, [])
+    monkeypatch.setattr(torch, "Generator", StubGenerator)
+    with pytest.raises(RuntimeError, match="a previous error"):
+        graph.CudaGraphs(torch.device("cuda", 0)).capture(lambda: None)
+    gc.collect()
+    assert graphs[0]() is not None

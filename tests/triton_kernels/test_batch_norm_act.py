@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -111,6 +112,57 @@ def test_infinities_and_nan_as_in_aten(activation: str, value: float) -> None:
             if name.startswith("second"):
                 continue
             torch.testing.assert_close(ours[name], want, rtol=1e-4, atol=1e-4, equal_nan=True, msg=name)
+
+
+# Planes of one row, smaller than a warp's tile, of a whole tile, of several; as many as share a tile and more.
+@pytest.mark.parametrize(
+    ("shape", "activation", "programs"),
+    [((1, 70, 1, 2), "leaky_relu", 1), ((1, 37, 4, 4), "tanh", 1), ((1, 37, 4, 4), "leaky_relu", 4),
+     ((3, 7, 8, 8), "leaky_relu", 1), ((1, 5, 5, 7), "tanh", 4), ((1, 3, 33, 40), "leaky_relu", 1),
+     ((2, 9, 3, 3), "tanh", 1)],
+)  # fmt: skip
+def test_planes_that_share_a_tile(
+    shape: tuple[int, ...], activation: str, programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As few programs as there are multiprocessors make instance norm's small planes share one."""
+    from gan_fast.triton_kernels import batch_norm_act as kernels
+
+    monkeypatch.setattr(kernels, "_PROGRAMS", programs)
+    if programs == 1:
+        planes = torch.empty(1, shape[0] * shape[1], *shape[2:])
+        assert kernels.Tiles.of(planes, False).block_channels > 1
+    compare(NormSample(shape, activation=activation), torch.float32)
+    compare(NormSample(shape, training=False, activation=activation), torch.float32)
+    x = torch.randn(shape, device=DEVICE, dtype=torch.float64)
+    if math.prod(shape[2:]) < 3:
+        return
+    results = []
+    for dtype, backend in ((torch.float64, "reference"), (torch.float32, "reference"), (torch.float32, "triton")):
+        with gan_fast.use_backend(backend):
+            own = x.to(dtype).requires_grad_()
+            output = instance_norm_act(own, activation=activation, negative_slope=0.2)
+            factors = torch.linspace(-1, 2, output.numel(), device=DEVICE, dtype=dtype).view(shape)
+            (grad,) = torch.autograd.grad(output, own, factors)
+            results.append((output.detach(), grad))
+    exact, eager, ours = results
+    for index, name in enumerate(("output", "grad")):
+        assert_as_exact(ours[index], eager[index], exact[index], name, few_numbers_factor(eager[index]))
+
+
+@pytest.mark.parametrize(
+    ("planes", "size", "neighbours", "warps"),
+    [(8192, 8, 8, 2), (8192, 4, 8, 1), (65536, 8, 32, 8), (512, 16, 1, 1), (512, 64, 2, 8), (70, 3, 1, 1)],
+)
+def test_no_thread_of_a_small_plane_is_idle(planes: int, size: int, neighbours: int, warps: int) -> None:
+    """A thread has eight values, or the tile is one warp's; and programs enough for every multiprocessor."""
+    from gan_fast.triton_kernels import batch_norm_act as kernels
+
+    tiles = kernels.Tiles.of(torch.empty(1, planes, size, size), False)
+    assert (tiles.block_channels, tiles.warps) == (neighbours, warps)
+    values = tiles.block_outer * tiles.block_channels * tiles.block_inner
+    assert values >= 32 * 8 * tiles.warps or tiles.warps == 1
+    programs = tiles.tiles * tiles.channel_tiles
+    assert programs >= min(kernels._PROGRAMS, planes * tiles.tiles)
 
 
 def test_instance_norm_is_batch_norm_s_kernel() -> None:
