@@ -32,25 +32,42 @@ def png(
     depth: int = 8,
     colour_type: int = 0,
     chunks: dict[bytes, bytes] | None = None,
+    interlaced: bool = False,
 ) -> bytes:
     """A PNG with a header and further chunks of our choice, such as sizes that no encoder would write."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, interlaced)
     body = chunk(b"IHDR", header) + b"".join(chunk(kind, content) for kind, content in (chunks or {}).items())
     body += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def png_of(samples: np.ndarray, depth: int, colour_type: int, chunks: dict[bytes, bytes] | None = None) -> bytes:
+ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+
+
+def packed(samples: np.ndarray, depth: int) -> list[bytes]:
+    """Rows of `depth` bits a sample, each filled to whole bytes."""
+    bits = np.unpackbits(samples.astype(">u2").reshape(len(samples), -1, 1).view(np.uint8), axis=2)[..., 16 - depth :]
+    return [row.tobytes() for row in np.packbits(bits.reshape(len(samples), -1), axis=1)]
+
+
+def png_of(
+    samples: np.ndarray,
+    depth: int,
+    colour_type: int,
+    chunks: dict[bytes, bytes] | None = None,
+    *,
+    interlaced: bool = False,
+) -> bytes:
     """A PNG of `samples`, (height, width, samples of a pixel), each of `depth` bits."""
     height, width = samples.shape[:2]
-    bits = np.unpackbits(samples.astype(">u2").reshape(height, -1, 1).view(np.uint8), axis=2)[:, :, 16 - depth :]
-    rows = np.packbits(bits.reshape(height, -1), axis=1)
-    data = b"".join(b"\0" + row.tobytes() for row in rows)
-    return png(width, height, data, depth=depth, colour_type=colour_type, chunks=chunks)
+    passes = ADAM7 if interlaced else [(0, 0, 1, 1)]
+    parts = [samples[top::down, left::right] for top, left, down, right in passes]
+    rows = b"".join(b"\0" + row for part in parts if part.size for row in packed(part, depth))
+    return png(width, height, rows, depth=depth, colour_type=colour_type, chunks=chunks, interlaced=interlaced)
 
 
 def field(tag: int, kind: int, count: int, value: int | bytes, order: str = "<") -> bytes:
