@@ -21,6 +21,7 @@ MAX_PIXELS = 89_478_485
 _TIFF_BITS_PER_SAMPLE = 258
 _TIFF_PHOTOMETRIC = 262
 _TIFF_WHITE_IS_ZERO = 0
+_TIFF_COLOR_MAP = 320
 _TIFF_SAMPLE_FORMAT = 339
 _TIFF_SIGNED = 2
 _TIFF_YCBCR_SUBSAMPLING = 530
@@ -58,7 +59,7 @@ def decode_image(data: bytes, image_size: int, channels: int) -> np.ndarray:
         The orientation in EXIF or, without one there, in XMP is applied; other EXIF fields are not read, so that damage
         to them does no harm. Transparency is composited over white. 16-bit grey is rescaled, round(value / 257);
         32-bit integer pixels are taken as 16-bit and float pixels as [0, 1], and are refused outside these ranges. Of
-        16-bit colour and 16-bit grey with alpha Pillow keeps the high byte. CMYK is converted without its colour
+        16-bit color and 16-bit grey with alpha Pillow keeps the high byte. CMYK is converted without its colour
         profile, and other embedded profiles are ignored. Of an animation or a multi-page file the first frame is taken.
         Scaling is Lanczos with antialiasing; an image whose shorter side is already `image_size` is only cropped.
     """
@@ -73,8 +74,9 @@ def decode_image(data: bytes, image_size: int, channels: int) -> np.ndarray:
     except BadFileError:
         raise
     except UnidentifiedImageError:
+        formats = ", ".join(_FORMATS)
         raise BadFileError(
-            f"not an image, damaged at its start, of size 0 or of a rare layout (read: {', '.join(_FORMATS)})"
+            f"not an image, damaged at its start, of size 0 or of an unsupported pixel layout (read: {formats})"
         ) from None
     # On damaged bytes Pillow raises nearly anything: OSError, SyntaxError, struct.error, KeyError, MemoryError.
     except Exception as error:
@@ -126,6 +128,11 @@ def _load(image: Image.Image, data: bytes) -> Image.Image:
         for tag in set(exif) - {_ORIENTATION}:
             del exif[tag]
     image.load()
+    if image.format == "TIFF" and image.mode in ("P", "PA"):
+        colors = image.tag_v2[_TIFF_COLOR_MAP]  # type: ignore[attr-defined]
+        # Some programs write 8-bit values where TIFF has 16-bit ones, of which Pillow takes the high byte: all black.
+        if max(colors) < 256:
+            image.putpalette(bytes(colors), "RGB;L")
     key = image.info.get("transparency")
     if key is None:
         return image

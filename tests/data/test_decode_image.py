@@ -217,10 +217,12 @@ def xmp(orientation):
     return f'<x:xmpmeta><rdf:Description tiff:Orientation="{orientation}"/></x:xmpmeta>'.encode()
 
 
-@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("image_format", EXIF_FORMATS)
 def test_orientation_in_xmp_counts_where_exif_has_none(image_format):
     options = dict(EXIF_FORMATS[image_format])
-    if image_format == "PNG":
+    if image_format == "TIFF":
+        options["tiffinfo"] = {700: xmp(6)}
+    elif image_format == "PNG":
         text = PngImagePlugin.PngInfo()
         text.add_itxt("XML:com.adobe.xmp", xmp(6).decode())
         options["pnginfo"] = text
@@ -228,8 +230,11 @@ def test_orientation_in_xmp_counts_where_exif_has_none(image_format):
         options["xmp"] = xmp(6)
     stored = np.ascontiguousarray(STORED[6])
     assert_near(decode_image(encode(stored, image_format, **options), 16, 1)[0], QUADRANTS)
-    upright = exif(field(0x0112, 3, 1, 1))
-    assert_near(decode_image(encode(QUADRANTS, image_format, exif=upright, **options), 16, 1)[0], QUADRANTS)
+    if image_format == "TIFF":
+        options["tiffinfo"] = {700: xmp(6), 0x0112: 1}
+    else:
+        options["exif"] = exif(field(0x0112, 3, 1, 1))
+    assert_near(decode_image(encode(QUADRANTS, image_format, **options), 16, 1)[0], QUADRANTS)
 
 
 def test_orientation_in_the_png_text_of_imagemagick():
@@ -267,10 +272,10 @@ def test_the_transparent_value_of_a_turned_16_bit_png():
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-def test_the_transparent_colour_of_an_rgb_png(depth):
+def test_the_transparent_color_of_an_rgb_png(depth):
     step = 257 if depth == 16 else 1
     key = np.array([10, 20, 30]) * step
-    # One of the neighbours differs in the lowest bit only, which Pillow drops from 16-bit colour.
+    # One of the neighbours differs in the lowest bit only, which Pillow drops from 16-bit color.
     values = np.array([[key, [10 * step, 20 * step, 30 * step + 1]], [key[::-1], [0, 0, 0]]])
     got = decode_image(png_of(values, depth, 2, {b"tRNS": struct.pack(">3H", *key)}), 2, 3)
     want = values // step
@@ -316,6 +321,16 @@ def test_alpha_beside_a_palette():
     assert np.abs(decode_image(encode(image, "TIFF"), 2, 3).astype(int) - colour(132, 137, 142)).max() <= 1
 
 
+@pytest.mark.parametrize("factor", [1, 256, 257], ids=["8 bits", "high byte", "16 bits"])
+def test_the_palette_of_a_tiff(factor):
+    palette = np.zeros((3, 256), "<u2")
+    palette[:, :2] = np.array([[10, 200], [20, 100], [30, 50]]) * factor
+    values = np.array([[0, 1], [1, 1]], np.uint8)
+    length = len(tiff(values, photometric=3, fields=(bytes(12),)))
+    data = tiff(values, photometric=3, fields=(field(320, 3, 768, struct.pack("<I", length)),)) + palette.tobytes()
+    np.testing.assert_array_equal(decode_image(data, 2, 3)[:, 0], [[10, 200], [20, 100], [30, 50]])
+
+
 @pytest.mark.parametrize("image_format", ["GIF", "WEBP", "PNG"])
 def test_the_first_frame_of_an_animation(image_format):
     colours = np.array([[10, 20, 30], [200, 100, 50]])[picture(8, 8, 1) % 2]
@@ -355,7 +370,7 @@ def test_ycck_jpeg(rgb, black):
 @pytest.mark.parametrize(
     ("mode", "pixel"), [("LAB", (128, 128, 128)), ("CMYK", (10, 20, 30, 40)), ("YCbCr", (90, 120, 140))]
 )
-def test_every_colour_space_also_becomes_grey(mode, pixel, channels):
+def test_every_color_space_also_becomes_grey(mode, pixel, channels):
     data = encode(Image.new(mode, (2, 2), pixel), "TIFF")
     red, green, blue = decode_image(data, 2, 3).astype(int)
     luma = np.rint(0.299 * red + 0.587 * green + 0.114 * blue)
