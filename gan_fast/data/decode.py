@@ -130,7 +130,7 @@ def _load(image: Image.Image, data: bytes) -> Image.Image:
     image.load()
     if image.format == "TIFF" and image.mode in ("P", "PA"):
         colors = image.tag_v2[_TIFF_COLOR_MAP]  # type: ignore[attr-defined]
-        # Some programs write 8-bit values where TIFF has 16-bit ones, of which Pillow takes the high byte: all black.
+        # Some programs write 8-bit values where TIFF has 16-bit ones, and Pillow takes the high byte: all black.
         if max(colors) < 256:
             image.putpalette(bytes(colors), "RGB;L")
     key = image.info.get("transparency")
@@ -216,7 +216,7 @@ def _flatten(image: Image.Image) -> Image.Image:
         return Image.fromarray(np.rint(fractions * 255).astype(np.uint8))
     if image.mode == "P" and image.palette is None:
         raise BadFileError("the palette is missing")
-    # Of these two Pillow has one conversion each, which it does not find on the way to another mode.
+    # Pillow converts LAB to RGB and La to LA, but neither to anything else.
     if image.mode == "LAB":
         return image.convert("RGB")
     if image.mode == "La":
