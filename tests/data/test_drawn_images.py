@@ -98,7 +98,7 @@ def draw_png(rng, shape):
     elif colour_type in (4, 6):
         levels, bound = over_white(levels[..., :-1], levels[..., -1:] / 255), 1.0
     elif rng.random() < 0.7:
-        key = values[rng.integers(0, shape[0]), rng.integers(0, shape[1])]
+        key = values[rng.integers(0, shape[0]), rng.integers(0, shape[1])].copy()
         chunks[b"tRNS"] = struct.pack(f">{samples}H", *key)
         if rng.random() < 0.5:  # a color that differs in the lowest bit only
             values[0, 0] = key ^ np.eye(samples, dtype=int)[0]
