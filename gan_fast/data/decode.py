@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import re
 import struct
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from gan_fast.data.errors import BadFileError, reason_of
 
@@ -23,11 +22,14 @@ MAX_PIXELS = 89_478_485
 _TIFF_BITS_PER_SAMPLE = 258
 _TIFF_PHOTOMETRIC = 262
 _TIFF_WHITE_IS_ZERO = 0
+_TIFF_COLOR_MAP = 320
+_TIFF_SAMPLE_FORMAT = 339
+_TIFF_SIGNED = 2
+_TIFF_YCBCR_SUBSAMPLING = 530
 
-_EXIF_ORIENTATION = 0x0112
-_EXIF_INTEGERS = {1: "B", 3: "H", 4: "I"}
-_XMP_ORIENTATION = re.compile(rb"""tiff:Orientation(?:\s*=\s*["']|>)\s*([0-9])""")
-_UPRIGHT = {
+_ORIENTATION = 0x0112  # in EXIF as in TIFF
+_EXIF_INTEGERS = {3: "H", 4: "I"}  # type code of a field: struct code
+_TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -37,8 +39,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# What Pillow multiplies a grey PNG's samples of few bits by, but not the sample that is transparent.
-_GREY_SCALES = {"L;2": 85, "L;4": 17, "L": 1}
+_PNG_GREY_BITS = {"L;2": 2, "L;4": 4, "L": 8}  # by Pillow's raw mode
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,11 @@ def decode_image(data: bytes, image_size: int, channels: int) -> np.ndarray:
         BadFileError: The bytes are not an image, are damaged, or have no defined 8-bit RGB value.
 
     Notes:
-        EXIF or XMP orientation is applied, whatever else is in the block. Transparency is composited over white.
-        16-bit grey is rescaled, round(value / 257); 32-bit integer pixels are taken as 16-bit and float pixels as
-        [0, 1], and are refused outside these ranges. Of 16-bit colour Pillow keeps the high byte. CMYK is converted
-        without its colour profile, and other embedded profiles are ignored. Of an animation or a multi-page file the
-        first frame is taken.
+        The orientation in EXIF or, without one there, in XMP is applied; other EXIF fields are not read, so that damage
+        to them does no harm. Transparency is composited over white. 16-bit grey is rescaled, round(value / 257);
+        32-bit integer pixels are taken as 16-bit and float pixels as [0, 1], and are refused outside these ranges. Of
+        16-bit color and 16-bit grey with alpha Pillow keeps the high byte. CMYK is converted without its colour
+        profile, and other embedded profiles are ignored. Of an animation or a multi-page file the first frame is taken.
         Scaling is Lanczos with antialiasing; an image whose shorter side is already `image_size` is only cropped.
     """
     return decode(data, image_size, channels).pixels
@@ -79,19 +80,37 @@ def decode(data: bytes, image_size: int, channels: int) -> Decoded:
     if not data:
         raise BadFileError("the file is empty")
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with _open(data) as image:
             _check_header(image)
-            flat = _turn(_flatten(image, data), _orientation(image))
-        square = _resize_and_crop(flat.convert("L" if channels == 1 else "RGB"), image_size)
-        pixels = np.asarray(square).reshape(image_size, image_size, channels).transpose(2, 0, 1)
-        return Decoded(pixels, flat.size)
+            upright = _upright(_load(image, data))
+        square = _resize_and_crop(_flatten(upright).convert("L" if channels == 1 else "RGB"), image_size)
+        return Decoded(np.asarray(square).reshape(image_size, image_size, channels).transpose(2, 0, 1), upright.size)
     except BadFileError:
         raise
     except UnidentifiedImageError:
-        raise BadFileError(f"not an image, damaged at its start, or of size 0 (read: {', '.join(_FORMATS)})") from None
+        formats = ", ".join(_FORMATS)
+        raise BadFileError(
+            f"not an image, damaged at its start, of size 0 or of an unsupported pixel layout (read: {formats})"
+        ) from None
     # On damaged bytes Pillow raises nearly anything: OSError, SyntaxError, struct.error, KeyError, MemoryError.
     except Exception as error:
         raise BadFileError(f"cannot be decoded: {reason_of(error)}") from error
+
+
+class _Jpeg(JpegImagePlugin.JpegImageFile):
+    """A JPEG, or the first frame of an MPO, whose EXIF Pillow does not parse."""
+
+    def _read_dpi_from_exif(self) -> None:
+        """Do nothing: on a resolution of the wrong type Pillow refuses the whole file."""
+
+
+def _open(data: bytes) -> Image.Image:
+    if data.startswith(b"\xff\xd8\xff"):
+        try:
+            return _Jpeg(io.BytesIO(data))
+        except SyntaxError as error:
+            raise UnidentifiedImageError from error
+    return Image.open(io.BytesIO(data), formats=_FORMATS)
 
 
 def _check_header(image: Image.Image) -> None:
@@ -99,97 +118,126 @@ def _check_header(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadFileError(f"decompression bomb: {width}x{height} is more than {MAX_PIXELS} pixels")
-    if image.format == "TIFF" and image.mode.startswith("I;16"):
-        tags = image.tag_v2  # type: ignore[attr-defined]
-        # Pillow hands both through as if they were 16-bit, black at zero: dark or negative, with no sign of it.
-        if tags[_TIFF_BITS_PER_SAMPLE] != (16,) or tags[_TIFF_PHOTOMETRIC] == _TIFF_WHITE_IS_ZERO:
-            raise BadFileError("12-bit or white-is-zero TIFF is not read here; save it as 16-bit, black at zero")
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF or XMP orientation of an image that is loaded; 1, upright, where there is none to be read."""
     if image.format == "TIFF":
-        return 1  # Pillow turns these as it loads them
-    block = image.info.get("exif")
-    if block is None and "Raw profile type exif" in image.info:
-        with contextlib.suppress(ValueError):
-            block = bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:]))
-    orientation = _exif_orientation(block or b"")
-    if orientation is None:
-        xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b""
-        found = _XMP_ORIENTATION.search(xmp if isinstance(xmp, bytes) else xmp.encode())
-        orientation = int(found[1]) if found else 1
-    return orientation
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        # Pillow decodes each of these without an error, but to wrong values.
+        white_is_zero = tags.get(_TIFF_PHOTOMETRIC, _TIFF_WHITE_IS_ZERO) == _TIFF_WHITE_IS_ZERO
+        if image.mode.startswith("I;16") and (tags[_TIFF_BITS_PER_SAMPLE] != (16,) or white_is_zero):
+            raise BadFileError("12-bit or white-is-zero TIFF is not read here; save it as 16-bit, black at zero")
+        if image.mode == "F" and white_is_zero:
+            raise BadFileError("white-is-zero float TIFF is not read here; save it black at zero")
+        if image.mode == "L" and _TIFF_SIGNED in tags.get(_TIFF_SAMPLE_FORMAT, ()):
+            raise BadFileError("signed 8-bit TIFF is not read here; save it unsigned")
+        whole_colors = tags.get(_TIFF_YCBCR_SUBSAMPLING, (2, 2)) == (1, 1)  # (2, 2) is the default of the format
+        if image.mode == "YCbCr" and not whole_colors:
+            raise BadFileError("uncompressed YCbCr TIFF with subsampled color is not read here; save it as RGB")
 
 
-def _exif_orientation(block: bytes) -> int | None:
-    """Find the orientation in an EXIF block.
+def _load(image: Image.Image, data: bytes) -> Image.Image:
+    """Decode the pixels of the file `data`, opened as `image`."""
+    raw_mode = image.tile[0][3] if image.format == "PNG" and image.tile else None  # type: ignore[attr-defined]
+    if image.format == "TIFF":
+        # Pillow also follows pointers to EXIF directories here and fails on broken ones.
+        exif = image.getexif()
+        for tag in set(exif) - {_ORIENTATION}:
+            del exif[tag]
+    image.load()
+    if image.format == "TIFF" and image.mode in ("P", "PA"):
+        colors = image.tag_v2[_TIFF_COLOR_MAP]  # type: ignore[attr-defined]
+        # Some programs write 8-bit values where TIFF has 16-bit ones, and Pillow takes the high byte: all black.
+        if max(colors) < 256:
+            image.putpalette(bytes(colors), "RGB;L")
+    key = image.info.get("transparency")
+    if key is None:
+        return image
+    # Pillow leaves the transparent value of a PNG in units of the file, of which the low bits count.
+    if raw_mode in _PNG_GREY_BITS:
+        largest = 2 ** _PNG_GREY_BITS[raw_mode] - 1
+        image.info["transparency"] = (key & largest) * 255 // largest
+    elif raw_mode == "RGB":
+        image.info["transparency"] = tuple(value & 255 for value in key)
+    elif raw_mode == "RGB;16B":
+        # Pillow has decoded the high bytes only. Read as little-endian, the same file gives the low bytes.
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as low:
+            low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
+            values = np.asarray(image).astype(np.uint16) * 256 + np.asarray(low)
+        del image.info["transparency"]
+        image.putalpha(Image.fromarray(np.where((values == key).all(-1), 0, 255).astype(np.uint8)))
+    return image
 
-    Pillow stops at the first tag whose data are not there, and warns, which a process may have made an error.
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn the image by its orientation. Pillow has already turned a TIFF while decoding it."""
+    turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image.info))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(info: dict) -> int:
+    """Return the orientation in the EXIF block, else that in the XMP packet, else 1.
+
+    Pillow's reader stops at the first damaged field of EXIF, and real files have such fields before the orientation.
     """
-    block = block.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    exif = info.get("exif", b"")
+    if not exif and "Raw profile type exif" in info:  # how ImageMagick stores EXIF in PNG: three lines, then hex
+        try:
+            exif = bytes.fromhex("".join(info["Raw profile type exif"].split("\n")[3:]))
+        except ValueError:
+            exif = b""
+    found = _exif_orientation(exif)
+    if found is None:
+        xmp = info.get("XML:com.adobe.xmp") or info.get("xmp") or b""
+        match = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp.encode() if isinstance(xmp, str) else xmp)
+        found = int(match[1]) if match else 1
+    return found
+
+
+def _exif_orientation(exif: bytes) -> int | None:
+    """Return the orientation in the first directory: None where there is none, 0 where it is not an integer."""
+    exif = re.sub(rb"^(Exif\0\0)+", b"", exif)
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
         return None
-    with contextlib.suppress(struct.error):  # of a block that is cut short
-        (start,) = struct.unpack_from(f"{order}I", block, 4)
-        (count,) = struct.unpack_from(f"{order}H", block, start)
+    try:
+        (start,) = struct.unpack_from(order + "I", exif, 4)
+        (count,) = struct.unpack_from(order + "H", exif, start)
         for at in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind = struct.unpack_from(f"{order}HH", block, at)
-            if tag == _EXIF_ORIENTATION and kind in _EXIF_INTEGERS:
-                return struct.unpack_from(order + _EXIF_INTEGERS[kind], block, at + 8)[0]
+            tag, kind, length = struct.unpack_from(order + "HHI", exif, at)
+            if tag == _ORIENTATION:
+                code = _EXIF_INTEGERS.get(kind)
+                # More than four bytes of values would lie elsewhere.
+                if code is None or not 1 <= length <= 4 // struct.calcsize(code):
+                    return 0
+                return struct.unpack_from(order + code, exif, at + 8)[0]
+    except struct.error:  # the block ends early
+        pass
     return None
 
 
-def _turn(image: Image.Image, orientation: int) -> Image.Image:
-    # ImageOps.exif_transpose would write the other tags again, which fails for some that it has read.
-    method = _UPRIGHT.get(orientation)
-    return image if method is None else image.transpose(method)
-
-
-def _flatten(image: Image.Image, data: bytes) -> Image.Image:
+def _flatten(image: Image.Image) -> Image.Image:
     """Reduce to 8 bits a channel and composite transparency over white."""
-    raw_mode = image.tile[0].args if image.format == "PNG" and image.tile else None  # type: ignore[attr-defined]
-    image.load()
-    transparent = image.info.get("transparency")
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image).astype(np.int32)
         if values.min() < 0 or values.max() > 65535:
             raise BadFileError(f"integer pixels must lie in 0..65535, found {values.min()}..{values.max()}")
-        grey = ((values + 128) // 257).astype(np.uint8)
-        if isinstance(transparent, int):
-            grey[values == transparent] = 255
-        return Image.fromarray(grey)
+        levels = (values + 128) // 257
+        if "transparency" in image.info:
+            levels[values == image.info["transparency"]] = 255
+        return Image.fromarray(levels.astype(np.uint8))
     if image.mode == "F":
         fractions = np.asarray(image)
         if not (fractions.min() >= 0 and fractions.max() <= 1):  # written so that NaN is refused too
             raise BadFileError(f"float pixels must lie in [0, 1], found {fractions.min()}..{fractions.max()}")
         return Image.fromarray(np.rint(fractions * 255).astype(np.uint8))
-    if raw_mode == "RGB;16B" and transparent is not None:
-        colours = np.asarray(image).copy()
-        key = np.array(transparent)
-        matches = (colours == key >> 8) & (_low_bytes(data) == key & 255)
-        colours[matches.all(axis=-1)] = 255
-        return Image.fromarray(colours)
-    if raw_mode in _GREY_SCALES and isinstance(transparent, int):
-        # Above the sample's bits a PNG may hold anything.
-        scale = _GREY_SCALES[raw_mode]
-        image.info["transparency"] = (transparent & 255 // scale) * scale
-    elif raw_mode == "RGB" and isinstance(transparent, tuple):
-        image.info["transparency"] = tuple(value & 255 for value in transparent)
+    if image.mode == "P" and image.palette is None:
+        raise BadFileError("the palette is missing")
+    # Pillow converts LAB to RGB and La to LA, but neither to anything else.
+    if image.mode == "LAB":
+        return image.convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
-        if image.mode == "La":
-            image = image.convert("LA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image
-
-
-def _low_bytes(data: bytes) -> np.ndarray:
-    """Return the low bytes of a 16-bit RGB PNG, of which Pillow keeps the high ones."""
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        # Read as little-endian, the low byte is the one that is kept.
-        image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
-        return np.asarray(image)
 
 
 def _resize_and_crop(image: Image.Image, image_size: int) -> Image.Image:

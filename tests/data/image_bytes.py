@@ -31,30 +31,74 @@ def png(
     *,
     depth: int = 8,
     colour_type: int = 0,
-    palette: bytes = b"",
-    transparency: bytes = b"",
+    chunks: dict[bytes, bytes] | None = None,
+    interlaced: bool = False,
 ) -> bytes:
-    """A PNG with a header of our choice, such as sizes that no encoder would write."""
+    """A PNG with a header and further chunks of our choice, such as sizes that no encoder would write."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    optional = [chunk(kind, content) for kind, content in ((b"PLTE", palette), (b"tRNS", transparency)) if content]
-    body = chunk(b"IHDR", header) + b"".join(optional) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, interlaced)
+    body = chunk(b"IHDR", header) + b"".join(chunk(kind, content) for kind, content in (chunks or {}).items())
+    body += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def exif_block(*entries: tuple[int, int, int, int]) -> bytes:
-    """EXIF of one directory of (tag, type, count, value or offset), sound or not."""
-    body = b"Exif\0\0II" + struct.pack("<HIH", 42, 8, len(entries))
-    return body + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
 
 
-def tiff(pixels: np.ndarray, *, order: str = "<", bits: int | None = None, photometric: int = 1) -> bytes:
-    """A one-strip grey TIFF of the depth and sign of `pixels`, which Pillow itself cannot write in every case."""
+def packed(samples: np.ndarray, depth: int) -> list[bytes]:
+    """Rows of `depth` bits a sample, each filled to whole bytes."""
+    bits = np.unpackbits(samples.astype(">u2").reshape(len(samples), -1, 1).view(np.uint8), axis=2)[..., 16 - depth :]
+    return [row.tobytes() for row in np.packbits(bits.reshape(len(samples), -1), axis=1)]
+
+
+def png_of(
+    samples: np.ndarray,
+    depth: int,
+    colour_type: int,
+    chunks: dict[bytes, bytes] | None = None,
+    *,
+    interlaced: bool = False,
+) -> bytes:
+    """A PNG of `samples`, (height, width, samples of a pixel), each of `depth` bits."""
+    height, width = samples.shape[:2]
+    passes = ADAM7 if interlaced else [(0, 0, 1, 1)]
+    parts = [samples[top::down, left::right] for top, left, down, right in passes]
+    rows = b"".join(b"\0" + row for part in parts if part.size for row in packed(part, depth))
+    return png(width, height, rows, depth=depth, colour_type=colour_type, chunks=chunks, interlaced=interlaced)
+
+
+def field(tag: int, kind: int, count: int, value: int | bytes, order: str = "<") -> bytes:
+    """One entry of an EXIF or TIFF directory."""
+    if isinstance(value, int):
+        value = struct.pack(order + {3: "H", 4: "I", 9: "i"}[kind], value)
+    return struct.pack(order + "HHI", tag, kind, count) + value.ljust(4, b"\0")
+
+
+def exif(*fields: bytes, order: str = "<") -> bytes:
+    """An EXIF block with one directory."""
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", 8, len(fields))
+    return b"Exif\0\0" + head + b"".join(fields) + bytes(4)
+
+
+def tiff(
+    pixels: np.ndarray,
+    *,
+    order: str = "<",
+    bits: int | None = None,
+    photometric: int = 1,
+    extra_samples: int | None = None,
+    fields: tuple[bytes, ...] = (),
+) -> bytes:
+    """A one-strip TIFF of the depth and sign of `pixels`, which Pillow itself cannot write in every case.
+
+    `pixels` is (height, width), or (height, width, samples of a pixel). `fields` are put last in the directory.
+    """
     strip = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
-    height, width = pixels.shape
+    height, width = pixels.shape[:2]
+    samples = 1 if pixels.ndim == 2 else pixels.shape[2]
     sample_format = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
     tags = {
         256: width,
@@ -63,16 +107,18 @@ def tiff(pixels: np.ndarray, *, order: str = "<", bits: int | None = None, photo
         259: 1,
         262: photometric,
         273: 8,
-        277: 1,
+        277: samples,
         278: height,
         279: len(strip),
         339: sample_format,
     }
+    if extra_samples is not None:
+        tags[338] = extra_samples
     data = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HI", 42, 8 + len(strip)) + strip
-    data += struct.pack(order + "H", len(tags))
+    data += struct.pack(order + "H", len(tags) + len(fields))
     for tag, value in tags.items():
-        data += struct.pack(order + "HHIHH", tag, 3, 1, value, 0)
-    return data + bytes(4)
+        data += field(tag, 3, 1, value, order)
+    return data + b"".join(fields) + bytes(4)
 
 
 def write_folder(root: Path, files: dict[str, bytes]) -> Path:
