@@ -14,6 +14,7 @@ PACKAGE = ROOT / "gan_fast"
 # A room may import itself and the rooms named here; docs/architecture.md draws the same.
 MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
+    "choices": set(),
     "extension": set(),
     "layout": set(),
     "capture": set(),
@@ -24,11 +25,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ops": {"backends", "extension", "layout"},
     "nn": {"backends", "ops", "layout"},
     "self_check": {"backends", "ops"},
-    "models": {"nn", "ops"},
-    "objectives": {"ops"},
+    "models": {"choices", "nn", "ops"},
+    "objectives": {"choices", "ops"},
     "data": set(),
     "metrics": set(),
-    "train": {"capture", "files", "ops", "nn", "models", "objectives", "data", "metrics", "backends", "version"},
+    "train": {
+        *("backends", "capture", "choices", "data", "files", "metrics", "models", "nn", "objectives", "ops", "version"),
+    },
     "export": {"files", "backends", "ops", "nn"},
     "cli": {"train", "export", "files", "models", "data", "metrics", "backends", "self_check", "version"},
     "__main__": {"cli"},
