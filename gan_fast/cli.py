@@ -286,14 +286,16 @@ def main(args: Sequence[str] | None = None) -> None:
         nothing.
     """
     given = list(sys.argv[1:] if args is None else args)
-    with _standard_streams() as (stdout, _):
+    with _standard_streams() as stdout:
+        code, trained = 0, given[:1] == ["train"]
         try:
             code = _run(given)
-        except SystemExit as end:
-            if end.code or not stdout.lost_output:
-                raise
-            code = 0
-        if code == 0 and stdout.lost_output and given[:1] != ["train"]:
+        except SystemExit as end:  # of --help and --version
+            trained = False
+            if not stdout.lost_output:
+                raise SystemExit(end.code or 0) from None
+        # Of a training the files are the result; of the rest it is what they print.
+        if code == 0 and not trained and stdout.lost_output:
             code = _end("cannot write all of the output to stdout", _FAILED)
     if code:
         raise SystemExit(code)
@@ -537,8 +539,8 @@ class _Stream:
 
 
 @contextlib.contextmanager
-def _standard_streams() -> Iterator[tuple[_Stream, _Stream]]:
-    """Make stdin, stdout and stderr such that nothing that is written there ends a training."""
+def _standard_streams() -> Iterator[_Stream]:
+    """Open what is closed of the three; replace stdout and stderr by streams that end no training; yield the first."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -550,7 +552,7 @@ def _standard_streams() -> Iterator[tuple[_Stream, _Stream]]:
         streams = [_Stream(stream or null) for stream in before]
         sys.stdout, sys.stderr = streams
         try:
-            yield streams[0], streams[1]
+            yield streams[0]
         finally:
             for stream in streams:
                 stream.flush()

@@ -271,7 +271,9 @@ class RunConfig:
         del options["out"]
         options |= options.pop("train")
         if self.data != "digits":
-            options["data"] = os.path.abspath(os.fsdecode(self.data))
+            # As UTF-8 whatever the locale: a run may be resumed under another one.
+            path = os.path.abspath(os.fsencode(self.data))
+            options["data"] = path.decode("utf-8", "surrogateescape")
         return json.loads(json.dumps(options))
 
     @classmethod
@@ -284,6 +286,8 @@ class RunConfig:
         names = {f.name for f in fields(TrainConfig)}
         train = TrainConfig(**{name: value for name, value in options.items() if name in names})
         rest = {name: value for name, value in options.items() if name not in names}
+        if isinstance(rest.get("data"), str):
+            rest["data"] = os.fsdecode(rest["data"].encode("utf-8", "surrogateescape"))
         return cls(out=out, train=train, **rest)
 
 

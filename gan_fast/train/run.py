@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ class Run:
     def _start(self, resume: bool, allow_changed_data: bool, command: str | None) -> None:
         config = self.config
         if config.tensorboard:
-            _summary_writer()
+            _summary_writer(self.folder)
         self._record = self._check_options() if resume else {}
         self._rows = self._read_rows() if resume else []
         device = resolve_device(config.train.device)
@@ -152,7 +153,7 @@ class Run:
         with ExitStack() as stack:
             self._writer = None
             if self.config.tensorboard:
-                self._writer = _summary_writer()(os.fspath(self.folder / "tensorboard"))
+                self._writer = _summary_writer(self.folder)()
                 stack.callback(self._writer.close)
             metrics = stack.enter_context(open(self.folder / "metrics.jsonl", "a", encoding="utf-8"))
             # Where nobody watches, a line now and then is enough.
@@ -309,8 +310,10 @@ class Run:
             "data_fingerprint": self._fingerprint,
         }
         write_bytes_safely(self.folder / "config.json", json.dumps(record, indent=2) + "\n")
-        with open(self.folder / "history.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(start_of(command, self.trainer.device, self.trainer.steps_done)) + "\n")
+        history = self.folder / "history.jsonl"
+        before = history.read_bytes() if history.exists() else b""
+        line = json.dumps(start_of(command, self.trainer.device, self.trainer.steps_done)) + "\n"
+        write_bytes_safely(history, before + line.encode())
 
     def _resume(self) -> None:
         if not self._checkpoint.exists() and not previous_of(self._checkpoint).exists():
@@ -453,11 +456,20 @@ def _load(config: RunConfig) -> ImageData:
     )
 
 
-def _summary_writer() -> Any:
+def _summary_writer(run: Path) -> Callable[[], Any]:
+    """Return a function that makes TensorBoard's writer for a run; what stands in its way is an error now."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise RunError(
             'train: expected TensorBoard to be installed for tensorboard, got none; pip install "gan_fast[tensorboard]"'
         ) from error
-    return SummaryWriter
+    folder = os.fspath(run / "tensorboard")
+    try:
+        folder.encode()
+    except UnicodeEncodeError as error:
+        raise RunError(
+            f"train: expected out a folder whose name is UTF-8 for tensorboard, got {run}; rename it, or leave "
+            "TensorBoard out"
+        ) from error
+    return partial(SummaryWriter, folder)
