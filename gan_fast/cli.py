@@ -391,6 +391,7 @@ _TYRO_MESSAGES = (
     (r"^Error parsing (--\S+): invalid literal for int\(\) with base 10: ", r"\1: expected an integer, got "),
     (r"^Error parsing (--\S+): could not convert string to float: ", r"\1: expected a number, got "),
     (r"^Error parsing (--\S+): ", r"\1: "),
+    (r"^invalid choice (.*) for argument '(--\S+)'\. Expected one of \((.*)\)", r"\2: expected one of \3, got \1"),
     (r"^Missing value for argument '(--\S+)'\. Expected (\d+) values", r"\1: expected \2 values, got fewer"),
 )
 
@@ -424,6 +425,8 @@ def _check_words(args: Sequence[str]) -> None:
         if name.startswith("--") and name.replace("_", "-") not in options:
             near = _nearest(name, options)
             raise _UsageError(f"{args[0]}: expected an option of {args[0]}, got {name}{near} ({_see_help(args)})")
+        if equals and _option(f"no_{options.get(name.replace('_', '-'), '')}") in options:
+            raise _UsageError(f"{name}: expected no value, got {value!r} ({_see_help(args)})")
         if not arg or (equals and not value and name.startswith("--")):
             where = name if equals else previous
             raise _UsageError(f"{where}: expected a value, got an empty one ({_see_help(args)})")
@@ -455,7 +458,7 @@ def _nearest(word: str, words: Sequence[str] | dict[str, Any]) -> str:
         return difflib.SequenceMatcher(None, other, word).ratio()
 
     best = max(map(ratio, near))
-    return f"; did you mean {' or '.join(other for other in near if ratio(other) == best)}?"
+    return f"; did you mean {' or '.join(other for other in sorted(near) if ratio(other) == best)}?"
 
 
 def _see_help(args: Sequence[str]) -> str:
