@@ -165,6 +165,84 @@ def test_resume_goes_on_as_if_never_stopped(finished, tmp_path, capsys):
     assert_same_state(*(load_checkpoint(out / "checkpoint.pt")["trainer"] for out in (finished, tmp_path / "run")))
 
 
+def test_resume_needs_out_alone(tmp_path, capsys):
+    train(tmp_path / "run", "--steps", "4", "--objective", "hinge")
+    before = json.loads((tmp_path / "run" / "config.json").read_text())
+    cli.main(["train", "--out", str(tmp_path / "run"), "--resume", "--steps", "6", "--d-lr", "0.001"])
+    assert "changed: --d-lr: the run has 0.0004, the command 0.001" in capsys.readouterr().out
+    after = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert after["config"] == before["config"] | {"steps": 6, "d_lr": 0.001}
+    assert after["cpu_threads"] == 1
+    assert {name: after[name] for name in ("model", "data_fingerprint", "images")} == {
+        name: before[name] for name in ("model", "data_fingerprint", "images")
+    }
+
+
+def image_folder(folder, count=8, shade=0):
+    folder.mkdir()
+    for index in range(count):
+        Image.new("L", (16, 16), index + shade).save(folder / f"{index:02}.png")
+    return folder
+
+
+FEW = ["--batch-size", "4", "--width", "2", "--image-size", "16", "--latent-dim", "4", "--threads", "1"]
+
+
+def test_data_are_what_they_hold_not_what_they_are_called(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    photos = image_folder(tmp_path / "photos")
+    cli.main(["train", "--data", "photos/", "--out", "run", *FEW, "--steps", "1"])
+    (tmp_path / "link").symlink_to(photos)
+    (tmp_path / "elsewhere").mkdir()
+    for data in ("photos", "./photos//", str(photos), "link", "~/photos", f"{photos}/../photos"):
+        cli.main(["train", "--data", data, "--out", "run", "--resume"])
+    assert "changed" not in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    cli.main(["train", "--out", "../run", "--resume", "--steps", "2"])
+    cli.main(["train", "--out=~/run", "--data=../photos", "--resume", "--steps", "3"])
+    photos.rename(tmp_path / "moved")
+    line = fails(capsys, 2, "train", "--out", "../run", "--resume")
+    assert f"--data: expected the images of the run, got '{photos}', which does not exist; name the place" in line
+    cli.main(["train", "--out", "../run", "--resume", "--data", "../moved"])
+    cli.main(["train", "--out", "../run", "--resume", "--steps", "4"])
+    assert "resuming at step 3" in capsys.readouterr().out
+
+
+def test_a_changed_image_is_noticed_by_its_content(tmp_path, capsys):
+    photos = image_folder(tmp_path / "photos")
+    cli.main(["train", "--data", str(photos), "--out", str(tmp_path / "run"), *FEW, "--steps", "1"])
+    resume = ["train", "--out", tmp_path / "run", "--resume", "--steps", 2]
+    Image.new("L", (16, 16), 200).save(photos / "00.png")
+    before = snapshot(tmp_path / "run")
+    line = fails(capsys, 2, *resume)
+    assert "--data: expected the images that" in line
+    assert "as many images, but other pixels or labels" in line
+    assert "go on with these by --allow-changed-data" in line
+    assert snapshot(tmp_path / "run") == before
+    cli.main(list(map(str, [*resume, "--allow-changed-data"])))
+    assert "not the same run any more" in capsys.readouterr().out
+    cli.main(["train", "--out", str(tmp_path / "run"), "--resume", "--steps", "3"])
+    assert "changed: data" not in capsys.readouterr().out
+
+
+def test_a_config_that_does_not_agree_with_the_checkpoint_is_refused(tmp_path, capsys):
+    train(tmp_path, "--steps", "4")
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"width": 2', '"width": 3'))
+    line = fails(capsys, 1, "train", "--out", tmp_path, "--resume")
+    assert "checkpoint.pt: not a checkpoint of the run in config.json: it differs from config.json in width" in line
+
+
+def test_damaged_rows_are_left_out_and_the_rest_kept(tmp_path):
+    train(tmp_path, "--steps", "10")
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"\xff{\n" + b"5\n{}\n" + b"".join(lines[2:]))
+    cli.main(["train", "--out", str(tmp_path), "--resume"])
+    assert [row["step"] for row in rows_of(tmp_path)] == [3, 9, 10]
+
+
 def test_resume_of_a_run_that_began_with_fewer_options(tmp_path, capsys):
     train(tmp_path / "run", "--steps", "4")
     path = tmp_path / "run" / "config.json"
