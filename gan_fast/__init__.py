@@ -1,8 +1,34 @@
 """gan_fast: fused kernels and a lean trainer for GANs in PyTorch."""
 
-from gan_fast import export, models, nn, ops
-from gan_fast.backends import info, use_backend
-from gan_fast.nn.fuse import fuse, fuse_report, unfuse
+import importlib
+import sys
+from typing import TYPE_CHECKING
+
 from gan_fast.version import __version__
 
+
+def _is_command_line() -> bool:
+    """Whether this process is ``gan-fast`` or ``python -m gan_fast``, whose --help must not wait for torch."""
+    if sys.argv[:1] == ["-m"]:
+        at = sys.orig_argv.index("-m") if "-m" in sys.orig_argv else len(sys.orig_argv)
+        return sys.orig_argv[at + 1 : at + 2] == ["gan_fast"]
+    return any(sys.argv[:1]) and sys.argv[0].replace("\\", "/").rpartition("/")[2] in ("gan-fast", "gan-fast.exe")
+
+
+if TYPE_CHECKING or not _is_command_line():
+    from gan_fast import export, models, nn, ops
+    from gan_fast.backends import info, use_backend
+    from gan_fast.nn.fuse import fuse, fuse_report, unfuse
+
 __all__ = ["__version__", "export", "fuse", "fuse_report", "info", "models", "nn", "ops", "unfuse", "use_backend"]
+
+
+def __getattr__(name: str) -> object:
+    # In the command line each name is imported on first use; elsewhere `import gan_fast` also registers the ops.
+    if name in ("export", "models", "nn", "ops"):
+        return importlib.import_module(f"gan_fast.{name}")
+    if name in ("info", "use_backend"):
+        return getattr(importlib.import_module("gan_fast.backends"), name)
+    if name in ("fuse", "fuse_report", "unfuse"):
+        return getattr(importlib.import_module("gan_fast.nn.fuse"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

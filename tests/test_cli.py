@@ -16,8 +16,8 @@ from train.players import assert_same_state
 from gan_fast import backends, cli
 from gan_fast.files import previous_of
 from gan_fast.train import TrainConfig, Trainer, run
-from gan_fast.train.checkpoint import load_checkpoint
-from gan_fast.train.loop import LOGGED
+from gan_fast.train.checkpoint import load_checkpoint, load_generator
+from gan_fast.train.loop import LOGGED, draw_latents, generate
 from gan_fast.train.pictures import image_grid
 
 SMALL = [
@@ -71,6 +71,7 @@ def test_folder_of_a_run(finished):
         "curves.png",
         "generator.safetensors",
         "generator_ema.safetensors",
+        "history.jsonl",
         "metrics.jsonl",
         "samples/step_000005.png",
         "samples/step_000010.png",
@@ -100,9 +101,9 @@ def test_sample_rebuilds_either_generator(finished, tmp_path, capsys):
     assert len({picture.tobytes() for picture in pictures}) == 4
     assert str(tmp_path / "--no-ema.png") in capsys.readouterr().out
     state = load_checkpoint(finished / "checkpoint.pt")["trainer"]
-    generator = cli.load_generator(finished / "generator.safetensors")
+    generator = load_generator(finished / "generator.safetensors")
     assert_same_state(dict(generator.state_dict()), dict(state["generator"]))
-    want = image_grid(cli.generate(generator, cli.draw_latents(64, 8, 0)))
+    want = image_grid(generate(generator, draw_latents(64, 8, 0)))
     assert np.array_equal(np.asarray(Image.open(tmp_path / "--no-ema.png")), np.asarray(want))
 
 
@@ -117,13 +118,13 @@ def test_export_rebuilds_either_generator(finished, tmp_path, capsys, suffix, op
     cli.main(["export", str(finished), "--out", str(out), *options])
     assert capsys.readouterr().out == f"{out}\n"
     assert [path.name for path in out.parent.iterdir()] == [out.name]
-    latents = cli.draw_latents(3, 8, 1)
+    latents = draw_latents(3, 8, 1)
     if suffix == "onnx":
         (result,) = onnxruntime.InferenceSession(out).run(None, {"latent": latents.numpy()})
     else:
         result = torch.export.load(out).module()(latents).numpy()
     name = "generator" if "--no-ema" in options else "generator_ema"
-    want = cli.load_generator(finished / f"{name}.safetensors")(latents)
+    want = load_generator(finished / f"{name}.safetensors")(latents)
     assert np.abs(result - want.detach().numpy()).max() <= 1e-5
 
 
@@ -156,12 +157,90 @@ def test_resume_goes_on_as_if_never_stopped(finished, tmp_path, capsys):
         file.write('{"step": 9, "d_loss": 77, "time_s": 1.0}\n{"step": 1')
     train(tmp_path / "run", "--steps", "10", "--cuda-graph", "off", "--resume")
     said = capsys.readouterr().out
-    assert "changed: steps: the run has 6, the command 10" in said
-    assert "changed: cuda_graph: the run has 'auto', the command 'off'" in said
+    assert "changed: --steps: the run has 6, the command 10" in said
+    assert "changed: --cuda-graph: the run has 'auto', the command 'off'" in said
     assert "resuming at step 6" in said
     assert [row["step"] for row in rows_of(tmp_path / "run")] == [3, 6, 9, 10]
     assert 77 not in [row["d_loss"] for row in rows_of(tmp_path / "run")]
     assert_same_state(*(load_checkpoint(out / "checkpoint.pt")["trainer"] for out in (finished, tmp_path / "run")))
+
+
+def test_resume_needs_out_alone(tmp_path, capsys):
+    train(tmp_path / "run", "--steps", "4", "--objective", "hinge")
+    before = json.loads((tmp_path / "run" / "config.json").read_text())
+    cli.main(["train", "--out", str(tmp_path / "run"), "--resume", "--steps", "6", "--d-lr", "0.001"])
+    assert "changed: --d-lr: the run has 0.0004, the command 0.001" in capsys.readouterr().out
+    after = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert after["config"] == before["config"] | {"steps": 6, "d_lr": 0.001}
+    assert after["cpu_threads"] == 1
+    assert {name: after[name] for name in ("model", "data_fingerprint", "images")} == {
+        name: before[name] for name in ("model", "data_fingerprint", "images")
+    }
+
+
+def image_folder(folder, count=8, shade=0):
+    folder.mkdir()
+    for index in range(count):
+        Image.new("L", (16, 16), index + shade).save(folder / f"{index:02}.png")
+    return folder
+
+
+FEW = ["--batch-size", "4", "--width", "2", "--image-size", "16", "--latent-dim", "4", "--threads", "1"]
+
+
+def test_data_are_what_they_hold_not_what_they_are_called(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    photos = image_folder(tmp_path / "photos")
+    cli.main(["train", "--data", "photos/", "--out", "run", *FEW, "--steps", "1"])
+    (tmp_path / "link").symlink_to(photos)
+    (tmp_path / "elsewhere").mkdir()
+    for data in ("photos", "./photos//", str(photos), "link", "~/photos", f"{photos}/../photos"):
+        cli.main(["train", "--data", data, "--out", "run", "--resume"])
+    assert "changed" not in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    cli.main(["train", "--out", "../run", "--resume", "--steps", "2"])
+    cli.main(["train", "--out=~/run", "--data=../photos", "--resume", "--steps", "3"])
+    photos.rename(tmp_path / "moved")
+    line = fails(capsys, 2, "train", "--out", "../run", "--resume")
+    assert f"--data: expected the images of the run, got '{photos}', which does not exist; name the place" in line
+    cli.main(["train", "--out", "../run", "--resume", "--data", "../moved"])
+    cli.main(["train", "--out", "../run", "--resume", "--steps", "4"])
+    assert "resuming at step 3" in capsys.readouterr().out
+
+
+def test_a_changed_image_is_noticed_by_its_content(tmp_path, capsys):
+    photos = image_folder(tmp_path / "photos")
+    cli.main(["train", "--data", str(photos), "--out", str(tmp_path / "run"), *FEW, "--steps", "1"])
+    resume = ["train", "--out", tmp_path / "run", "--resume", "--steps", 2]
+    Image.new("L", (16, 16), 200).save(photos / "00.png")
+    before = snapshot(tmp_path / "run")
+    line = fails(capsys, 2, *resume)
+    assert "--data: expected the images that" in line
+    assert "as many images, but other pixels or labels" in line
+    assert "go on with these by --allow-changed-data" in line
+    assert snapshot(tmp_path / "run") == before
+    cli.main(list(map(str, [*resume, "--allow-changed-data"])))
+    assert "not the same run any more" in capsys.readouterr().out
+    cli.main(["train", "--out", str(tmp_path / "run"), "--resume", "--steps", "3"])
+    assert "changed: data" not in capsys.readouterr().out
+
+
+def test_a_config_that_does_not_agree_with_the_checkpoint_is_refused(tmp_path, capsys):
+    train(tmp_path, "--steps", "4")
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"width": 2', '"width": 3'))
+    line = fails(capsys, 1, "train", "--out", tmp_path, "--resume")
+    assert "checkpoint.pt: not a checkpoint of the run in config.json: it differs from config.json in width" in line
+
+
+def test_damaged_rows_are_left_out_and_the_rest_kept(tmp_path):
+    train(tmp_path, "--steps", "10")
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"\xff{\n" + b"5\n{}\n" + b"".join(lines[2:]))
+    cli.main(["train", "--out", str(tmp_path), "--resume"])
+    assert [row["step"] for row in rows_of(tmp_path)] == [3, 9, 10]
 
 
 def test_resume_of_a_run_that_began_with_fewer_options(tmp_path, capsys):
@@ -227,10 +306,16 @@ def snapshot(folder):
 @pytest.mark.parametrize(
     ("options", "want"),
     [
-        ([], "expected out a folder without a run"),
-        (["--resume", "--seed", "5"], "seed: the run has 0, the command 5"),
-        (["--resume", "--width", "4", "--d-lr", "1"], "width: the run has 2, the command 4; d_lr: the run has 0.0004"),
-        (["--resume", "--data", "/nowhere"], "data: the run has 'digits', the command '/nowhere'"),
+        ([], "--out: expected a folder without a run"),
+        (["--resume", "--seed", "5"], "--seed: the run has 0, the command 5"),
+        (
+            ["--resume", "--width", "4", "--d-norm", "batch"],
+            "--width: the run has 2, the command 4; --d-norm: the run has 'none'",
+        ),
+        (
+            ["--resume", "--data", "/nowhere"],
+            "--data: expected the images of the run, got '/nowhere', which does not exist",
+        ),
     ],
 )
 def test_a_run_is_never_overwritten(finished, capsys, options, want):
@@ -243,29 +328,41 @@ def test_a_run_is_never_overwritten(finished, capsys, options, want):
     ("args", "want"),
     [
         (["train", "--data", "digits"], "Missing from gan-fast train: --out"),
-        (["train", *SMALL, "--out", "OUT", "--batch-size", "1"], "TrainConfig: expected batch_size at least 2, got 1"),
-        (["train", *SMALL, "--out", "OUT", "--objective", "wgan"], "expected objective one of minimax, non_saturating"),
-        (["train", *SMALL, "--out", "OUT", "--steps", "many"], "'many'"),
+        (["train", *SMALL, "--out", "OUT", "--batch-size", "1"], "gan-fast: --batch-size: expected at least 2, got 1"),
+        (
+            ["train", *SMALL, "--out", "OUT", "--objective", "wgan"],
+            "--objective: expected one of minimax, non_saturating",
+        ),
+        (["train", *SMALL, "--out", "OUT", "--steps", "many"], "--steps: expected an integer, got 'many'"),
         (
             ["train", *SMALL, "--out", "OUT", "--stepz", "1"],
-            "Unrecognized options: --stepz, 1 (see gan-fast train --help)",
+            "got --stepz; did you mean --steps? (see gan-fast train --help)",
         ),
-        (["train", *SMALL, "--out", "OUT", "--image-size", "17"], "expected image_size one of 16, 32, 64, 128, got 17"),
-        (["train", *SMALL, "--out", "OUT", "--batch-size", "1798"], "expected at least batch_size = 1798 images"),
-        (["train", *SMALL, "--out", "OUT", "--device", "abacus"], "expected device one that is here, got 'abacus'"),
-        (["train", *SMALL, "--out", "OUT", "--threads", "0"], "expected threads at least 1, got 0"),
-        (["train", *SMALL, "--out", "OUT", "--resume"], "expected out a folder with a run to resume"),
+        (
+            ["train", *SMALL, "--out", "OUT", "--image-size", "17"],
+            "--image-size: expected one of 16, 32, 64, 128, got 17",
+        ),
+        (
+            ["train", *SMALL, "--out", "OUT", "--batch-size", "1798"],
+            "--batch-size: expected at least 1798 images, got 1797; lower --batch-size",
+        ),
+        (["train", *SMALL, "--out", "OUT", "--device", "abacus"], "--device: expected one that is here, got 'abacus'"),
+        (["train", *SMALL, "--out", "OUT", "--threads", "0"], "--threads: expected 1 to 1024, got 0"),
+        (["train", *SMALL, "--out", "OUT", "--resume"], "--out: expected a folder with a run to resume"),
         (["train", "--data", "/nowhere", "--out", "OUT"], "got '/nowhere', which does not exist"),
-        (["train", *SMALL, "--out", "/dev/null"], "expected out a folder, got the file /dev/null"),
-        (["train", *SMALL, "--out", "/dev/null/x"], "Not a directory"),
+        (["train", *SMALL, "--out", "/dev/null"], "--out: expected a folder, got the file /dev/null"),
+        (
+            ["train", *SMALL, "--out", "/dev/null/x"],
+            "--out: expected a folder that can be created and written, got /dev/null/x: Not a directory",
+        ),
         (["sample", "/nowhere"], "expected run a folder or file with a generator, got /nowhere"),
-        (["sample", "/nowhere", "--out", "a.jpg"], "expected out a .png file, got a.jpg"),
+        (["sample", "/nowhere", "--out", "a.jpg"], "--out: expected a .png file, got a.jpg"),
         (["export", "/nowhere", "--out", "a.onnx"], "expected run a folder or file with a generator, got /nowhere"),
-        (["export", "/nowhere", "--out", "a.pt2"], "expected out a .onnx file for format onnx, got a.pt2"),
-        (["export", "/nowhere", "--out", "a.onnx", "--format", "exported"], "expected out a .pt2 file for format"),
+        (["export", "/nowhere", "--out", "a.pt2"], "--out: expected a .onnx file for format onnx, got a.pt2"),
+        (["export", "/nowhere", "--out", "a.onnx", "--format", "exported"], "--out: expected a .pt2 file for format"),
         (["export", "/nowhere"], "Missing from gan-fast export: --out"),
         (["export"], "a generator's safetensors file; --out PATH"),
-        (["dance"], "dance"),
+        (["dance"], "expected a command, one of train, sample, export, info, got 'dance'"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, args, want):
@@ -276,7 +373,7 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, args, want):
 
 def test_resume_asks_for_more_steps(finished, capsys):
     before = snapshot(finished)
-    assert "expected steps above the 10 that" in fails(
+    assert "--steps: expected at least the 10 that" in fails(
         capsys, 2, "train", *SMALL, "--out", finished, "--steps", "9", "--resume"
     )
     assert snapshot(finished) == before
@@ -296,11 +393,15 @@ def test_unreadable_and_changed_files_are_named(tmp_path, capsys):
 
     assert "skipped broken.png: " in train("--steps", "1")
     (folder / "00.png").unlink()
-    assert "changed: the run had 20 images, the data have 19" in train("--steps", "2", "--resume")
+    with pytest.raises(SystemExit):
+        train("--steps", "2", "--resume")
+    assert "the run had 20 images, the data have 19; name the place" in capsys.readouterr().err
+    said = train("--steps", "2", "--resume", "--allow-changed-data")
+    assert "changed: data: the run had 20 images, the data have 19: not the same run any more" in said
 
 
 def test_sample_needs_at_least_one_image(finished, capsys):
-    assert "expected n at least 1, got 0" in fails(capsys, 2, "sample", finished, "--n", "0")
+    assert "--n: expected at least 1, got 0" in fails(capsys, 2, "sample", finished, "--n", "0")
 
 
 def test_tensorboard_that_is_not_installed_is_named(tmp_path, capsys, monkeypatch):

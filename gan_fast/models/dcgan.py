@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gan_fast.choices import IMAGE_SIZES
 from gan_fast.nn import ChannelsLastSequential, ConvAct2d, ConvBNAct2d, ConvTransposeAct2d, ConvTransposeBNAct2d
 from gan_fast.ops import checks
 
-IMAGE_SIZES = (16, 32, 64, 128)
 NORMS = ("batch", "none")
 
 

@@ -1,10 +1,12 @@
 """What the two players minimise, by name."""
 
+from gan_fast.choices import OBJECTIVES as NAMES
+from gan_fast.choices import PENALTIES, REGULARIZERS, parse_penalties
 from gan_fast.objectives.game import DLoss, Game
-from gan_fast.objectives.losses import NAMES, AdversarialLoss
-from gan_fast.objectives.penalties import PENALTIES, Penalties, parse_penalties
+from gan_fast.objectives.losses import AdversarialLoss
+from gan_fast.objectives.penalties import Penalties
 from gan_fast.objectives.registry import Objective, make_objective
-from gan_fast.objectives.regularizers import REGULARIZERS, InstanceNoise, clip_weights
+from gan_fast.objectives.regularizers import InstanceNoise, clip_weights
 
 __all__ = [
     "NAMES",

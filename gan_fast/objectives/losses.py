@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from gan_fast import ops
+from gan_fast.choices import OBJECTIVES as NAMES
 from gan_fast.ops.adversarial_loss import d_loss_and_means
 
 
@@ -29,7 +30,6 @@ _GAMES = {
     "relativistic": _Game("bce", "paired", ops.relativistic_g_loss),
     "relativistic_average": _Game("bce", "average", partial(ops.relativistic_g_loss, average=True)),
 }
-NAMES = tuple(_GAMES)
 
 
 @dataclass(frozen=True)

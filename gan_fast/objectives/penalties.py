@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from gan_fast import ops
+from gan_fast.choices import PENALTIES
 from gan_fast.ops.penalties import Critic
-
-PENALTIES = ("gradient_penalty", "dragan", "r1", "r2")
-NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -60,15 +58,3 @@ def _logits(critic: Critic, images: Tensor, penalized: bool) -> tuple[Tensor, li
         return critic(images), []
     logits, term = ops.logits_and_r1(critic, images)
     return logits, [term]
-
-
-def parse_penalties(text: str) -> tuple[str, ...]:
-    """Return the names in "none", "r1", "r1+r2", ...
-
-    Raises:
-        ValueError: another name, or one twice; the message lists the names there are.
-    """
-    names = tuple(text.split("+")) if text != NONE else ()
-    if any(name not in PENALTIES for name in names) or len(set(names)) != len(names):
-        raise ValueError(f"{NONE}, or {', '.join(PENALTIES)}, or several of these joined by +, got {text!r}")
-    return names

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-REGULARIZERS = ("spectral_norm", "weight_clipping", "feature_matching", "instance_noise")
-
 
 @dataclass(frozen=True)
 class InstanceNoise:

@@ -124,7 +124,7 @@ def save_generator(path: Path, generator: nn.Module, model: Mapping[str, int]) -
     """
     state = {name: t.detach().cpu().contiguous() for name, t in generator.state_dict().items()}
     metadata = {"format": "pt", _MODEL_KEY: json.dumps(dict(model)), _DIGEST_KEY: _digest(state)}
-    write_bytes_safely(path, safetensors_save(state, metadata))
+    write_bytes_safely(path, _with_sorted_metadata(safetensors_save(state, metadata)))
 
 
 def load_generator(path: Path) -> DCGANGenerator:
@@ -152,6 +152,17 @@ def load_generator(path: Path) -> DCGANGenerator:
     except Exception as error:
         raise CheckpointError(f"{path}: damaged: {str(error).splitlines()[0]}") from error
     return generator.eval()
+
+
+def _with_sorted_metadata(content: bytes) -> bytes:
+    """Order the metadata of a safetensors file, which the library writes in another order in each process."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    # The tensors stay aligned to 8 bytes.
+    text = text.ljust(-(-len(text) // 8) * 8)
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:

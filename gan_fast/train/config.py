@@ -1,12 +1,19 @@
-"""The configuration of the training algorithm, checked when it is made."""
+"""The configurations of the training algorithm and of a run, checked when they are made.
+
+Does not import torch: the command line reads its options here.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
 
-from gan_fast import objectives
+from gan_fast import choices
 
 PRECISIONS = ("fp32", "bf16", "auto")
 CUDA_GRAPH = ("auto", "on", "off")
@@ -87,8 +94,6 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, minimum in _INTEGERS.items():
             self._check_int(name, minimum)
-        if self.seed >= 2**63:
-            raise self._error("seed", "below 2**63", self.seed)
         if self.latent_dim is not None:
             self._check_int("latent_dim", 1)
         for name in ("d_lr", "g_lr", "clip_value"):
@@ -108,7 +113,7 @@ class TrainConfig:
                 raise self._error(name, "in [0, inf)", value)
         self._check_regularization()
         for name, allowed in (
-            ("objective", objectives.NAMES),
+            ("objective", choices.OBJECTIVES),
             ("update", UPDATES),
             ("precision", PRECISIONS),
             ("cuda_graph", CUDA_GRAPH),
@@ -126,7 +131,7 @@ class TrainConfig:
         if not isinstance(self.penalty, str):
             raise self._type_error("penalty", "str", self.penalty)
         try:
-            objectives.parse_penalties(self.penalty)
+            choices.parse_penalties(self.penalty)
         except ValueError as error:
             raise ValueError(f"TrainConfig: expected penalty {error}") from None
         if isinstance(self.regularizers, str) or not isinstance(self.regularizers, Sequence):
@@ -134,8 +139,8 @@ class TrainConfig:
         # A list is what JSON makes of a tuple; equal configurations must compare equal.
         object.__setattr__(self, "regularizers", tuple(self.regularizers))
         names = self.regularizers
-        if any(name not in objectives.REGULARIZERS for name in names) or len(set(names)) != len(names):
-            raise self._error("regularizers", f"any of {', '.join(objectives.REGULARIZERS)}, each once", names)
+        if any(name not in choices.REGULARIZERS for name in names) or len(set(names)) != len(names):
+            raise self._error("regularizers", f"any of {', '.join(choices.REGULARIZERS)}, each once", names)
         if self.noise_steps is not None:
             self._check_int("noise_steps", 1)
         if self.update == "one_stage":
@@ -150,6 +155,8 @@ class TrainConfig:
             raise self._type_error(name, "int", value)
         if value < minimum:
             raise self._error(name, f"at least {minimum}", value)
+        if value >= 2**63:
+            raise self._error(name, "below 2**63", value)
 
     def _check_betas(self, name: str) -> None:
         pair = getattr(self, name)
@@ -181,3 +188,121 @@ _INTEGERS = {
     "log_every": 1,
     "max_skipped_steps": 1,
 }
+
+# What may differ when a run is resumed. It decides where a run stops, what it reports and where it is computed; of what
+# decides how it learns, only the learning rates. The data are compared by their content.
+FREE = frozenset(
+    {
+        *("steps", "d_lr", "g_lr", "device", "cuda_graph", "log_every", "max_skipped_steps"),
+        *("data", "bad_files", "max_skipped_files"),
+        *("sample_every", "checkpoint_every", "tensorboard", "class_coverage"),
+    }
+)
+
+
+class RunError(ValueError):
+    """A run that cannot be started as asked; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A training: the algorithm's settings, the model, the data and the folder.
+
+    Raises:
+        TypeError, ValueError: a field of the wrong type or out of its range.
+    """
+
+    data: str
+    """"digits" (scikit-learn's), a folder or a zip of images; a folder in it is a class."""
+    out: Path
+    """The run's folder; made where it is missing."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The algorithm."""
+    image_size: int = 64
+    """Side in pixels: 16, 32, 64 or 128."""
+    width: int = 64
+    """Channels of the networks' outer hidden layers; they double towards the middle."""
+    d_norm: str = "batch"
+    """The discriminator's normalisation: "batch" or "none"."""
+    channels: int | None = None
+    """1 (grey) or 3 (RGB); unset: as the data are."""
+    bad_files: str = "raise"
+    """"raise" at the first image that cannot be read, or "skip"."""
+    max_skipped_files: int = 100
+    """How many unreadable images "skip" may leave out."""
+    sample_every: int = 500
+    """Steps between two sample grids."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints."""
+    tensorboard: bool = False
+    """Write TensorBoard event files too."""
+    class_coverage: bool = True
+    """Where the data have classes, measure at the end how the samples fall into them."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, (str, os.PathLike)):
+            raise TypeError(f"RunConfig: expected data type str or Path, got {type(self.data).__name__}")
+        minimums = {"sample_every": 1, "checkpoint_every": 1, "width": 1, "image_size": 1, "max_skipped_files": 0}
+        if self.channels is not None:
+            minimums["channels"] = 1
+        for name, minimum in minimums.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"RunConfig: expected {name} type int, got {type(value).__name__}")
+            if value < minimum:
+                raise ValueError(f"RunConfig: expected {name} at least {minimum}, got {value}")
+            if value >= 2**63:
+                raise ValueError(f"RunConfig: expected {name} below 2**63, got {value}")
+        for name, allowed in (
+            ("bad_files", ("raise", "skip")),
+            ("d_norm", ("batch", "none")),
+            ("image_size", choices.IMAGE_SIZES),
+            ("channels", (1, 3, None)),
+        ):
+            if getattr(self, name) not in allowed:
+                have = getattr(self, name)
+                raise ValueError(f"RunConfig: expected {name} one of {', '.join(map(str, allowed))}, got {have!r}")
+        if self.train.update == "one_stage" and self.d_norm != "none":
+            raise ValueError(f"RunConfig: expected d_norm none for update one_stage, got {self.d_norm!r}")
+
+    def flat(self) -> dict[str, Any]:
+        """Return the options as one flat dict of JSON values, without the folder itself; paths are absolute."""
+        options = asdict(self)
+        del options["out"]
+        options |= options.pop("train")
+        if self.data != "digits":
+            # As UTF-8 whatever the locale: a run may be resumed under another one.
+            path = os.path.abspath(os.fsencode(self.data))
+            options["data"] = path.decode("utf-8", "surrogateescape")
+        return json.loads(json.dumps(options))
+
+    @classmethod
+    def from_flat(cls, options: Mapping[str, Any], out: Path) -> RunConfig:
+        """Return the configuration that :meth:`flat` was called on; an option that is missing has its default.
+
+        Raises:
+            TypeError, ValueError: an unknown option, or one of the wrong type or out of its range.
+        """
+        names = {f.name for f in fields(TrainConfig)}
+        train = TrainConfig(**{name: value for name, value in options.items() if name in names})
+        rest = {name: value for name, value in options.items() if name not in names}
+        if isinstance(rest.get("data"), str):
+            rest["data"] = os.fsdecode(rest["data"].encode("utf-8", "surrogateescape"))
+        return cls(out=out, train=train, **rest)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the content of a run's config.json.
+
+    Raises:
+        RunError: there is none, or it holds no configuration.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise RunError(f"train: expected out a folder with a run to resume, got {folder} without config.json")
+    try:
+        record = json.loads(path.read_bytes())
+        RunConfig.from_flat(record["config"], folder)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"train: expected {path} to hold a configuration, got: {error}") from error
+    return record
