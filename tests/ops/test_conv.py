@@ -188,7 +188,8 @@ def test_no_product_is_taken_where_aten_is_quicker(
         ((2, 3, 8, 32, 32), (32, 3, 4, 4, 4), {"stride": 2, "padding": 1}, {"scatter"}),
         ((4, 512, 4, 4), (512, 512, 3, 3), {"padding": 1}, {"weigh"}),
     ],
-    ids=str,
+    # Workers of pytest-xdist must agree on the names, and sets have no fixed order.
+    ids=lambda value: "+".join(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_products_are_taken_where_they_are_quicker(
     input: tuple[int, ...], weight: tuple[int, ...], options: dict[str, int], products: set[str]
