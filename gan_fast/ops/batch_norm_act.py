@@ -464,7 +464,7 @@ def norm(
     Args:
         statistics: of the input, where the kernel that wrote it has them: of Triton, as its norm then is.
     """
-    if checks.subclassed(input, running_mean, running_var, weight, bias):
+    if checks.is_for_torch(op, input, running_mean, running_var, weight, bias):
         output = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
         return activations.apply(output, activation, negative_slope)
     # What ATen would take without a word, or refuse when it has moved the statistics, is left to the checks.

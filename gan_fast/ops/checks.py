@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from gan_fast import backends
+
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -33,6 +35,21 @@ def subclassed(*tensors: object) -> bool:
         if type(t) not in _EXACT and isinstance(t, Tensor) and not isinstance(t, FakeTensor):
             return True
     return False
+
+
+def is_for_torch(op: str, *tensors: object) -> bool:
+    """Whether a call of ``op`` is left to torch's functions, as one of its tensors is of a subclass.
+
+    Raises:
+        RuntimeError: it is, and a backend was asked for by name.
+    """
+    if not subclassed(*tensors):
+        return False
+    name = backends.requested()
+    if name not in ("auto", "reference"):
+        found = next(type(t).__name__ for t in tensors if subclassed(t))
+        raise RuntimeError(f"{op}: expected for backend {name} input type Tensor, got {found}")
+    return True
 
 
 def floating(op: str, argument: str, value: object) -> Tensor:

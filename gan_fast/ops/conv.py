@@ -333,7 +333,7 @@ def convolve(
         norm: of the batched output, and of its statistics where there are some; instead of an activation.
     """
     aten: Callable[..., Tensor] = _ATEN[transposed][dims - 1]
-    if checks.subclassed(input, weight, bias):
+    if checks.is_for_torch(op, input, weight, bias):
         if transposed:
             output = aten(input, weight, bias, stride, padding, output_padding, groups, dilation)
         else:

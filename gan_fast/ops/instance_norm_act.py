@@ -79,7 +79,7 @@ def instance_norm_act(
     Source: Ulyanov, Vedaldi and Lempitsky, Instance Normalization, 2016 (arXiv 1607.08022).
     """
     arguments = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps, activation, negative_slope)
-    if torch.jit.is_tracing() or checks.subclassed(input, running_mean, running_var, weight, bias):
+    if torch.jit.is_tracing() or checks.is_for_torch(OP, input, running_mean, running_var, weight, bias):
         return reference(input, *arguments)
     check(OP, "", input, *arguments, mode="use_input_stats")
     if input.dim() < 3:
@@ -93,9 +93,10 @@ def _serve(input: Tensor, running_mean: Tensor | None, running_var: Tensor | Non
     arguments = (running_mean, running_var, *options)
     use_input_stats = options[2]
     native = backends.native(OP, input.device.type, input.dtype)
+    # Exporters have an operator for ATen's instance norm; in a graph no derivative beyond the second is taken.
+    if not native and (input.numel() == 0 or torch.compiler.is_compiling()):
+        return reference(input, *arguments)
     if input.numel() == 0:
-        if not native:
-            return reference(input, *arguments)
         # Nothing to take statistics of: batch norm knows that they stay as they are.
         if use_input_stats:
             running_mean = running_var = None

@@ -196,7 +196,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
         Memory: backward keeps the input; where Triton serves one bit a value, so that the input may change in place.
         Backends: ATen's kernels; on a GPU the quicker of them and Triton's, which has no float64.
     """
-    if checks.subclassed(input):
+    if checks.is_for_torch(OP, input):
         return F.leaky_relu(input, negative_slope)
     checks.floating(OP, "input", input)
     if not isinstance(negative_slope, (int, float)):
@@ -237,7 +237,7 @@ def relu(input: Tensor) -> Tensor:
         Values, NaN and infinities are ATen's, whose kernels serve.
         Memory: backward keeps the output.
     """
-    if checks.subclassed(input):
+    if checks.is_for_torch("relu", input):
         return F.relu(input)
     checks.floating("relu", "input", input)
     if backends.small(input) or autograd.captured() or not backends.native("relu", input.device.type, input.dtype):

@@ -36,7 +36,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         Derivatives: of any order, by products of ATen's; the first backward of a gradient penalty takes none of the
         weight. Under autocast: in its dtype, as ``F.linear``.
     """
-    if checks.subclassed(input, weight, bias):
+    if checks.is_for_torch(OP, input, weight, bias):
         return F.linear(input, weight, bias)
     if backends.small(input, weight, bias) and per_sample.recording() is None:
         try:

@@ -272,6 +272,7 @@ def test_where_others_look_on(op: str) -> None:
 def test_on_a_gpu_triton_serves_unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """What serves decides what is drawn: no clock may."""
     monkeypatch.setattr(backends, "_served", {})
+    monkeypatch.setattr(backends, "_launch_failure", lambda: None)
     for op in ("interpolate", "perturb", "add_noise"):
         assert backends._served_by(op, "cuda", torch.float32) == "triton"
         assert backends._served_by(op, "cuda", torch.float64) == "native"

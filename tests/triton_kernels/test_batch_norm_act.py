@@ -216,7 +216,7 @@ def test_more_rows_than_32_bits_can_tell_are_refused() -> None:
 def test_channels_beyond_a_grid_s_second_dim() -> None:
     from gan_fast.triton_kernels.batch_norm_act import Tiles
 
-    tiles = Tiles.of(torch.empty(1, 70000, 4, 4, device="meta"), channels_last=False)
+    tiles = Tiles.of(torch.empty(1, 70000 * 128, 4, 4, device="meta"), channels_last=False)
     assert tiles.channel_tiles > 65535  # so they go along the first, which takes 2^31 - 1
     x = torch.randn(1, 3, 2, 2, device=DEVICE)
     with gan_fast.use_backend("triton"):
