@@ -344,7 +344,7 @@ def test_a_run_is_never_overwritten(finished, capsys, options, want):
         ),
         (
             ["train", *SMALL, "--out", "OUT", "--batch-size", "1798"],
-            "--batch-size: expected at least 1798 images, got 1797; lower --batch-size",
+            "at least 1798 images, which a batch needs, got 1797; add images, or lower --batch-size to at most 1797",
         ),
         (["train", *SMALL, "--out", "OUT", "--device", "abacus"], "--device: expected one that is here, got 'abacus'"),
         (["train", *SMALL, "--out", "OUT", "--threads", "0"], "--threads: expected 1 to 1024, got 0"),

@@ -78,6 +78,7 @@ def required(command, place, option):
             "--data": f"{place}/images",
             "--out": f"{place}/run",
             "--steps": "1",
+            "--batch-size": "4",
             "--image-size": "16",
             "--width": "2",
         },
