@@ -282,9 +282,9 @@ def _require_memory(count: int, image_size: int, bytes_per_pixel: int) -> None:
     needed, available = count * image_size**2 * bytes_per_pixel, available_bytes()
     if available is not None and needed > available:
         raise DataError(
-            f"load_images: expected images that fit into memory, got {count} at image_size {image_size}, which take "
-            f"{in_words(needed)} where this process may take {in_words(available)} more; lower "
-            "image_size, or train on fewer images"
+            f"load_images: expected source to fit into memory, got {count} images at image_size {image_size}, which "
+            f"take {in_words(needed)} where this process may take {in_words(available)} more; lower image_size, or "
+            "train on fewer images"
         )
 
 
