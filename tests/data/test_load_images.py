@@ -242,7 +242,8 @@ def test_images_that_do_not_fit_are_refused_before_any_is_decoded(tmp_path, monk
     assert len(load(source, channels=channels).images) == 2
     monkeypatch.setattr("gan_fast.data.images.available_bytes", lambda: needed - 1)
     monkeypatch.setattr("gan_fast.data.images.decode", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(DataError, match=rf"got 2 images at image_size 8, which take {needed} bytes .* lower image_size"):
+    message = rf"got 2 images at image_size 8, which take {needed} bytes .* lower image_size"
+    with pytest.raises(DataError, match=message):
         load(source, channels=channels)
 
 
