@@ -71,15 +71,14 @@ def test_kinds_of_gradients_are_eagers(
     assert kinds(fused, x, how) == kinds(copy.deepcopy(model), x, how)
 
 
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
-def test_a_frozen_block_holds_no_activation(activation: str) -> None:
+def test_a_frozen_block_holds_no_activation() -> None:
     """The place in the graph that zeros need is kept without values."""
     x = torch.randn(4, 8, 32, 32, requires_grad=True)
-    output = gan_fast.ops.conv2d_act(x, torch.randn(8, 8, 3, 3), None, 1, 1, activation=activation)
+    output = gan_fast.ops.conv2d_act(x, torch.randn(8, 8, 3, 3), None, 1, 1, activation="leaky_relu")
     alive = torch.multiprocessing.reductions.StorageWeakRef(output.untyped_storage())
     node = output.grad_fn
     del output
-    assert alive.expired() == (activation == "leaky_relu")
+    assert alive.expired()
     assert node is not None
 
 
