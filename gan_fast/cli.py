@@ -93,7 +93,8 @@ class Train:
                 measure_threads=self.threads is None and "OMP_NUM_THREADS" not in os.environ,
                 command=command,
                 lock=lock,
-                say=lambda line: _say(_in_options(line)),
+                # The other lines hold names of files and classes, which must stay as they are.
+                say=lambda line: _say(_in_options(line) if line.startswith("changed: ") else line),
             )
         number = run.train(self.minutes)
         steps_done = run.trainer.steps_done
@@ -313,14 +314,14 @@ def _run(given: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _end("interrupted", 128 + signal.SIGINT)
     except _UsageError as error:
-        return _end(_in_options(str(error)), _USAGE)
+        return _end(_in_options(str(error), given), _USAGE)
     except (CheckpointError, OSError) as error:
         return _end(str(error), _FAILED)
     except Exception as error:
         from gan_fast.train.loop import TrainingDivergedError
 
         if isinstance(error, TrainingDivergedError):
-            return _end(_in_options(str(error)), _FAILED)
+            return _end(_in_options(str(error), given), _FAILED)
         if _is_out_of_memory(error):
             return _end(f"out of memory: lower --batch-size, --width or --n ({str(error).splitlines()[0]})", _FAILED)
         raise
@@ -351,7 +352,9 @@ def _train_defaults(args: Sequence[str]) -> Train | None:
     scan.add_argument("--data", nargs="?")
     scan.add_argument("--resume", action=argparse.BooleanOptionalAction)
     options, _ = scan.parse_known_args(args)
-    if options.resume and options.out and not {"-h", "--help"} & set(args):
+    if options.resume and not {"-h", "--help"} & set(args):
+        if not options.out:
+            raise _UsageError("train: expected --out, the folder of the run to resume, got none")
         out = Path(options.out)
         return Train(RunConfig.from_flat(read_record(_expanded(out))["config"], out))
     return _digits() if options.data == "digits" else None
@@ -382,7 +385,10 @@ def _parse(args: Sequence[str]) -> Train | Sample | Export | Info:
     text = " ".join(itertools.takewhile(lambda line: not _is_rule(line), below_title)) or " ".join(lines)
     # Of missing arguments tyro gives the help too, which ends in this word.
     text = "; ".join(part.strip(" .") for part in text.split("(required)") if part.strip())
-    for pattern, plain in _TYRO_MESSAGES:
+    for pattern, plain in (
+        *_TYRO_MESSAGES,
+        (r"^Unrecognized options: ", f"{args[0]}: expected no other argument, got "),
+    ):
         text = re.sub(pattern, plain, text)
     raise _UsageError(f"{text} ({_see_help(args)})")
 
@@ -393,7 +399,9 @@ _TYRO_MESSAGES = (
     (r"^Error parsing (--\S+): could not convert string to float: ", r"\1: expected a number, got "),
     (r"^Error parsing (--\S+): ", r"\1: "),
     (r"^invalid choice (.*) for argument '(--\S+)'\. Expected one of \((.*)\)", r"\2: expected one of \3, got \1"),
-    (r"^Missing value for argument '(--\S+)'\. Expected (\d+) values", r"\1: expected \2 values, got fewer"),
+    (r"^Missing value for argument '(\S+)'\. Expected 1 values", r"\1: expected a value, got none"),
+    (r"^Missing value for argument '(\S+)'\. Expected (\d+) values", r"\1: expected \2 values, got fewer"),
+    (r"^Missing from gan-fast (\w+): (.*)", r"\1: expected \2, got none"),
 )
 
 
@@ -470,10 +478,14 @@ def _see_help(args: Sequence[str]) -> str:
 _LIBRARY_NAMES = {"source": "data", "max_skipped": "max_skipped_files", "norm": "d_norm"}
 
 
-def _in_options(text: str) -> str:
+def _in_options(text: str, given: Sequence[str] = ()) -> str:
     """Name command-line options where a message of the library names arguments and fields.
 
     "TrainConfig: expected d_lr in (0, inf), got 0.0" becomes "--d-lr: expected in (0, inf), got 0.0".
+
+    Args:
+        text: the message.
+        given: the command's arguments, which stay as they are: a folder can have the name of a field.
     """
     fields = {field: option for c in _COMMANDS for option, field in _options_of(c).items() if "--no-" not in option}
     fields |= {name: _option(field) for name, field in _LIBRARY_NAMES.items()}
@@ -482,14 +494,19 @@ def _in_options(text: str) -> str:
     def option(match: re.Match[str]) -> str:
         return match[0] if match[1] is None else f"{fields[match[1]]}{match[2]}"
 
+    def with_value(match: re.Match[str]) -> str:
+        return match[0] if match[1] is None else f"{fields[match[1]]} {match[2]}"
+
     text = re.sub(rf"^[\w.]+: expected at least {name} = ", lambda m: f"{fields[m[1]]}: expected at least ", text)
     text = re.sub(rf"^[\w.]+: expected {name}(?: to be)? ", lambda m: f"{fields[m[1]]}: expected ", text)
     # Texts in quotes are the user's own.
     quoted, alone = r"(?<!\w)(?:'[^']*'|\"[^\"]*\")", r"(?<![\w/.\\-])"
-    text = re.sub(rf"{quoted}|{alone}{name}(: the run has)", option, text)
-    text = re.sub(rf'{alone}{name}()="?(\w+)"?', lambda m: f"{fields[m[1]]} {m[3]}", text)
+    values = (value for arg in given for value in (arg, arg.partition("=")[2]) if "_" in value)
+    own = "|".join((quoted, *map(re.escape, sorted(values, key=len, reverse=True))))
+    text = re.sub(rf"{own}|{alone}{name}(: the run has)", option, text)
+    text = re.sub(rf'{own}|{alone}{name}="?(\w+)"?', with_value, text)
     underscored = rf"(?=\w*_){name}()(?![\w/.\\-])"
-    return re.sub(rf"{quoted}|{alone}{underscored}", option, text)
+    return re.sub(rf"{own}|{alone}{underscored}", option, text)
 
 
 def _is_rule(line: str) -> bool:
