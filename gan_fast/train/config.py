@@ -305,9 +305,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         if not isinstance(record, dict):
             raise TypeError(f"no JSON object but type {type(record).__name__}")
         for name in ("config", "versions"):
-            if not isinstance(record.get(name), dict):
-                raise TypeError(f"{name} of type {type(record.get(name)).__name__}")
-        RunConfig.from_flat(record["config"], folder)
+            if not isinstance(record.get(name, {}), dict):
+                raise TypeError(f"{name} of type {type(record[name]).__name__}")
+        RunConfig.from_flat(record.get("config", {}), folder)
     except (ValueError, TypeError, RecursionError) as error:
         raise RunError(f"train: expected {path} to hold a configuration, got: {error}") from error
     return record
