@@ -73,7 +73,7 @@ class Train:
             raise _UsageError(f"--minutes: expected above 0 and finite, got {self.minutes}")
         config = dataclasses.replace(self.run, data=os.path.expanduser(self.run.data), out=_expanded(self.run.out))
         with _users_errors():
-            # Before torch is imported: the sooner of two starts has the folder.
+            # Before torch is imported, so that the earlier of two starts gets the folder.
             lock = hold_folder(config.out, resume=self.resume, warn=_say)
         with lock:
             return self._train(config, lock, command)
@@ -208,7 +208,7 @@ def _expanded(path: Path) -> Path:
 
 
 def _output(path: Path, suffix: str, why: str) -> Path:
-    """Return the file to write where its name is that of such a file."""
+    """Return the path to write; refuse another suffix, and a folder."""
     path = _expanded(path)
     if not path.name.lower().endswith(suffix):
         raise _UsageError(f"--out: expected a {suffix} file{why}, got {path}")
@@ -220,7 +220,7 @@ def _output(path: Path, suffix: str, why: str) -> Path:
 
 @contextlib.contextmanager
 def _output_errors(path: Path) -> Iterator[None]:
-    """A file that cannot be created is the user's to name otherwise; a disk that fails under it is not."""
+    """Turn errors of the path into usage errors; a full or failing disk is none."""
     try:
         yield
     except (OSError, CheckpointError) as error:
@@ -383,7 +383,7 @@ def _parse(args: Sequence[str]) -> Train | Sample | Export | Info:
     # A title, what is wrong, a rule, advice. On a terminal without box drawing the title has a rule under it too.
     below_title = itertools.dropwhile(_is_rule, lines[1:])
     text = " ".join(itertools.takewhile(lambda line: not _is_rule(line), below_title)) or " ".join(lines)
-    # Of missing arguments tyro gives the help too, which ends in this word.
+    # For each missing argument tyro prints its help, which ends in this word.
     text = "; ".join(part.strip(" .") for part in text.split("(required)") if part.strip())
     for pattern, plain in (
         *_TYRO_MESSAGES,
@@ -421,7 +421,7 @@ def _unwrapped(wanted: bool) -> Iterator[None]:
 
 
 def _check_words(args: Sequence[str]) -> None:
-    """Refuse what no command takes, and name the nearest that one does."""
+    """Refuse unknown commands and options and empty values; suggest the nearest name."""
     if not args or args[0] in ("-h", "--help"):
         return
     if args[0] not in _COMMANDS:
@@ -474,7 +474,7 @@ def _see_help(args: Sequence[str]) -> str:
     return "see " + " ".join(("gan-fast", *(a for a in args[:1] if a in _COMMANDS), "--help"))
 
 
-# Arguments of the library that options are given to under another name.
+# Arguments of the library whose option has another name.
 _LIBRARY_NAMES = {"source": "data", "max_skipped": "max_skipped_files", "norm": "d_norm"}
 
 
@@ -535,7 +535,7 @@ class _Stream:
     def write(self, text: str) -> int:
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         try:
-            # Names of files may hold bytes and characters that the stream's encoding has not.
+            # Names of files may hold characters that the stream's encoding lacks.
             self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             if "\n" in text:
                 self._stream.flush()
@@ -550,9 +550,9 @@ class _Stream:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        # A reader that has read enough, as head does, loses nothing that it wants.
+        # A reader that closes its pipe, as head does, has read all that it wants.
         self.lost_output |= not isinstance(error, BrokenPipeError)
-        # What is in the buffer is written again when the process ends, and would fail again.
+        # At exit Python flushes the buffer again, which would fail again.
         with contextlib.suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_RDWR)
             os.dup2(null, self._stream.fileno())
@@ -561,12 +561,12 @@ class _Stream:
 
 @contextlib.contextmanager
 def _standard_streams() -> Iterator[_Stream]:
-    """Open what is closed of the three; replace stdout and stderr by streams that end no training; yield the first."""
+    """Open closed descriptors, wrap stdout and stderr so that a failed write raises nothing, and yield stdout."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            # It takes the lowest free number, this one. Otherwise the next file would: messages into a checkpoint.
+            # open takes the lowest free number, this one. Left free, a checkpoint could get it, and messages with it.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w") as null:

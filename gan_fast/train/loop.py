@@ -159,7 +159,7 @@ class Trainer:
         self._forget_graphs()
 
     def _forget_graphs(self) -> None:
-        """Let what was said of a step with another optimizer not count for this one."""
+        """Drop graphs, and reasons against capturing one: they belong to the optimizer before."""
         if self._captured_steps is not None:
             self._captured_steps.clear()
 
@@ -236,7 +236,7 @@ class Trainer:
             The values of ``_RESULTS``, in one tensor.
         """
         models = (self.discriminator, self.generator)
-        # A buffer that is a view of a parameter goes as the parameter does.
+        # A buffer that is a view of a parameter needs no copy: a skipped update leaves the parameter.
         kept = Kept(buffer_dicts(*models), {storage_of(p) for model in models for p in model.parameters()})
         game = Game(self.objective, self.penalties, self._feature_weight)
         one_stage = self.config.update == "one_stage"
@@ -271,7 +271,7 @@ class Trainer:
         """Undo what a skipped iteration did to the buffers, average G, and count."""
         bad = skipped > 0
         change = kept.undo(bad)
-        # What the first iteration makes stays from then on.
+        # Buffers that the first iteration adds stay in the later ones.
         self._reshaped = change if self.steps_done else None
         self.skipped_steps += bad
         self.skipped_in_a_row += 1

@@ -38,7 +38,7 @@ _LATENT_DIM = 100
 _GRID_IMAGES = 64
 _COVERAGE_SAMPLES = 1000
 _SHOWN_FILES = 5
-# Of a shorter training the measurement would be too large a part.
+# In a shorter training the measurement would take too large a share.
 _STEPS_WORTH_MEASURING = 200
 # In training G has weights, average, gradient and two moments, D all but the average.
 _TENSORS_PER_WEIGHT = {"generator": 5, "discriminator": 4}
