@@ -73,7 +73,7 @@ class Train:
             raise _UsageError(f"--minutes: expected above 0 and finite, got {self.minutes}")
         config = dataclasses.replace(self.run, data=os.path.expanduser(self.run.data), out=_expanded(self.run.out))
         with _users_errors():
-            # Before torch is imported: the sooner of two starts has the folder.
+            # Before torch is imported, so that the earlier of two starts gets the folder.
             lock = hold_folder(config.out, resume=self.resume, warn=_say)
         with lock:
             return self._train(config, lock, command)
@@ -93,7 +93,8 @@ class Train:
                 measure_threads=self.threads is None and "OMP_NUM_THREADS" not in os.environ,
                 command=command,
                 lock=lock,
-                say=lambda line: _say(_in_options(line)),
+                # The other lines hold names of files and classes, which must stay as they are.
+                say=lambda line: _say(_in_options(line) if line.startswith("changed: ") else line),
             )
         number = run.train(self.minutes)
         steps_done = run.trainer.steps_done
@@ -207,7 +208,7 @@ def _expanded(path: Path) -> Path:
 
 
 def _output(path: Path, suffix: str, why: str) -> Path:
-    """Return the file to write where its name is that of such a file."""
+    """Return the path to write; refuse another suffix, and a folder."""
     path = _expanded(path)
     if not path.name.lower().endswith(suffix):
         raise _UsageError(f"--out: expected a {suffix} file{why}, got {path}")
@@ -219,7 +220,7 @@ def _output(path: Path, suffix: str, why: str) -> Path:
 
 @contextlib.contextmanager
 def _output_errors(path: Path) -> Iterator[None]:
-    """A file that cannot be created is the user's to name otherwise; a disk that fails under it is not."""
+    """Turn errors of the path into usage errors; a full or failing disk is none."""
     try:
         yield
     except (OSError, CheckpointError) as error:
@@ -313,14 +314,14 @@ def _run(given: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _end("interrupted", 128 + signal.SIGINT)
     except _UsageError as error:
-        return _end(_in_options(str(error)), _USAGE)
+        return _end(_in_options(str(error), given), _USAGE)
     except (CheckpointError, OSError) as error:
         return _end(str(error), _FAILED)
     except Exception as error:
         from gan_fast.train.loop import TrainingDivergedError
 
         if isinstance(error, TrainingDivergedError):
-            return _end(_in_options(str(error)), _FAILED)
+            return _end(_in_options(str(error), given), _FAILED)
         if _is_out_of_memory(error):
             return _end(f"out of memory: lower --batch-size, --width or --n ({str(error).splitlines()[0]})", _FAILED)
         raise
@@ -351,7 +352,9 @@ def _train_defaults(args: Sequence[str]) -> Train | None:
     scan.add_argument("--data", nargs="?")
     scan.add_argument("--resume", action=argparse.BooleanOptionalAction)
     options, _ = scan.parse_known_args(args)
-    if options.resume and options.out and not {"-h", "--help"} & set(args):
+    if options.resume and not {"-h", "--help"} & set(args):
+        if not options.out:
+            raise _UsageError("train: expected --out, the folder of the run to resume, got none")
         out = Path(options.out)
         return Train(RunConfig.from_flat(read_record(_expanded(out))["config"], out))
     return _digits() if options.data == "digits" else None
@@ -380,9 +383,12 @@ def _parse(args: Sequence[str]) -> Train | Sample | Export | Info:
     # A title, what is wrong, a rule, advice. On a terminal without box drawing the title has a rule under it too.
     below_title = itertools.dropwhile(_is_rule, lines[1:])
     text = " ".join(itertools.takewhile(lambda line: not _is_rule(line), below_title)) or " ".join(lines)
-    # Of missing arguments tyro gives the help too, which ends in this word.
+    # For each missing argument tyro prints its help, which ends in this word.
     text = "; ".join(part.strip(" .") for part in text.split("(required)") if part.strip())
-    for pattern, plain in _TYRO_MESSAGES:
+    for pattern, plain in (
+        *_TYRO_MESSAGES,
+        (r"^Unrecognized options: ", f"{args[0]}: expected no other argument, got "),
+    ):
         text = re.sub(pattern, plain, text)
     raise _UsageError(f"{text} ({_see_help(args)})")
 
@@ -393,7 +399,9 @@ _TYRO_MESSAGES = (
     (r"^Error parsing (--\S+): could not convert string to float: ", r"\1: expected a number, got "),
     (r"^Error parsing (--\S+): ", r"\1: "),
     (r"^invalid choice (.*) for argument '(--\S+)'\. Expected one of \((.*)\)", r"\2: expected one of \3, got \1"),
-    (r"^Missing value for argument '(--\S+)'\. Expected (\d+) values", r"\1: expected \2 values, got fewer"),
+    (r"^Missing value for argument '(\S+)'\. Expected 1 values", r"\1: expected a value, got none"),
+    (r"^Missing value for argument '(\S+)'\. Expected (\d+) values", r"\1: expected \2 values, got fewer"),
+    (r"^Missing from gan-fast (\w+): (.*)", r"\1: expected \2, got none"),
 )
 
 
@@ -413,7 +421,7 @@ def _unwrapped(wanted: bool) -> Iterator[None]:
 
 
 def _check_words(args: Sequence[str]) -> None:
-    """Refuse what no command takes, and name the nearest that one does."""
+    """Refuse unknown commands and options and empty values; suggest the nearest name."""
     if not args or args[0] in ("-h", "--help"):
         return
     if args[0] not in _COMMANDS:
@@ -466,14 +474,18 @@ def _see_help(args: Sequence[str]) -> str:
     return "see " + " ".join(("gan-fast", *(a for a in args[:1] if a in _COMMANDS), "--help"))
 
 
-# Arguments of the library that options are given to under another name.
+# Arguments of the library whose option has another name.
 _LIBRARY_NAMES = {"source": "data", "max_skipped": "max_skipped_files", "norm": "d_norm"}
 
 
-def _in_options(text: str) -> str:
+def _in_options(text: str, given: Sequence[str] = ()) -> str:
     """Name command-line options where a message of the library names arguments and fields.
 
     "TrainConfig: expected d_lr in (0, inf), got 0.0" becomes "--d-lr: expected in (0, inf), got 0.0".
+
+    Args:
+        text: the message.
+        given: the command's arguments, which stay as they are: a folder can have the name of a field.
     """
     fields = {field: option for c in _COMMANDS for option, field in _options_of(c).items() if "--no-" not in option}
     fields |= {name: _option(field) for name, field in _LIBRARY_NAMES.items()}
@@ -482,14 +494,19 @@ def _in_options(text: str) -> str:
     def option(match: re.Match[str]) -> str:
         return match[0] if match[1] is None else f"{fields[match[1]]}{match[2]}"
 
+    def with_value(match: re.Match[str]) -> str:
+        return match[0] if match[1] is None else f"{fields[match[1]]} {match[2]}"
+
     text = re.sub(rf"^[\w.]+: expected at least {name} = ", lambda m: f"{fields[m[1]]}: expected at least ", text)
     text = re.sub(rf"^[\w.]+: expected {name}(?: to be)? ", lambda m: f"{fields[m[1]]}: expected ", text)
     # Texts in quotes are the user's own.
     quoted, alone = r"(?<!\w)(?:'[^']*'|\"[^\"]*\")", r"(?<![\w/.\\-])"
-    text = re.sub(rf"{quoted}|{alone}{name}(: the run has)", option, text)
-    text = re.sub(rf'{alone}{name}()="?(\w+)"?', lambda m: f"{fields[m[1]]} {m[3]}", text)
+    values = (value for arg in given for value in (arg, arg.partition("=")[2]) if "_" in value)
+    own = "|".join((quoted, *map(re.escape, sorted(values, key=len, reverse=True))))
+    text = re.sub(rf"{own}|{alone}{name}(: the run has)", option, text)
+    text = re.sub(rf'{own}|{alone}{name}="?(\w+)"?', with_value, text)
     underscored = rf"(?=\w*_){name}()(?![\w/.\\-])"
-    return re.sub(rf"{quoted}|{alone}{underscored}", option, text)
+    return re.sub(rf"{own}|{alone}{underscored}", option, text)
 
 
 def _is_rule(line: str) -> bool:
@@ -518,7 +535,7 @@ class _Stream:
     def write(self, text: str) -> int:
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         try:
-            # Names of files may hold bytes and characters that the stream's encoding has not.
+            # Names of files may hold characters that the stream's encoding lacks.
             self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             if "\n" in text:
                 self._stream.flush()
@@ -533,9 +550,9 @@ class _Stream:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        # A reader that has read enough, as head does, loses nothing that it wants.
+        # A reader that closes its pipe, as head does, has read all that it wants.
         self.lost_output |= not isinstance(error, BrokenPipeError)
-        # What is in the buffer is written again when the process ends, and would fail again.
+        # At exit Python flushes the buffer again, which would fail again.
         with contextlib.suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_RDWR)
             os.dup2(null, self._stream.fileno())
@@ -544,12 +561,12 @@ class _Stream:
 
 @contextlib.contextmanager
 def _standard_streams() -> Iterator[_Stream]:
-    """Open what is closed of the three; replace stdout and stderr by streams that end no training; yield the first."""
+    """Open closed descriptors, wrap stdout and stderr so that a failed write raises nothing, and yield stdout."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            # It takes the lowest free number, this one. Otherwise the next file would: messages into a checkpoint.
+            # open takes the lowest free number, this one. Left free, a checkpoint could get it, and messages with it.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w") as null:

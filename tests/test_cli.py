@@ -327,7 +327,7 @@ def test_a_run_is_never_overwritten(finished, capsys, options, want):
 @pytest.mark.parametrize(
     ("args", "want"),
     [
-        (["train", "--data", "digits"], "Missing from gan-fast train: --out"),
+        (["train", "--data", "digits"], "train: expected --out PATH"),
         (["train", *SMALL, "--out", "OUT", "--batch-size", "1"], "gan-fast: --batch-size: expected at least 2, got 1"),
         (
             ["train", *SMALL, "--out", "OUT", "--objective", "wgan"],
@@ -344,9 +344,10 @@ def test_a_run_is_never_overwritten(finished, capsys, options, want):
         ),
         (
             ["train", *SMALL, "--out", "OUT", "--batch-size", "1798"],
-            "at least 1798 images, which a batch needs, got 1797; add images, or lower --batch-size to at most 1797",
+            "--data: expected 'digits' to hold at least 1798 images, which a batch needs, got 1797; add images",
         ),
         (["train", *SMALL, "--out", "OUT", "--device", "abacus"], "--device: expected one that is here, got 'abacus'"),
+        (["train", *SMALL, "--out", "OUT", "--device", "meta"], "--device: expected one that is here, got 'meta'"),
         (["train", *SMALL, "--out", "OUT", "--threads", "0"], "--threads: expected 1 to 1024, got 0"),
         (["train", *SMALL, "--out", "OUT", "--resume"], "--out: expected a folder with a run to resume"),
         (["train", "--data", "/nowhere", "--out", "OUT"], "got '/nowhere', which does not exist"),
@@ -360,7 +361,7 @@ def test_a_run_is_never_overwritten(finished, capsys, options, want):
         (["export", "/nowhere", "--out", "a.onnx"], "expected run a folder or file with a generator, got /nowhere"),
         (["export", "/nowhere", "--out", "a.pt2"], "--out: expected a .onnx file for format onnx, got a.pt2"),
         (["export", "/nowhere", "--out", "a.onnx", "--format", "exported"], "--out: expected a .pt2 file for format"),
-        (["export", "/nowhere"], "Missing from gan-fast export: --out"),
+        (["export", "/nowhere"], "export: expected --out PATH"),
         (["export"], "a generator's safetensors file; --out PATH"),
         (["dance"], "expected a command, one of train, sample, export, info, got 'dance'"),
     ],
@@ -369,6 +370,38 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, args, want):
     out = tmp_path / "out"
     assert want in fails(capsys, 2, *[out if arg == "OUT" else arg for arg in args])
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "want"),
+    [
+        (["--device", "meta"], "--device: expected one that is here, got 'meta'"),
+        (["--device", "cpu", "--cuda-graph", "on"], "--device: expected a GPU for --cuda-graph on, got cpu"),
+    ],
+)
+def test_what_does_not_depend_on_the_images_is_said_before_they_are_read(options, want, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "load_images", lambda *args, **kwargs: pytest.fail("images were read"))
+    assert want in fails(capsys, 2, "train", *SMALL, "--out", tmp_path / "out", *options)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", "{}", '{"config": null}', '{"config": {}}', '{"config": {"data": 1}}', "[" * 9999],
+)
+@pytest.mark.parametrize("options", [[], SMALL])
+def test_a_damaged_record_is_one_line(content, options, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(content)
+    line = fails(capsys, 2, "train", *options, "--out", tmp_path, "--resume")
+    assert f"expected {tmp_path / 'config.json'} to hold a configuration, got: " in line
+
+
+@pytest.mark.parametrize("key", ["config", "versions"])
+def test_a_record_without_one_of_its_parts_is_one_line(key, finished, tmp_path, capsys):
+    record = json.loads((finished / "config.json").read_text())
+    record[key] = None
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    line = fails(capsys, 2, "train", "--out", tmp_path, "--resume")
+    assert line.endswith(f"to hold a configuration, got: {key} of type NoneType")
 
 
 def test_resume_asks_for_more_steps(finished, capsys):

@@ -81,6 +81,7 @@ def required(command, place, option):
             "--batch-size": "4",
             "--image-size": "16",
             "--width": "2",
+            "--batch-size": "2",
         },
         "sample": {"": f"{place}/g.safetensors"},
         "export": {"": f"{place}/g.safetensors", "--out": f"{place}/x.onnx"},
@@ -139,7 +140,18 @@ def test_the_largest_grid_is_named(place, capsys):
         (["trian"], "got 'trian'; did you mean train?"),
         (["exprot", "x"], "got 'exprot'; did you mean export?"),
         (["--versio"], "got '--versio'"),
-        (["train", "--data", "digits", "--out"], "--out: expected 1 values, got fewer"),
+        (["train", "--data", "digits", "--out"], "--out: expected a value, got none"),
+        (
+            ["train", "--data", "digits"],
+            "train: expected --out PATH The run's folder; made where it is missing, got none",
+        ),
+        (["train"], "train: expected --data STR "),
+        (["train", "--resume"], "train: expected --out, the folder of the run to resume, got none"),
+        (["sample"], "sample: expected PATH A run's folder, or a generator's safetensors file, got none"),
+        (["sample", "-n", "3"], "run: expected a value, got none"),
+        (["train", "--d-betas", "0.5"], "--d-betas: expected 2 values, got fewer"),
+        (["sample", "runs/a", "runs/b"], "sample: expected no other argument, got runs/b"),
+        (["info", "x"], "info: expected no other argument, got x"),
         (
             ["train", "--data", "x", "--out", "x", "--update", "one_stage", "--d-steps", "2"],
             "--d-steps: expected 1 for update one_stage, got 2",
@@ -166,6 +178,15 @@ def test_a_near_miss_is_named(args, want, capsys):
 )
 def test_messages_name_options(text, want):
     assert cli._in_options(text) == want
+
+
+@pytest.mark.parametrize("out", ["batch_size", "my d_lr run", "d_norm=none", "--out=max_skipped"])
+def test_a_folder_keeps_its_name_in_messages(out, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [out] if out.startswith("--") else ["--out", out]
+    name = words[-1].removeprefix("--out=")
+    line = refused(capsys, ["train", *words, "--resume"])
+    assert line == f"gan-fast: --out: expected a folder with a run to resume, got {name} without config.json"
 
 
 def test_version(capsys):

@@ -191,7 +191,7 @@ def _decode_all(
     class_names = sorted({file.parts[0] for file in files}) if in_classes else []
     class_index = {name: index for index, name in enumerate(class_names)}
 
-    # Most faults of a whole data set are known before the first image is decoded.
+    # Before the first image is decoded: all of them may take hours.
     if files:
         _require_count(source, len(files), min_images)
     _require_memory(len(files), image_size, channels or 3)
@@ -278,7 +278,7 @@ def _require_count(source: str, count: int, min_images: int) -> None:
 
 
 def _require_memory(count: int, image_size: int, bytes_per_pixel: int) -> None:
-    # Pages are granted unseen and missed when they are written, which may be after an hour of decoding.
+    # The kernel grants more memory than there is and ends the process when it is written, an hour into decoding.
     needed, available = count * image_size**2 * bytes_per_pixel, available_bytes()
     if available is not None and needed > available:
         raise DataError(

@@ -60,7 +60,7 @@ def _control_groups() -> list[int]:
             most, used = (next(iter(_lines(group / name)), "") for name in (limit, usage))
             # "max" where there is no limit.
             if most.isdigit() and used.isdigit():
-                # Of files that were read; the kernel gives it back.
+                # The cache of files, which the kernel frees on demand.
                 left.append(int(most) - int(used) + _fields(group / "memory.stat", 1).get(cache, 0))
     return left
 

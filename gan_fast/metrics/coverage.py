@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -51,12 +52,18 @@ class Coverage:
 
     def __str__(self) -> str:
         width = max(map(len, self.fractions))
+        measured = not math.isnan(self.classifier_accuracy)
+        real = f"real images: {self.real_mean_top_probability:.3f}; classifier accuracy {self.classifier_accuracy:.1%}"
         lines = [
             f"class coverage of {self.samples} samples: least class {self.least_class_fraction:.1%}, "
-            f"mean top probability {self.mean_top_probability:.3f} (real images: {self.real_mean_top_probability:.3f}; "
-            f"classifier accuracy {self.classifier_accuracy:.1%})"
+            f"mean top probability {self.mean_top_probability:.3f} ({real if measured else 'no real images held out'})"
         ]
-        if not self.reliable:
+        if not measured:
+            lines.append(
+                "  These figures mean little: the classifier's accuracy is unknown, as no class has the 5 images of "
+                "which one is held out."
+            )
+        elif not self.reliable:
             lines.append(
                 f"  These figures mean little: the classifier names the class of {self.classifier_accuracy:.1%} of the "
                 f"real images it has not seen (the largest class alone would give {self.chance:.1%})."

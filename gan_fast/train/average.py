@@ -58,7 +58,7 @@ def move_average(average: nn.Module, model: nn.Module, weight: Tensor) -> None:
         for name, buffer in module._buffers.items():
             have = mean._buffers.get(name)
             if is_statistic(module, name) and buffer is not None and have is not None and alike(have, buffer):
-                # Two of them can be views of the same memory.
+                # Two statistics can be views of the same memory.
                 if (have.data_ptr(), have.shape) not in moved:
                     moved.add((have.data_ptr(), have.shape))
                     averaged.add(storage_of(have))
@@ -76,7 +76,7 @@ def put_buffer(owner: nn.Module, name: str, value: Tensor | None, persistent: bo
     have = owner._buffers.get(name)
     if have is not None and value is not None and alike(have, value):
         target, source = dense(have, have), dense(value, have)
-        # Of an expanded buffer, each value must stand for all that it is expanded to.
+        # A value of an expanded buffer stands for many, so the new one must be expanded alike.
         if target is have or value.stride() == have.stride():
             target.copy_(source)
             return

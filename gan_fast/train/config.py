@@ -302,7 +302,12 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise RunError(f"train: expected out a folder with a run to resume, got {folder} without config.json")
     try:
         record = json.loads(path.read_bytes())
-        RunConfig.from_flat(record["config"], folder)
-    except (ValueError, KeyError, TypeError) as error:
+        if not isinstance(record, dict):
+            raise TypeError(f"no JSON object but type {type(record).__name__}")
+        for name in ("config", "versions"):
+            if not isinstance(record.get(name, {}), dict):
+                raise TypeError(f"{name} of type {type(record[name]).__name__}")
+        RunConfig.from_flat(record.get("config", {}), folder)
+    except (ValueError, TypeError, RecursionError) as error:
         raise RunError(f"train: expected {path} to hold a configuration, got: {error}") from error
     return record

@@ -15,7 +15,7 @@ import torch
 from gan_fast.version import __version__
 
 _GIT_TIMEOUT_S = 10
-# Neither hooks nor the file system monitor, which are programs that a repository names.
+# Without hooks and file system monitor: a repository can name any program as these.
 _GIT = ("git", "--no-optional-locks", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false")
 
 

@@ -43,7 +43,7 @@ def hold_folder(folder: Path, *, resume: bool, warn: Callable[[str], None]) -> F
         if folder.exists() and not folder.is_dir():
             raise RunError(f"train: expected out a folder, got the file {folder}")
         if resume:
-            read_record(folder)  # where there is no run nothing is created
+            read_record(folder)  # raises before anything is created
         lock = FolderLock(folder, warn)
     except OSError as error:
         raise RunError(
@@ -106,7 +106,7 @@ class _Held:
         for _ in range(_ATTEMPTS):
             self._create_folder()
             try:
-                # Not truncated: another's description of itself may be in it.
+                # Without O_TRUNC: the file may describe the process that holds it.
                 descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             except FileNotFoundError:
                 if self.path.parent.is_symlink():
@@ -116,7 +116,7 @@ class _Held:
                 return
             if _is_at(descriptor, self.path):
                 break
-            os.close(descriptor)  # its holder removed it between our open and our lock
+            os.close(descriptor)  # its holder removed it after it was opened here
         else:
             raise OSError(errno.EAGAIN, "cannot be locked: it is created and removed over and over", str(self.path))
         self.descriptor = descriptor

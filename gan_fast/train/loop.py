@@ -105,7 +105,7 @@ class Trainer:
         data: Tensor | ImageData | BatchSource | None = None,
     ) -> None:
         self.config = config
-        self.device = resolve_device(config.device)
+        self.device = device_of(config)
         self.latent_dim = _latent_dim(config, generator)
         check_initialized("Trainer: expected generator", generator)
         check_initialized("Trainer: expected discriminator", discriminator)
@@ -159,7 +159,7 @@ class Trainer:
         self._forget_graphs()
 
     def _forget_graphs(self) -> None:
-        """Let what was said of a step with another optimizer not count for this one."""
+        """Drop graphs, and reasons against capturing one: they belong to the optimizer before."""
         if self._captured_steps is not None:
             self._captured_steps.clear()
 
@@ -236,7 +236,7 @@ class Trainer:
             The values of ``_RESULTS``, in one tensor.
         """
         models = (self.discriminator, self.generator)
-        # A buffer that is a view of a parameter goes as the parameter does.
+        # A buffer that is a view of a parameter needs no copy: a skipped update leaves the parameter.
         kept = Kept(buffer_dicts(*models), {storage_of(p) for model in models for p in model.parameters()})
         game = Game(self.objective, self.penalties, self._feature_weight)
         one_stage = self.config.update == "one_stage"
@@ -271,7 +271,7 @@ class Trainer:
         """Undo what a skipped iteration did to the buffers, average G, and count."""
         bad = skipped > 0
         change = kept.undo(bad)
-        # What the first iteration makes stays from then on.
+        # Buffers that the first iteration adds stay in the later ones.
         self._reshaped = change if self.steps_done else None
         self.skipped_steps += bad
         self.skipped_in_a_row += 1
@@ -434,6 +434,9 @@ class Trainer:
 
     def _adam(self, module: nn.Module, lr: float, betas: tuple[float, float]) -> torch.optim.Adam:
         trainable = [p for p in module.parameters() if p.requires_grad]
+        if not trainable:
+            name = "generator" if module is self.generator else "discriminator"
+            raise ValueError(f"Trainer: expected {name} with parameters that require gradients, got none")
         # Fused Adam takes no complex parameters.
         fused = all(p.is_floating_point() for p in trainable)
         adam = torch.optim.Adam(trainable, lr, betas, fused=fused, capturable=self._captured_steps is not None)
@@ -445,8 +448,6 @@ class Trainer:
         wanted = self.config.cuda_graph
         graphs = graphs_on(self.device) if wanted != "off" else None
         if graphs is None:
-            if wanted == "on":
-                raise ValueError(f"TrainConfig: expected device a GPU for cuda_graph on, got {self.device}")
             return None
         return collections.defaultdict(functools.partial(CapturedStep, graphs, required=wanted == "on"))
 
@@ -496,20 +497,26 @@ class Trainer:
         return data
 
 
-def resolve_device(name: str) -> torch.device:
-    """Return the device called ``name``; "auto" takes the GPU where there is one.
+def device_of(config: TrainConfig) -> torch.device:
+    """Return the device that a configuration trains on; "auto" takes the GPU where there is one.
 
     Raises:
-        ValueError: no such device here.
+        ValueError: no such device here; ``cuda_graph`` "on" without a GPU.
     """
+    name = config.device
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"TrainConfig: expected device one that is here, got {name!r}: {reason}") from error
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        try:
+            device = torch.device(name)
+            # Latents are drawn there; "meta" holds tensors and draws nothing.
+            torch.Generator(device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"TrainConfig: expected device one that is here, got {name!r}: {reason}") from error
+    if config.cuda_graph == "on" and graphs_on(device) is None:
+        raise ValueError(f"TrainConfig: expected device a GPU for cuda_graph on, got {device}")
     return device
 
 

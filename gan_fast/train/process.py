@@ -75,9 +75,10 @@ class ThreadChoice:
     times_ms: dict[int, float]
 
     def __str__(self) -> str:
-        own = self.times_ms[self.threads]
-        others = ", ".join(f"{ms:.3g} ms on {n}" for n, ms in self.times_ms.items() if n != self.threads)
-        return f"CPU threads: {self.threads} ({own:.3g} ms a step; {others}); --threads decides without measuring"
+        times = {n: f"{ms:.3g} ms" if ms < 100 else f"{ms:.0f} ms" for n, ms in self.times_ms.items()}
+        own = times.pop(self.threads)
+        others = ", ".join(f"{time} on {n}" for n, time in times.items())
+        return f"CPU threads: {self.threads} ({own} a step; {others}); --threads decides without measuring"
 
 
 def fastest_threads(step: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> ThreadChoice:

@@ -28,7 +28,7 @@ from gan_fast.train.checkpoint import load_checkpoint, save_checkpoint, save_gen
 from gan_fast.train.config import FREE, RunConfig, RunError, TrainConfig, read_record
 from gan_fast.train.history import start_of, versions
 from gan_fast.train.lock import FolderLock, hold_folder
-from gan_fast.train.loop import LOGGED, Trainer, TrainingDivergedError, draw_latents, resolve_device
+from gan_fast.train.loop import LOGGED, Trainer, TrainingDivergedError, device_of, draw_latents
 from gan_fast.train.pictures import write_curves, write_grid
 from gan_fast.train.process import ThreadChoice, fastest_threads, stopping_signals
 
@@ -38,7 +38,7 @@ _LATENT_DIM = 100
 _GRID_IMAGES = 64
 _COVERAGE_SAMPLES = 1000
 _SHOWN_FILES = 5
-# Of a shorter training the measurement would be too large a part.
+# In a shorter training the measurement would take too large a share.
 _STEPS_WORTH_MEASURING = 200
 # In training G has weights, average, gradient and two moments, D all but the average.
 _TENSORS_PER_WEIGHT = {"generator": 5, "discriminator": 4}
@@ -104,7 +104,7 @@ class Run:
             _summary_writer(self.folder)
         self._record = self._check_options() if resume else {}
         self._rows = self._read_rows() if resume else []
-        device = resolve_device(config.train.device)
+        device = device_of(config.train)
         self.images = self._load_images(resume)
         if resume:
             self._check_data(allow_changed_data)

@@ -131,3 +131,12 @@ def test_progress_goes_up_to_the_end(digits):
 def test_bad_arguments_are_named(digits, labels, samples, message):
     with pytest.raises(ValueError, match=message):
         class_coverage(digits.images, digits.labels if labels is None else labels, samples, digits.class_names)
+
+
+def test_classes_too_small_to_hold_out_say_so_without_nan():
+    images = torch.randint(0, 255, (8, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = class_coverage(images, torch.arange(8) % 2, as_samples(images), ["a", "b"])
+    assert not found.reliable
+    assert "(no real images held out)" in str(found)
+    assert "no class has the 5 images of which one is held out" in str(found)
+    assert "nan" not in str(found)

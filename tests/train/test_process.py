@@ -36,6 +36,7 @@ class Machine:
     ("seconds", "chosen"),
     [
         ({1: 0.8, 2: 0.4, 4: 0.2}, 4),
+        ({1: 0.8, 2: 1.2345, 4: 60.0}, 1),
         ({1: 0.1, 2: 0.5, 4: 0.9}, 1),
         ({1: 0.5, 2: 0.3, 4: 0.6}, 2),
         # Too small a gain to tell from noise.
@@ -48,6 +49,7 @@ def test_the_fastest_number_of_threads_is_set(four_threads, seconds, chosen):
     assert torch.get_num_threads() == choice.threads == chosen
     assert choice.times_ms == pytest.approx({n: 1e3 * s for n, s in seconds.items()})
     assert f"threads: {chosen} ({1e3 * seconds[chosen]:.3g} ms a step" in str(choice)
+    assert "e+" not in str(choice)
 
 
 @pytest.mark.parametrize(("step_s", "rounds"), [(10.0, 2), (0.001, 20), (0.1, 4)])

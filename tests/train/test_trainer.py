@@ -422,6 +422,14 @@ def test_bad_arguments_are_named(options, data, error, message):
         Trainer(config, *make_players(), data)
 
 
+@pytest.mark.parametrize("name", ["generator", "discriminator"])
+def test_a_player_has_something_to_train(name):
+    players = dict(zip(("generator", "discriminator"), make_players(), strict=True))
+    players[name].requires_grad_(False)
+    with pytest.raises(ValueError, match=f"^Trainer: expected {name} with parameters that require gradients, got none"):
+        Trainer(TrainConfig(latent_dim=LATENT_DIM), **players)
+
+
 def test_fit_needs_data():
     with pytest.raises(ValueError, match=r"Trainer.fit: expected data to train on, got None"):
         make_trainer(data=False).fit()
