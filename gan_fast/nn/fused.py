@@ -137,7 +137,7 @@ def options(module: nn.Module) -> tuple[tuple[str, Any], ...]:
     Numbers count where they are read on a line with a jump: others may be different at each call.
     """
     own = vars(module)
-    flags, numbers = _attributes_read(plain_class(module))
+    flags, numbers = _attributes_read(plain_class(module))  # type: ignore[arg-type]
     found = [(name, own[name]) for name in flags if own.get(name, 0) is None or type(own.get(name)) in (bool, str)]
     return (*found, *((name, own[name]) for name in numbers if type(own.get(name)) in (int, float)))
 
