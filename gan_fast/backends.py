@@ -206,7 +206,7 @@ def runs_on_triton(
         trial: runs them on values of its own and returns the results beside those expected. It draws nothing.
 
     Notes:
-        Tried at the first call, before anything is drawn: what serves, and so what a seed gives, does not change within
+        Tried at the first call, before anything is drawn: the kernels, and so what a seed gives, do not change within
         a run. Not tried while a graph is captured or under a mode that records what is called.
     """
     key = (op, input.device, input.dtype)

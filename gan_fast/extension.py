@@ -19,12 +19,26 @@ if (_isa := os.environ.get("GAN_FAST_ISA", INSTRUCTION_SETS[-1])) not in INSTRUC
     raise ValueError(f"GAN_FAST_ISA: expected one of {', '.join(INSTRUCTION_SETS)}, got {_isa!r}")
 
 
+# All ops of csrc/schema.cpp.
+OPS = (
+    "batch_norm_act_forward", "batch_norm_act_normalize", "batch_norm_act_backward", "batch_norm_act_double_backward",
+    "adversarial_loss_forward", "adversarial_loss_backward", "sample_norm_penalty_forward",
+    "sample_norm_penalty_backward", "minibatch_discrimination_forward", "minibatch_discrimination_backward",
+    "minibatch_discrimination_double_backward", "spectral_norm_forward", "spectral_norm_backward", "leaky_relu_over",
+    "leaky_relu_backward", "im2col", "col2im", "sub_pixel_conv",
+)  # fmt: skip
+
+
 def _load() -> tuple[ModuleType | None, str]:
     try:
-        return importlib.import_module("gan_fast._C"), ""
+        module = importlib.import_module("gan_fast._C")
     except ImportError as error:
         # Not built and built for another torch need different remedies: keep the loader's own words.
         return None, str(error)
+    missing = [op for op in OPS if not hasattr(torch.ops.gan_fast, op)]
+    if missing:
+        return None, f"gan_fast._C is older than the Python sources: it lacks {', '.join(missing)}; build it again"
+    return module, ""
 
 
 _C, load_error = _load()

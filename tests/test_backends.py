@@ -367,3 +367,17 @@ def test_small_tensors_go_to_aten(
     for other in results[1:]:
         for ours, want in zip(other, results[0]):
             torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not extension.available(), reason="needs the native module")
+def test_the_ops_of_the_native_module_are_those_of_the_sources() -> None:
+    registered = {name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if "gan_fast::" in name}
+    assert registered == set(extension.OPS)
+
+
+@pytest.mark.skipif(not extension.available(), reason="needs the native module")
+def test_an_older_native_module_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension, "OPS", (*extension.OPS, "later_op"))
+    module, error = extension._load()
+    assert module is None
+    assert error == "gan_fast._C is older than the Python sources: it lacks later_op; build it again"

@@ -8,9 +8,11 @@ the one that was looked at, finds a tensor.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -67,6 +69,19 @@ def modes() -> tuple[Any, ...]:
         torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) for device in ("cpu", "cuda")
     )
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), cast
+
+
+_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+
+
+def _in_an_autograd_function() -> bool:
+    """Whether a custom Function that the running fused forward applied is in its own forward."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") != "gan_fast.nn.fused":
+        if frame.f_code is _APPLY:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _version(t: Tensor) -> int:
@@ -138,6 +153,12 @@ class Deferred:
             # What somebody else has computed has moved the running statistics.
             moving = not self._taken
             self._take()
+            if self._called_in[0] and not torch.is_grad_enabled() and _in_an_autograd_function():
+                raise RuntimeError(
+                    "fuse: expected forward to call the functions it called when it was traced, got an "
+                    "autograd.Function applied to a layer's value, whose gradient would be lost; "
+                    "gan_fast.unfuse(model) runs it"
+                )
             with self._modes_of_the_call():
                 self._value = self.compute("identity", 0.01, moving)
         return self._value
@@ -200,7 +221,7 @@ ARITHMETIC = (
 )  # fmt: skip
 _OTHERS = (
     "eq", "ne", "lt", "le", "gt", "ge", "neg", "pos", "abs", "invert", "bool", "int", "float", "complex", "index",
-    "len", "iter", "reversed", "contains", "getitem", "setitem", "array", "repr", "format",
+    "len", "iter", "reversed", "contains", "getitem", "setitem", "array", "repr", "format", "deepcopy", "reduce_ex",
 )  # fmt: skip
 for _name in (*(kind + name for kind in ("", "r", "i") for name in ARITHMETIC), *_OTHERS):
     setattr(Deferred, f"__{_name}__", _operator(f"__{_name}__"))

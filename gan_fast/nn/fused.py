@@ -7,7 +7,9 @@ that function; while it runs, those layers hand each other values that wait (``d
 from __future__ import annotations
 
 import abc
+import dis
 import functools
+import inspect
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -44,6 +46,7 @@ class Fusion:
         calls: the modules that the forward function was seen to call.
         children: the names of the children of each module that those were found in.
         structure: what :func:`structure` gave when the module was fused, where ``convolution`` is not "".
+        options: what :func:`options` gave when the forward was traced.
     """
 
     chains: tuple[Chain, ...]
@@ -51,13 +54,14 @@ class Fusion:
     calls: tuple[str, ...] = ()
     children: tuple[tuple[str, tuple[str, ...]], ...] = ()
     structure: tuple[str, ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def of(cls, module: nn.Module, chains: tuple[Chain, ...], convolution: str, calls: Iterable[str]) -> Fusion:
         calls = tuple(calls)
         parents = dict.fromkeys(("", *(name.rpartition(".")[0] for name in calls)))
         children = tuple((parent, tuple(module.get_submodule(parent)._modules)) for parent in parents)
-        return cls(chains, convolution, calls, children)
+        return cls(chains, convolution, calls, children, options=options(module))
 
     def valid_chains(self, module: nn.Module) -> list[tuple[list[Any], list[Any]]]:
         """The modules of each chain, those that wait and those behind, where they still follow each other.
@@ -88,7 +92,7 @@ class Fusion:
 
     def waiting(self, module: nn.Module) -> frozenset[nn.Module]:
         """The modules whose values wait in this call."""
-        if not self.chains or nn.modules.module._has_any_global_hook():
+        if not self.chains or nn.modules.module._has_any_global_hook() or options(module) != self.options:
             return frozenset()
         return frozenset(m for waiting, _ in self.valid_chains(module) for m in waiting)
 
@@ -125,6 +129,46 @@ def structure(module: nn.Module) -> tuple[str, ...]:
         inplace = " in place" if getattr(m, "inplace", False) is True else ""
         found += [f"{fused}{kind.__module__}.{kind.__qualname__}{inplace}", *m._modules]
     return tuple(found)
+
+
+def options(module: nn.Module) -> tuple[tuple[str, Any], ...]:
+    """The plain attributes that a module's methods may branch on: with others, forward may take another path.
+
+    Numbers count where they are read on a line with a jump: others may be different at each call.
+    """
+    own = vars(module)
+    flags, numbers = _attributes_read(plain_class(module))  # type: ignore[arg-type]
+    found = [(name, own[name]) for name in flags if own.get(name, 0) is None or type(own.get(name)) in (bool, str)]
+    return (*found, *((name, own[name]) for name in numbers if type(own.get(name)) in (int, float)))
+
+
+@functools.cache
+def _attributes_read(kind: type[nn.Module]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names that a class's own methods read attributes by: all, and those on a line with a jump."""
+    read: set[str] = set()
+    on_jumps: set[str] = set()
+    for owner in kind.__mro__:
+        if owner.__module__.startswith("torch."):
+            continue
+        for value in vars(owner).values():
+            code = getattr(inspect.unwrap(value), "__code__", None) if callable(value) else None
+            if code is None:
+                continue
+            starts = dict(dis.findlinestarts(code))
+            names: set[str] = set()
+            jumps = False
+            for instruction in dis.get_instructions(code):
+                if instruction.offset in starts:
+                    on_jumps |= names if jumps else set()
+                    names, jumps = set(), False
+                # A string may be the name in getattr(self, "name", default).
+                if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_CONST") and type(instruction.argval) is str:
+                    names.add(instruction.argval)
+                    read.add(instruction.argval)
+                jumps = jumps or "JUMP" in instruction.opname or instruction.opname == "FOR_ITER"
+            on_jumps |= names if jumps else set()
+    # chains.trace looks at training and evaluation mode.
+    return tuple(sorted(read - {"training"})), tuple(sorted(on_jumps))
 
 
 def below(module: nn.Module, name: str) -> Any:

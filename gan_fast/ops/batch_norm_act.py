@@ -48,6 +48,9 @@ def reference(
     negative_slope: float = 0.01,
 ) -> Tensor:
     """The same on plain ATen: any device, any dtype, any order of derivative."""
+    if weight is None and bias is not None:
+        # ATen's double backward fails, or gives none by the bias, for a bias alone.
+        weight = torch.ones_like(bias, requires_grad=False)
     statistics = None if training else (running_mean, running_var)
     if backends.transformed():
         if training and running_mean is not None:
@@ -470,6 +473,7 @@ def norm(
     # What ATen would take without a word, or refuse when it has moved the statistics, is left to the checks.
     if (
         not backends.transformed()
+        and (bias is None or weight is not None)
         and backends.small(input, running_mean, running_var, weight, bias)
         and type(momentum) is type(eps) is type(negative_slope) is float
         and eps > 0

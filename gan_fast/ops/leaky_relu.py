@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +41,13 @@ def sign_kernels(device_type: str, in_triton: bool) -> Any:
     """
     if in_triton:
         return backends.triton_module(OP)
-    return _native if extension.has_kernel("leaky_relu_over", device_type) else None
+    return _native if _has_signs(device_type) else None
+
+
+@functools.cache
+def _has_signs(device_type: str) -> bool:
+    # Read several times in each call of a convolution: the dispatcher's answer takes longer than a small kernel.
+    return extension.has_kernel("leaky_relu_over", device_type)
 
 
 @per_sample.keeps_samples_apart

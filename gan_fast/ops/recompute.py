@@ -78,21 +78,24 @@ def keep_recipe(output: Tensor, index: int, input: Tensor) -> None:
     node._raw_saved_tensors[index].register_hooks(lambda _: slot, _Slot.unpack)
 
 
+# Has the place in the graph of the tensor it is unpacked for: torch adds that. Its values and shape are never used.
+_PLACE = torch.empty(0)
+
+
 def keep_place(output: Tensor, index: int) -> None:
     """Let the node of ``output``, which saved its output, keep its place in the graph alone, and no values."""
     if not allowed():
         return
     node: Any = output.grad_fn
-    node._raw_saved_tensors[index].register_hooks(_shape_of, _without_values)
+    node._raw_saved_tensors[index].register_hooks(_to_place, _from_place)
 
 
-def _shape_of(t: Tensor) -> tuple[Any, ...]:
-    return t.shape, t.dtype, t.device
+def _to_place(t: Tensor) -> None:
+    return None
 
 
-def _without_values(kept: tuple[Any, ...]) -> Tensor:
-    shape, dtype, device = kept
-    return torch.zeros((), dtype=dtype, device=device).expand(shape)
+def _from_place(_: None) -> Tensor:
+    return _PLACE
 
 
 def _from_producer(t: Tensor) -> Recipe | None:

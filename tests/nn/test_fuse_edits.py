@@ -349,3 +349,73 @@ def test_drawn_edits(seed: int) -> None:
         if is_at_kink(model.train(training), x):
             return
         assert_same(model, fused.train(training), x)
+
+
+class _Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        return grad_output * 2
+
+
+OTHER_PATHS: dict[str, Callable[[Any], Any]] = {
+    "autograd.Function": _Doubled.apply,
+    "isinstance": lambda h: h if isinstance(h, Tensor) else h * 0,
+    "checkpoint": lambda h: torch.utils.checkpoint.checkpoint(torch.sin, h, use_reentrant=False),
+    "vmap": lambda h: torch.func.vmap(torch.sin)(h),
+    "method of Tensor": lambda h: Tensor.mul(h, 2),
+}
+
+
+class Branching(nn.Module):
+    def __init__(self, other: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.other, self.options = other, [False]
+        self.flag, self.level, self.calls = False, 0, 0
+
+    def forward(self, x: Tensor) -> Any:
+        self.calls += 1
+        flag = self.flag
+        h = self.conv(x)
+        if flag or self.level > 1 or self.options[0]:
+            return self.other(h)
+        return torch.relu(self.norm(h))
+
+
+@pytest.mark.parametrize("changed", [{"flag": True}, {"level": 2}], ids=str)
+@pytest.mark.parametrize("other", OTHER_PATHS)
+def test_another_path_than_the_traced_one(other: str, changed: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    eager = Branching(OTHER_PATHS[other])
+    models = [eager, gan_fast.fuse(eager)]
+    x = torch.randn(2, 3, 6, 6)
+    found = []
+    for model in models:
+        model(x)
+        vars(model).update(changed)
+        output = model(x)
+        found.append([output, *torch.autograd.grad(output.square().sum(), model.conv.parameters())])
+    for want, got in zip(*found):
+        torch.testing.assert_close(got, want)
+    fusion = vars(models[1])["_gan_fast_fusion"]
+    assert not fusion.waiting(models[1])
+    vars(models[1]).update(flag=False, level=0)
+    assert len(fusion.waiting(models[1])) == 2, "a counter of calls must not end the fusion"
+
+
+def test_an_autograd_function_on_an_unseen_path_is_an_error() -> None:
+    model = gan_fast.fuse(Branching(_Doubled.apply))
+    model.options[0] = True
+    with pytest.raises(RuntimeError, match=r"whose gradient would be lost; gan_fast\.unfuse\(model\) runs it"):
+        model(torch.randn(2, 3, 6, 6))
+
+
+def test_a_waiting_value_has_copies() -> None:
+    model = gan_fast.fuse(Branching(copy.copy))
+    model.options[0] = True
+    x = torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(model(x), model.conv(x))

@@ -183,3 +183,26 @@ def test_second_order_under_functorch_is_as_exact_as_atens(dtype: torch.dtype) -
     allowed = 2 * (eager.double() - exact).abs().max() + torch.finfo(dtype).eps * exact.abs().max()
     assert ours.dtype == dtype
     assert (ours.double() - exact).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("size", SHAPES)
+@pytest.mark.parametrize("how", ["auto", "reference"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_a_bias_without_a_weight(norm: str, frozen: bool, training: bool, how: str, size: str) -> None:
+    """ATen's double backward fails on these, or gives no gradient by the bias."""
+    x, _, bias = draw(SHAPES[size], False, False, True)
+    channels = SHAPES[size][1]
+    statistics = None if training else (torch.randn(channels).double(), torch.rand(channels).double() + 0.5)
+    leaves = [bias.requires_grad_()] if frozen else [x.requires_grad_(), bias.requires_grad_()]
+    found = []
+    with gan_fast.use_backend(how):
+        function = ops.batch_norm_act if norm == "batch" else ops.instance_norm_act
+        ours = function(x, *(statistics or (None, None)), None, bias, training, activation="identity")
+    want = affine(normalized(x, (0, 2, 3) if norm == "batch" else (2, 3), statistics), None, bias)
+    for output in (ours, want):
+        first = torch.autograd.grad(output.pow(3).sum(), leaves, create_graph=True)
+        found.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves)])
+    for got, right in zip(*found):
+        torch.testing.assert_close(got, right, rtol=1e-8, atol=1e-7 * right.abs().max().item())
