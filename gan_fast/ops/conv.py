@@ -332,7 +332,7 @@ def convolve(
         epilogue: what is done to the output; its statistics go to ``norm``, where the convolution's kernel has them.
         norm: of the batched output, and of its statistics where there are some; instead of an activation.
     """
-    aten: Callable[..., Tensor] = _ATEN[transposed][dims - 1]
+    aten: Callable[..., Tensor] = _ATEN[int(transposed)][dims - 1]  # torch 2.11 compiles no index that is a bool
     if checks.is_for_torch(op, input, weight, bias):
         if transposed:
             output = aten(input, weight, bias, stride, padding, output_padding, groups, dilation)
