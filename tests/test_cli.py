@@ -503,3 +503,12 @@ def test_signals_save_and_say_how_to_go_on(tmp_path):
         assert rows_of(out)[-1]["step"] == step
         assert {"curves.png", "generator_ema.safetensors"} <= {path.name for path in out.iterdir()}
         assert (out / "samples" / f"step_{step:06d}.png").exists()
+
+
+def test_a_backend_that_is_not_here_is_said_before_images_are_read(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "_load", lambda *_: pytest.fail("images were read"))
+    with backends.use_backend("cuda"), pytest.raises(SystemExit) as raised:
+        cli.main(["train", "--data", "digits", "--out", str(tmp_path / "run"), "--device", "cpu"])
+    assert raised.value.code == 2
+    line = "gan-fast: GAN_FAST_BACKEND: conv2d: expected input device cuda for backend cuda, got cpu\n"
+    assert capsys.readouterr().err == line

@@ -78,7 +78,6 @@ def required(command, place, option):
             "--data": f"{place}/images",
             "--out": f"{place}/run",
             "--steps": "1",
-            "--batch-size": "4",
             "--image-size": "16",
             "--width": "2",
             "--batch-size": "2",

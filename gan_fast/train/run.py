@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from gan_fast import backends
 from gan_fast.data import ImageData, load_images
 from gan_fast.data.memory import available_bytes, in_words
 from gan_fast.files import CheckpointError, previous_of, write_bytes_safely, write_safely
@@ -105,6 +106,10 @@ class Run:
         self._record = self._check_options() if resume else {}
         self._rows = self._read_rows() if resume else []
         device = device_of(config.train)
+        try:
+            backends.native("conv2d", device.type)
+        except RuntimeError as error:
+            raise RunError(f"GAN_FAST_BACKEND: {error}") from error
         self.images = self._load_images(resume)
         if resume:
             self._check_data(allow_changed_data)
