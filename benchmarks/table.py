@@ -244,8 +244,8 @@ def cpu_section(results: Iterable[Mapping[str, Any]]) -> str:
         facts = f"{run['device']}, {run['cores']} cores, {run['instruction_set']}, torch {run['torch']}, {_when(run)}"
         kept = [_held_briefly(figures) for figures in run["cases"] if "held" in figures]
         kept += _fused_briefly(run["cases"])
-        sections += [f"{facts}:", "", *markdown(rows), "", *kept]
-    return "\n".join(sections)
+        sections += [f"{facts}:", "", *markdown(rows), "", *kept, ""]
+    return "\n".join(sections).rstrip("\n")
 
 
 def _held_briefly(figures: Mapping[str, Any]) -> str:
