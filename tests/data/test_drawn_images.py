@@ -1,8 +1,6 @@
 """Drawn image files against what their drawn pixels must become; drawn damage is decoded or refused."""
 
-import faulthandler
 import struct
-import sys
 
 import numpy as np
 import pytest
@@ -13,16 +11,11 @@ from PIL import Image
 from gan_fast.data.decode import decode_image
 from gan_fast.data.errors import BadFileError
 
-HANG_SECONDS = 60
-
-pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow warns of much that is odd in these files
-
-
-@pytest.fixture(autouse=True)
-def end_the_run_on_a_hang():
-    faulthandler.dump_traceback_later(HANG_SECONDS, exit=True, file=sys.__stderr__)
-    yield
-    faulthandler.cancel_dump_traceback_later()
+pytestmark = [
+    pytest.mark.usefixtures("end_the_run_on_a_hang"),
+    # Pillow warns of much that is odd in these files.
+    pytest.mark.filterwarnings("ignore"),
+]
 
 
 class Drawn:

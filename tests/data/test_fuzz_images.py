@@ -1,7 +1,5 @@
 """Damaged bytes: the image decodes or a DataError names the file. No other exception, no hang."""
 
-import faulthandler
-import sys
 import zipfile
 
 import numpy as np
@@ -11,19 +9,14 @@ from data.image_bytes import encode, picture, write_folder, write_zip
 from gan_fast.data import DataError, load_images
 
 POSITIONS = 200
-HANG_SECONDS = 60
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 GOOD = encode(picture(8, 8))
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow warns of much that is odd in these files
-
-
-@pytest.fixture(autouse=True)
-def end_the_run_on_a_hang():
-    # A worker thread stuck in a C decoder can be ended only together with the process.
-    faulthandler.dump_traceback_later(HANG_SECONDS, exit=True, file=sys.__stderr__)
-    yield
-    faulthandler.cancel_dump_traceback_later()
+pytestmark = [
+    pytest.mark.usefixtures("end_the_run_on_a_hang"),
+    # Pillow warns of much that is odd in these files.
+    pytest.mark.filterwarnings("ignore"),
+]
 
 
 def positions(length):
