@@ -362,7 +362,7 @@ def measured(input: torch.Tensor) -> bool:
         and input.device.type in _MEASURED_ON
         and type(input) in _PLAIN
         and not torch.compiler.is_compiling()
-        and not (_functorch_active() or forward_ad._current_level >= 0 or _tracing())
+        and not (transformed() or _tracing())
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
     )
