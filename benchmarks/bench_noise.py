@@ -31,7 +31,7 @@ def add_noise(real: Tensor, fake: Tensor) -> Tensor:
 
 
 OPS: dict[str, dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
-    "interpolate": {"eager": interpolate, OURS: ops.interpolate},
+    "interpolate": {"eager": interpolate, OURS: ops.interpolate_samples},
     "perturb": {"eager": perturb, OURS: lambda real, fake: ops.perturb(real)},
     "add_noise": {"eager": add_noise, OURS: lambda real, fake: ops.add_noise(real, 0.1)},
 }

@@ -48,7 +48,7 @@ class CrashError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class TestCase:
     """The same work by several providers.
 
     Args:
@@ -254,7 +254,7 @@ def named(results: Any) -> dict[str, Tensor]:
     return {str(index): value.detach() for index, value in enumerate(results)}
 
 
-def measure(machine: Machine, case: Case) -> Record:
+def measure(machine: Machine, case: TestCase) -> Record:
     """Check each provider's results and time them in turns.
 
     Returns:
@@ -332,7 +332,7 @@ def add_times(record: Record, samples: Mapping[str, np.ndarray], bytes: int = 0,
             found["tflop_per_s"] = harness.significant(flop / found["time_ms"]["median"] / 1e9)
 
 
-def measure_all(machine: Machine, cases: Iterator[Case]) -> Iterator[Record]:
+def measure_all(machine: Machine, cases: Iterator[TestCase]) -> Iterator[Record]:
     """Measure cases one after the other, and stop where one broke the device."""
     for case in cases:
         record = measure(machine, case)

@@ -254,7 +254,7 @@ def _noise(machine: Machine) -> Iterator[Case]:
         return torch.rand(len(x), 1, 1, 1, device=x.device, dtype=x.dtype)
 
     functions: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], int]] = {
-        "interpolate": (lambda x: x + uniform(x) * (x - x), lambda x: ops.interpolate(x, x), 2),
+        "interpolate": (lambda x: x + uniform(x) * (x - x), lambda x: ops.interpolate_samples(x, x), 2),
         "perturb": (
             lambda x: x + uniform(x) * 0.0 * x.std() * torch.rand_like(x), lambda x: ops.perturb(x, scale=0.0), 3,
         ),

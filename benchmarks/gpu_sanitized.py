@@ -71,7 +71,7 @@ def triton_cases(device: torch.device) -> Iterator[tuple[str, Callable[[], Tenso
         for shape in SHAPES:
             x, y = leaf(*shape, dtype=dtype), leaf(*shape, dtype=dtype)
             yield "instance_norm_act", lambda x=x: ops.instance_norm_act(x)
-            yield "interpolate", lambda x=x, y=y: ops.interpolate(x, y)
+            yield "interpolate", lambda x=x, y=y: ops.interpolate_samples(x, y)
             yield "perturb", lambda x=x: ops.perturb(x)
             yield "add_noise", lambda x=x: ops.add_noise(x, 0.1)
         for count, kernels, size in ((1, 3, 5), (65, 7, 3), (128, 5, 16)):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Work
 from benchmarks.networks import LATENT_DIM, Pair
-from gan_fast.objectives import Game, Penalties, make_objective
+from gan_fast.objectives import Penalties, TwoPlayerLosses, make_objective
 
 ADAM: dict[str, Any] = {"lr": 2e-4, "betas": (0.5, 0.999)}
 
@@ -145,8 +145,8 @@ def wgan_gp(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
 
 def our_wgan_gp(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
     """The same as Trainer has it."""
-    game = Game(make_objective("wasserstein"), Penalties(("gradient_penalty",), 10.0))
-    return game.d_loss(critic, real, fake).total
+    objective = TwoPlayerLosses(make_objective("wasserstein"), Penalties(("gradient_penalty",), 10.0))
+    return objective.d_loss(critic, real, fake).total
 
 
 def critic_iteration(

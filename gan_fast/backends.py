@@ -47,21 +47,21 @@ _native_ops: dict[str, str | None] = {}
 # Public op -> the file of triton_kernels/ that serves it.
 _triton_files: dict[str, str] = {}
 # Public ops that draw random numbers: what serves decides what is drawn, so that none is chosen by its time.
-_drawing: set[str] = set()
-# Public ops that ask :func:`small`, themselves or in their parts.
-_sparing: set[str] = set()
+_random_ops: set[str] = set()
+# Public ops that ask :func:`is_small`, themselves or in their parts.
+_aten_when_small: set[str] = set()
 # Native ops whose kernel for a device is Triton's.
 _by_triton: set[tuple[str, str]] = set()
 
 
 def register(
-    op: str, native_op: str | None, triton_file: str | None = None, draws: bool = False, spares_small: bool = False
+    op: str, native_op: str | None, triton_file: str | None = None, random: bool = False, aten_when_small: bool = False
 ) -> None:
     _native_ops[op] = native_op
-    if spares_small:
-        _sparing.add(op)
-    if draws:
-        _drawing.add(op)
+    if aten_when_small:
+        _aten_when_small.add(op)
+    if random:
+        _random_ops.add(op)
     if triton_file is not None:
         _triton_files[op] = triton_file
 
@@ -120,7 +120,7 @@ def _use(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def serving(name: str) -> Iterator[None]:
+def use_backend_in_thread(name: str) -> Iterator[None]:
     """As :func:`use_backend`, for this thread alone: nobody has asked for it."""
     previous, _own.name = getattr(_own, "name", None), name
     try:
@@ -225,38 +225,38 @@ def runs_on_triton(
 
 
 # Answers of automatic choice, so that each falling back is logged once.
-_served: dict[tuple[str, str, torch.dtype], str] = {}
+_default_backends: dict[tuple[str, str, torch.dtype], str] = {}
 
 
-def _served_by(op: str, device_type: str, dtype: torch.dtype) -> str:
+def _default_backend(op: str, device_type: str, dtype: torch.dtype) -> str:
     """What automatic choice takes: "native", "triton" or "reference"."""
     key = (op, device_type, dtype)
-    if key not in _served:
+    if key not in _default_backends:
         reason = _unavailable(op, device_type)
-        if reason is None and op not in _drawing:
-            _served[key] = "native"
+        if reason is None and op not in _random_ops:
+            _default_backends[key] = "native"
         elif device_type == "cuda" and _triton_unavailable(op, device_type, dtype) is None:
-            _served[key] = "triton"
+            _default_backends[key] = "triton"
         elif reason is None:
-            _served[key] = "native"
+            _default_backends[key] = "native"
         else:
             # Without a native module extension.py has said so already, for all ops.
             if extension.available():
                 logger.warning("%s on %s: the reference serves, because %s", op, device_type, reason)
-            _served[key] = "reference"
-    return _served[key]
+            _default_backends[key] = "reference"
+    return _default_backends[key]
 
 
 # As torch.compiler.assume_constant_result does, which imports all of torch.compile for it: seconds, for every user.
-_served_by._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_default_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def transformed() -> bool:
+def is_transformed() -> bool:
     """Whether functorch (vmap, grad, jvp) or forward-mode AD is active: neither can look into an autograd.Function."""
     return _functorch_active() or forward_ad._current_level >= 0
 
 
-def native(op: str, device_type: str, dtype: torch.dtype = torch.float32) -> bool:
+def uses_kernel(op: str, device_type: str, dtype: torch.dtype = torch.float32) -> bool:
     """Whether kernels of ours serve this call; False sends it to the reference.
 
     Raises:
@@ -265,7 +265,7 @@ def native(op: str, device_type: str, dtype: torch.dtype = torch.float32) -> boo
     name = requested()
     if name == "auto":
         # The reference is correct under all transforms.
-        return not transformed() and _served_by(op, device_type, dtype) != "reference"
+        return not is_transformed() and _default_backend(op, device_type, dtype) != "reference"
     if name == "reference":
         return False
     if name == "triton":
@@ -279,16 +279,16 @@ def native(op: str, device_type: str, dtype: torch.dtype = torch.float32) -> boo
     return True
 
 
-def native_on_cpu(op: str) -> bool:
-    """Whether the native CPU kernel serves plain CPU tensors, in a fraction of :func:`native`'s time.
+def uses_cpu_kernel(op: str) -> bool:
+    """Whether the native CPU kernel serves plain CPU tensors, in a fraction of :func:`uses_kernel`'s time.
 
-    False sends a call to :func:`native`, which knows why.
+    False sends a call to :func:`uses_kernel`, which knows why.
     """
     name = requested()
     return (
         (name == "auto" or name == "cpu")
         and not _functorch_active()
-        and _served_by(op, "cpu", torch.float32) == "native"
+        and _default_backend(op, "cpu", torch.float32) == "native"
     )
 
 
@@ -324,7 +324,7 @@ def triton_kernels(op: str, input: torch.Tensor) -> ModuleType | None:
             raise RuntimeError(f"{op}: expected for backend triton input type Tensor, got {type(input).__name__}")
         return None
     if name == "auto" and not input.is_cpu:
-        return triton_module(op) if _served_by(op, input.device.type, input.dtype) == "triton" else None
+        return triton_module(op) if _default_backend(op, input.device.type, input.dtype) == "triton" else None
     return triton_module(op) if name == "triton" else None
 
 
@@ -332,7 +332,7 @@ def triton_kernels(op: str, input: torch.Tensor) -> ModuleType | None:
 SMALL = 8192
 
 
-def small(input: object, *beside: object) -> bool:
+def is_small(input: object, *beside: object) -> bool:
     """Whether automatic choice leaves a call to ATen: tensors (or None) on one device, of a few values each."""
     if requested() != "auto" or not isinstance(input, torch.Tensor) or _tracing() or torch.compiler.is_compiling():
         # Sizes that are looked at become part of a trace or a graph.
@@ -349,11 +349,11 @@ def small(input: object, *beside: object) -> bool:
 # Devices on which automatic choice measures: where kernels of several kinds serve one op.
 _MEASURED_ON = ("cuda",)
 # What each class of calls was found to be served best by.
-_quickest: dict[tuple[Any, ...], str] = {}
+_fastest: dict[tuple[Any, ...], str] = {}
 
 
-def measured(input: torch.Tensor) -> bool:
-    """Whether calls with such an input go to :func:`on_quickest`.
+def is_measured(input: torch.Tensor) -> bool:
+    """Whether calls with such an input go to :func:`call_fastest_of`.
 
     Not where others look on: transforms, tracers, modes that record or count, hooks that keep tensors their own way.
     """
@@ -362,7 +362,7 @@ def measured(input: torch.Tensor) -> bool:
         and input.device.type in _MEASURED_ON
         and type(input) in _PLAIN
         and not torch.compiler.is_compiling()
-        and not (transformed() or _tracing())
+        and not (is_transformed() or _tracing())
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
     )
@@ -375,7 +375,7 @@ def candidates(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
     return [*found, "reference"]
 
 
-def serve(
+def call_fastest(
     op: str,
     call: Callable[..., Any],
     arguments: tuple[Any, ...],
@@ -385,19 +385,19 @@ def serve(
     """Return ``call(*arguments)``, under the backend that is quickest at it where calls are measured.
 
     Args:
-        call, arguments: as for :func:`on_quickest`.
-        shape_class: gives what :func:`on_quickest` takes.
+        call, arguments: as for :func:`call_fastest_of`.
+        shape_class: gives what :func:`call_fastest_of` takes.
         unmeasured: what serves where nothing may be measured, if it can.
     """
     input = arguments[0]
-    if not measured(input):
+    if not is_measured(input):
         return call(*arguments)
     names = candidates(op, input.device.type, input.dtype)
     names.sort(key=lambda name: name != unmeasured)
-    return on_quickest(op, names, shape_class(), call, arguments)
+    return call_fastest_of(op, names, shape_class(), call, arguments)
 
 
-def on_quickest(
+def call_fastest_of(
     op: str,
     names: list[str],
     shape_class: tuple[Any, ...],
@@ -421,7 +421,7 @@ def on_quickest(
     device = arguments[0].device
     wanted = torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in arguments)
     at = (op, device, *names, *shape_class, wanted)
-    name = _quickest.get(at)
+    name = _fastest.get(at)
     if name is None:
         key = f"{' '.join(map(str, shape_class))} {'with gradient' if wanted else 'alone'} of {' '.join(names)}"
         times = tuning.known(device, op, key) if tuning.enabled() else None
@@ -435,10 +435,10 @@ def on_quickest(
                 times = dict.fromkeys(itertools.islice(found, 1), 0.0)
         name = min(times, key=times.__getitem__) if times else names[0]
         if times is not None:
-            _quickest[at] = name
+            _fastest[at] = name
     if name == "auto":
         return call(*arguments)
-    with serving(name):
+    with use_backend_in_thread(name):
         return call(*arguments)
 
 
@@ -448,7 +448,7 @@ def _work(call: Callable[..., Any], arguments: tuple[Any, ...], gradient: bool) 
         wanted = [t for t in copies if isinstance(t, torch.Tensor) and t.requires_grad]
 
         def run() -> None:
-            with serving(name), torch.set_grad_enabled(gradient):
+            with use_backend_in_thread(name), torch.set_grad_enabled(gradient):
                 output = call(*copies)
             output = output[0] if isinstance(output, tuple) else output
             if gradient:
@@ -464,7 +464,7 @@ def _fault(call: Callable[..., Any], arguments: tuple[Any, ...], gradient: bool)
 
     def results(name: str, moved: bool = False) -> tuple[list[Any], list[Any]]:
         copies = tuple(tuning.stand_in(argument, moved) for argument in arguments)
-        with serving(name), torch.set_grad_enabled(gradient):
+        with use_backend_in_thread(name), torch.set_grad_enabled(gradient):
             output = call(*copies)
         outputs = output if isinstance(output, tuple) else (output,)
         grads: tuple[torch.Tensor | None, ...] = ()
@@ -505,14 +505,14 @@ def _explain(op: str, device_type: str) -> str:
     asked = requested()
     if asked == "reference":
         return "reference: asked for by name"
-    small = f"; ATen's own op for tensors of up to {SMALL} values" if op in _sparing else ""
-    if asked == "auto" and op in _drawing:
-        return "Triton kernel" if _served_by(op, device_type, torch.float32) == "triton" else "ATen's ops"
+    small = f"; ATen's own op for tensors of up to {SMALL} values" if op in _aten_when_small else ""
+    if asked == "auto" and op in _random_ops:
+        return "Triton kernel" if _default_backend(op, device_type, torch.float32) == "triton" else "ATen's ops"
     if asked == "auto":
         names = candidates(op, device_type, torch.float32)
         if device_type in _MEASURED_ON and len(names) > 2:
             return f"the quickest of {', '.join(names)}, measured for each class of shapes{small}"
-        served = _served_by(op, device_type, torch.float32)
+        served = _default_backend(op, device_type, torch.float32)
         if served == "native" and _native_ops[op] is None:
             kernels = "the quicker kernel, ATen's or ours" if extension.available() else "ATen's kernels"
             return f"our autograd nodes around {kernels}{small}"
@@ -520,7 +520,7 @@ def _explain(op: str, device_type: str) -> str:
             return f"{device_type} kernel: native kernel registered{small}"
         return "Triton kernel" if served == "triton" else f"reference: {_unavailable(op, device_type)}"
     try:
-        native(op, device_type)
+        uses_kernel(op, device_type)
     except RuntimeError as error:
         return f"error: {error}"
     return f"{'Triton' if asked == 'triton' else device_type} kernel: asked for by name"
@@ -539,7 +539,7 @@ def devices() -> list[str]:
     return ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
-def names_of_ops() -> list[str]:
+def op_names() -> list[str]:
     """The ops that more than ATen may serve."""
     return sorted(_native_ops)
 
@@ -598,7 +598,7 @@ def info() -> str:
     lines += [f"GPU {index}: {torch.cuda.get_device_name(index)}" for index in gpus]
     lines.append(f"backend asked for: {requested()}")
     width = max(len(op) for op in _native_ops)
-    for op in names_of_ops():
+    for op in op_names():
         for device in devices():
             lines.append(f"  {op:<{width}}  {device:<4}  {_explain(op, device)}")
     for index in gpus:

@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
 
-from gan_fast.files import CheckpointError
+from gan_fast.files import FileError
 from gan_fast.train.config import RunConfig, TrainConfig, read_record
 from gan_fast.train.lock import FolderLock, hold_folder
 from gan_fast.version import __version__
@@ -223,7 +223,7 @@ def _output_errors(path: Path) -> Iterator[None]:
     """Turn errors of the path into usage errors; a full or failing disk is none."""
     try:
         yield
-    except (OSError, CheckpointError) as error:
+    except (OSError, FileError) as error:
         reason = error if isinstance(error, OSError) else error.__cause__
         if isinstance(reason, OSError) and reason.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
             raise _UsageError(f"--out: expected a file that can be written, got {path}: {reason.strerror}") from error
@@ -315,7 +315,7 @@ def _run(given: Sequence[str]) -> int:
         return _end("interrupted", 128 + signal.SIGINT)
     except _UsageError as error:
         return _end(_in_options(str(error), given), _USAGE)
-    except (CheckpointError, OSError) as error:
+    except (FileError, OSError) as error:
         return _end(str(error), _FAILED)
     except Exception as error:
         from gan_fast.train.loop import TrainingDivergedError

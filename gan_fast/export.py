@@ -105,7 +105,7 @@ def to_onnx(
             tensors; an operator that ONNX has no counterpart of; parameters of more than 2 GiB.
         ImportError: packages of the extra ``onnx`` are missing.
         RuntimeError: onnxruntime cannot run it, or its results differ; the message has the largest difference. With
-            ``files.CheckpointError``, the file could not be written.
+            ``files.FileError``, the file could not be written.
 
     Notes:
         Exported on the CPU, wherever the model is. float64 and half precision are written; whether they run is up to
@@ -215,7 +215,7 @@ def _evaluating(inputs: tuple[Tensor, ...]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(backends.serving("reference"))
+        stack.enter_context(backends.use_backend_in_thread("reference"))
         for device in {x.device.type for x in inputs}:
             stack.enter_context(torch.autocast(device, enabled=False))
         yield

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-class CheckpointError(RuntimeError):
-    """A file that cannot be saved or cannot be trusted; the message names it and the reason."""
+class FileError(RuntimeError):
+    """A file cannot be written or cannot be used; the message names the file and the reason."""
 
 
 def previous_of(path: Path) -> Path:
@@ -26,7 +26,7 @@ def write_safely(path: Path, write: Callable[[BinaryIO], None], *, keep_previous
         keep_previous: keep the file that was there as :func:`previous_of`.
 
     Raises:
-        CheckpointError: the disk is full, or another fault; the old file stands.
+        FileError: the disk is full, or another fault; the old file stands.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -47,7 +47,7 @@ def write_safely(path: Path, write: Callable[[BinaryIO], None], *, keep_previous
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: cannot be saved ({reason}); what was there before stands") from error
+        raise FileError(f"{path}: cannot be saved ({reason}); what was there before stands") from error
 
 
 def write_bytes_safely(path: Path, content: bytes | str) -> None:

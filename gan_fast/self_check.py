@@ -164,7 +164,7 @@ def _cases() -> dict[str, list[Callable[[Draw], Arguments]]]:
             lambda draw: _logits(draw, 600, 600, kind="hinge"),
             lambda draw: _logits(draw, average=True),
         ],
-        "interpolate": [lambda draw: {"real": draw(64, 3, 5, 4), "fake": draw(64, 3, 5, 4)}],
+        "interpolate_samples": [lambda draw: {"real": draw(64, 3, 5, 4), "fake": draw(64, 3, 5, 4)}],
         "perturb": [lambda draw: {"real": draw(64, 3, 5, 4, grad=False), "scale": 0.5}],
         "add_noise": [lambda draw: {"input": draw(64, 3, 7, 5), "std": 0.25}],
     }  # fmt: skip
@@ -221,7 +221,7 @@ def _normal(z: Tensor) -> bool:
 
 
 LAWS = {
-    "interpolate": Law(
+    "interpolate_samples": Law(
         lambda op, a: op(real=torch.zeros_like(a["real"]), fake=torch.ones_like(a["real"])),
         _shares,
         lambda u, real, fake: real + u * (fake - real),
@@ -329,7 +329,7 @@ def check(names: Sequence[str] | None = None) -> Report:
         While it runs, backends are chosen for the whole process.
     """
     begin = time.perf_counter()
-    names = backends.names_of_ops() if names is None else names
+    names = backends.op_names() if names is None else names
     # In float32 proper: the bound of an op's error is eager's, which TF32 would widen.
     with torch.enable_grad(), fp32_precision.full():
         findings = tuple(finding for op in names for finding in _check(op))

@@ -16,7 +16,7 @@ from samples import LOSS_KINDS, LOSS_RELATIONS
 from torch import Tensor
 
 from gan_fast import backends, extension, layout
-from gan_fast.ops import autograd
+from gan_fast.ops import dispatch
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(__file__).parent / "cuda" / "emulated.cpp"
@@ -66,7 +66,7 @@ class Affine(ctypes.Structure):
     _fields_ = [("mean", Parameter), ("invstd", Parameter), ("weight", Parameter), ("bias", Parameter)]
 
 
-class Batch(ctypes.Structure):
+class LogitsBatch(ctypes.Structure):
     _fields_ = [
         ("logits", ctypes.c_void_p),
         ("grad", ctypes.c_void_p),
@@ -83,7 +83,7 @@ def on_cuda(op: str, names: Iterable[str]) -> SimpleNamespace:
         native_op = f"{op}_{name}"
         if not extension.has_kernel(native_op, "cuda") or (native_op, "cuda") in backends._by_triton:
             pytest.skip("needs a build with CUDA kernels")
-    functions = {name: autograd.kernel(f"{op}_{name}") for name in names}
+    functions = {name: dispatch.kernel(f"{op}_{name}") for name in names}
     return SimpleNamespace(device=torch.device("cuda"), **functions)
 
 
@@ -257,10 +257,10 @@ class Kernels:
 
 
 class LossKernels(Kernels):
-    def _batch(self, logits: Tensor | None, target: float, grad: Tensor | None) -> Batch:
+    def _batch(self, logits: Tensor | None, target: float, grad: Tensor | None) -> LogitsBatch:
         if logits is None:
-            return Batch()
-        return Batch(logits.data_ptr(), None if grad is None else grad.data_ptr(), logits.numel(), target)
+            return LogitsBatch()
+        return LogitsBatch(logits.data_ptr(), None if grad is None else grad.data_ptr(), logits.numel(), target)
 
     def _launch(
         self, forward: bool, grad_loss: Tensor | None, logits: Tensor, target: float, other_logits: Tensor | None,

@@ -118,11 +118,11 @@ with gan_fast.use_backend("cpu"):
 def test_backend_choice_nests_and_is_restored() -> None:
     with gan_fast.use_backend("reference"):
         with gan_fast.use_backend("cpu"):
-            assert backends.native("batch_norm_act", "cpu")
-        assert not backends.native("batch_norm_act", "cpu")
+            assert backends.uses_kernel("batch_norm_act", "cpu")
+        assert not backends.uses_kernel("batch_norm_act", "cpu")
     with pytest.raises(RuntimeError, match="boom"), gan_fast.use_backend("reference"):
         raise RuntimeError("boom")
-    assert backends.native("batch_norm_act", "cpu")
+    assert backends.uses_kernel("batch_norm_act", "cpu")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ except RuntimeError as error:
 
 def test_unserved_device_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     x = torch.ones(2, 3, device="meta")
-    backends._served.pop(("batch_norm_act", "meta"), None)
+    backends._default_backends.pop(("batch_norm_act", "meta"), None)
     with caplog.at_level(logging.WARNING, "gan_fast"):
         for _ in range(3):
             assert batch_norm_act(x, None, None, training=True).shape == (2, 3)
@@ -207,7 +207,7 @@ def test_unserved_device_is_logged_once(caplog: pytest.LogCaptureFixture) -> Non
         ),
         ("leaky_relu", "forward", lambda: gan_fast.ops.leaky_relu(torch.ones(3))),
         ("sample_norm_penalty", "forward", lambda: gan_fast.ops.sample_norm_penalty(torch.ones(3, 2))),
-        ("noise", "interpolate", lambda: gan_fast.ops.interpolate(torch.ones(3, 2), torch.ones(3, 2))),
+        ("noise", "interpolate_samples", lambda: gan_fast.ops.interpolate_samples(torch.ones(3, 2), torch.ones(3, 2))),
         ("noise", "perturb", lambda: gan_fast.ops.perturb(torch.ones(3, 2))),
         ("noise", "add_noise", lambda: gan_fast.ops.add_noise(torch.ones(3, 2), 0.1)),
         ("conv", "convolve", lambda: gan_fast.ops.conv2d(torch.ones(1, 2, 4, 4), torch.ones(2, 2, 3, 3))),
@@ -231,14 +231,14 @@ def test_native_cuda_kernels_are_preferred_to_triton_s(monkeypatch: pytest.Monke
     monkeypatch.setattr(backends, "_served", {})
     assert backends.dispatch_to_triton("batch_norm_act_forward", "batch_norm_act", "forward") is None
     for dtype in (torch.float32, torch.float64):
-        assert backends._served_by("batch_norm_act", "cuda", dtype) == "native"
+        assert backends._default_backend("batch_norm_act", "cuda", dtype) == "native"
         with gan_fast.use_backend("cuda"):
-            assert backends.native("batch_norm_act", "cuda", dtype)
+            assert backends.uses_kernel("batch_norm_act", "cuda", dtype)
     with (
         gan_fast.use_backend("cuda"),
         pytest.raises(RuntimeError, match="minimax_g_loss: expected backend cuda to be available, got: no kernel for"),
     ):
-        backends.native("minimax_g_loss", "cuda")
+        backends.uses_kernel("minimax_g_loss", "cuda")
 
 
 @needs_triton
@@ -271,9 +271,9 @@ def test_where_triton_launches_nothing_it_is_left_out_which_is_said_once(
     )
     for op in sorted(backends._triton_files):
         assert "triton" not in backends.candidates(op, "cuda", torch.float32)
-        assert backends._served_by(op, "cuda", torch.float32) != "triton"
+        assert backends._default_backend(op, "cuda", torch.float32) != "triton"
         with gan_fast.use_backend("triton"), pytest.raises(RuntimeError) as caught:
-            backends.native(op, "cuda")
+            backends.uses_kernel(op, "cuda")
         assert str(caught.value) == f"{op}: expected backend triton to be available, got: {reason}"
     assert len(trials) == 1
     messages = [r.getMessage() for r in caplog.records if "Triton" in r.getMessage()]

@@ -18,7 +18,7 @@ from torch import nn
 
 import gan_fast
 from gan_fast import export
-from gan_fast.files import CheckpointError
+from gan_fast.files import FileError
 from gan_fast.models import DCGANDiscriminator, DCGANGenerator
 
 
@@ -409,7 +409,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_onnx", lambda *_: b"after")
     monkeypatch.setattr(os, "fsync", full)
     (tmp_path / "x.onnx").write_bytes(b"before")
-    with pytest.raises(CheckpointError, match=r"x\.onnx: cannot be saved .*No space left on device.* stands"):
+    with pytest.raises(FileError, match=r"x\.onnx: cannot be saved .*No space left on device.* stands"):
         export.to_onnx(nn.Tanh(), tmp_path / "x.onnx", X, check=False)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"before"]
 

@@ -17,7 +17,7 @@ import gan_fast
 from gan_fast import backends, cli, extension, ops, self_check
 from gan_fast.ops import conv_kernels
 
-OPS = backends.names_of_ops()
+OPS = backends.op_names()
 # Its points have no gradient.
 DIFFERENTIABLE = [op for op in OPS if op != "perturb"]
 needs_native = pytest.mark.skipif(not extension.available(), reason="needs the native module")
@@ -59,7 +59,7 @@ def mend_reference_alone(monkeypatch: pytest.MonkeyPatch, op: str, broken: Calla
 def test_every_op_has_cases() -> None:
     assert sorted(self_check.CASES) == OPS
     assert all(self_check.CASES.values())
-    assert set(self_check.LAWS) == backends._drawing
+    assert set(self_check.LAWS) == backends._random_ops
 
 
 def test_all_is_well_here() -> None:
@@ -244,8 +244,8 @@ def test_numbers_by_another_law_are_found(monkeypatch: pytest.MonkeyPatch) -> No
     with monkeypatch.context() as patch:
         # One share an element, where it is one a sample.
         patch.setattr(noise, "_per_sample", lambda like, generator: torch.rand(like.shape, generator=generator))
-        report = self_check.check(["interpolate", "perturb"])
-    assert report.failed == ["interpolate", "perturb"]
+        report = self_check.check(["interpolate_samples", "perturb"])
+    assert report.failed == ["interpolate_samples", "perturb"]
     assert "numbers drawn by another law" in str(report)
     for name in self_check.LAWS:
         whole = getattr(ops, name)
@@ -263,7 +263,7 @@ def test_numbers_by_another_law_are_found(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_is_asked_for_is_what_is_checked() -> None:
-    names = ["conv1d", "hinge_d_loss", "interpolate"]
+    names = ["conv1d", "hinge_d_loss", "interpolate_samples"]
     with gan_fast.use_backend("reference"):
         report = self_check.check(names)
     assert report.ok
@@ -285,15 +285,15 @@ def test_nothing_checked_is_not_well() -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_triton_is_checked_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ops that the interpreter is quick at, and one that Triton does not have."""
-    names = ["hinge_g_loss", "interpolate", "spectral_norm"]
+    names = ["hinge_g_loss", "interpolate_samples", "spectral_norm"]
     with gan_fast.use_backend("triton"):
         report = self_check.check(names)
         assert report.ok, str(report)
         assert {f.op for f in report.findings} == set(names[:-1])
-        noise = backends.triton_module("interpolate")
+        noise = backends.triton_module("interpolate_samples")
         whole = noise.interpolate
-        monkeypatch.setattr(noise, "interpolate", lambda *args: (whole(*args)[0] * 1.01, whole(*args)[1]))
-        assert self_check.check(["interpolate"]).failed == ["interpolate"]
+        monkeypatch.setattr(noise, "interpolate_samples", lambda *args: (whole(*args)[0] * 1.01, whole(*args)[1]))
+        assert self_check.check(["interpolate_samples"]).failed == ["interpolate_samples"]
 
 
 def test_without_a_build_the_reference_is_checked() -> None:

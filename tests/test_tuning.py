@@ -49,7 +49,7 @@ def cost(ms: dict[str, float], calls: list[str]) -> Callable[[torch.Tensor], tor
 
 
 def choose(call: Callable[..., Any], names: list[str], input: torch.Tensor | None = None) -> torch.Tensor:
-    result: torch.Tensor = backends.on_quickest(
+    result: torch.Tensor = backends.call_fastest_of(
         "an_op", names, ("of", 3), call, (torch.ones(3) if input is None else input,)
     )
     return result
@@ -96,10 +96,10 @@ def test_off_and_asked_for_by_name(measuring: Path, monkeypatch: pytest.MonkeyPa
     choose(call, ["cpu"])
     assert calls == ["cpu", "auto", "cpu"]
     assert not measuring.exists()
-    assert backends.measured(torch.ones(1))
+    assert backends.is_measured(torch.ones(1))
     for name in ("cpu", "reference"):
         with gan_fast.use_backend(name):
-            assert not backends.measured(torch.ones(1))
+            assert not backends.is_measured(torch.ones(1))
 
 
 def test_a_candidate_that_fails_is_left_out_and_said_once(
@@ -181,7 +181,7 @@ def test_a_candidate_with_other_values_than_the_reference_is_left_out(
     x = torch.rand(16, 8, dtype=dtype, requires_grad=fault != "another shape")
     running = torch.ones(3, dtype=dtype)
     for _ in range(2):
-        backends.on_quickest("an_op", ["triton", "reference"], ("of", 3), call, (x, running))
+        backends.call_fastest_of("an_op", ["triton", "reference"], ("of", 3), call, (x, running))
     assert served[-2:] == ["triton" if said is None else "reference"] * 2
     messages = [r.getMessage() for r in caplog.records]
     assert len(messages) == (said is not None)
@@ -260,7 +260,7 @@ def test_what_is_measured_draws_nothing_and_changes_nothing(monkeypatch: pytest.
         want = ops.batch_norm_act(x, other_mean, other_var, training=True)
     torch.testing.assert_close(output, want)
     torch.testing.assert_close((mean, var), (other_mean, other_var))
-    assert backends._quickest
+    assert backends._fastest
 
 
 def test_a_file_that_cannot_be_read_or_written(
@@ -325,10 +325,10 @@ def test_every_op_runs_on_what_was_quickest(op: str, quickest: str, monkeypatch:
     }[op]
     if "loss" in op:
         # The short way of plain CPU tensors is no GPU's.
-        monkeypatch.setattr("gan_fast.ops.autograd.plain", lambda *_: False)
+        monkeypatch.setattr("gan_fast.ops.dispatch.plain", lambda *_: False)
     output = call()
     assert len(asked) == 3
-    assert set(backends._quickest.values()) == {quickest}
+    assert set(backends._fastest.values()) == {quickest}
     with gan_fast.use_backend(quickest):
         assert torch.equal(output, call())
     output.sum().backward()
@@ -338,7 +338,7 @@ def test_every_op_runs_on_what_was_quickest(op: str, quickest: str, monkeypatch:
 def conv_names(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Which candidates convolutions were given."""
     seen: list[list[str]] = []
-    inner = backends.on_quickest
+    inner = backends.call_fastest_of
 
     def spy(op: str, names: list[str], *rest: Any, **options: Any) -> Any:
         if op == "conv2d":
@@ -423,7 +423,7 @@ def test_where_others_look_on_nothing_is_measured(measuring: Path) -> None:
         ops.batch_norm_act(mode.from_tensor(x), None, None, training=True)
     with torch.utils.flop_counter.FlopCounterMode(display=False):
         summed(x)
-    assert not backends._quickest
+    assert not backends._fastest
     assert not measuring.exists()
 
 
@@ -438,7 +438,7 @@ def test_threads_choose_for_themselves() -> None:
         return input
 
     threads = [
-        threading.Thread(target=backends.on_quickest, args=(f"op_{name}", [name], (), call, (torch.ones(1),)))
+        threading.Thread(target=backends.call_fastest_of, args=(f"op_{name}", [name], (), call, (torch.ones(1),)))
         for name in ("cpu", "reference")
     ]
     with pytest.MonkeyPatch.context() as patch:

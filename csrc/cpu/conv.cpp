@@ -43,7 +43,7 @@ struct Dim {
   int64_t last() const { return std::clamp(padding + size, first(), extent()); }
 };
 
-struct Geometry {
+struct PatchGrid {
   Dim dims[kMostDims];
   int64_t N = 0, C = 0, batch_stride = 0, channel_stride = 0;
 
@@ -58,12 +58,12 @@ struct Geometry {
   }
 };
 
-Geometry geometry_of(const char* op, const Tensor& map, const Ints& kernel_size, const Ints& stride,
-                     const Ints& padding, const Ints& dilation, const Ints& positions) {
+PatchGrid geometry_of(const char* op, const Tensor& map, const Ints& kernel_size, const Ints& stride,
+                      const Ints& padding, const Ints& dilation, const Ints& positions) {
   const int64_t space = map.dim() - 2;
   STD_TORCH_CHECK(space >= 1 && space <= kMostDims, op, ": expected 3 to 5 dimensions (N, C, ...), got ",
                   check::shape_of(map));
-  Geometry g;
+  PatchGrid g;
   g.N = map.size(0), g.C = map.size(1);
   g.batch_stride = map.stride(0), g.channel_stride = map.stride(1);
   const auto read = [&](const char* name, const Ints& values, int64_t least, auto member) {
@@ -90,7 +90,7 @@ Geometry geometry_of(const char* op, const Tensor& map, const Ints& kernel_size,
 // Calls f(offset in the padded plane, offset in the map) for every run of `length` values along the last dim that lies
 // in both.
 template <class F>
-GAN_FAST_INLINE void for_runs(const Geometry& g, const F& f) {
+GAN_FAST_INLINE void for_runs(const PatchGrid& g, const F& f) {
   const Dim& d0 = g.dims[0];
   const Dim& d1 = g.dims[1];
   const Dim& d2 = g.dims[2];
@@ -107,7 +107,7 @@ GAN_FAST_INLINE void for_runs(const Geometry& g, const F& f) {
 
 // Calls f(row of the columns within the sample, offset in the padded plane) for every position.
 template <class F>
-GAN_FAST_INLINE void for_positions(const Geometry& g, const F& f) {
+GAN_FAST_INLINE void for_positions(const PatchGrid& g, const F& f) {
   const Dim& d0 = g.dims[0];
   const Dim& d1 = g.dims[1];
   const Dim& d2 = g.dims[2];
@@ -121,7 +121,7 @@ GAN_FAST_INLINE void for_positions(const Geometry& g, const F& f) {
 }
 
 // Where in the padded plane every row of taps along the last dim begins, from the kernel's first tap.
-std::vector<int64_t> tap_rows(const Geometry& g) {
+std::vector<int64_t> tap_rows(const PatchGrid& g) {
   const Dim& d0 = g.dims[0];
   const Dim& d1 = g.dims[1];
   std::vector<int64_t> offsets;
@@ -135,7 +135,7 @@ std::vector<int64_t> tap_rows(const Geometry& g) {
 
 // Samples and tiles of channels, each the work of one task.
 template <class F>
-void for_tiles(const Geometry& g, int64_t tile, const F& f) {
+void for_tiles(const PatchGrid& g, int64_t tile, const F& f) {
   const int64_t tiles = (g.C + tile - 1) / tile;
   torch::stable::parallel_for(0, g.N * tiles, 1, [&](int64_t from, int64_t to) {
     for (int64_t task = from; task < to; ++task) {
@@ -148,7 +148,7 @@ void for_tiles(const Geometry& g, int64_t tile, const F& f) {
 // Calls f(offset in the tile, its step, offset in the map, its step, count) for runs that cover what tile and map
 // share: along the channels where they lie side by side and are many, else along the last dim.
 template <class F>
-GAN_FAST_INLINE void for_shared(const Geometry& g, int64_t channels, const F& f) {
+GAN_FAST_INLINE void for_shared(const PatchGrid& g, int64_t channels, const F& f) {
   const int64_t plane = g.plane(), step = g.dims[2].map_stride;
   for_runs(g, [&](int64_t tile, int64_t map, int64_t length) {
     if (g.channel_stride == 1 && channels >= kLanes) {
@@ -161,7 +161,7 @@ GAN_FAST_INLINE void for_shared(const Geometry& g, int64_t channels, const F& f)
 
 // kTaps = taps along the last dim when they lie side by side and are that many; 0 for any number anywhere.
 template <int kTaps, class T>
-void gather_tile(const Geometry& g, const std::vector<int64_t>& tap_rows, int64_t channels, const T* tile, T* rows) {
+void gather_tile(const PatchGrid& g, const std::vector<int64_t>& tap_rows, int64_t channels, const T* tile, T* rows) {
   const int64_t plane = g.plane(), width = g.columns(), dilation = g.dims[2].dilation;
   const int64_t length = kTaps > 0 ? kTaps : g.dims[2].kernel;
   for_positions(g, [&](int64_t row, int64_t offset) {
@@ -181,7 +181,7 @@ void gather_tile(const Geometry& g, const std::vector<int64_t>& tap_rows, int64_
 }
 
 template <int kTaps, class A>
-void scatter_tile(const Geometry& g, const std::vector<int64_t>& tap_rows, int64_t channels, const A* rows, A* tile) {
+void scatter_tile(const PatchGrid& g, const std::vector<int64_t>& tap_rows, int64_t channels, const A* rows, A* tile) {
   const int64_t plane = g.plane(), width = g.columns(), dilation = g.dims[2].dilation;
   const int64_t length = kTaps > 0 ? kTaps : g.dims[2].kernel;
   for_positions(g, [&](int64_t row, int64_t offset) {
@@ -211,7 +211,7 @@ void scatter_tile(const Geometry& g, const std::vector<int64_t>& tap_rows, int64
 // Four taps, two apart: what a position adds to its last two values its neighbour adds to its first two. Their sums are
 // formed in registers, so that no value is read back right after half of it was written.
 template <class A>
-void scatter_tile_of_pairs(const Geometry& g, const std::vector<int64_t>& tap_rows, int64_t channels, const A* rows,
+void scatter_tile_of_pairs(const PatchGrid& g, const std::vector<int64_t>& tap_rows, int64_t channels, const A* rows,
                            A* tile) {
   typedef A V __attribute__((vector_size(4 * sizeof(A))));
   using I = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
@@ -260,7 +260,7 @@ void scatter_tile_of_pairs(const Geometry& g, const std::vector<int64_t>& tap_ro
 
 // Calls f with a compile-time number of taps along the last dim, 0 where none fits.
 template <class F>
-void for_taps(const Geometry& g, const F& f) {
+void for_taps(const PatchGrid& g, const F& f) {
   const Dim& d2 = g.dims[2];
   if (d2.dilation == 1) {
     if (d2.kernel == 3) return f(std::integral_constant<int, 3>{});
@@ -274,7 +274,7 @@ Tensor im2col(const Tensor& input, Ints kernel_size, Ints stride, Ints padding, 
   constexpr const char* kOp = "im2col";
   check::cpu(kOp, "input", input);
   check::floating(kOp, "input", input);
-  const Geometry g = geometry_of(kOp, input, kernel_size, stride, padding, dilation, positions);
+  const PatchGrid g = geometry_of(kOp, input, kernel_size, stride, padding, dilation, positions);
   const Tensor columns = empty_strided(input, {g.rows(), g.columns()}, {g.columns(), 1}, input.scalar_type());
   if (!columns.numel()) return columns;
   for_dtype(input.scalar_type(), [&](auto tag) {
@@ -303,7 +303,7 @@ void col2im(const Tensor& columns, const Tensor& output, const MaybeTensor& bias
   check::cpu(kOp, "output", output);
   check::floating(kOp, "output", output);
   check::dtype(kOp, "columns", columns, compute_dtype(output.scalar_type()));
-  const Geometry g = geometry_of(kOp, output, kernel_size, stride, padding, dilation, positions);
+  const PatchGrid g = geometry_of(kOp, output, kernel_size, stride, padding, dilation, positions);
   STD_TORCH_CHECK(columns.dim() == 2 && columns.size(0) == g.rows() && columns.size(1) == g.columns(), kOp,
                   ": expected columns shape (", g.rows(), ", ", g.columns(), "), got ", check::shape_of(columns));
   STD_TORCH_CHECK(columns.numel() == 0 || is_dense(columns, MemoryFormat::Contiguous), kOp,

@@ -38,7 +38,7 @@ template <class A, int kSlots, int kCoefficients>
 struct Coefficients {
   A values[kCoefficients][kSlots];
 
-  __device__ void load(const A* coefficients, const Geometry& g, int64_t c) {
+  __device__ void load(const A* coefficients, const ChannelGrid& g, int64_t c) {
 #pragma unroll
     for (int k = 0; k < kCoefficients; ++k) read<A, kSlots>(coefficients, k, g.channels, c, values[k]);
   }
@@ -58,7 +58,7 @@ struct Moments {
 // Mean of a chunk, and the sum of squares about it: partial[0] and partial[1] of (2, chunk, channel).
 template <class Kernel>
 __global__ void __launch_bounds__(kThreads, Kernel::kBlocks)
-    moments_kernel(const Kernel kernel, const Geometry g, double* partial) {
+    moments_kernel(const Kernel kernel, const ChannelGrid g, double* partial) {
   using A = Compute<typename Kernel::T>;
   constexpr int kSlots = Kernel::kSlots, kWidth = Kernel::kWidth;
   __shared__ double scratch[kSlots * kThreads];
@@ -142,7 +142,7 @@ struct Statistics {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1)
-    statistics_kernel(const Statistics<T> statistics, const Geometry g, const double* partial) {
+    statistics_kernel(const Statistics<T> statistics, const ChannelGrid g, const double* partial) {
   using A = Compute<T>;
   __shared__ double scratch[kThreads];
   const int lane = threadIdx.x % kFinishChannels, first = threadIdx.x / kFinishChannels;
@@ -193,7 +193,7 @@ struct Normalize {
   Affine affine;
   Act act;
 
-  __device__ void load(Channel& channel, const Geometry&, int64_t c) const { load_affine<T>(affine, c, channel); }
+  __device__ void load(Channel& channel, const ChannelGrid&, int64_t c) const { load_affine<T>(affine, c, channel); }
 
   __device__ void apply(const Channel& c, int j, const A* in, A* out) const {
     out[0] = act.value(std::fma(in[0] - c.mean[j], c.scale[j], c.shift[j]));
@@ -213,7 +213,7 @@ struct BackwardSums {
   Affine affine;
   Act act;
 
-  __device__ void load(Channel& channel, const Geometry&, int64_t c) const { load_affine<T>(affine, c, channel); }
+  __device__ void load(Channel& channel, const ChannelGrid&, int64_t c) const { load_affine<T>(affine, c, channel); }
 
   __device__ void terms(const Channel& c, int j, const A* in, A* out) const {
     const A xc = in[0] - c.mean[j];
@@ -235,7 +235,7 @@ struct BackwardMap {
   bool through_statistics;  // a branch, not zero coefficients: zero times an infinite xc is NaN
   Act act;
 
-  __device__ void load(Channel& channel, const Geometry& g, int64_t c) const { channel.load(coefficients, g, c); }
+  __device__ void load(Channel& channel, const ChannelGrid& g, int64_t c) const { channel.load(coefficients, g, c); }
 
   __device__ void apply(const Channel& c, int j, const A* in, A* out) const {
     const A xc = in[0] - c.at(kMean, j);
@@ -287,7 +287,7 @@ struct DoubleSums {
   Affine affine;
   Act act;
 
-  __device__ void load(Channel& channel, const Geometry&, int64_t c) const { load_affine<T>(affine, c, channel); }
+  __device__ void load(Channel& channel, const ChannelGrid&, int64_t c) const { load_affine<T>(affine, c, channel); }
 
   __device__ void terms(const Channel& c, int j, const A* in, A* out) const {
     const A xc = in[0] - c.mean[j];
@@ -315,7 +315,7 @@ struct CurvatureSums {
   const A* coefficients;
   Act act;
 
-  __device__ void load(Channel& channel, const Geometry& g, int64_t c) const { channel.load(coefficients, g, c); }
+  __device__ void load(Channel& channel, const ChannelGrid& g, int64_t c) const { channel.load(coefficients, g, c); }
 
   __device__ void terms(const Channel& c, int j, const A* in, A* out) const {
     const A xc = in[0] - c.at(kMean, j);
@@ -338,7 +338,7 @@ struct DoubleMap {
   bool through_statistics;
   Act act;
 
-  __device__ void load(Channel& channel, const Geometry& g, int64_t c) const { channel.load(coefficients, g, c); }
+  __device__ void load(Channel& channel, const ChannelGrid& g, int64_t c) const { channel.load(coefficients, g, c); }
 
   __device__ void apply(const Channel& c, int j, const A* in, A* out) const {
     const A xc = in[0] - c.at(kMean, j);
@@ -452,8 +452,8 @@ void for_activation(const ActivationChoice& choice, const F& f) {
 }
 
 template <class Launch>
-Geometry geometry(const Launch& launch, const Shape& shape, int width, int blocks_each) {
-  return Geometry::of(shape, width, static_cast<int64_t>(launch.multiprocessors) * blocks_each);
+ChannelGrid geometry(const Launch& launch, const Shape& shape, int width, int blocks_each) {
+  return ChannelGrid::of(shape, width, static_cast<int64_t>(launch.multiprocessors) * blocks_each);
 }
 
 template <class T, class Launch>
@@ -462,7 +462,7 @@ void run_normalize(const Launch& launch, const NormalizeArguments<T>& a) {
   for_access<T>(a.shape, a.aligned, [&](auto width, auto slots) {
     for_activation<Compute<T>, decltype(width)::value>(a.activation, [&](auto act) {
       using Kernel = Normalize<T, decltype(width)::value, decltype(slots)::value, decltype(act)>;
-      const Geometry g = geometry(launch, a.shape, Kernel::kWidth, Kernel::kBlocks);
+      const ChannelGrid g = geometry(launch, a.shape, Kernel::kWidth, Kernel::kBlocks);
       launch(map_kernel<Kernel>, g.blocks(), kThreads, Kernel{{a.x}, {a.y}, a.affine, act}, g);
     });
   });
@@ -476,7 +476,7 @@ void run_forward(const Launch& launch, const ForwardArguments<T>& a) {
   if (a.training) {
     for_access<T>(a.shape, a.aligned, [&](auto width, auto slots) {
       using Kernel = Moments<T, decltype(width)::value, decltype(slots)::value>;
-      const Geometry g = geometry(launch, a.shape, Kernel::kWidth, Kernel::kBlocks);
+      const ChannelGrid g = geometry(launch, a.shape, Kernel::kWidth, Kernel::kBlocks);
       launch(moments_kernel<Kernel>, g.blocks(), kThreads, Kernel{{a.x}}, g, a.partial);
       launch(statistics_kernel<T>, finish_blocks(g), kThreads, statistics, g, a.partial);
     });
@@ -492,7 +492,7 @@ template <class T, int kWidth, int kSlots, class Act, class Launch>
 void backward_passes(const Launch& launch, const BackwardArguments<T>& a, const Act& act) {
   using Sums = BackwardSums<T, kWidth, kSlots, Act>;
   using Map = BackwardMap<T, kWidth, kSlots, Act>;
-  const Geometry g = geometry(launch, a.shape, kWidth, Sums::kBlocks);
+  const ChannelGrid g = geometry(launch, a.shape, kWidth, Sums::kBlocks);
   const bool sums = a.training || a.affine_wanted;
   if (sums) launch(sum_kernel<Sums>, g.blocks(), kThreads, Sums{{a.x, a.grad}, a.affine, act}, g, a.partial);
   const BackwardFinish<T> finish{a.affine,    a.coefficients, a.grad_weight,
@@ -517,7 +517,7 @@ template <class T, int kWidth, int kSlots, class Act, class Launch>
 void double_backward_passes(const Launch& launch, const DoubleBackwardArguments<T>& a, const Act& act) {
   using Sums = DoubleSums<T, kWidth, kSlots, Act>;
   using Map = DoubleMap<T, kWidth, kSlots, Act>;
-  const Geometry g = geometry(launch, a.shape, kWidth, Sums::kBlocks);
+  const ChannelGrid g = geometry(launch, a.shape, kWidth, Sums::kBlocks);
   const double m = static_cast<double>(a.shape.per_channel());
   const DoubleChannels<T> all{
       a.affine, a.cotangent_weight, a.cotangent_bias, a.grad_weight, a.grad_bias, a.coefficients, a.means, a.shape.C, m,

@@ -19,7 +19,7 @@ constexpr int kWideNeighbours = 8;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-struct Geometry {
+struct ChannelGrid {
   int64_t channels, columns, positions;
   int64_t run;  // positions that follow each other at position_stride; then comes the next run, at run_stride
   int64_t position_stride, run_stride, column_stride;
@@ -29,9 +29,9 @@ struct Geometry {
   int lanes, rows;                                 // threads along columns, along positions
 
   // For `width` values at a time and about so many blocks.
-  static Geometry of(const Shape& shape, int width, int64_t blocks) {
+  static ChannelGrid of(const Shape& shape, int width, int64_t blocks) {
     constexpr int64_t kLeastPositions = 4;  // of a thread, or its coefficients and sums cost more than its values
-    Geometry g{};
+    ChannelGrid g{};
     g.channels = shape.C;
     if (shape.channels_last) {
       g.columns = shape.C / width;
@@ -84,7 +84,7 @@ struct Walk {
   int64_t in_run, offset;
   int lane, row;
 
-  __device__ explicit Walk(const Geometry& g) {
+  __device__ explicit Walk(const ChannelGrid& g) {
     const int64_t block = blockIdx.x;
     chunk = block / g.tiles;
     lane = threadIdx.x % g.lanes;
@@ -96,7 +96,7 @@ struct Walk {
     offset = position / g.run * g.run_stride + in_run * g.position_stride + column * g.column_stride;
   }
 
-  __device__ void next(const Geometry& g) {
+  __device__ void next(const ChannelGrid& g) {
     position += g.rows;
     in_run += g.step_in_run;
     offset += g.step_offset;
@@ -193,7 +193,7 @@ struct Batch {
   bool valid[Kernel::kUnroll];
 
   // All loads before the first use of any: memory is far away.
-  __device__ void load(const Kernel& kernel, const Geometry& g, Walk& walk) {
+  __device__ void load(const Kernel& kernel, const ChannelGrid& g, Walk& walk) {
     using P = Pack<typename Kernel::T, Kernel::kWidth>;
 #pragma unroll
     for (int u = 0; u < Kernel::kUnroll; ++u) {
@@ -217,7 +217,7 @@ struct Batch {
 // partial[k][chunk][channel] = the sum of terms[k].
 template <class Kernel>
 __global__ void __launch_bounds__(kThreads, Kernel::kBlocks)
-    sum_kernel(const Kernel kernel, const Geometry g, double* partial) {
+    sum_kernel(const Kernel kernel, const ChannelGrid g, double* partial) {
   using A = Compute<typename Kernel::T>;
   constexpr int kSlots = Kernel::kSlots, kSums = Kernel::kSums;
   __shared__ double scratch[kSlots * kThreads];
@@ -274,7 +274,7 @@ __global__ void __launch_bounds__(kThreads, Kernel::kBlocks)
 }
 
 template <class Kernel>
-__global__ void __launch_bounds__(kThreads, Kernel::kBlocks) map_kernel(const Kernel kernel, const Geometry g) {
+__global__ void __launch_bounds__(kThreads, Kernel::kBlocks) map_kernel(const Kernel kernel, const ChannelGrid g) {
   using T = typename Kernel::T;
   using A = Compute<T>;
   Walk walk(g);
@@ -307,13 +307,13 @@ __global__ void __launch_bounds__(kThreads, Kernel::kBlocks) map_kernel(const Ke
 // Threads that finish sums: so many channels beside each other, and the others share their chunks out.
 constexpr int kFinishChannels = 8;
 
-inline int64_t finish_blocks(const Geometry& g) { return ceil_div(g.channels, kFinishChannels); }
+inline int64_t finish_blocks(const ChannelGrid& g) { return ceil_div(g.channels, kFinishChannels); }
 
 // finish(channel, sums) for every channel. One block a multiprocessor is enough: left to itself ptxas would rather
 // spill.
 template <class Finish>
 __global__ void __launch_bounds__(kThreads, 1)
-    finish_kernel(const Finish finish, const Geometry g, const double* partial) {
+    finish_kernel(const Finish finish, const ChannelGrid g, const double* partial) {
   __shared__ double scratch[kThreads];
   const int lane = threadIdx.x % kFinishChannels;
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kFinishChannels + lane;

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gan_fast.nn import deferred
-from gan_fast.nn.lookup import running_statistics, weight_and_bias
+from gan_fast.nn.module_state import running_statistics, weight_and_bias
 from gan_fast.nn.names import Named
 from gan_fast.ops import activation as activations
 from gan_fast.ops import checks
@@ -59,7 +59,7 @@ class _BatchNormAct(Named, nn.modules.batchnorm._BatchNorm):
         if convolve is not None and input.take():
             compute = functools.partial(convolve, self)
         else:
-            compute = functools.partial(self.normalize, deferred.settle(input))
+            compute = functools.partial(self.normalize, deferred.resolve(input))
         if deferred.waits(self, input) and not checks.subclassed(*self._parameters.values()):
             return deferred.Deferred(compute, input)
         return compute(self.activation, self.negative_slope)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gan_fast.nn import deferred
-from gan_fast.nn.lookup import weight_and_bias
+from gan_fast.nn.module_state import weight_and_bias
 from gan_fast.ops import checks
 from gan_fast.ops.conv import convolve
 from gan_fast.ops.conv_kernels import NOTHING, Epilogue
@@ -79,9 +79,9 @@ def _run(conv: Any, input: Any, *output_size: list[int] | None) -> Any:
     weight, bias = weight_and_bias(conv)
     waits = deferred.waits(conv, input) and not checks.subclassed(weight, bias)
     if waits and input.dim() == len(conv.kernel_size) + 2:
-        convolve = functools.partial(with_norm, conv, deferred.settle(input), weight, bias, output_size)
+        convolve = functools.partial(with_norm, conv, deferred.resolve(input), weight, bias, output_size)
         return deferred.Deferred(functools.partial(convolve, None), input, convolve)
-    return conv._conv_forward(deferred.settle(input), weight, bias, NOTHING, None, *output_size)
+    return conv._conv_forward(deferred.resolve(input), weight, bias, NOTHING, None, *output_size)
 
 
 def with_norm(

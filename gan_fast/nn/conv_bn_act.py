@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from gan_fast.nn.batch_norm_act import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from gan_fast.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, with_norm
-from gan_fast.nn.lookup import is_seen, weight_and_bias
+from gan_fast.nn.module_state import has_hooks, weight_and_bias
 from gan_fast.nn.names import Named
 from gan_fast.ops import activation as activations
 from gan_fast.ops.conv_kernels import Epilogue
@@ -27,7 +27,7 @@ def _unseen(child: nn.Module, kind: type[nn.Module]) -> bool:
     give it something else than a tensor, which callers ask for themselves.
     """
     return (type(child) is kind or _only_parametrized(child, kind)) and not (
-        is_seen(child, before=True) or nn.modules.module._has_any_global_hook()
+        has_hooks(child, before=True) or nn.modules.module._has_any_global_hook()
     )
 
 

@@ -54,7 +54,7 @@ def waits(module: nn.Module, input: Any) -> bool:
     return not torch.compiler.is_compiling() and module in _scope.waiting and type(input) in (Tensor, Deferred)
 
 
-def settle(value: Any) -> Any:
+def resolve(value: Any) -> Any:
     """The same with tensors in the place of what waits, in containers too."""
     if type(value) is Deferred:
         return value.tensor()
@@ -210,7 +210,7 @@ class Deferred:
 
 def _operator(name: str) -> Callable[..., Any]:
     def call(self: Deferred, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self.tensor(), name)(*settle(args), **settle(kwargs))
+        return getattr(self.tensor(), name)(*resolve(args), **resolve(kwargs))
 
     return call
 

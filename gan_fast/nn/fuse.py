@@ -39,7 +39,7 @@ from gan_fast.nn.fused import (
     structure,
     unfused_class,
 )
-from gan_fast.nn.lookup import is_seen
+from gan_fast.nn.module_state import has_hooks
 from gan_fast.ops import checks
 
 
@@ -110,7 +110,7 @@ class _Looked:
         if module in self._left:
             return self._left[module]
         if isinstance(module, chains.ACTIVATION_MODULES):
-            return "has hooks" if is_seen(module, before=True) else ""
+            return "has hooks" if has_hooks(module, before=True) else ""
         kind = plain_class(module)
         if kind not in LAYERS:
             kind = next((k for k in LAYERS if isinstance(module, k)), kind)
@@ -119,7 +119,7 @@ class _Looked:
             name = plain_class(module).__name__
             return f"{name}: a class of its own" if kind in LAYERS else f"{name}: no fused kernel"
         # What hooks see before a convolution is a tensor, whatever comes behind: they may stay (torch's spectral norm).
-        if is_seen(module, before=kind not in chains.CONVOLUTIONS):
+        if has_hooks(module, before=kind not in chains.CONVOLUTIONS):
             return "has hooks" if "forward" not in module.__dict__ else "its forward was replaced"
         for name in (*vars(module), *module._modules, *module._parameters, *module._buffers):
             if inspect.isroutine(getattr(kind, name, None)):

@@ -23,8 +23,8 @@ from gan_fast import backends, layout
 from gan_fast.nn import batch_norm_act, chains, conv, deferred, instance_norm_act, rectifiers
 from gan_fast.nn.chains import Chain
 from gan_fast.nn.channels_last import inside, outside
-from gan_fast.nn.lookup import is_seen, weight_and_bias
-from gan_fast.ops import autograd, checks, conv_kernels
+from gan_fast.nn.module_state import has_hooks, weight_and_bias
+from gan_fast.ops import checks, conv_kernels, dispatch
 
 LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     **{kind: getattr(conv, kind.__name__) for kind in chains.CONVOLUTIONS},
@@ -83,8 +83,8 @@ class Fusion:
             behind: list[Any] = [found.get(name) for name in chain.behind]
             # Modules that were put in later do not know how to wait.
             if (
-                all(_is_end(m) and not is_seen(m, before=True) for m in behind)
-                and all(issubclass(type(m), Fused) and not is_seen(m) for m in waiting)
+                all(_is_end(m) and not has_hooks(m, before=True) for m in behind)
+                and all(issubclass(type(m), Fused) and not has_hooks(m) for m in waiting)
                 and not (shared and any(called.count(id(m)) > 1 for m in waiting))
             ):
                 valid.append((waiting, behind))
@@ -112,7 +112,7 @@ class Fusion:
         if checks.subclassed(*module.parameters()):
             return False
         # Hooks inside see the format that eager has, and so do layers that were put in later.
-        return not any(map(is_seen, module.modules())) and structure(module) == self.structure
+        return not any(map(has_hooks, module.modules())) and structure(module) == self.structure
 
 
 @functools.lru_cache(maxsize=1024)
@@ -253,7 +253,7 @@ def _forward_of(plain: type[nn.Module]) -> Callable[..., Any]:
         # Looked up at each call: a user may have put another there.
         run = plain.forward
         # Compilers and tracers see what is written there.
-        fusion: Fusion | None = None if autograd.captured() else self.__dict__.get(FUSION)
+        fusion: Fusion | None = None if dispatch.is_traced() else self.__dict__.get(FUSION)
         if fusion is None:
             return run(self, *args, **kwargs)
         channels_last = fusion.gains_by_channels_last(self, (*args, *kwargs.values()))
@@ -265,7 +265,7 @@ def _forward_of(plain: type[nn.Module]) -> Callable[..., Any]:
                 output = _one_after_another(list(self._modules.values()), *args)
         else:
             with deferred.scope(fusion.waiting(self)):
-                output = deferred.settle(run(self, *args, **kwargs))
+                output = deferred.resolve(run(self, *args, **kwargs))
         return _pytree.tree_map_only(Tensor, outside, output) if channels_last else output
 
     return forward
@@ -296,17 +296,17 @@ def _one_after_another(modules: list[Any], value: Any) -> Any:
 def _length_of_row(modules: list[Any], index: int) -> int:
     """How many of the modules that follow each other from ``index`` on are one op."""
     first = modules[index]
-    if not isinstance(first, _BEGINS) or not issubclass(type(first), Fused) or is_seen(first, before=True):
+    if not isinstance(first, _BEGINS) or not issubclass(type(first), Fused) or has_hooks(first, before=True):
         return 1
     length = 1
     behind = modules[index + 1] if index + 1 < len(modules) else None
     if isinstance(behind, chains.BATCH_NORMS):
         fits = isinstance(first, chains.CONVOLUTIONS) and chains.dims(first) == chains.dims(behind)
-        if not fits or not issubclass(type(behind), Fused) or is_seen(behind, before=True):
+        if not fits or not issubclass(type(behind), Fused) or has_hooks(behind, before=True):
             return 1
         length = 2
         behind = modules[index + 2] if index + 2 < len(modules) else None
-    if behind is not None and chains.activation_of(behind) and not is_seen(behind, before=True):
+    if behind is not None and chains.activation_of(behind) and not has_hooks(behind, before=True):
         length += 1
     return length
 

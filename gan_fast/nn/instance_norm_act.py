@@ -41,7 +41,7 @@ class _InstanceNormAct(Named, nn.modules.instancenorm._InstanceNorm):
         self.negative_slope = negative_slope
 
     def _apply_instance_norm(self, input: Any) -> Any:
-        input = deferred.settle(input)
+        input = deferred.resolve(input)
         if deferred.waits(self, input) and not checks.subclassed(*self._parameters.values()):
             return deferred.Deferred(functools.partial(self._normalize, input), input)
         return self._normalize(input, self.activation, self.negative_slope)

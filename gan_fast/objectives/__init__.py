@@ -2,11 +2,11 @@
 
 from gan_fast.choices import OBJECTIVES as NAMES
 from gan_fast.choices import PENALTIES, REGULARIZERS, parse_penalties
-from gan_fast.objectives.game import DLoss, Game
 from gan_fast.objectives.losses import AdversarialLoss
 from gan_fast.objectives.penalties import Penalties
 from gan_fast.objectives.registry import Objective, make_objective
 from gan_fast.objectives.regularizers import InstanceNoise, clip_weights
+from gan_fast.objectives.two_player import DLoss, TwoPlayerLosses
 
 __all__ = [
     "NAMES",
@@ -14,10 +14,10 @@ __all__ = [
     "REGULARIZERS",
     "AdversarialLoss",
     "DLoss",
-    "Game",
     "InstanceNoise",
     "Objective",
     "Penalties",
+    "TwoPlayerLosses",
     "clip_weights",
     "make_objective",
     "parse_penalties",

@@ -14,21 +14,21 @@ from gan_fast.choices import OBJECTIVES as NAMES
 from gan_fast.ops.adversarial_loss import d_loss_and_means
 
 
-class _Game(NamedTuple):
+class _Loss(NamedTuple):
     kind: str
     relation: str
     g_loss: Callable[..., Tensor]
     """Of the fake logits; a relativistic one of the real and the fake logits."""
 
 
-_GAMES = {
-    "minimax": _Game("bce", "none", partial(ops.minimax_g_loss, saturating=True)),
-    "non_saturating": _Game("bce", "none", ops.minimax_g_loss),
-    "hinge": _Game("hinge", "none", ops.hinge_g_loss),
-    "wasserstein": _Game("linear", "none", ops.wasserstein_g_loss),
-    "least_squares": _Game("squared", "none", ops.least_squares_g_loss),
-    "relativistic": _Game("bce", "paired", ops.relativistic_g_loss),
-    "relativistic_average": _Game("bce", "average", partial(ops.relativistic_g_loss, average=True)),
+_LOSSES = {
+    "minimax": _Loss("bce", "none", partial(ops.minimax_g_loss, saturating=True)),
+    "non_saturating": _Loss("bce", "none", ops.minimax_g_loss),
+    "hinge": _Loss("hinge", "none", ops.hinge_g_loss),
+    "wasserstein": _Loss("linear", "none", ops.wasserstein_g_loss),
+    "least_squares": _Loss("squared", "none", ops.least_squares_g_loss),
+    "relativistic": _Loss("bce", "paired", ops.relativistic_g_loss),
+    "relativistic_average": _Loss("bce", "average", partial(ops.relativistic_g_loss, average=True)),
 }
 
 
@@ -52,9 +52,9 @@ class AdversarialLoss:
     fake_label: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.name not in _GAMES:
+        if self.name not in _LOSSES:
             raise ValueError(f"AdversarialLoss: expected name one of {', '.join(NAMES)}, got {self.name!r}")
-        if _GAMES[self.name].relation == "paired" and self.fake_label != 0:
+        if _LOSSES[self.name].relation == "paired" and self.fake_label != 0:
             raise ValueError(
                 f"AdversarialLoss: expected fake_label 0 for objective {self.name}, got {self.fake_label}; "
                 "pairs have one target, real_label"
@@ -63,7 +63,7 @@ class AdversarialLoss:
     @property
     def g_needs_real(self) -> bool:
         """Whether G's loss is of D's logits for real images too."""
-        return _GAMES[self.name].relation != "none"
+        return _LOSSES[self.name].relation != "none"
 
     def d_loss(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return D's loss and, without gradient, (mean D(x), mean D(G(z)), accuracy).
@@ -71,11 +71,11 @@ class AdversarialLoss:
         D(x) is sigmoid(logit) for "minimax" and "non_saturating", the logit itself for the others; accuracy is the
         share of images that D places rightly, as :func:`gan_fast.ops.adversarial_loss.d_loss_and_means` has it.
         """
-        kind, relation, _ = _GAMES[self.name]
+        kind, relation, _ = _LOSSES[self.name]
         targets = {"real_target": self.real_label, "fake_target": self.fake_label}
         return d_loss_and_means(real_logits, fake_logits, kind=kind, relation=relation, **targets)
 
     def g_loss(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
         """Return G's loss, which the labels of D do not touch; ``real_logits`` where ``g_needs_real``."""
-        game = _GAMES[self.name]
-        return game.g_loss(real_logits, fake_logits) if self.g_needs_real else game.g_loss(fake_logits)
+        loss = _LOSSES[self.name]
+        return loss.g_loss(real_logits, fake_logits) if self.g_needs_real else loss.g_loss(fake_logits)

@@ -1,6 +1,7 @@
 """What else keeps the game in balance, by the names that a configuration gives.
 
-"spectral_norm" is :func:`gan_fast.nn.spectral_norm`, "feature_matching" a term of :class:`gan_fast.objectives.Game`.
+"spectral_norm" is :func:`gan_fast.nn.spectral_norm`, "feature_matching" a term of
+:class:`gan_fast.objectives.TwoPlayerLosses`.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from gan_fast.ops.leaky_relu import leaky_relu, relu
 from gan_fast.ops.linear import linear
 from gan_fast.ops.minibatch_discrimination import minibatch_discrimination
 from gan_fast.ops.minibatch_stddev import minibatch_stddev
-from gan_fast.ops.noise import add_noise, interpolate, perturb
+from gan_fast.ops.noise import add_noise, interpolate_samples, perturb
 from gan_fast.ops.penalties import (
     dragan_penalty,
     gradient_penalty,
@@ -73,7 +73,7 @@ __all__ = [
     "hinge_d_loss",
     "hinge_g_loss",
     "instance_norm_act",
-    "interpolate",
+    "interpolate_samples",
     "leaky_relu",
     "least_squares_d_loss",
     "least_squares_g_loss",

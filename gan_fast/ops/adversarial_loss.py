@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gan_fast import backends
-from gan_fast.ops import autograd, checks
+from gan_fast.ops import checks, dispatch
 
 # Both targets, scale, kind, relation.
 _Options = tuple[float, float, float, str, str]
@@ -36,9 +36,9 @@ for _op in OPS:
     backends.register(_op, "adversarial_loss_forward", triton_file="adversarial_loss")
 
 _native = SimpleNamespace(
-    forward=autograd.kernel("adversarial_loss_forward"), backward=autograd.kernel("adversarial_loss_backward")
+    forward=dispatch.kernel("adversarial_loss_forward"), backward=dispatch.kernel("adversarial_loss_backward")
 )
-_forward_on_cpu = autograd.on_cpu("adversarial_loss_forward")
+_forward_on_cpu = dispatch.cpu_kernel("adversarial_loss_forward")
 
 
 def _kernels(logits: Tensor) -> Any:
@@ -125,14 +125,19 @@ def _grads(ctx: Any, grad_loss: Tensor, unit_grads: Sequence[Tensor | None] | No
     ``unit_grads`` are those for a loss gradient of one, where they are known.
     """
     logits, other_logits = ctx.saved_tensors  # even where unread: torch objects to changed logits and a freed graph
-    if unit_grads is not None and not torch.is_grad_enabled() and autograd.plain(grad_loss) and grad_loss.item() == 1:
+    if (
+        unit_grads is not None
+        and not torch.is_grad_enabled()
+        and dispatch.is_plain_cpu(grad_loss)
+        and grad_loss.item() == 1
+    ):
         return unit_grads
     target, other_target, *options = ctx.options
     first = (logits, target, other_logits, other_target)
     if logits is None:
         first = (other_logits, other_target, None, 0.0)
     # A node of its own only where somebody will differentiate again.
-    if autograd.recording("adversarial_loss_backward", grad_loss):
+    if dispatch.records_graph("adversarial_loss_backward", grad_loss):
         grad, other_grad = AdversarialLossBackward.apply(grad_loss, *first, *options, ctx.kernels)
     else:
         # The dispatcher takes a batch of gradients apart.
@@ -206,7 +211,7 @@ class AdversarialLoss(torch.autograd.Function):
         return grad if by_logits else None, other_grad if by_other else None, None, None
 
 
-_apply = autograd.eager(AdversarialLoss)
+_apply = dispatch.fast_apply(AdversarialLoss)
 
 
 class AdversarialLossBackward(torch.autograd.Function):
@@ -243,7 +248,7 @@ class AdversarialLossBackward(torch.autograd.Function):
             return reference(logits.double(), target, other, *options)[0].to(grad_loss.dtype)
 
         inputs = (logits, other_logits)
-        by_grad_loss, *by_logits = autograd.differentiate_reference(in_double, inputs, grad_loss, cotangents)
+        by_grad_loss, *by_logits = dispatch.differentiate_reference(in_double, inputs, grad_loss, cotangents)
         return by_grad_loss, by_logits[0], None, by_logits[1], *(None,) * 5
 
 
@@ -273,9 +278,9 @@ def _backward_fake(
 
 
 for _name in ("forward", "backward"):
-    autograd.register_triton(f"adversarial_loss_{_name}", "adversarial_loss", _name)
-autograd.register("adversarial_loss_forward", DispatchedAdversarialLoss.apply, _forward_fake)
-autograd.register("adversarial_loss_backward", AdversarialLossBackward.apply, _backward_fake)
+    dispatch.register_triton(f"adversarial_loss_{_name}", "adversarial_loss", _name)
+dispatch.register("adversarial_loss_forward", DispatchedAdversarialLoss.apply, _forward_fake)
+dispatch.register("adversarial_loss_backward", AdversarialLossBackward.apply, _backward_fake)
 
 
 def _loss(
@@ -298,13 +303,13 @@ def _loss(
     # goes the general way, which serves it or names the fault.
     if (
         not torch.compiler.is_compiling()
-        and autograd.plain(logits, other_logits)
+        and dispatch.is_plain_cpu(logits, other_logits)
         and (other_logits is not None or op in _OF_ONE_BATCH)
         and isinstance(target, (int, float))
         and isinstance(other_target, (int, float))
         and isinstance(kind, str)
         and not torch.is_autocast_enabled("cpu")
-        and backends.native_on_cpu(op)
+        and backends.uses_cpu_kernel(op)
     ):
         try:
             options = (*targets, scale, kind, relation)
@@ -316,7 +321,7 @@ def _loss(
             backends.logger.debug("%s: the general way, because %s", op, refusal)
     _check(op, logits, target, other_logits, other_target, kind, relation)
     device = logits.device.type
-    if autograd.is_autocast_enabled(device):
+    if dispatch.is_autocast_enabled(device):
         # As autocast's own policy for losses: in float32, whatever the logits come in.
         logits = logits.float() if logits.dtype != torch.float64 else logits
         if other_logits is not None and other_logits.dtype != torch.float64:
@@ -328,14 +333,14 @@ def _loss(
         how = (kind, *(() if relation == "none" else (relation,)), *(("and means",) if means_wanted else ()))
         return (checks.name_of(logits.dtype), *sizes, "logits", *how)
 
-    return backends.serve(op, functools.partial(_serve, op), arguments, shape_class)
+    return backends.call_fastest(op, functools.partial(_serve, op), arguments, shape_class)
 
 
 def _serve(
     op: str, logits: Tensor, other_logits: Tensor | None, target: float, other_target: float, scale: float, kind: str,
     relation: str, means_wanted: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    if not backends.native(op, logits.device.type, logits.dtype):
+    if not backends.uses_kernel(op, logits.device.type, logits.dtype):
         return reference(logits, target, other_logits, other_target, scale, kind, relation)
     forward = torch.ops.gan_fast.adversarial_loss_forward
     return forward(

@@ -14,19 +14,19 @@ from torch import Tensor
 
 from gan_fast import backends, layout
 from gan_fast.ops import activation as activations
-from gan_fast.ops import autograd, checks, recompute
+from gan_fast.ops import checks, dispatch, recompute
 
 OP = "batch_norm_act"
-backends.register(OP, "batch_norm_act_forward", triton_file=OP, spares_small=True)
+backends.register(OP, "batch_norm_act_forward", triton_file=OP, aten_when_small=True)
 
 # Mean and variance of each channel, where they are given.
 Statistics = tuple[Any, Any] | None
 
 _native = SimpleNamespace(
-    forward=autograd.kernel("batch_norm_act_forward"),
-    normalize=autograd.kernel("batch_norm_act_normalize"),
-    backward=autograd.kernel("batch_norm_act_backward"),
-    double_backward=autograd.kernel("batch_norm_act_double_backward"),
+    forward=dispatch.kernel("batch_norm_act_forward"),
+    normalize=dispatch.kernel("batch_norm_act_normalize"),
+    backward=dispatch.kernel("batch_norm_act_backward"),
+    double_backward=dispatch.kernel("batch_norm_act_double_backward"),
 )
 
 
@@ -52,13 +52,13 @@ def reference(
         # ATen's double backward fails, or gives none by the bias, for a bias alone.
         weight = torch.ones_like(bias, requires_grad=False)
     statistics = None if training else (running_mean, running_var)
-    if backends.transformed():
+    if backends.is_transformed():
         if training and running_mean is not None:
             F.batch_norm(input.detach(), running_mean, running_var, None, None, True, momentum, eps)
         output = written_out(input, weight, bias, eps, statistics)
     else:
         output = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-        if not autograd.captured():
+        if not dispatch.is_traced():
             _correct_third_order(output, input, weight, eps, statistics)
     return activations.apply(output, activation, negative_slope)
 
@@ -139,7 +139,7 @@ class _Corrected(torch.autograd.Function):
             )
         # Any bias will do: its gradient is that of the output, whatever its value.
         bias = None if cotangents[2] is None else cotangents[2].new_zeros(input.size(1)).requires_grad_()
-        by_grad, by_input, by_weight, _ = autograd.differentiate_reference(
+        by_grad, by_input, by_weight, _ = dispatch.differentiate_reference(
             lambda *values: written_out(*values, *ctx.options), (input, weight, bias), grad_output, cotangents
         )
         return *(None,) * 3, by_grad, by_input, by_weight, None, None
@@ -253,7 +253,7 @@ class BatchNormAct(torch.autograd.Function):
             input_wanted, affine_wanted,
         )  # fmt: skip
         # A node of its own only where somebody will differentiate again.
-        recording = autograd.recording("batch_norm_act_backward", grad_output)
+        recording = dispatch.records_graph("batch_norm_act_backward", grad_output)
         if recording:
             grads = BatchNormActBackward.apply(*arguments, eps, ctx.kernels)
         elif torch._C._functorch.is_legacy_batchedtensor(grad_output):
@@ -330,7 +330,7 @@ class BatchNormActBackward(torch.autograd.Function):
             output = written_out(input, weight, bias, eps, None if training else (mean, invstd**-2 - eps))
             return activations.apply(output, activation, negative_slope)
 
-        by_grad, by_input, by_weight, by_bias = autograd.differentiate_reference(
+        by_grad, by_input, by_weight, by_bias = dispatch.differentiate_reference(
             forward, (input, weight, bias), grad_output, cotangents
         )
         return by_grad, by_input, None, None, by_weight, by_bias, *(None,) * 7
@@ -384,12 +384,14 @@ def _double_backward_fake(
 
 
 for _name in ("forward", "normalize", "backward", "double_backward"):
-    autograd.register_triton(f"batch_norm_act_{_name}", OP, _name)
-autograd.register("batch_norm_act_forward", BatchNormAct.apply, _forward_fake)
-autograd.register("batch_norm_act_normalize", autograd.refuse("batch_norm_act_normalize"), _normalize_fake)
-autograd.register("batch_norm_act_backward", BatchNormActBackward.apply, _backward_fake)
-autograd.register(
-    "batch_norm_act_double_backward", autograd.refuse("batch_norm_act_double_backward"), _double_backward_fake
+    dispatch.register_triton(f"batch_norm_act_{_name}", OP, _name)
+dispatch.register("batch_norm_act_forward", BatchNormAct.apply, _forward_fake)
+dispatch.register("batch_norm_act_normalize", dispatch.without_derivative("batch_norm_act_normalize"), _normalize_fake)
+dispatch.register("batch_norm_act_backward", BatchNormActBackward.apply, _backward_fake)
+dispatch.register(
+    "batch_norm_act_double_backward",
+    dispatch.without_derivative("batch_norm_act_double_backward"),
+    _double_backward_fake,
 )
 
 
@@ -472,9 +474,9 @@ def norm(
         return activations.apply(output, activation, negative_slope)
     # What ATen would take without a word, or refuse when it has moved the statistics, is left to the checks.
     if (
-        not backends.transformed()
+        not backends.is_transformed()
         and (bias is None or weight is not None)
-        and backends.small(input, running_mean, running_var, weight, bias)
+        and backends.is_small(input, running_mean, running_var, weight, bias)
         and type(momentum) is type(eps) is type(negative_slope) is float
         and eps > 0
         and activation in activations.NAMES
@@ -497,7 +499,7 @@ def norm(
     if statistics and training:
         return _apply_node(*arguments, statistics)
     # An op by itself and as part of another is one class: the same kernels run.
-    return backends.serve(
+    return backends.call_fastest(
         OP, functools.partial(_serve, op=op), arguments, lambda: shape_class(input, training, activation)
     )
 
@@ -514,7 +516,7 @@ def shape_class(input: Tensor, by_batch: bool, activation: str) -> tuple[Any, ..
 
 def _serve(*arguments: Any, op: str) -> Tensor:
     input = arguments[0]
-    return apply(*arguments) if backends.native(op, input.device.type, input.dtype) else reference(*arguments)
+    return apply(*arguments) if backends.uses_kernel(op, input.device.type, input.dtype) else reference(*arguments)
 
 
 def apply(*arguments: Any) -> Tensor:

@@ -23,16 +23,16 @@ from torch import Tensor
 
 from gan_fast import backends, fp32_precision
 from gan_fast.ops import activation as activations
-from gan_fast.ops import autograd, checks, conv_kernels, per_sample, recompute
+from gan_fast.ops import checks, conv_kernels, dispatch, per_sample, recompute
 from gan_fast.ops.batch_norm_act import norm as batch_norm
-from gan_fast.ops.conv_kernels import NOTHING, Epilogue, Geometry, Like
+from gan_fast.ops.conv_kernels import NOTHING, ConvGeometry, Epilogue, Like
 from gan_fast.ops.leaky_relu import DependOn, LeakyReLU
 from gan_fast.ops.per_sample import Factors
-from gan_fast.ops.twins import of_dims
+from gan_fast.ops.spatial_dims import for_1d_2d_3d
 
 OPS = tuple(f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3))
 for _op in OPS:
-    backends.register(_op, None, triton_file="conv" if _op.endswith("2d") else None, spares_small=True)
+    backends.register(_op, None, triton_file="conv" if _op.endswith("2d") else None, aten_when_small=True)
 
 
 class Convolution(torch.autograd.Function):
@@ -44,7 +44,7 @@ class Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kernels: Any,
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, kernels: Any,
         epilogue: Epilogue = NOTHING, gradient: bool = True,
     ) -> Tensor | tuple[Tensor, ...]:  # fmt: skip
         output, kept, found = conv_kernels.forward(
@@ -73,10 +73,12 @@ class Convolution(torch.autograd.Function):
         if grad_output is None:
             return (None,) * 7
         input_like, weight_like, geometry, epilogue, strides = ctx.options
-        wanted, factors = autograd.wanted(ctx, 3), ctx.factors
+        wanted, factors = dispatch.grads_needed(ctx, 3), ctx.factors
         merging = factors is not None and factors.merging
-        input, weight, activated, bias, place = recompute.kept(ctx, (wanted[1] or merging, wanted[0], True, True, True))
-        recording = autograd.recording("convolution_backward", grad_output)
+        input, weight, activated, bias, place = recompute.saved_tensors(
+            ctx, (wanted[1] or merging, wanted[0], True, True, True)
+        )
+        recording = dispatch.records_graph("convolution_backward", grad_output)
         if activated is not None:
             depends = recording and place is not None and not grad_output.requires_grad
             grad_output = epilogue.backward(grad_output, activated, strides, ctx.kernels)
@@ -145,7 +147,7 @@ class BackwardData(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, grad_output: Tensor, weight: Tensor, bias: Tensor | None, input: Tensor | None, input_like: Like,
-        geometry: Geometry, kernels: Any, factors: Factors | None = None,
+        geometry: ConvGeometry, kernels: Any, factors: Factors | None = None,
     ) -> Tensor | None:  # fmt: skip
         ctx.save_for_backward(
             grad_output if ctx.needs_input_grad[1] or factors is not None else None,
@@ -164,10 +166,10 @@ class BackwardData(torch.autograd.Function):
             return (None,) * 8
         grad_output, weight, input = ctx.saved_tensors
         weight_like, geometry, kernels = ctx.options
-        wanted = autograd.wanted(ctx, 3)
+        wanted = dispatch.grads_needed(ctx, 3)
         by_grad = by_weight = by_bias = None
         if cotangent is not None:
-            autograd.recording("convolution_backward", cotangent)
+            dispatch.records_graph("convolution_backward", cotangent)
             by_grad = Convolution.apply(cotangent, weight, None, geometry, kernels) if wanted[0] else None
         if factors is not None:
             _refuse_graph()
@@ -186,7 +188,7 @@ class BackwardWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, grad_output: Tensor, input: Tensor, weight_like: Like, geometry: Geometry, kernels: Any
+        ctx: Any, grad_output: Tensor, input: Tensor, weight_like: Like, geometry: ConvGeometry, kernels: Any
     ) -> Tensor | None:
         ctx.save_for_backward(
             grad_output if ctx.needs_input_grad[1] else None, input if ctx.needs_input_grad[0] else None
@@ -199,10 +201,10 @@ class BackwardWeight(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
         if cotangent is None:
             return (None,) * 5
-        autograd.recording("convolution_backward", cotangent)
+        dispatch.records_graph("convolution_backward", cotangent)
         grad_output, input = ctx.saved_tensors
         input_like, geometry, kernels = ctx.options
-        wanted = autograd.wanted(ctx, 2)
+        wanted = dispatch.grads_needed(ctx, 2)
         by_grad = Convolution.apply(input, cotangent, None, geometry, kernels) if wanted[0] else None
         by_input = None
         if wanted[1]:
@@ -234,7 +236,7 @@ def _same_padding(
     return input, tuple(total // 2 for total in totals)
 
 
-def _check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> None:
+def _check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> None:
     dims, groups = len(geometry.stride), geometry.groups
     for name, value in (("weight", weight), ("bias", bias)):
         if value is None:
@@ -289,7 +291,7 @@ def _check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, geometry
 
 # Geometries of calls that were checked and found right, by all that was looked at. Python is slow between kernels,
 # which leave its caches cold: on a 2-core CPU checks of 25 us took 130.
-_checked: dict[tuple[Any, ...], Geometry] = {}
+_checked: dict[tuple[Any, ...], ConvGeometry] = {}
 _MOST_CHECKED = 4096
 
 
@@ -297,11 +299,11 @@ def _plain(op: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether a call is of a kind that is remembered: a CPU's, larger than what is ATen's, and nobody looks on."""
     return (
         not torch.compiler.is_compiling()
-        and autograd.plain(input)
-        and backends.native_on_cpu(op)
+        and dispatch.is_plain_cpu(input)
+        and backends.uses_cpu_kernel(op)
         and not torch._C._is_any_autocast_enabled()
         and input.numel() > backends.SMALL
-        and not backends.measured(input)
+        and not backends.is_measured(input)
         and isinstance(weight, Tensor)
         and weight.is_cpu
         and (bias is None or (isinstance(bias, Tensor) and bias.is_cpu))
@@ -354,7 +356,7 @@ def convolve(
             key = known = None
         if known is not None:
             return _apply(input, weight, bias, known, None, epilogue, norm)
-    elif backends.small(input, weight, bias) and per_sample.recording() is None:
+    elif backends.is_small(input, weight, bias) and per_sample.recording() is None:
         try:
             if transposed:
                 output = aten(input, weight, bias, stride, padding, output_padding, groups, dilation)
@@ -376,13 +378,13 @@ def convolve(
     else:
         paddings = _per_dim(op, "padding", padding, dims, 0)
     device = input.device.type
-    if autograd.is_autocast_enabled(device):
+    if dispatch.is_autocast_enabled(device):
         # As autocast's own policy for convolutions.
         dtype = torch.get_autocast_dtype(device)
         input, weight = (t if t.dtype == torch.float64 else t.to(dtype) for t in (input, weight))
         bias = bias if bias is None or bias.dtype == torch.float64 else bias.to(dtype)
-    geometry = Geometry(strides, paddings, dilations, transposed, output_paddings, groups)
-    captured = autograd.captured()
+    geometry = ConvGeometry(strides, paddings, dilations, transposed, output_paddings, groups)
+    captured = dispatch.is_traced()
     if not captured:
         _check(op, input, weight, bias, geometry)
     unbatched = input.dim() == dims + 1
@@ -392,9 +394,9 @@ def convolve(
         if len(_checked) >= _MOST_CHECKED:
             _checked.clear()
         _checked[key] = geometry
-    if backends.native(op, device, input.dtype) and not captured:
+    if backends.uses_kernel(op, device, input.dtype) and not captured:
         arguments = (input, weight, bias, geometry, epilogue, norm)
-        output = _on_quickest(*arguments) if dims == 2 and backends.measured(input) else _serve(*arguments, op=op)
+        output = _on_quickest(*arguments) if dims == 2 and backends.is_measured(input) else _serve(*arguments, op=op)
     else:
         output = torch.convolution(input, weight, bias, *geometry)
         if epilogue.memory_format is not None:
@@ -407,7 +409,7 @@ def convolve(
 
 
 def _serve(
-    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, epilogue: Epilogue,
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, epilogue: Epilogue,
     norm: Callable[..., Tensor] | None, op: str = "conv2d",
 ) -> Tensor:  # fmt: skip
     kernels = backends.triton_kernels("conv2d", input)
@@ -418,7 +420,7 @@ def _serve(
 
 
 def _apply(
-    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kernels: Any, epilogue: Epilogue,
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, kernels: Any, epilogue: Epilogue,
     norm: Callable[..., Tensor] | None,
 ) -> Tensor:  # fmt: skip
     own = epilogue.of_node(kernels, input.device.type)
@@ -439,7 +441,7 @@ def _apply(
 
 
 def _on_quickest(
-    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, epilogue: Epilogue,
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, epilogue: Epilogue,
     norm: Callable[..., Tensor] | None,
 ) -> Tensor:  # fmt: skip
     """As :func:`_serve`, on ATen's kernels or on Triton's, the norm behind them included."""
@@ -454,7 +456,7 @@ def _on_quickest(
         *geometry, *epilogue, *_settings(), "" if bias is None else "bias", "" if norm is None else "norm",
     )  # fmt: skip
     arguments = (input, weight, bias, geometry, epilogue)
-    result: Tensor = backends.on_quickest(
+    result: Tensor = backends.call_fastest_of(
         "conv2d", names, shape_class, _serve, (*arguments, norm),
         trial=(*arguments, _any_norm if epilogue.statistics else None),
     )  # fmt: skip
@@ -557,5 +559,5 @@ def conv_transposend(
     )
 
 
-conv1d, conv2d, conv3d = of_dims(convnd)
-conv_transpose1d, conv_transpose2d, conv_transpose3d = of_dims(conv_transposend)
+conv1d, conv2d, conv3d = for_1d_2d_3d(convnd)
+conv_transpose1d, conv_transpose2d, conv_transpose3d = for_1d_2d_3d(conv_transposend)

@@ -14,22 +14,22 @@ from torch import Tensor
 
 from gan_fast import backends
 from gan_fast.ops import activation as activations
-from gan_fast.ops import autograd, checks
+from gan_fast.ops import checks, dispatch
 from gan_fast.ops.batch_norm_act import norm
 from gan_fast.ops.conv import convolve
 from gan_fast.ops.conv_kernels import Epilogue
-from gan_fast.ops.twins import of_dims
+from gan_fast.ops.spatial_dims import for_1d_2d_3d
 
 for _kind in ("", "_transpose"):
     for _dims in (1, 2, 3):
         backends.register(
-            f"conv{_kind}{_dims}d_act", None, triton_file="conv" if _dims == 2 else None, spares_small=True
+            f"conv{_kind}{_dims}d_act", None, triton_file="conv" if _dims == 2 else None, aten_when_small=True
         )
         backends.register(
             f"conv{_kind}{_dims}d_bn_act",
             "batch_norm_act_forward",
             triton_file="batch_norm_act" if _dims == 2 else None,
-            spares_small=True,
+            aten_when_small=True,
         )
 
 
@@ -112,7 +112,7 @@ def conv_transposend_act(
 
 def may_fold(input: Tensor) -> bool:
     """What :func:`fold` asks first: nobody differentiates, and there is enough to save a pass over."""
-    return not (torch.is_grad_enabled() or autograd.captured() or input.numel() <= backends.SMALL)
+    return not (torch.is_grad_enabled() or dispatch.is_traced() or input.numel() <= backends.SMALL)
 
 
 def fold(
@@ -151,8 +151,8 @@ def fold(
         or (weight.dtype, weight.device) != (input.dtype, input.device)
         or not all(isinstance(t, Tensor) and t.shape == channels for t in vectors)
         or any((t.dtype, t.device) != (input.dtype, input.device) for t in vectors)
-        or autograd.is_autocast_enabled(input.device.type)
-        or not backends.native("conv2d", input.device.type, input.dtype)
+        or dispatch.is_autocast_enabled(input.device.type)
+        or not backends.uses_kernel("conv2d", input.device.type, input.dtype)
     ):
         return None
     scale = (running_var + eps).rsqrt()
@@ -311,7 +311,7 @@ def conv_transposend_bn_act(
     )  # fmt: skip
 
 
-conv1d_act, conv2d_act, conv3d_act = of_dims(convnd_act)
-conv_transpose1d_act, conv_transpose2d_act, conv_transpose3d_act = of_dims(conv_transposend_act)
-conv1d_bn_act, conv2d_bn_act, conv3d_bn_act = of_dims(convnd_bn_act)
-conv_transpose1d_bn_act, conv_transpose2d_bn_act, conv_transpose3d_bn_act = of_dims(conv_transposend_bn_act)
+conv1d_act, conv2d_act, conv3d_act = for_1d_2d_3d(convnd_act)
+conv_transpose1d_act, conv_transpose2d_act, conv_transpose3d_act = for_1d_2d_3d(conv_transposend_act)
+conv1d_bn_act, conv2d_bn_act, conv3d_bn_act = for_1d_2d_3d(convnd_bn_act)
+conv_transpose1d_bn_act, conv_transpose2d_bn_act, conv_transpose3d_bn_act = for_1d_2d_3d(conv_transposend_bn_act)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from gan_fast import backends, extension, layout
 from gan_fast.ops import activation as activations
-from gan_fast.ops import autograd, checks
+from gan_fast.ops import checks, dispatch
 from gan_fast.ops.leaky_relu import BackwardBySigns, ReLUBackward, flat, sign_kernels
 
 # Below this many multiplications what Python spends on more calls counts.
@@ -55,7 +55,7 @@ _SUB_PIXEL_CHANNELS = 4
 _WIDE_REGISTERS = extension.build_info().get("instruction_set") == "avx512"
 
 
-class Geometry(NamedTuple):
+class ConvGeometry(NamedTuple):
     """What aten::convolution takes beside its tensors, in its order; of no dims, a linear layer."""
 
     stride: tuple[int, ...]
@@ -145,9 +145,9 @@ class Like(NamedTuple):
         return beside.new_empty_strided(self.shape, self.stride) if strided else beside.new_empty(()).expand(self.shape)
 
 
-_im2col = autograd.kernel("im2col")
-_col2im = autograd.kernel("col2im")
-_sub_pixel_conv = autograd.kernel("sub_pixel_conv")
+_im2col = dispatch.kernel("im2col")
+_col2im = dispatch.kernel("col2im")
+_sub_pixel_conv = dispatch.kernel("sub_pixel_conv")
 
 
 def _rows(t: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ class _Product(NamedTuple):
     small: torch.Size
     big: torch.Size
     weight: Like
-    geometry: Geometry
+    geometry: ConvGeometry
     channels_last: bool
     gather: bool
     scatter: bool
@@ -186,7 +186,7 @@ class _Product(NamedTuple):
 
     @classmethod
     @functools.lru_cache(maxsize=4096)
-    def of(cls, input: Like, weight: Like, geometry: Geometry, output: torch.Size | None = None) -> _Product | None:
+    def of(cls, input: Like, weight: Like, geometry: ConvGeometry, output: torch.Size | None = None) -> _Product | None:
         """The product; None where ATen's kernels are the quicker ones, whatever is asked for."""
         output = output or _output_shape(input.shape, weight.shape, geometry)
         if min(*input.shape, *output) == 0:
@@ -315,7 +315,7 @@ def _is_finite(t: Tensor | None) -> bool:
 
 
 def _product(
-    input: Tensor | Like, output: torch.Size | None, weight: Tensor | Like, geometry: Geometry, reads: Tensor
+    input: Tensor | Like, output: torch.Size | None, weight: Tensor | Like, geometry: ConvGeometry, reads: Tensor
 ) -> _Product | None:
     """The convolution as a product, or None where that cannot be or where ATen's kernels are the quicker ones."""
     if (
@@ -332,7 +332,7 @@ def _product(
     return _Product.of(input, weight, geometry, output)
 
 
-def _output_shape(input: torch.Size, weight: torch.Size, geometry: Geometry) -> torch.Size:
+def _output_shape(input: torch.Size, weight: torch.Size, geometry: ConvGeometry) -> torch.Size:
     if geometry.transposed:
         space = transposed_sizes(input[2:], weight[2:], geometry)
     else:
@@ -343,7 +343,7 @@ def _output_shape(input: torch.Size, weight: torch.Size, geometry: Geometry) -> 
     return torch.Size((input[0], weight[1] if geometry.transposed else weight[0], *space))
 
 
-def transposed_sizes(space: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> tuple[int, ...]:
+def transposed_sizes(space: Sequence[int], kernel: Sequence[int], geometry: ConvGeometry) -> tuple[int, ...]:
     """The output's dims of space, of a transposed convolution."""
     stride, padding, dilation, _, output_padding, _ = geometry
     return tuple(
@@ -354,7 +354,7 @@ def transposed_sizes(space: Sequence[int], kernel: Sequence[int], geometry: Geom
 
 def _without_autocast(device_type: str = "cpu") -> AbstractContextManager[Any]:
     """The products have the dtypes they are meant to have."""
-    enabled = autograd.is_autocast_enabled(device_type)
+    enabled = dispatch.is_autocast_enabled(device_type)
     return torch.autocast(device_type, enabled=False) if enabled else contextlib.nullcontext()
 
 
@@ -365,14 +365,14 @@ def gain_by_channels_last(input: Tensor) -> bool:
         and input.dim() == 4
         and input.device.type == "cpu"
         and input.dtype in _DTYPES
-        and not autograd.captured()
-        and backends.native("conv2d", "cpu")
+        and not dispatch.is_traced()
+        and backends.uses_kernel("conv2d", "cpu")
         and not layout.is_ordered_channels_last(input.shape, input.stride())
     )
 
 
 def _in_triton(
-    kernels: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, output: torch.Size,
+    kernels: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, output: torch.Size,
     epilogue: Epilogue = NOTHING,
 ) -> tuple[Tensor, tuple[Tensor, ...] | None]:  # fmt: skip
     if epilogue.memory_format is None:
@@ -384,7 +384,7 @@ def _in_triton(
 
 
 def forward(
-    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kernels: Any = None,
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, kernels: Any = None,
     epilogue: Epilogue = NOTHING, gradient: bool = False,
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...] | None]:  # fmt: skip
     """aten::convolution and its epilogue, in Triton where ``kernels`` are its functions.
@@ -402,7 +402,7 @@ def forward(
     return output, kept, statistics
 
 
-def _convolution(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+def _convolution(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
     if not geometry.stride:
         return F.linear(input, weight, bias)
     product = _product(input, None, weight, geometry, input)
@@ -422,7 +422,7 @@ def by_bias_of(grad_output: Tensor) -> Tensor:
 
 
 def backward(
-    grad_output: Tensor, input: Tensor | Like, weight: Tensor | Like, geometry: Geometry, wanted: Sequence[bool],
+    grad_output: Tensor, input: Tensor | Like, weight: Tensor | Like, geometry: ConvGeometry, wanted: Sequence[bool],
     kernels: Any = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """aten::convolution_backward; ``input`` and ``weight`` are read where the gradient by the other one is wanted."""
@@ -479,7 +479,7 @@ def backward(
     return by_input, by_weight, by_bias
 
 
-def _by_input_of_aten(grad_output: Tensor, input: Like, weight: Tensor, geometry: Geometry) -> Tensor | None:
+def _by_input_of_aten(grad_output: Tensor, input: Like, weight: Tensor, geometry: ConvGeometry) -> Tensor | None:
     """The gradient by an input without a tensor in its place: the convolution of the other kind.
 
     cuDNN runs the same kernel for both. None where that convolution would be larger than the input.
@@ -520,6 +520,6 @@ def _sub_pixel_conv_fake(
     return None
 
 
-autograd.register("im2col", autograd.refuse("im2col"), _im2col_fake)
-autograd.register("sub_pixel_conv", autograd.refuse("sub_pixel_conv"), _sub_pixel_conv_fake)
-autograd.register("col2im", autograd.refuse("col2im"), _col2im_fake)
+dispatch.register("im2col", dispatch.without_derivative("im2col"), _im2col_fake)
+dispatch.register("sub_pixel_conv", dispatch.without_derivative("sub_pixel_conv"), _sub_pixel_conv_fake)
+dispatch.register("col2im", dispatch.without_derivative("col2im"), _col2im_fake)

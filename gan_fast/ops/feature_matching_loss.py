@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gan_fast.ops import autograd, checks
+from gan_fast.ops import checks, dispatch
 
 OP = "feature_matching_loss"
 
@@ -48,4 +48,4 @@ def feature_matching_loss(real_features: Tensor, fake_features: Tensor) -> Tenso
     compute = torch.float64 if real_features.dtype == torch.float64 else torch.float32
     difference = real_features.mean(0, dtype=compute) - fake_features.mean(0, dtype=compute)
     loss = difference.square().mean()
-    return loss if autograd.is_autocast_enabled(real_features.device.type) else loss.to(real_features.dtype)
+    return loss if dispatch.is_autocast_enabled(real_features.device.type) else loss.to(real_features.dtype)

@@ -86,13 +86,15 @@ def instance_norm_act(
         raise ValueError(f"{OP}: expected input dimensions at least 3 (N, C, ...), got shape {tuple(input.shape)}")
     if use_input_stats and math.prod(input.shape[2:]) == 1:
         raise ValueError(f"{OP}: expected input more than 1 value per channel and sample, got {tuple(input.shape)}")
-    return backends.serve(OP, _serve, (input, *arguments), lambda: shape_class(input, use_input_stats, activation))
+    return backends.call_fastest(
+        OP, _serve, (input, *arguments), lambda: shape_class(input, use_input_stats, activation)
+    )
 
 
 def _serve(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, *options: Any) -> Tensor:
     arguments = (running_mean, running_var, *options)
     use_input_stats = options[2]
-    native = backends.native(OP, input.device.type, input.dtype)
+    native = backends.uses_kernel(OP, input.device.type, input.dtype)
     # Exporters have an operator for ATen's instance norm; in a graph no derivative beyond the second is taken.
     if not native and (input.numel() == 0 or torch.compiler.is_compiling()):
         return reference(input, *arguments)

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gan_fast import backends, extension
-from gan_fast.ops import autograd, checks, per_sample
+from gan_fast.ops import checks, dispatch, per_sample
 
 OP = "leaky_relu"
-backends.register(OP, None, triton_file=OP, spares_small=True)
-backends.register("relu", None, spares_small=True)
+backends.register(OP, None, triton_file=OP, aten_when_small=True)
+backends.register("relu", None, aten_when_small=True)
 
 # Values of a row, and rows of a block, of csrc/cpu/leaky_relu.cpp.
 _LANES = _ROWS = 8
@@ -29,7 +29,7 @@ def _positive(signs: Tensor, shape: Sequence[int], strides: Sequence[int], dtype
 
 
 _native = SimpleNamespace(
-    over=autograd.kernel("leaky_relu_over"), backward=autograd.kernel("leaky_relu_backward"), positive=_positive
+    over=dispatch.kernel("leaky_relu_over"), backward=dispatch.kernel("leaky_relu_backward"), positive=_positive
 )
 
 
@@ -76,7 +76,7 @@ class LeakyReLU(torch.autograd.Function):
 def _backward_by_signs(ctx: Any, grad_output: Tensor | None) -> Tensor | None:
     if grad_output is None:
         return None
-    autograd.recording("leaky_relu_backward", grad_output)
+    dispatch.records_graph("leaky_relu_backward", grad_output)
     (signs,) = ctx.saved_tensors
     grad_input: Tensor = BackwardBySigns.apply(grad_output, signs, ctx.strides, ctx.negative_slope, ctx.kernels)
     return grad_input
@@ -107,7 +107,7 @@ class BackwardBySigns(torch.autograd.Function):
 def _backward(ctx: Any, grad_output: Tensor | None) -> Tensor | None:
     if grad_output is None:
         return None
-    autograd.recording("leaky_relu_backward", grad_output)
+    dispatch.records_graph("leaky_relu_backward", grad_output)
     (kept,) = ctx.saved_tensors
     grad_input: Tensor = ReLUBackward.apply(grad_output, flat(kept, grad_output), ctx.negative_slope)
     return grad_input
@@ -208,10 +208,10 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
     checks.floating(OP, "input", input)
     if not isinstance(negative_slope, (int, float)):
         raise TypeError(f"{OP}: expected negative_slope type float, got {type(negative_slope).__name__}")
-    if backends.small(input) or autograd.captured():
+    if backends.is_small(input) or dispatch.is_traced():
         return F.leaky_relu(input, negative_slope)
     # Where nothing is measured Triton: it keeps the least.
-    result: Tensor = backends.serve(
+    result: Tensor = backends.call_fastest(
         OP, _serve, (input, negative_slope),
         lambda: (checks.name_of(input.dtype), f"2^{input.numel().bit_length()} values"), unmeasured="triton",
     )  # fmt: skip
@@ -219,7 +219,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
 
 
 def _serve(input: Tensor, negative_slope: float) -> Tensor:
-    if not backends.native(OP, input.device.type, input.dtype):
+    if not backends.uses_kernel(OP, input.device.type, input.dtype):
         return F.leaky_relu(input, negative_slope)
     output: Tensor = LeakyReLU.apply(input, negative_slope)
     return output
@@ -247,7 +247,11 @@ def relu(input: Tensor) -> Tensor:
     if checks.is_for_torch("relu", input):
         return F.relu(input)
     checks.floating("relu", "input", input)
-    if backends.small(input) or autograd.captured() or not backends.native("relu", input.device.type, input.dtype):
+    if (
+        backends.is_small(input)
+        or dispatch.is_traced()
+        or not backends.uses_kernel("relu", input.device.type, input.dtype)
+    ):
         return F.relu(input)
     output: Tensor = Rectified.apply(input, None, False)
     return output
@@ -262,5 +266,5 @@ def _backward_fake(grad_output: Tensor, signs: Tensor, stride: Sequence[int], ne
     return grad_output.new_empty_strided(grad_output.shape, tuple(stride))
 
 
-autograd.register("leaky_relu_over", autograd.refuse("leaky_relu_over"), _over_fake)
-autograd.register("leaky_relu_backward", autograd.refuse("leaky_relu_backward"), _backward_fake)
+dispatch.register("leaky_relu_over", dispatch.without_derivative("leaky_relu_over"), _over_fake)
+dispatch.register("leaky_relu_backward", dispatch.without_derivative("leaky_relu_backward"), _backward_fake)

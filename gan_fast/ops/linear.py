@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gan_fast import backends
-from gan_fast.ops import autograd, checks, per_sample
+from gan_fast.ops import checks, dispatch, per_sample
 from gan_fast.ops.conv import Convolution
-from gan_fast.ops.conv_kernels import Geometry
+from gan_fast.ops.conv_kernels import ConvGeometry
 
 OP = "linear"
-backends.register(OP, None, spares_small=True)
+backends.register(OP, None, aten_when_small=True)
 
-_GEOMETRY = Geometry((), (), (), False, (), 1)
+_GEOMETRY = ConvGeometry((), (), (), False, (), 1)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -38,7 +38,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if checks.is_for_torch(OP, input, weight, bias):
         return F.linear(input, weight, bias)
-    if backends.small(input, weight, bias) and per_sample.recording() is None:
+    if backends.is_small(input, weight, bias) and per_sample.recording() is None:
         try:
             return F.linear(input, weight, bias)
         except (RuntimeError, TypeError):
@@ -46,14 +46,14 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     checks.floating(OP, "input", input)
     checks.tensor(OP, "weight", weight)
     device = input.device.type
-    if autograd.is_autocast_enabled(device):
+    if dispatch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         input, weight = (t if t.dtype == torch.float64 else t.to(dtype) for t in (input, weight))
         bias = bias if bias is None or bias.dtype == torch.float64 else bias.to(dtype)
-    if autograd.captured():
+    if dispatch.is_traced():
         return F.linear(input, weight, bias)
     _check(input, weight, bias)
-    if input.dim() < 2 or not backends.native(OP, device, input.dtype):
+    if input.dim() < 2 or not backends.uses_kernel(OP, device, input.dtype):
         return F.linear(input, weight, bias)
     rows = input.flatten(0, -2)
     output: Tensor = Convolution.apply(rows, weight, bias, _GEOMETRY, None)

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from gan_fast import backends
-from gan_fast.ops import autograd, checks
+from gan_fast.ops import checks, dispatch
 
 OP = "minibatch_discrimination"
 backends.register(OP, "minibatch_discrimination_forward", triton_file=OP)
 
 _native = SimpleNamespace(
-    forward=autograd.kernel("minibatch_discrimination_forward"),
-    backward=autograd.kernel("minibatch_discrimination_backward"),
-    double_backward=autograd.kernel("minibatch_discrimination_double_backward"),
+    forward=dispatch.kernel("minibatch_discrimination_forward"),
+    backward=dispatch.kernel("minibatch_discrimination_backward"),
+    double_backward=dispatch.kernel("minibatch_discrimination_double_backward"),
 )
 
 
@@ -53,7 +53,7 @@ class MinibatchDiscrimination(torch.autograd.Function):
         (projected,) = ctx.saved_tensors
         grad: Tensor
         # A node of its own only where somebody will differentiate again.
-        if autograd.recording("minibatch_discrimination_backward", grad_output):
+        if dispatch.records_graph("minibatch_discrimination_backward", grad_output):
             grad = MinibatchDiscriminationBackward.apply(grad_output, projected, ctx.kernels)
         else:
             # The dispatcher takes a batch of gradients apart.
@@ -79,7 +79,7 @@ class MinibatchDiscriminationBackward(torch.autograd.Function):
             return None, None, None
         grad_output, projected = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *autograd.differentiate_reference(reference, (projected,), grad_output, (cotangent,)), None
+            return *dispatch.differentiate_reference(reference, (projected,), grad_output, (cotangent,)), None
         return *ctx.kernels.double_backward(cotangent, grad_output, projected), None
 
 
@@ -96,12 +96,12 @@ def _double_backward_fake(cotangent: Tensor, grad_output: Tensor, projected: Ten
 
 
 for _name in ("forward", "backward", "double_backward"):
-    autograd.register_triton(f"minibatch_discrimination_{_name}", OP, _name)
-autograd.register("minibatch_discrimination_forward", MinibatchDiscrimination.apply, _forward_fake)
-autograd.register("minibatch_discrimination_backward", MinibatchDiscriminationBackward.apply, _backward_fake)
-autograd.register(
+    dispatch.register_triton(f"minibatch_discrimination_{_name}", OP, _name)
+dispatch.register("minibatch_discrimination_forward", MinibatchDiscrimination.apply, _forward_fake)
+dispatch.register("minibatch_discrimination_backward", MinibatchDiscriminationBackward.apply, _backward_fake)
+dispatch.register(
     "minibatch_discrimination_double_backward",
-    autograd.refuse("minibatch_discrimination_double_backward"),
+    dispatch.without_derivative("minibatch_discrimination_double_backward"),
     _double_backward_fake,
 )
 
@@ -145,7 +145,7 @@ def minibatch_discrimination(input: Tensor, weight: Tensor) -> Tensor:
         raise ValueError(f"{OP}: expected weight shape {wanted}, got {tuple(weight.shape)}")
     checks.same_device(OP, "weight", weight, "input", input)
     device = input.device.type
-    autocast = autograd.is_autocast_enabled(device)
+    autocast = dispatch.is_autocast_enabled(device)
     if weight.dtype != input.dtype and not autocast:
         raise TypeError(
             f"{OP}: expected weight dtype {checks.name_of(input.dtype)} as input, got {checks.name_of(weight.dtype)}"
@@ -157,7 +157,9 @@ def minibatch_discrimination(input: Tensor, weight: Tensor) -> Tensor:
         # A trace holds ATen's ops.
         closeness = reference(projected)
     else:
-        closeness = backends.serve(OP, _serve, (projected,), lambda: _shape_class(projected), unmeasured="triton")
+        closeness = backends.call_fastest(
+            OP, _serve, (projected,), lambda: _shape_class(projected), unmeasured="triton"
+        )
     return torch.cat([input, closeness], 1)
 
 
@@ -170,7 +172,7 @@ def _shape_class(projected: Tensor) -> tuple[str, ...]:
 
 
 def _serve(projected: Tensor) -> Tensor:
-    if not backends.native(OP, projected.device.type, projected.dtype):
+    if not backends.uses_kernel(OP, projected.device.type, projected.dtype):
         return reference(projected)
     output: Tensor
     if torch.compiler.is_compiling():

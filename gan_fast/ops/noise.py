@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from gan_fast import backends
-from gan_fast.ops import autograd, checks
+from gan_fast.ops import checks, dispatch
 
-INTERPOLATE, PERTURB, ADD_NOISE = "interpolate", "perturb", "add_noise"
+INTERPOLATE, PERTURB, ADD_NOISE = "interpolate_samples", "perturb", "add_noise"
 for _op in (INTERPOLATE, PERTURB, ADD_NOISE):
-    backends.register(_op, None, triton_file="noise", draws=True)
+    backends.register(_op, None, triton_file="noise", random=True)
 
 
 def _kernels(op: str, input: Tensor) -> ModuleType | None:
     """Triton's functions where they serve, else None for ATen's."""
     # A trace or a compiled graph holds ATen's ops.
-    if autograd.captured() or not backends.native(op, input.device.type, input.dtype):
+    if dispatch.is_traced() or not backends.uses_kernel(op, input.device.type, input.dtype):
         return None
     kernels = backends.triton_kernels(op, input)
     if kernels is None or backends.requested() != "auto":
@@ -103,7 +103,7 @@ class Interpolate(torch.autograd.Function):
         return by_real, by_fake, None, None
 
 
-def interpolate(real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+def interpolate_samples(real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     """Return a point between each real image and the fake one beside it, uniformly drawn.
 
     output_n = real_n + u_n * (fake_n - real_n), u_n ~ U[0, 1), one for all elements of sample n.

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from gan_fast import backends
-from gan_fast.ops import autograd, checks, per_sample
-from gan_fast.ops.lean import critic_ops
-from gan_fast.ops.noise import interpolate, perturb
+from gan_fast.ops import checks, dispatch, per_sample
+from gan_fast.ops.critic_mode import critic_mode
+from gan_fast.ops.noise import interpolate_samples, perturb
 from gan_fast.ops.per_sample import Factors
 from gan_fast.ops.sample_norm_penalty import sample_norm_penalty
 
@@ -73,12 +73,12 @@ def gradient_penalty(
     fake = checks.floating(op, "fake", fake).detach()
     checks.same_device(op, "fake", fake, "real", real)
     checks.shape(op, "fake", fake, tuple(real.shape))
-    if autograd.is_autocast_enabled(real.device.type):
+    if dispatch.is_autocast_enabled(real.device.type):
         # There generators return another dtype than data have.
         fake = fake.to(real.dtype)
     checks.dtype(op, "fake", fake, real.dtype)
     _check_options(op, real, coefficients, center=center)
-    points = interpolate(real.detach(), fake, generator=generator)
+    points = interpolate_samples(real.detach(), fake, generator=generator)
     return _penalty(op, critic, points, coefficients, center, 1.0)
 
 
@@ -174,7 +174,7 @@ def logits_and_r1(critic: Critic, images: Tensor, *, coefficients: Tensor | None
     factors, recording = Factors(merged=True), torch.is_grad_enabled()
     with torch.enable_grad(), _without_float16(images.device.type):
         points = images.detach().requires_grad_()
-        with critic_ops(critic), per_sample.recorded(factors):
+        with critic_mode(critic), per_sample.recorded(factors):
             logits = _outputs(op, critic, points)
         reason = _obstacle(logits, points, factors) if recording else "gradients are not enabled"
         if reason is not None and recording:
@@ -220,7 +220,7 @@ def logits_for_both(critic: Critic, images: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{op}: expected images that require a gradient, got images that do not")
     factors, by_images = Factors(merged=False), Factors(merged=False)
     points = _ForImages.apply(images, by_images)
-    with _without_float16(images.device.type), critic_ops(critic), per_sample.recorded(factors):
+    with _without_float16(images.device.type), critic_mode(critic), per_sample.recorded(factors):
         logits = _outputs(op, critic, points)
     reason = _obstacle(logits, points, factors)
     if reason is not None:
@@ -281,7 +281,7 @@ def _penalty(
     recording = torch.is_grad_enabled()
     with torch.enable_grad(), _without_float16(points.device.type):
         points = points.detach().requires_grad_()
-        with critic_ops(critic):
+        with critic_mode(critic):
             outputs = _outputs(op, critic, points)
         if center != 0 and per_sample.normalizes_batch(outputs, len(points)):
             _log_once(
@@ -333,7 +333,7 @@ def _grads(op: str, outputs: Tensor, points: Tensor, recording: bool) -> Tensor:
 
 def _without_float16(device: str) -> AbstractContextManager[Any]:
     """What float16's range leaves of a gradient of a gradient is no gradient: there the critic runs in float32."""
-    if autograd.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
+    if dispatch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 

@@ -111,7 +111,7 @@ def _from_producer(t: Tensor) -> Recipe | None:
     return recipe if isinstance(recipe, Recipe) else None
 
 
-def kept(ctx: Any, wanted: Sequence[bool]) -> Sequence[Tensor | None]:
+def saved_tensors(ctx: Any, wanted: Sequence[bool]) -> Sequence[Tensor | None]:
     """Return what a node saved; where a recipe is among it, that is None instead of computed if it is not wanted."""
     slot: _Slot | None = getattr(ctx, "slot", None)
     if slot is None:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from gan_fast import backends
-from gan_fast.ops import autograd, checks
+from gan_fast.ops import checks, dispatch
 
 OP = "sample_norm_penalty"
 backends.register(OP, f"{OP}_forward", triton_file=OP)
 
-_native = SimpleNamespace(forward=autograd.kernel(f"{OP}_forward"), backward=autograd.kernel(f"{OP}_backward"))
+_native = SimpleNamespace(forward=dispatch.kernel(f"{OP}_forward"), backward=dispatch.kernel(f"{OP}_backward"))
 
 
 def _kernels(input: Tensor) -> Any:
@@ -70,8 +70,8 @@ class SampleNormPenalty(torch.autograd.Function):
         input, coefficients, norms = ctx.saved_tensors
         center, scale = ctx.options
         arguments = (grad_penalty, input, norms, coefficients, center, scale)
-        wanted = autograd.wanted(ctx, 2)
-        if autograd.recording(f"{OP}_backward", grad_penalty):
+        wanted = dispatch.grads_needed(ctx, 2)
+        if dispatch.records_graph(f"{OP}_backward", grad_penalty):
             # A node of its own only where somebody will differentiate again.
             by_input, by_coefficients = SampleNormPenaltyBackward.apply(*arguments, *wanted, ctx.kernels)
         else:
@@ -139,7 +139,7 @@ class SampleNormPenaltyBackward(torch.autograd.Function):
 
         # Of an input that needs no gradient itself too: the gradient's own gradient goes through it.
         leaf = input if input.requires_grad else input.detach().requires_grad_()
-        by_grad, by_input, by_coefficients = autograd.differentiate_reference(
+        by_grad, by_input, by_coefficients = dispatch.differentiate_reference(
             penalty, (leaf, coefficients), grad_penalty, cotangents
         )
         by_input = by_input if ctx.needs_input_grad[1] else None
@@ -165,9 +165,9 @@ def _backward_fake(
 
 
 for _name in ("forward", "backward"):
-    autograd.register_triton(f"{OP}_{_name}", OP, _name)
-autograd.register("sample_norm_penalty_forward", SampleNormPenalty.apply, _forward_fake)
-autograd.register("sample_norm_penalty_backward", _backward, _backward_fake)
+    dispatch.register_triton(f"{OP}_{_name}", OP, _name)
+dispatch.register("sample_norm_penalty_forward", SampleNormPenalty.apply, _forward_fake)
+dispatch.register("sample_norm_penalty_backward", _backward, _backward_fake)
 
 
 def _check(input: Tensor, coefficients: Tensor | None, center: float, scale: float) -> None:
@@ -227,12 +227,12 @@ def sample_norm_penalty(
         sizes = (f"2^{input.size(0).bit_length()} samples", f"2^{input.numel().bit_length()} values")
         return (checks.name_of(input.dtype), *sizes, "plain" if coefficients is None else "weighted")
 
-    result: tuple[Tensor, Tensor] = backends.serve(OP, _serve, arguments, shape_class)
+    result: tuple[Tensor, Tensor] = backends.call_fastest(OP, _serve, arguments, shape_class)
     return result
 
 
 def _serve(input: Tensor, coefficients: Tensor | None, center: float, scale: float) -> tuple[Tensor, Tensor]:
-    if not backends.native(OP, input.device.type, input.dtype):
+    if not backends.uses_kernel(OP, input.device.type, input.dtype):
         return reference(input, coefficients, center, scale)
     if coefficients is not None:
         coefficients = coefficients.to(_result_dtype(input))

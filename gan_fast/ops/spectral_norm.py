@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gan_fast import backends
-from gan_fast.ops import autograd, checks
+from gan_fast.ops import checks, dispatch
 
 OP = "spectral_norm"
 backends.register(OP, "spectral_norm_forward")
 
 _native = SimpleNamespace(
-    forward=autograd.kernel("spectral_norm_forward"), backward=autograd.kernel("spectral_norm_backward")
+    forward=dispatch.kernel("spectral_norm_forward"), backward=dispatch.kernel("spectral_norm_backward")
 )
 
 
@@ -60,7 +60,7 @@ class SpectralNorm(torch.autograd.Function):
         if grad_output is None:
             return (None,) * 6
         weight, u, v, sigma = ctx.saved_tensors
-        if autograd.recording("spectral_norm_backward", grad_output):
+        if dispatch.records_graph("spectral_norm_backward", grad_output):
             return SpectralNormBackward.apply(grad_output, weight, u, v, sigma, ctx.dim), *(None,) * 5
         return _native.backward(grad_output, weight, u, v, sigma, ctx.dim), *(None,) * 5
 
@@ -86,7 +86,7 @@ class SpectralNormBackward(torch.autograd.Function):
             return reference(weight, u, v, 0, 0.0, ctx.dim)
 
         # A penalty's second backward takes a weight's gradient once: nothing is gained by a kernel here.
-        return *autograd.differentiate_reference(normalized, (weight,), grad_output, (cotangent,)), *(None,) * 4
+        return *dispatch.differentiate_reference(normalized, (weight,), grad_output, (cotangent,)), *(None,) * 4
 
 
 def _forward_fake(
@@ -99,8 +99,8 @@ def _backward_fake(grad_output: Tensor, weight: Tensor, u: Tensor, v: Tensor, si
     return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
-autograd.register("spectral_norm_forward", SpectralNorm.apply, _forward_fake)
-autograd.register("spectral_norm_backward", SpectralNormBackward.apply, _backward_fake)
+dispatch.register("spectral_norm_forward", SpectralNorm.apply, _forward_fake)
+dispatch.register("spectral_norm_backward", SpectralNormBackward.apply, _backward_fake)
 
 
 def _check(weight: Tensor, u: Tensor, v: Tensor, n_power_iterations: int, eps: float, dim: int) -> None:
@@ -162,10 +162,10 @@ def spectral_norm(
     _check(weight, u, v, n_power_iterations, eps, dim)
     device = weight.device.type
     contiguous = weight.is_contiguous() and u.is_contiguous() and v.is_contiguous()
-    if not autograd.captured() and backends.native(OP, device, weight.dtype) and contiguous:
+    if not dispatch.is_traced() and backends.uses_kernel(OP, device, weight.dtype) and contiguous:
         output: Tensor = SpectralNorm.apply(weight, u, v, n_power_iterations, eps, dim)[0]
         return output
-    if not autograd.is_autocast_enabled(device):
+    if not dispatch.is_autocast_enabled(device):
         return reference(weight, u, v, n_power_iterations, eps, dim)
     with torch.autocast(device, enabled=False):
         return reference(weight, u, v, n_power_iterations, eps, dim)

@@ -18,13 +18,17 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
 from torch import Tensor, nn
 
-from gan_fast.files import CheckpointError, previous_of, write_bytes_safely, write_safely
+from gan_fast.files import FileError, previous_of, write_bytes_safely, write_safely
 from gan_fast.models import DCGANGenerator
 
 _MAGIC = b"GANFAST1"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _MODEL_KEY = "gan_fast.generator"
 _DIGEST_KEY = "gan_fast.sha256"
+
+
+class CheckpointError(FileError):
+    """A checkpoint or a saved generator is missing, damaged, or not of this program; the message names the file."""
 
 
 class _HashingWriter(io.RawIOBase):
@@ -50,7 +54,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         state: nested dicts of tensors, numbers and strings.
 
     Raises:
-        CheckpointError: it cannot be saved; the checkpoint that was there stands.
+        FileError: it cannot be saved; the checkpoint that was there stands.
     """
 
     def write(file: BinaryIO) -> None:
@@ -120,7 +124,7 @@ def save_generator(path: Path, generator: nn.Module, model: Mapping[str, int]) -
         model: the arguments of ``DCGANGenerator``.
 
     Raises:
-        CheckpointError: it cannot be saved; the file that was there stands.
+        FileError: it cannot be saved; the file that was there stands.
     """
     state = {name: t.detach().cpu().contiguous() for name, t in generator.state_dict().items()}
     metadata = {"format": "pt", _MODEL_KEY: json.dumps(dict(model)), _DIGEST_KEY: _digest(state)}

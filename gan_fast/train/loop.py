@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gan_fast import nn as gan_fast_nn
 from gan_fast import ops
 from gan_fast.data import DeviceLoader, ImageData
-from gan_fast.objectives import Game, InstanceNoise, Penalties, clip_weights, make_objective, parse_penalties
+from gan_fast.objectives import InstanceNoise, Penalties, TwoPlayerLosses, clip_weights, make_objective, parse_penalties
 from gan_fast.train.average import all_finite, average_of, move_average, moving_tensors
 from gan_fast.train.buffers import BufferRecord, buffer_dicts, check_initialized
 from gan_fast.train.config import TrainConfig
@@ -238,14 +238,14 @@ class Trainer:
         models = (self.discriminator, self.generator)
         # A buffer that is a view of a parameter needs no copy: a skipped update leaves the parameter.
         kept = Kept(buffer_dicts(*models), {storage_of(p) for model in models for p in model.parameters()})
-        game = Game(self.objective, self.penalties, self._feature_weight)
+        objective = TwoPlayerLosses(self.objective, self.penalties, self._feature_weight)
         one_stage = self.config.update == "one_stage"
         skipped = torch.zeros((), device=self.device)
         for index, (batch, scale) in enumerate(zip(batches, penalty_scales, strict=True)):
             # The last images are G's to learn from as well: only they need a graph.
             with torch.set_grad_enabled(index == len(batches) - 1), self._autocast():
                 fake = self.generator(self._latents(len(batch)))
-            rest = (game, self._seen(batch), self._seen(fake), self._autocast(), scale, self.latent_rng)
+            rest = (objective, self._seen(batch), self._seen(fake), self._autocast(), scale, self.latent_rng)
             if one_stage:
                 d_loss, g_loss, skip = one_stage_step(self.discriminator, self.d_optimizer, self.g_optimizer, *rest)
             else:
@@ -255,7 +255,7 @@ class Trainer:
                 clip_weights(list(self.discriminator.parameters()), self.config.clip_value)
         if not one_stage:
             real, fake = self._seen(batches[-1]), self._seen(fake)
-            g_loss, skip = g_step(self.discriminator, self.g_optimizer, game, real, fake, self._autocast())
+            g_loss, skip = g_step(self.discriminator, self.g_optimizer, objective, real, fake, self._autocast())
             skipped = torch.maximum(skipped, skip)
         self._finish(kept, skipped)
         return torch.stack((d_loss.loss, g_loss, *d_loss.means.unbind(), d_loss.penalty, skipped))

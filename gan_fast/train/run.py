@@ -22,10 +22,10 @@ from tqdm import tqdm
 from gan_fast import backends
 from gan_fast.data import ImageData, load_images
 from gan_fast.data.memory import available_bytes, in_words
-from gan_fast.files import CheckpointError, previous_of, write_bytes_safely, write_safely
+from gan_fast.files import previous_of, write_bytes_safely, write_safely
 from gan_fast.metrics import Coverage, class_coverage
 from gan_fast.models import DCGANDiscriminator, DCGANGenerator
-from gan_fast.train.checkpoint import load_checkpoint, save_checkpoint, save_generator
+from gan_fast.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, save_generator
 from gan_fast.train.config import FREE, RunConfig, RunError, TrainConfig, read_record
 from gan_fast.train.history import start_of, versions
 from gan_fast.train.lock import FolderLock, hold_folder
@@ -107,7 +107,7 @@ class Run:
         self._rows = self._read_rows() if resume else []
         device = device_of(config.train)
         try:
-            backends.native("conv2d", device.type)
+            backends.uses_kernel("conv2d", device.type)
         except RuntimeError as error:
             raise RunError(f"GAN_FAST_BACKEND: {error}") from error
         self.images = self._load_images(resume)
@@ -145,7 +145,7 @@ class Run:
 
         Raises:
             TrainingDivergedError: the gradients or the weights are not finite; the last checkpoint stands.
-            CheckpointError: a file could not be saved.
+            FileError: a file could not be saved.
             RunError: this object has trained before, and another has gone on in the folder since.
         """
         self._hold_folder()

@@ -12,14 +12,14 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
-from gan_fast.objectives import DLoss, Game
+from gan_fast.objectives import DLoss, TwoPlayerLosses
 from gan_fast.train.optimizers import update_if_finite
 
 
 def d_step(
     discriminator: nn.Module,
     optimizer: torch.optim.Optimizer,
-    game: Game,
+    objective: TwoPlayerLosses,
     real: Tensor,
     fake: Tensor,
     autocast: AbstractContextManager,
@@ -31,7 +31,7 @@ def d_step(
     Args:
         discriminator: D, on the device and in the mode (training) that the step is to use.
         optimizer: D's.
-        game: the losses and penalties.
+        objective: the losses and penalties.
         real: x, (N, C, H, W).
         fake: G(z), (N, C, H, W); its graph is not followed.
         autocast: a fresh context for the forward passes.
@@ -45,7 +45,7 @@ def d_step(
         x and G(z) go through D one after the other, so that batch norm sees each by itself.
     """
     with autocast:
-        loss = game.d_loss(discriminator, real, fake, penalty_scale=penalty_scale, generator=generator)
+        loss = objective.d_loss(discriminator, real, fake, penalty_scale=penalty_scale, generator=generator)
     optimizer.zero_grad()
     loss.total.backward()
     return loss, update_if_finite(optimizer)
@@ -54,7 +54,7 @@ def d_step(
 def g_step(
     discriminator: nn.Module,
     optimizer: torch.optim.Optimizer,
-    game: Game,
+    objective: TwoPlayerLosses,
     real: Tensor,
     fake: Tensor,
     autocast: AbstractContextManager,
@@ -71,7 +71,7 @@ def g_step(
     """
     with frozen(discriminator):
         with autocast:
-            loss = game.g_loss(discriminator, real, fake)
+            loss = objective.g_loss(discriminator, real, fake)
         optimizer.zero_grad()
         loss.backward()
     return loss.detach(), update_if_finite(optimizer)
@@ -81,7 +81,7 @@ def one_stage_step(
     discriminator: nn.Module,
     d_optimizer: torch.optim.Optimizer,
     g_optimizer: torch.optim.Optimizer,
-    game: Game,
+    objective: TwoPlayerLosses,
     real: Tensor,
     fake: Tensor,
     autocast: AbstractContextManager,
@@ -100,7 +100,7 @@ def one_stage_step(
         through D forward and one backward: in passes of D and G, each taken as one, 9 instead of 11.
     """
     with autocast:
-        d_loss, g_loss = game.losses(discriminator, real, fake, penalty_scale=penalty_scale, generator=generator)
+        d_loss, g_loss = objective.losses(discriminator, real, fake, penalty_scale=penalty_scale, generator=generator)
     d_optimizer.zero_grad()
     g_optimizer.zero_grad()
     (d_loss.total + g_loss).backward()

@@ -115,7 +115,7 @@ void launch_nothing(int64_t blocks, int threads) {
 
 // Where threads of a geometry go: each value's offset as often as somebody visits it.
 void visits(const Shape* shape, int width, int64_t blocks, int32_t* counts) {
-  const Geometry g = Geometry::of(*shape, width, blocks);
+  const ChannelGrid g = ChannelGrid::of(*shape, width, blocks);
   const int slots = shape->channels_last ? width : 1;
   for (int64_t b = 0; b < g.blocks(); ++b) {
     for (int t = 0; t < kThreads; ++t) {

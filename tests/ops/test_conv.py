@@ -126,7 +126,7 @@ def _choice(input: tuple[int, ...], weight: tuple[int, ...], channels_last: bool
     dims = len(input) - 2
     values = {"stride": 1, "padding": 0, "dilation": 1, "transposed": False, "output_padding": 0, **options}
     each = {name: (value,) * dims for name, value in values.items() if name != "transposed"}
-    geometry = conv_kernels.Geometry(**each, transposed=bool(values["transposed"]), groups=1)
+    geometry = conv_kernels.ConvGeometry(**each, transposed=bool(values["transposed"]), groups=1)
     x = torch.empty(input)
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
     product = conv_kernels._Product.of(Like.of(x), Like.of(torch.empty(weight)), geometry)
@@ -199,7 +199,7 @@ def test_products_are_taken_where_they_are_quicker(
 
 def test_a_weight_that_would_be_copied_first_is_left_to_aten() -> None:
     """The gradient by the weight alone does not read it."""
-    geometry = conv_kernels.Geometry((2, 2), (1, 1), (1, 1), True, (0, 0), 1)
+    geometry = conv_kernels.ConvGeometry((2, 2), (1, 1), (1, 1), True, (0, 0), 1)
     x, weight = torch.empty(32, 512, 4, 4), torch.empty(512, 256, 4, 4)
     for memory_format, scatter in ((torch.contiguous_format, True), (torch.channels_last, False)):
         as_is = Like.of(weight.contiguous(memory_format=memory_format))
@@ -352,7 +352,7 @@ def test_raw_columns_refuse_what_would_read_past_the_end() -> None:
 def test_products_know_no_autocast() -> None:
     """A product in float32 stays one where autocast is on around it."""
     x, weight = torch.randn(8, 64, 16, 16), torch.randn(64, 3, 4, 4)
-    geometry = conv_kernels.Geometry((2, 2), (1, 1), (1, 1), True, (0, 0), 1)
+    geometry = conv_kernels.ConvGeometry((2, 2), (1, 1), (1, 1), True, (0, 0), 1)
     plain = conv_kernels.forward(x, weight, None, geometry)[0]
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(conv_kernels.forward(x, weight, None, geometry)[0], plain)
@@ -547,14 +547,18 @@ def test_fake_tensors_pass_where_values_are_looked_at() -> None:
     assert x.grad.shape == x.shape
 
 
-def _by_input_samples() -> list[tuple[tuple[int, ...], tuple[int, ...], conv_kernels.Geometry]]:
+def _by_input_samples() -> list[tuple[tuple[int, ...], tuple[int, ...], conv_kernels.ConvGeometry]]:
     """Shapes of input and weight, and a geometry with remainders, dilation, groups, output padding."""
     return [
-        ((2, 4, 11), (6, 4, 4), conv_kernels.Geometry((3,), (2,), (2,), False, (0,), 1)),
-        ((2, 6, 9, 8), (4, 3, 3, 2), conv_kernels.Geometry((2, 3), (1, 0), (1, 2), False, (0, 0), 2)),
-        ((1, 3, 5, 4, 6), (2, 3, 2, 2, 3), conv_kernels.Geometry((2, 1, 2), (0, 1, 1), (1, 1, 1), False, (0, 0, 0), 1)),
-        ((2, 4, 7), (4, 3, 5), conv_kernels.Geometry((3,), (1,), (1,), True, (2,), 1)),
-        ((2, 6, 5, 4), (6, 2, 4, 3), conv_kernels.Geometry((2, 2), (1, 1), (1, 1), True, (1, 0), 3)),
+        ((2, 4, 11), (6, 4, 4), conv_kernels.ConvGeometry((3,), (2,), (2,), False, (0,), 1)),
+        ((2, 6, 9, 8), (4, 3, 3, 2), conv_kernels.ConvGeometry((2, 3), (1, 0), (1, 2), False, (0, 0), 2)),
+        (
+            (1, 3, 5, 4, 6),
+            (2, 3, 2, 2, 3),
+            conv_kernels.ConvGeometry((2, 1, 2), (0, 1, 1), (1, 1, 1), False, (0, 0, 0), 1),
+        ),
+        ((2, 4, 7), (4, 3, 5), conv_kernels.ConvGeometry((3,), (1,), (1,), True, (2,), 1)),
+        ((2, 6, 5, 4), (6, 2, 4, 3), conv_kernels.ConvGeometry((2, 2), (1, 1), (1, 1), True, (1, 0), 3)),
     ]
 
 
@@ -580,7 +584,7 @@ def test_the_gradient_by_an_input_that_is_not_there_is_atens(sample: Any, channe
 
 
 def test_a_larger_convolution_than_the_input_is_not_taken_for_its_gradient() -> None:
-    geometry = conv_kernels.Geometry((1,), (0,), (3,), True, (2,), 1)
+    geometry = conv_kernels.ConvGeometry((1,), (0,), (3,), True, (2,), 1)
     like = conv_kernels.Like(torch.Size((1, 2, 4)), (8, 4, 1))
     output = torch.convolution(torch.randn(like.shape), torch.randn(2, 2, 2), None, *geometry)
     assert conv_kernels._by_input_of_aten(output, like, torch.randn(2, 2, 2), geometry) is None

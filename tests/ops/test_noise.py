@@ -25,7 +25,7 @@ TRITON_DTYPES = DTYPES[1:]
 SHAPE = (8, 3, 20, 20)
 
 OPS: dict[str, Callable[..., Tensor]] = {
-    "interpolate": lambda x, **options: ops.interpolate(x, x.flip(-1) + 3, **options),
+    "interpolate_samples": lambda x, **options: ops.interpolate_samples(x, x.flip(-1) + 3, **options),
     "perturb": ops.perturb,
     "add_noise": lambda x, **options: ops.add_noise(x, 0.5, **options),
     "add_noise_of_tensor": lambda x, **options: ops.add_noise(x, torch.full((), 0.5, device=x.device), **options),
@@ -51,7 +51,7 @@ def images(shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float32) -
 def drawn_by_interpolate(count: int, length: int = 7) -> Tensor:
     """u of every value, (count, length)."""
     zeros = torch.zeros(count, length, device=DEVICE)
-    return ops.interpolate(zeros, zeros + 1, generator=generator())
+    return ops.interpolate_samples(zeros, zeros + 1, generator=generator())
 
 
 def assert_uniform(values: Tensor) -> None:
@@ -81,7 +81,7 @@ def test_interpolate_draws_one_number_a_sample(backend: str) -> None:
 
 def test_interpolate_lies_between(backend: str) -> None:
     real, fake = images(), images()
-    output = ops.interpolate(real, fake, generator=generator())
+    output = ops.interpolate_samples(real, fake, generator=generator())
     u = drawn_by_interpolate(SHAPE[0])[:, :1].reshape(-1, 1, 1, 1)
     torch.testing.assert_close(output, real + u * (fake - real))
 
@@ -89,7 +89,7 @@ def test_interpolate_lies_between(backend: str) -> None:
 def test_interpolate_is_exactly_real_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(noise, "_per_sample", lambda like, _: torch.zeros(like.size(0), 1))
     real, fake = torch.randn(4, 50) * 1e-3, torch.randn(4, 50) * 1e3
-    assert torch.equal(ops.interpolate(real, fake), real)
+    assert torch.equal(ops.interpolate_samples(real, fake), real)
 
 
 def test_perturb_moves_within_the_spread(backend: str) -> None:
@@ -196,7 +196,7 @@ def test_layouts(op: str, shape: tuple[int, ...], layout: str, backend: str) -> 
     output = OPS[op](x, generator=generator())
     assert torch.equal(x, before)
     moved = (output - x).double()
-    if op == "interpolate":
+    if op == "interpolate_samples":
         way = (x.flip(-1) + 3 - x).double()
         u = (moved / way).flatten(1).median(1).values
         torch.testing.assert_close(moved, u.reshape(-1, *(1,) * (x.dim() - 1)) * way, rtol=1e-4, atol=1e-5)
@@ -212,8 +212,8 @@ def test_layouts(op: str, shape: tuple[int, ...], layout: str, backend: str) -> 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "gaps", "transposed"])
 def test_fake_images_of_another_layout(layout: str, backend: str) -> None:
     real, fake = images((3, 4, 5, 6)), images((3, 4, 5, 6))
-    want = ops.interpolate(real, fake, generator=generator())
-    got = ops.interpolate(real, LAYOUTS[layout](fake.cpu()).to(DEVICE), generator=generator())
+    want = ops.interpolate_samples(real, fake, generator=generator())
+    got = ops.interpolate_samples(real, LAYOUTS[layout](fake.cpu()).to(DEVICE), generator=generator())
     assert torch.equal(got, want)
 
 
@@ -241,13 +241,13 @@ def test_gradients_of_add_noise(dtype: torch.dtype, backend: str) -> None:
 def test_gradients_of_interpolate(backend: str) -> None:
     real, fake = images().requires_grad_(), images().requires_grad_()
     u = drawn_by_interpolate(SHAPE[0])[:, :1].reshape(-1, 1, 1, 1)
-    output = ops.interpolate(real, fake, generator=generator())
+    output = ops.interpolate_samples(real, fake, generator=generator())
     grad = images().requires_grad_()
     by_real, by_fake = torch.autograd.grad(output, (real, fake), grad, create_graph=True)
     torch.testing.assert_close((by_real, by_fake), ((1 - u) * grad, u * grad))
     (second,) = torch.autograd.grad(by_fake.sum(), grad)
     torch.testing.assert_close(second, u.expand(SHAPE))
-    only_fake = ops.interpolate(real.detach(), fake, generator=generator())
+    only_fake = ops.interpolate_samples(real.detach(), fake, generator=generator())
     torch.testing.assert_close(torch.autograd.grad(only_fake, fake, grad)[0], u * grad)
 
 
@@ -273,10 +273,10 @@ def test_on_a_gpu_triton_serves_unmeasured(monkeypatch: pytest.MonkeyPatch) -> N
     """What serves decides what is drawn: no clock may."""
     monkeypatch.setattr(backends, "_served", {})
     monkeypatch.setattr(backends, "_launch_failure", lambda: None)
-    for op in ("interpolate", "perturb", "add_noise"):
-        assert backends._served_by(op, "cuda", torch.float32) == "triton"
-        assert backends._served_by(op, "cuda", torch.float64) == "native"
-        assert backends._served_by(op, "cpu", torch.float32) == "native"
+    for op in ("interpolate_samples", "perturb", "add_noise"):
+        assert backends._default_backend(op, "cuda", torch.float32) == "triton"
+        assert backends._default_backend(op, "cuda", torch.float64) == "native"
+        assert backends._default_backend(op, "cpu", torch.float32) == "native"
         assert backends._explain(op, "cuda") == "Triton kernel"
         assert backends._explain(op, "cpu") == "ATen's ops"
 
@@ -303,17 +303,17 @@ def test_numbers_of_other_types(backend: str) -> None:
 
 IMAGES = torch.ones(4, 2)
 BAD_INPUTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
-    ("interpolate", {"real": 1.0}, TypeError, "expected real type Tensor, got float"),
-    ("interpolate", {"real": torch.ones(())}, ValueError,
+    ("interpolate_samples", {"real": 1.0}, TypeError, "expected real type Tensor, got float"),
+    ("interpolate_samples", {"real": torch.ones(())}, ValueError,
      "expected real dimensions at least 1 (N, ...), got shape ()"),
-    ("interpolate", {"real": torch.ones(4, 2, dtype=torch.uint8)}, TypeError,
+    ("interpolate_samples", {"real": torch.ones(4, 2, dtype=torch.uint8)}, TypeError,
      "expected real dtype float64, float32, bfloat16 or float16, got uint8"),
-    ("interpolate", {"fake": None}, TypeError, "expected fake type Tensor, got NoneType"),
-    ("interpolate", {"fake": torch.ones(2)}, ValueError, "expected fake shape (4, 2) as real, got (2,)"),
-    ("interpolate", {"fake": IMAGES.half()}, TypeError, "expected fake dtype float32 as real, got float16"),
-    ("interpolate", {"fake": IMAGES.to("meta")}, ValueError, "expected fake device cpu as real, got meta"),
-    ("interpolate", {"generator": 3}, TypeError, "expected generator type Generator, got int"),
-    ("interpolate", {"real": IMAGES.to("meta"), "fake": IMAGES.to("meta"), "generator": torch.Generator()},
+    ("interpolate_samples", {"fake": None}, TypeError, "expected fake type Tensor, got NoneType"),
+    ("interpolate_samples", {"fake": torch.ones(2)}, ValueError, "expected fake shape (4, 2) as real, got (2,)"),
+    ("interpolate_samples", {"fake": IMAGES.half()}, TypeError, "expected fake dtype float32 as real, got float16"),
+    ("interpolate_samples", {"fake": IMAGES.to("meta")}, ValueError, "expected fake device cpu as real, got meta"),
+    ("interpolate_samples", {"generator": 3}, TypeError, "expected generator type Generator, got int"),
+    ("interpolate_samples", {"real": IMAGES.to("meta"), "fake": IMAGES.to("meta"), "generator": torch.Generator()},
      ValueError, "expected generator device meta as real, got cpu"),
     ("perturb", {"real": [1.0]}, TypeError, "expected real type Tensor, got list"),
     ("perturb", {"real": torch.ones(())}, ValueError, "expected real dimensions at least 1 (N, ...), got shape ()"),
@@ -340,7 +340,7 @@ BAD_INPUTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("op", "change", "error", "message"), BAD_INPUTS, ids=[f"{m[0]}-{m[3][:50]}" for m in BAD_INPUTS]
 )
 def test_bad_input(op: str, change: dict[str, Any], error: type[Exception], message: str, backend: str) -> None:
-    usual = {"interpolate": {"real": IMAGES, "fake": IMAGES}, "perturb": {"real": IMAGES},
+    usual = {"interpolate_samples": {"real": IMAGES, "fake": IMAGES}, "perturb": {"real": IMAGES},
              "add_noise": {"input": IMAGES, "std": 0.1}}  # fmt: skip
     with gan_fast.use_backend(backend), pytest.raises(error) as caught:
         getattr(ops, op)(**{**usual[op], **change})
@@ -348,7 +348,7 @@ def test_bad_input(op: str, change: dict[str, Any], error: type[Exception], mess
 
 
 CALLS = {
-    "interpolate": lambda x: ops.interpolate(x, x + 1),
+    "interpolate_samples": lambda x: ops.interpolate_samples(x, x + 1),
     "perturb": lambda x: ops.perturb(x),
     "add_noise": lambda x: ops.add_noise(x, 0.5),
 }

@@ -11,10 +11,10 @@ import pytest
 import torch
 from train.players import assert_same_state
 
-from gan_fast.files import CheckpointError, previous_of, write_safely
+from gan_fast.files import FileError, previous_of, write_safely
 from gan_fast.models import DCGANGenerator
 from gan_fast.train import checkpoint
-from gan_fast.train.checkpoint import load_checkpoint, load_generator, save_checkpoint, save_generator
+from gan_fast.train.checkpoint import CheckpointError, load_checkpoint, load_generator, save_checkpoint, save_generator
 
 MODEL = {"latent_dim": 4, "channels": 1, "image_size": 16, "width": 2}
 
@@ -136,9 +136,7 @@ def raise_error(error):
 def test_full_disk_leaves_the_checkpoint_standing(path, monkeypatch, target, error):
     with monkeypatch.context() as patch:
         patch.setattr(*target, raise_error(error))
-        with pytest.raises(
-            CheckpointError, match=r"checkpoint.pt: cannot be saved \(.*\); what was there before stands"
-        ):
+        with pytest.raises(FileError, match=r"checkpoint.pt: cannot be saved \(.*\); what was there before stands"):
             save_checkpoint(path, state(3))
     assert_same_state(load_checkpoint(path, never), state(2))
     assert sorted(os.listdir(path.parent)) == ["checkpoint.previous.pt", "checkpoint.pt"]
@@ -148,7 +146,7 @@ def test_full_disk_leaves_the_checkpoint_standing(path, monkeypatch, target, err
 def test_torch_save_on_a_truly_full_disk_is_an_error(path, monkeypatch):
     temporary = path.with_name("checkpoint.pt.tmp")
     temporary.symlink_to("/dev/full")
-    with pytest.raises(CheckpointError, match="cannot be saved"):
+    with pytest.raises(FileError, match="cannot be saved"):
         save_checkpoint(path, state(3))
     assert_same_state(load_checkpoint(path, never), state(2))
 
@@ -258,5 +256,5 @@ def test_missing_generator_is_named(tmp_path):
 
 
 def test_write_safely_needs_its_folder(tmp_path):
-    with pytest.raises(CheckpointError, match="cannot be saved"):
+    with pytest.raises(FileError, match="cannot be saved"):
         write_safely(tmp_path / "none" / "file", lambda file: None)

@@ -66,7 +66,7 @@ def penalty_of(name, critic, real, fake, rng):
     if name == "none":
         return 0
     points = {
-        "gradient_penalty": lambda: ops.interpolate(real, fake, generator=rng),
+        "gradient_penalty": lambda: ops.interpolate_samples(real, fake, generator=rng),
         "dragan": lambda: ops.perturb(real, generator=rng),
         "r1": lambda: real,
         "r2": lambda: fake,

@@ -105,7 +105,7 @@ def test_one_launch_and_no_tensor_of_noise(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(noise, name, Count(name))
     x = torch.randn(3, 5, device=DEVICE)
     with gan_fast.use_backend("triton"):
-        ops.interpolate(x, x)
+        ops.interpolate_samples(x, x)
         ops.perturb(x)
         ops.add_noise(x, 0.1)
     assert launched == ["interpolate_kernel", "perturb_kernel", "add_noise_kernel"]
@@ -118,7 +118,7 @@ def test_a_graph_draws_anew_at_each_replay() -> None:
     ops.perturb(x + 1)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        noisy, between = ops.add_noise(x, std), ops.interpolate(x, x + 1)
+        noisy, between = ops.add_noise(x, std), ops.interpolate_samples(x, x + 1)
         ops.perturb(x)
     found = []
     for value in (1.0, 0.5):

@@ -85,7 +85,7 @@ def test_every_native_op_has_a_schema_a_kernel_and_a_fake() -> None:
     fakes = {
         name
         for path in (PACKAGE / "ops").glob("*.py")
-        for name in re.findall(r'autograd\.register\(\s*"(\w+)"', path.read_text())
+        for name in re.findall(r'dispatch\.register\(\s*"(\w+)"', path.read_text())
     }
     assert schemas == kernels == fakes
 

@@ -79,7 +79,7 @@ def _may_serve(*args: Any, **kwargs: Any) -> bool:
 
 
 @contextmanager
-def critic_ops(critic: Callable[..., Any]) -> Iterator[None]:
+def critic_mode(critic: Callable[..., Any]) -> Iterator[None]:
     """Send what ``critic`` calls inside the block, by this thread, to lean ops.
 
     Notes:

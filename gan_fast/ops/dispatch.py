@@ -48,7 +48,7 @@ def kernel(op: str) -> Callable[..., Any]:
 # Calls with plain tensors may leave out what torch puts before a kernel: it costs more than a kernel on small tensors.
 
 
-def plain(tensor: Tensor, other: Tensor | None = None) -> bool:
+def is_plain_cpu(tensor: Tensor, other: Tensor | None = None) -> bool:
     """Whether no tracer, mode, transform, subclass or profiler stands between one or two tensors and a CPU kernel."""
     return (
         type(tensor) is Tensor
@@ -59,12 +59,12 @@ def plain(tensor: Tensor, other: Tensor | None = None) -> bool:
     )
 
 
-def captured() -> bool:
+def is_traced() -> bool:
     """Whether a compiler or a tracer writes down what runs: it sees into ATen's ops, not into Python's nodes."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def recording(op: str, grad_output: Tensor) -> bool:
+def records_graph(op: str, grad_output: Tensor) -> bool:
     """Whether a backward pass must leave nodes of its own behind: somebody differentiates again.
 
     Raises:
@@ -78,7 +78,7 @@ def recording(op: str, grad_output: Tensor) -> bool:
     return torch.is_grad_enabled() or forward_ad._current_level >= 0
 
 
-def on_cpu(op: str) -> Callable[..., Any]:
+def cpu_kernel(op: str) -> Callable[..., Any]:
     """Return a call of ``torch.ops.gan_fast.<op>``'s CPU kernel past the dispatcher's other layers."""
     if not extension.available():
         return kernel(op)
@@ -86,7 +86,7 @@ def on_cpu(op: str) -> Callable[..., Any]:
     return functools.partial(getattr(torch.ops.gan_fast, op).default._handle.redispatch_boxed, cpu)
 
 
-def eager(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+def fast_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """Return ``function.apply`` less its Python half, which serves functorch alone."""
     apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
     return apply
@@ -120,7 +120,7 @@ def _has_autocast(device_type: str) -> bool:
 _has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def refuse(op: str) -> Callable[..., Any]:
+def without_derivative(op: str) -> Callable[..., Any]:
     """The autograd of an op whose derivative is not written: an error where one is asked for, never silence."""
 
     under = kernel(op)
@@ -133,7 +133,7 @@ def refuse(op: str) -> Callable[..., Any]:
     return call
 
 
-def wanted(ctx: Any, count: int) -> tuple[bool, ...]:
+def grads_needed(ctx: Any, count: int) -> tuple[bool, ...]:
     """Which gradients of a node's first ``count`` inputs (tensors, then None) the running backward pass asks for.
 
     ``ctx.needs_input_grad`` tells what requires a gradient, not what this pass was asked for: a gradient penalty wants

@@ -12,7 +12,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def of_dims(function: Callable[Concatenate[int, P], T]) -> tuple[Callable[P, T], Callable[P, T], Callable[P, T]]:
+def for_1d_2d_3d(function: Callable[Concatenate[int, P], T]) -> tuple[Callable[P, T], Callable[P, T], Callable[P, T]]:
     """Return ``function`` for 1, 2 and 3 dims of space.
 
     Args:

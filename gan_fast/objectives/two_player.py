@@ -23,7 +23,7 @@ class DLoss(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Game:
+class TwoPlayerLosses:
     """An objective, the penalties that D pays beside it, and what G is asked for besides.
 
     Args:
@@ -87,7 +87,7 @@ class Game:
             ValueError: D couples the samples of a batch; features are to be matched, which takes a pass of G's own.
         """
         if self.feature_matching:
-            raise ValueError(f"Game.losses: expected feature_matching 0, got {self.feature_matching}")
+            raise ValueError(f"TwoPlayerLosses.losses: expected feature_matching 0, got {self.feature_matching}")
         penalties = self._penalties(penalty_scale)
         real_logits, terms = penalties.of_real(discriminator, real)
         for_d, for_g = ops.logits_for_both(discriminator, fake)

@@ -26,7 +26,7 @@ def running_statistics(module: nn.Module) -> tuple[Tensor | None, Tensor | None,
         return module.running_mean, module.running_var, count  # type: ignore[return-value]
 
 
-def is_seen(module: nn.Module, before: bool = False) -> bool:
+def has_hooks(module: nn.Module, before: bool = False) -> bool:
     """Whether somebody looks at what a module returns, or with ``before`` also at what it is given."""
     own = module.__dict__
     return bool(
