@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gan_fast import backends, layout
-from gan_fast.ops import activation as activations
-from gan_fast.ops import checks, dispatch, recompute
+from gan_fast.choices import ACTIVATIONS
+from gan_fast.ops import activations, checks, dispatch, recompute
 
 OP = "batch_norm_act"
 backends.register(OP, "batch_norm_act_forward", triton_file=OP, aten_when_small=True)
@@ -193,7 +193,7 @@ def check(
         raise ValueError(f"{op}: expected eps above 0 when {mode}, got {eps!r}")
     if training and input.size(0) * math.prod(input.shape[2:]) == 1:
         raise ValueError(f"{op}: expected input more than 1 value per channel when {mode}, got {tuple(input.shape)}")
-    checks.one_of(op, "activation", activation, activations.NAMES)
+    checks.one_of(op, "activation", activation, ACTIVATIONS)
 
 
 def _recipe(ctx: Any) -> recompute.Recipe:
@@ -479,7 +479,7 @@ def norm(
         and backends.is_small(input, running_mean, running_var, weight, bias)
         and type(momentum) is type(eps) is type(negative_slope) is float
         and eps > 0
-        and activation in activations.NAMES
+        and activation in ACTIVATIONS
         and (weight is None or weight.dim() == 1)
         and (bias is None or bias.dim() == 1)
         and not (training and input.dim() > 1 and input.numel() == input.size(1))

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from gan_fast import backends
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+FLOATING_NAMES = "float64, float32, bfloat16 or float16"
 
 
 def name_of(value: torch.dtype | torch.layout) -> str:
@@ -55,8 +56,7 @@ def is_for_torch(op: str, *tensors: object) -> bool:
 def floating(op: str, argument: str, value: object) -> Tensor:
     value = tensor(op, argument, value)
     if value.dtype not in FLOATING:
-        wanted = "float64, float32, bfloat16 or float16"
-        raise TypeError(f"{op}: expected {argument} dtype {wanted}, got {name_of(value.dtype)}")
+        raise TypeError(f"{op}: expected {argument} dtype {FLOATING_NAMES}, got {name_of(value.dtype)}")
     if value.layout is not torch.strided or value.is_nested:
         have = "nested" if value.is_nested else name_of(value.layout)
         raise TypeError(f"{op}: expected {argument} layout strided, got {have}")

@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gan_fast import backends, fp32_precision
-from gan_fast.ops import activation as activations
-from gan_fast.ops import checks, conv_kernels, dispatch, per_sample, recompute
+from gan_fast.ops import activations, checks, conv_kernels, dispatch, per_sample, recompute
 from gan_fast.ops.batch_norm_act import norm as batch_norm
 from gan_fast.ops.conv_kernels import NOTHING, ConvGeometry, Epilogue, Like
 from gan_fast.ops.leaky_relu import DependOn, LeakyReLU

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from gan_fast import backends
-from gan_fast.ops import activation as activations
-from gan_fast.ops import checks, dispatch
+from gan_fast.ops import activations, checks, dispatch
 from gan_fast.ops.batch_norm_act import norm
 from gan_fast.ops.conv import convolve
 from gan_fast.ops.conv_kernels import Epilogue
@@ -87,7 +86,7 @@ def conv_transposend_act(
     output_padding: int | Sequence[int] = 0,
     groups: int = 1,
     dilation: int | Sequence[int] = 1,
-    activation: str = "tanh",
+    activation: str = "leaky_relu",
     negative_slope: float = 0.01,
 ) -> Tensor:
     """Convolve transposed and apply an activation: ``activation(conv_transposend(input, weight, ...))``.

@@ -26,8 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gan_fast import backends, extension, layout
-from gan_fast.ops import activation as activations
-from gan_fast.ops import checks, dispatch
+from gan_fast.ops import activations, checks, dispatch
 from gan_fast.ops.leaky_relu import BackwardBySigns, ReLUBackward, flat, sign_kernels
 
 # Below this many multiplications what Python spends on more calls counts.

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gan_fast import backends
-from gan_fast.ops import activation as activations
-from gan_fast.ops import checks
+from gan_fast.ops import activations, checks
 from gan_fast.ops.batch_norm_act import apply, check, shape_class
 from gan_fast.ops.batch_norm_act import reference as batch_norm_reference
 
@@ -28,7 +27,7 @@ def reference(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
-    activation: str = "relu",
+    activation: str = "leaky_relu",
     negative_slope: float = 0.01,
 ) -> Tensor:
     """The same on plain ATen: any device, any dtype, any order of derivative."""
@@ -45,7 +44,7 @@ def instance_norm_act(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
-    activation: str = "relu",
+    activation: str = "leaky_relu",
     negative_slope: float = 0.01,
 ) -> Tensor:
     """Normalise each channel of each sample and apply an activation, as ``F.instance_norm`` and the activation do.

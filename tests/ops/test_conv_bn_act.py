@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gan_fast
 from gan_fast import nn, ops
-from gan_fast.ops import activation as activations
+from gan_fast.ops import activations
 
 
 def chain(sample: BlockSample) -> Callable[..., Tensor]:
@@ -133,7 +133,7 @@ def two_blocks(x: Tensor, weights: list[Tensor], gamma: Tensor, beta: Tensor, ac
     hidden = ops.conv2d_bn_act(
         x, weights[0], None, 2, 1, bn_weight=gamma, bn_bias=beta, training=True, activation=activation
     )
-    return ops.conv_transpose2d_act(hidden, weights[1], None, 2, 1)
+    return ops.conv_transpose2d_act(hidden, weights[1], None, 2, 1, activation="tanh")
 
 
 def two_blocks_arguments() -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
@@ -172,7 +172,7 @@ def test_a_block_keeps_one_tensor() -> None:
     hidden = ops.conv2d_bn_act(x, weights[0], None, 2, 1, bn_weight=gamma, bn_bias=beta, training=True)
     norm = hidden.grad_fn
     raw = norm.saved_tensors[0]
-    output = ops.conv_transpose2d_act(hidden, weights[1], None, 2, 1)
+    output = ops.conv_transpose2d_act(hidden, weights[1], None, 2, 1, activation="tanh")
     alive = torch.multiprocessing.reductions.StorageWeakRef(hidden.untyped_storage())
     assert not alive.expired()
     del hidden
@@ -211,7 +211,7 @@ def test_an_activation_changed_in_place_is_kept() -> None:
 
     def run(change: Callable[[Tensor], Tensor]) -> list[Tensor]:
         hidden = ops.conv2d_bn_act(x, weights[0], None, 2, 1, bn_weight=gamma, bn_bias=beta, training=True)
-        output = ops.conv_transpose2d_act(change(hidden), weights[1], None, 2, 1)
+        output = ops.conv_transpose2d_act(change(hidden), weights[1], None, 2, 1, activation="tanh")
         return list(torch.autograd.grad(output.sum(), weights))
 
     for ours, want in zip(run(lambda t: t.mul_(2)), run(lambda t: t * 2)):
@@ -222,7 +222,7 @@ def test_a_consumer_after_the_graph_is_freed() -> None:
     x, weights, gamma, beta = two_blocks_arguments()
     hidden = ops.conv2d_bn_act(x, weights[0], None, 2, 1, bn_weight=gamma, bn_bias=beta, training=True)
     hidden.sum().backward()
-    output = ops.conv_transpose2d_act(hidden, weights[1], None, 2, 1)
+    output = ops.conv_transpose2d_act(hidden, weights[1], None, 2, 1, activation="tanh")
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         output.sum().backward()
 

@@ -20,7 +20,7 @@ OPS: dict[str, Callable[[Tensor], Tensor]] = {
     "batch_norm_act": lambda x: ops.batch_norm_act(x, None, None, training=True, activation="tanh"),
     "conv2d": lambda x: ops.conv2d(x, torch.linspace(-1, 1, 3 * 4 * 9, device=x.device).view(3, 4, 3, 3)),
     "conv_transpose2d_act": lambda x: ops.conv_transpose2d_act(
-        x, torch.linspace(-1, 1, 3 * 4 * 9, device=x.device).view(4, 3, 3, 3)
+        x, torch.linspace(-1, 1, 3 * 4 * 9, device=x.device).view(4, 3, 3, 3), activation="tanh"
     ),
     "leaky_relu": lambda x: ops.leaky_relu(x, 0.2),
     "minibatch_discrimination": lambda x: ops.minibatch_discrimination(

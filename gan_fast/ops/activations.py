@@ -6,15 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gan_fast.choices import ACTIVATIONS
 from gan_fast.ops import checks
-
-NAMES = ("identity", "relu", "leaky_relu", "tanh", "sigmoid")
-# Those whose second derivative is not zero everywhere.
-CURVED = ("tanh", "sigmoid")
 
 
 def check(op: str, activation: str, negative_slope: float) -> None:
-    checks.one_of(op, "activation", activation, NAMES)
+    checks.one_of(op, "activation", activation, ACTIVATIONS)
     checks.number(op, "negative_slope", negative_slope)
 
 
