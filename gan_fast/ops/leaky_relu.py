@@ -182,71 +182,81 @@ class DependOn(torch.autograd.Function):
         return cotangent, None if cotangent is None else torch.zeros_like(cotangent)
 
 
-def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
+def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     """Return input where it is above zero, negative_slope * input elsewhere.
 
     Args:
         input: any shape and strides, float64, float32, bfloat16 or float16.
         negative_slope: slope below zero; 0 is ReLU.
+        inplace: write the result over ``input`` and return it, as ``F.leaky_relu`` does.
 
     Returns:
-        Tensor of input's shape, dtype and strides, as ``F.leaky_relu`` gives it.
+        Tensor of input's shape, dtype and strides, as from ``F.leaky_relu``.
 
     Raises:
-        TypeError: wrong type or dtype.
+        TypeError: ``input`` is not a tensor of one of those dtypes; ``negative_slope`` is not a number.
+        RuntimeError: ``inplace`` on a leaf that requires grad, or on another tensor that torch refuses to overwrite; a
+            negative slope with ``inplace``, in the backward pass; ``inplace`` on the Triton backend.
 
     Notes:
-        Derivatives: of any order. From the second on there is no gradient by ``input``, where ATen has zeros that all
-        layers before it are then walked with, unless the gradient from above requires none itself (behind it frozen
-        layers alone): then zeros as well.
-        Values, NaN and infinities are ATen's.
-        Memory: backward keeps the input; where Triton serves one bit a value, so that the input may change in place.
-        Backends: ATen's kernels; on a GPU the quicker of them and Triton's, which has no float64.
+        Derivatives: of any order. The second backward returns None for ``input``, not ATen's zeros, so that autograd
+            does not backpropagate zeros through all earlier layers. It returns zeros where the incoming gradient does
+            not require grad (all later layers are frozen), and in place on a view.
+        Values, NaN and infinities: as in ATen.
+        Memory: saves the input for backward, or one bit per value with the Triton kernel, and then the input may change
+            in place. With ``inplace`` it saves the result.
+        Backends: ATen's kernels on a CPU and in place; on a GPU the faster of ATen's and Triton's (not for float64).
     """
     if checks.is_for_torch(OP, input):
-        return F.leaky_relu(input, negative_slope)
+        return F.leaky_relu(input, negative_slope, inplace)
     checks.floating(OP, "input", input)
     if not isinstance(negative_slope, (int, float)):
         raise TypeError(f"{OP}: expected negative_slope type float, got {type(negative_slope).__name__}")
+    if inplace:
+        return _in_place(OP, input, negative_slope)
     if backends.is_small(input) or dispatch.is_traced():
         return F.leaky_relu(input, negative_slope)
-    # Where nothing is measured Triton: it keeps the least.
+    # Unmeasured: Triton, which saves the least memory.
     result: Tensor = backends.call_fastest(
-        OP, _serve, (input, negative_slope),
+        OP, _leaky_relu, (input, negative_slope),
         lambda: (checks.name_of(input.dtype), f"2^{input.numel().bit_length()} values"), unmeasured="triton",
     )  # fmt: skip
     return result
 
 
-def _serve(input: Tensor, negative_slope: float) -> Tensor:
+def _leaky_relu(input: Tensor, negative_slope: float) -> Tensor:
     if not backends.uses_kernel(OP, input.device.type, input.dtype):
         return F.leaky_relu(input, negative_slope)
     output: Tensor = LeakyReLU.apply(input, negative_slope)
     return output
 
 
-def relu(input: Tensor) -> Tensor:
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """Return input where it is above zero, zero elsewhere.
 
     Args:
         input: any shape and strides, float64, float32, bfloat16 or float16.
+        inplace: write the result over ``input`` and return it, as ``F.relu`` does.
 
     Returns:
-        Tensor of input's shape, dtype and strides, as ``F.relu`` gives it.
+        Tensor of input's shape, dtype and strides, as from ``F.relu``.
 
     Raises:
-        TypeError: wrong type or dtype.
+        TypeError: ``input`` is not a tensor of one of those dtypes.
+        RuntimeError: ``inplace`` on a leaf that requires grad, or on another tensor that torch refuses to overwrite.
 
     Notes:
-        Derivatives: of any order. From the second on there is no gradient by ``input``, where ATen has zeros that all
-        layers before it are then walked with, unless the gradient from above requires none itself (behind it frozen
-        layers alone): then zeros as well.
-        Values, NaN and infinities are ATen's, whose kernels serve.
-        Memory: backward keeps the output.
+        Derivatives: of any order. The second backward returns None for ``input``, not ATen's zeros, so that autograd
+            does not backpropagate zeros through all earlier layers. It returns zeros where the incoming gradient does
+            not require grad (all later layers are frozen), and in place on a view.
+        Values, NaN and infinities: as in ATen, whose kernels run on every device.
+        Memory: saves the result for backward.
     """
     if checks.is_for_torch("relu", input):
-        return F.relu(input)
+        return F.relu(input, inplace)
     checks.floating("relu", "input", input)
+    if inplace:
+        return _in_place("relu", input, None)
     if (
         backends.is_small(input)
         or dispatch.is_traced()
@@ -254,6 +264,23 @@ def relu(input: Tensor) -> Tensor:
     ):
         return F.relu(input)
     output: Tensor = Rectified.apply(input, None, False)
+    return output
+
+
+def _in_place(op: str, input: Tensor, negative_slope: float | None) -> Tensor:
+    if op == OP and backends.requested() == "triton":
+        raise RuntimeError(f"{OP}: expected inplace False for backend triton, which has no in-place kernel, got True")
+    if (
+        dispatch.is_traced()
+        # torch rejects some leaves and views before it writes to them; a Function would raise after.
+        or input.is_leaf
+        or input._is_view()
+        or (negative_slope is not None and negative_slope <= 0)
+        or backends.is_small(input)
+        or not backends.uses_kernel("relu", input.device.type, input.dtype)
+    ):
+        return torch.relu_(input) if negative_slope is None else F.leaky_relu_(input, negative_slope)
+    output: Tensor = Rectified.apply(input, negative_slope, True)
     return output
 
 

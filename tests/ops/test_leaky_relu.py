@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from samples import DTYPES, LAYOUTS
-from torch import Tensor
+from torch import Tensor, nn
 
+import gan_fast
+from gan_fast.nn import LeakyReLU, ReLU
 from gan_fast.ops import conv2d, conv2d_act, leaky_relu, relu
 from gan_fast.ops.leaky_relu import sign_kernels
 
@@ -77,6 +79,103 @@ def test_in_place_change_of_the_input_is_noticed() -> None:
     y.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         z.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu", "reference"])
+@pytest.mark.parametrize("shape", [(5,), (3, 4, 40, 30)], ids=str)
+@pytest.mark.parametrize("name", RECTIFIERS)
+def test_inplace_equals_out_of_place_to_second_order(name: str, shape: tuple[int, ...], backend: str) -> None:
+    function, eager_function, slope = RECTIFIERS[name]
+    x = torch.randn(shape, dtype=torch.float64)
+
+    def run(function: Callable[..., Tensor], inplace: bool) -> list[Tensor]:
+        leaf = x.clone().requires_grad_()
+        hidden = leaf.sin()
+        output = function(hidden, *slope, inplace)
+        assert (output is hidden) == inplace
+        (first,) = torch.autograd.grad(output.square().sum(), leaf, create_graph=True)
+        return [output, first, *torch.autograd.grad(first.square().sum(), leaf)]
+
+    want = run(eager_function, False)
+    with gan_fast.use_backend(backend):
+        if slope and slope[0] < 0:
+            with pytest.raises(RuntimeError, match="negative slope"):
+                run(function, True)
+            return
+        found = run(function, True)
+    for a, b in zip(found, want):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("function", [leaky_relu, relu])
+def test_inplace_on_a_view_reaches_the_base(function: Callable[..., Tensor]) -> None:
+    x = torch.randn(4, 60, 70, dtype=torch.float64)
+
+    def run(write: bool) -> list[Tensor]:
+        leaf = x.clone().requires_grad_()
+        base = leaf * 2
+        if write:
+            function(base[1:3], inplace=True)
+        else:
+            base = torch.cat([base[:1], getattr(F, function.__name__)(base[1:3]), base[3:]])
+        (first,) = torch.autograd.grad((base**3).sum(), leaf, create_graph=True)
+        return [base, first, *torch.autograd.grad(first.square().sum(), leaf)]
+
+    for found, want in zip(run(True), run(False)):
+        torch.testing.assert_close(found, want)
+
+
+@pytest.mark.parametrize("module", [LeakyReLU(0.2, inplace=True), ReLU(inplace=True)], ids=str)
+@pytest.mark.parametrize("size", [3, 10_000])
+def test_inplace_raises_what_torch_raises(size: int, module: nn.Module) -> None:
+    """The input keeps its values where torch refuses to overwrite it."""
+    leaf = torch.randn(size, requires_grad=True)
+    hidden = leaf * 1
+    with torch.no_grad():
+        ambiguous = hidden[:]
+    for input, message in (
+        (leaf, "a leaf Variable that requires grad is being used in an in-place operation"),
+        (leaf[1:], "a view of a leaf Variable that requires grad is being used in an in-place operation"),
+        (torch.stack([leaf, leaf]).unbind()[0], "is a view and is being modified inplace"),
+        ((leaf[:1] * 1).expand(size), "more than one element of the written-to tensor refers to a single memory"),
+        (ambiguous, "A view was created in no_grad mode and is being modified inplace"),
+    ):
+        before = input.detach().clone()
+        with pytest.raises(RuntimeError, match=message):
+            module(input)
+        assert torch.equal(input, before)
+    with torch.no_grad():
+        assert module(leaf) is leaf
+
+
+@pytest.mark.parametrize("function", [leaky_relu, relu])
+def test_second_backward_stops_at_an_inplace_activation(function: Callable[..., Tensor]) -> None:
+    x = torch.randn(10_000, requires_grad=True)
+    hidden = x * 2
+    output = function(hidden, inplace=True)
+    seed = torch.tensor(1.0, requires_grad=True)
+    (first,) = torch.autograd.grad(output.sum(), x, seed, create_graph=True)
+    assert torch.autograd.grad(first.sum(), x, allow_unused=True) == (None,)
+    output.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_inplace_under_gradcheck_vmap_and_compile() -> None:
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    for function in (leaky_relu, relu):
+        composed = lambda t, function=function: function(t * 2, inplace=True)  # noqa: E731
+        with gan_fast.use_backend("cpu"):
+            assert torch.autograd.gradcheck(composed, (x,))
+            assert torch.autograd.gradgradcheck(composed, (x,))
+        torch.testing.assert_close(torch.func.vmap(composed)(x), function(x * 2))
+        compiled = torch.compile(composed, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), function(x * 2))
+
+
+def test_inplace_is_refused_on_triton() -> None:
+    with gan_fast.use_backend("triton"), pytest.raises(RuntimeError, match="leaky_relu: expected inplace False for"):
+        leaky_relu(torch.randn(3), inplace=True)
 
 
 def test_bad_input() -> None:
