@@ -27,7 +27,7 @@ from torch import Tensor
 
 from gan_fast import backends, extension, layout
 from gan_fast.ops import activations, checks, dispatch
-from gan_fast.ops.leaky_relu import BackwardBySigns, ReLUBackward, flat, sign_kernels
+from gan_fast.ops.leaky_relu import BackwardBySigns, ReLUBackward, detach_unless_needed, sign_kernels
 
 # Below this many multiplications what Python spends on more calls counts.
 _LEAST_WORK = 4_000_000
@@ -114,7 +114,7 @@ class Epilogue(NamedTuple):
         if self.activation == "sigmoid":
             return torch.ops.aten.sigmoid_backward(grad_output, kept)
         if self.activation == "relu":
-            grad: Tensor = ReLUBackward.apply(grad_output, flat(kept, grad_output), None)
+            grad: Tensor = ReLUBackward.apply(grad_output, detach_unless_needed(kept, grad_output), None)
         else:
             by = sign_kernels(kept.device.type, kernels is not None)
             grad = BackwardBySigns.apply(grad_output, kept, strides, float(self.negative_slope), by)

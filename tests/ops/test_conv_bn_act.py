@@ -201,7 +201,7 @@ def test_what_a_recipe_needs_must_not_change() -> None:
     hidden = ops.batch_norm_act(raw, None, None, gamma, beta, training=True)
     output = ops.conv_transpose2d(hidden, weights[1], None, 2, 1)
     raw.detach().add_(1)
-    with pytest.raises(RuntimeError, match=r"modified by an inplace operation.*is input 0 of what computes"):
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation.*is input 0 of a recomputed"):
         torch.autograd.grad(output.sum(), weights[1])
 
 
@@ -379,7 +379,7 @@ BAD_INPUTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("conv2d_bn_act", {"training": False}, ValueError,
      "expected running_mean and running_var tensors when training is False, got None"),
     ("conv2d_bn_act", {"input": torch.ones(1, 3, 3, 3)}, ValueError,
-     "expected input more than 1 value per channel when training, got (1, 4, 1, 1)"),
+     "expected input with more than 1 value per channel when training, got shape (1, 4, 1, 1)"),
     ("conv2d_bn_act", {"weight": torch.ones(4)}, ValueError, "expected weight dimensions 4, got shape (4,)"),
     ("conv2d_bn_act", {"momentum": None}, TypeError, "expected momentum type float, got NoneType"),
     ("conv2d_bn_act", {"eps": "x"}, TypeError, "expected eps type float, got str"),

@@ -90,11 +90,11 @@ BAD_INPUTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"input": 1}, TypeError, "expected input type Tensor, got int"),
     ({"input": torch.ones(2, 3)}, ValueError, "expected input dimensions at least 3 (N, C, ...), got shape (2, 3)"),
     ({"input": torch.ones(2, 3, 1, 1)}, ValueError,
-     "expected input more than 1 value per channel and sample, got (2, 3, 1, 1)"),
+     "expected input with more than 1 value per channel and sample, got shape (2, 3, 1, 1)"),
     ({"weight": torch.ones(4)}, ValueError, "expected weight shape (3,), got (4,)"),
     ({"use_input_stats": False}, ValueError,
      "expected running_mean and running_var tensors when use_input_stats is False, got None"),
-    ({"eps": 0.0}, ValueError, "expected eps above 0 when use_input_stats, got 0.0"),
+    ({"eps": 0.0}, ValueError, "expected eps a positive number when use_input_stats, got 0.0"),
     ({"activation": "gelu"}, ValueError,
      "expected activation one of identity, relu, leaky_relu, tanh, sigmoid, got 'gelu'"),
 ]  # fmt: skip

@@ -72,6 +72,6 @@ def test_subclasses_are_refused_where_triton_was_asked_for() -> None:
     x = torch.randn(2, 4, 5, 5, device=DEVICE).as_subclass(Named)
     for op in ("batch_norm_act", "conv2d", "leaky_relu"):
         OPS[op](x)
-        refused = pytest.raises(RuntimeError, match="expected for backend triton input type Tensor, got Named")
+        refused = pytest.raises(RuntimeError, match="expected input type Tensor for backend triton, got Named")
         with gan_fast.use_backend("triton"), refused:
             OPS[op](x)
