@@ -39,7 +39,7 @@ _native = SimpleNamespace(
 
 
 def _kernels(input: Tensor) -> Any:
-    """Return the functions of Triton or of the C++ extension; both have the same names and signatures."""
+    """Return the functions of Triton or of the compiled extension; both have the same names and signatures."""
     return backends.triton_kernels(OP, input) or _native
 
 

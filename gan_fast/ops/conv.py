@@ -434,7 +434,7 @@ def _convolve_on_requested(
     kernels = backends.triton_kernels("conv2d", input)
     unsupported = kernels and kernels.refuses(input, geometry.dilation, geometry.transposed, geometry.groups)
     if unsupported:
-        raise RuntimeError(f"{op}: expected for backend triton {unsupported}")
+        raise RuntimeError(f"{op}: expected {unsupported} (backend triton)")
     return _apply(input, weight, bias, geometry, kernels, epilogue, norm)
 
 

@@ -1,4 +1,4 @@
-"""Connect the ops of the C++ extension to autograd and to PyTorch's dispatcher.
+"""Connect the ops of the compiled extension to autograd and to PyTorch's dispatcher.
 
 A differentiable op has one ``autograd.Function``, used in two ways. The public function applies it directly, which is
 fastest in eager mode. The Function is also registered for the op's Autograd dispatch key, so that a direct call of
@@ -33,7 +33,7 @@ def kernel(op: str) -> Callable[..., Any]:
     if not extension.available():
 
         def missing(*args: Any, **kwargs: Any) -> Any:
-            raise RuntimeError(f"{op}: expected the C++ extension to be available, got: {extension.load_error}")
+            raise RuntimeError(f"{op}: expected the compiled extension to be available, got: {extension.load_error}")
 
         return missing
     overload = getattr(torch.ops.gan_fast, op).default

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from derivatives import strides
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -365,9 +366,20 @@ def test_bad_input(
     arguments: dict[str, Any] = {
         "input": torch.ones(2, 3, 4), "running_mean": torch.zeros(3), "running_var": torch.ones(3),
     }  # fmt: skip
+    arguments |= change
     with gan_fast.use_backend(backend), pytest.raises(error) as caught:
-        batch_norm_act(**{**arguments, **change})
+        batch_norm_act(**arguments)
     assert str(caught.value) == f"batch_norm_act: {message}"
+    # Code around a replaced torch function must catch the error as before.
+    arguments.pop("activation", None)
+    torch_error: Exception = caught.value
+    try:
+        F.batch_norm(**arguments)
+    except NotImplementedError:
+        torch_error = RuntimeError()
+    except (TypeError, ValueError, RuntimeError) as raised:
+        torch_error = raised
+    assert isinstance(caught.value, type(torch_error))
 
 
 def test_raw_ops_reject_shapes_that_would_read_out_of_bounds() -> None:
