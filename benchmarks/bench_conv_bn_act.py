@@ -99,12 +99,12 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], tuple[
         (BATCH_SIZE, 64, 32, 32),
     ),
     "last layer of G, transposed 4x4/2 64 -> 3 channels, tanh": (
-        lambda: fused.ConvTransposeAct2d(64, 3, 4, 2, 1, bias=False),
+        lambda: fused.ConvTransposeAct2d(64, 3, 4, 2, 1, bias=False, activation="tanh"),
         lambda: nn.Sequential(nn.ConvTranspose2d(64, 3, 4, 2, 1, bias=False), nn.Tanh()),
         (BATCH_SIZE, 64, 32, 32),
     ),
     "instance norm and relu, 64 channels": (
-        lambda: fused.InstanceNormAct2d(64, affine=True),
+        lambda: fused.InstanceNormAct2d(64, affine=True, activation="relu"),
         lambda: nn.Sequential(nn.InstanceNorm2d(64, affine=True), nn.ReLU(True)),
         (8, 64, 64, 64),
     ),

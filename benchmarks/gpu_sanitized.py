@@ -70,7 +70,7 @@ def triton_cases(device: torch.device) -> Iterator[tuple[str, Callable[[], Tenso
     for dtype in DTYPES:
         for shape in SHAPES:
             x, y = leaf(*shape, dtype=dtype), leaf(*shape, dtype=dtype)
-            yield "instance_norm_act", lambda x=x: ops.instance_norm_act(x)
+            yield "instance_norm_act", lambda x=x: ops.instance_norm_act(x, activation="relu")
             yield "interpolate", lambda x=x, y=y: ops.interpolate_samples(x, y)
             yield "perturb", lambda x=x: ops.perturb(x)
             yield "add_noise", lambda x=x: ops.add_noise(x, 0.1)

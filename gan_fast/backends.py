@@ -321,7 +321,7 @@ def triton_kernels(op: str, input: torch.Tensor) -> ModuleType | None:
     name = requested()
     if type(input) not in _PLAIN:
         if name == "triton" and not isinstance(input, FakeTensor):
-            raise RuntimeError(f"{op}: expected for backend triton input type Tensor, got {type(input).__name__}")
+            raise RuntimeError(f"{op}: expected input type Tensor for backend triton, got {type(input).__name__}")
         return None
     if name == "auto" and not input.is_cpu:
         return triton_module(op) if _default_backend(op, input.device.type, input.dtype) == "triton" else None

@@ -12,6 +12,8 @@ OBJECTIVES = (
 PENALTIES = ("gradient_penalty", "dragan", "r1", "r2")
 REGULARIZERS = ("spectral_norm", "weight_clipping", "feature_matching", "instance_noise")
 IMAGE_SIZES = (16, 32, 64, 128)
+# An activation's position is its code in the kernels: csrc/common/activation.h lists them in this order.
+ACTIVATIONS = ("identity", "relu", "leaky_relu", "tanh", "sigmoid")
 
 
 def parse_penalties(text: str) -> tuple[str, ...]:

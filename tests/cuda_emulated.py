@@ -16,12 +16,12 @@ from samples import LOSS_KINDS, LOSS_RELATIONS
 from torch import Tensor
 
 from gan_fast import backends, extension, layout
+from gan_fast.choices import ACTIVATIONS
 from gan_fast.ops import dispatch
+from gan_fast.ops.checks import FLOATING as DTYPES
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(__file__).parent / "cuda" / "emulated.cpp"
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-ACTIVATIONS = ("identity", "relu", "leaky_relu", "tanh", "sigmoid")
 
 
 def build(folder: Path) -> ctypes.CDLL:

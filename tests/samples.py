@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-ACTIVATIONS = ("identity", "relu", "leaky_relu", "tanh", "sigmoid")
+from gan_fast.choices import ACTIVATIONS
+from gan_fast.ops import checks
+
+DTYPES = checks.FLOATING
 
 
 def _gaps(t: Tensor) -> Tensor:

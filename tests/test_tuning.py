@@ -318,14 +318,14 @@ def test_every_op_runs_on_what_was_quickest(op: str, quickest: str, monkeypatch:
     x = torch.randn(3, 4, 5, 5, requires_grad=True)
     call = {
         "batch_norm_act": lambda: ops.batch_norm_act(x, None, None, training=True),
-        "instance_norm_act": lambda: ops.instance_norm_act(x),
+        "instance_norm_act": lambda: ops.instance_norm_act(x, activation="relu"),
         "minimax_g_loss": lambda: ops.minimax_g_loss(x.to(torch.bfloat16)),
         "minimax_d_loss": lambda: ops.minimax_d_loss(x.to(torch.bfloat16), x.to(torch.bfloat16)),
         "sample_norm_penalty": lambda: ops.sample_norm_penalty(x)[0],
     }[op]
     if "loss" in op:
         # The short way of plain CPU tensors is no GPU's.
-        monkeypatch.setattr("gan_fast.ops.dispatch.plain", lambda *_: False)
+        monkeypatch.setattr("gan_fast.ops.dispatch.is_plain_cpu", lambda *_: False)
     output = call()
     assert len(asked) == 3
     assert set(backends._fastest.values()) == {quickest}

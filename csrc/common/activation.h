@@ -7,7 +7,7 @@ namespace gan_fast {
 
 enum class Activation { identity, relu, leaky_relu, tanh, sigmoid };
 
-// gan_fast/ops/activation.py has the same names and checks them first.
+// gan_fast/choices.py has the same names and checks them first.
 inline bool parse_activation(std::string_view name, Activation* activation) {
   constexpr std::string_view names[] = {"identity", "relu", "leaky_relu", "tanh", "sigmoid"};
   for (int i = 0; i < 5; ++i) {

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from gan_fast.nn import deferred
 from gan_fast.nn.module_state import running_statistics, weight_and_bias
 from gan_fast.nn.names import Named
-from gan_fast.ops import activation as activations
-from gan_fast.ops import checks
+from gan_fast.ops import activations, checks
 from gan_fast.ops.batch_norm_act import OP, norm
 from gan_fast.ops.conv_bn_act import fold, may_fold
 

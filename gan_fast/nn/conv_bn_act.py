@@ -12,7 +12,7 @@ from gan_fast.nn.batch_norm_act import BatchNormAct1d, BatchNormAct2d, BatchNorm
 from gan_fast.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, with_norm
 from gan_fast.nn.module_state import has_hooks, weight_and_bias
 from gan_fast.nn.names import Named
-from gan_fast.ops import activation as activations
+from gan_fast.ops import activations
 from gan_fast.ops.conv_kernels import Epilogue
 
 Size = int | tuple[int, ...]
@@ -120,7 +120,7 @@ class _ConvTransposeAct(_ConvAct):
         device: Device = None,
         dtype: torch.dtype | None = None,
         *,
-        activation: str = "tanh",
+        activation: str = "leaky_relu",
         negative_slope: float = 0.01,
         memory_format: torch.memory_format | None = None,
     ) -> None:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from gan_fast.ops import activation as activations
+from gan_fast.ops import activations
 
 # How a value is computed, with what comes behind it: (activation, its slope, whether running statistics move).
 Compute = Callable[..., Tensor]

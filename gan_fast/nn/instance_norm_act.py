@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from gan_fast.nn import deferred
 from gan_fast.nn.names import Named
-from gan_fast.ops import activation as activations
-from gan_fast.ops import checks
+from gan_fast.ops import activations, checks
 from gan_fast.ops.instance_norm_act import instance_norm_act
 
 
@@ -32,7 +31,7 @@ class _InstanceNormAct(Named, nn.modules.instancenorm._InstanceNorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        activation: str = "relu",
+        activation: str = "leaky_relu",
         negative_slope: float = 0.01,
     ) -> None:
         activations.check(self._get_name(), activation, negative_slope)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# What kernels get for an activation's name.
-CODES = {"identity": 0, "relu": 1, "leaky_relu": 2, "tanh": 3, "sigmoid": 4}
+from gan_fast.choices import ACTIVATIONS
+
+# The integer that kernels take for an activation.
+CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 # Those with a second derivative.
 CURVED = ("tanh", "sigmoid")
 

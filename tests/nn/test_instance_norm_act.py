@@ -42,7 +42,7 @@ def test_is_instance_norm_with_an_activation(ours: Any, theirs: Any, shape: tupl
 
 
 def test_copies_and_prints() -> None:
-    norm = InstanceNormAct2d(4, affine=True)
+    norm = InstanceNormAct2d(4, affine=True, activation="relu")
     x = torch.randn(3, 4, 2, 2)
     for other in (copy.deepcopy(norm), pickle.loads(pickle.dumps(norm))):
         torch.testing.assert_close(other(x), norm(x))

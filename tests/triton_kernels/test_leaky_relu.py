@@ -17,10 +17,10 @@ from triton_device import DEVICE, interpreted
 import gan_fast
 from gan_fast import backends
 from gan_fast.ops import conv2d_act, leaky_relu
+from gan_fast.triton_kernels import DTYPES
 
 pytestmark = interpreted
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Values of a tile: eight rows of 512 or, of half types, 1024.
 TILE = 8192
 

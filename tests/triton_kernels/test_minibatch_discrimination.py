@@ -11,6 +11,7 @@ from triton_device import DEVICE, interpreted
 import gan_fast
 from gan_fast import ops
 from gan_fast.ops.minibatch_discrimination import MinibatchDiscrimination, reference
+from gan_fast.triton_kernels import DTYPES
 
 pytestmark = interpreted
 
@@ -20,7 +21,7 @@ TILES = [DiscriminationSample((66, 1, 2)), DiscriminationSample((17, 1, 18))]
 SAMPLES = [s for s in DISCRIMINATION_SAMPLES if s.small and s.layout in ("contiguous", "expanded") and s.shape[1] <= 4]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sample", [*SAMPLES, *TILES], ids=str)
 def test_equals_the_reference_to_second_order(sample: DiscriminationSample, dtype: torch.dtype) -> None:
     arguments = {name: t.to(DEVICE).detach().requires_grad_() for name, t in sample.make(dtype).items()}

@@ -15,10 +15,10 @@ from triton_device import DEVICE, interpreted
 import gan_fast
 from gan_fast import backends
 from gan_fast.ops import sample_norm_penalty
+from gan_fast.triton_kernels import DTYPES
 
 pytestmark = interpreted
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Values of a tile, and the most programs that sum squares: samples of more tiles than that share one.
 TILE, PROGRAMS = 1024, 528
 SAMPLES = [

@@ -20,7 +20,7 @@ OPS: dict[str, Callable[[Tensor], Tensor]] = {
     "batch_norm_act": lambda x: ops.batch_norm_act(x, None, None, training=True, activation="tanh"),
     "conv2d": lambda x: ops.conv2d(x, torch.linspace(-1, 1, 3 * 4 * 9, device=x.device).view(3, 4, 3, 3)),
     "conv_transpose2d_act": lambda x: ops.conv_transpose2d_act(
-        x, torch.linspace(-1, 1, 3 * 4 * 9, device=x.device).view(4, 3, 3, 3)
+        x, torch.linspace(-1, 1, 3 * 4 * 9, device=x.device).view(4, 3, 3, 3), activation="tanh"
     ),
     "leaky_relu": lambda x: ops.leaky_relu(x, 0.2),
     "minibatch_discrimination": lambda x: ops.minibatch_discrimination(
@@ -72,6 +72,6 @@ def test_subclasses_are_refused_where_triton_was_asked_for() -> None:
     x = torch.randn(2, 4, 5, 5, device=DEVICE).as_subclass(Named)
     for op in ("batch_norm_act", "conv2d", "leaky_relu"):
         OPS[op](x)
-        refused = pytest.raises(RuntimeError, match="expected for backend triton input type Tensor, got Named")
+        refused = pytest.raises(RuntimeError, match="expected input type Tensor for backend triton, got Named")
         with gan_fast.use_backend("triton"), refused:
             OPS[op](x)
