@@ -14,6 +14,19 @@ REGULARIZERS = ("spectral_norm", "weight_clipping", "feature_matching", "instanc
 IMAGE_SIZES = (16, 32, 64, 128)
 
 
+def check_paired_target(owner: str, argument: str, value: float, real_argument: str) -> None:
+    """Check that a loss of logit pairs gets no target for generated images.
+
+    Raises:
+        ValueError: ``value`` is not 0.
+    """
+    if value != 0:
+        raise ValueError(
+            f"{owner}: expected {argument} 0 for a loss of logit pairs, got {value!r}; "
+            f"a pair has only one target, {real_argument}"
+        )
+
+
 def parse_penalties(text: str) -> tuple[str, ...]:
     """Return the names in "none", "r1", "r1+r2", ...
 

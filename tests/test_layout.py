@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tuning": {"version", "capture"},
     "backends": {"extension", "triton_kernels", "tuning", "version"},
     "triton_kernels": {"layout"},
-    "ops": {"backends", "extension", "fp32_precision", "layout"},
+    "ops": {"backends", "choices", "extension", "fp32_precision", "layout"},
     "nn": {"backends", "ops", "layout"},
     "self_check": {"backends", "fp32_precision", "ops"},
     "models": {"choices", "nn", "ops"},
