@@ -67,7 +67,8 @@ def _kernels(logits: Tensor) -> Any:
     return backends.triton_kernels("minimax_d_loss", logits) or _native
 
 
-def _reduce(values: Tensor, reduction: str) -> Tensor:
+def reduce(values: Tensor, reduction: str) -> Tensor:
+    """Return the mean, the sum or the values themselves."""
     return values if reduction == "none" else values.sum() if reduction == "sum" else values.mean()
 
 
@@ -84,8 +85,8 @@ _PHI: dict[str, Callable[[Tensor, float, str], Tensor]] = {
     "minimax": lambda u, target, reduction: F.binary_cross_entropy_with_logits(
         u, torch.full_like(u, target), reduction=reduction
     ),
-    "hinge": lambda u, target, reduction: _reduce(_hinge(u, target), reduction),
-    "wasserstein": lambda u, target, reduction: (1 - 2 * target) * _reduce(u, reduction),
+    "hinge": lambda u, target, reduction: reduce(_hinge(u, target), reduction),
+    "wasserstein": lambda u, target, reduction: (1 - 2 * target) * reduce(u, reduction),
     "least_squares": lambda u, target, reduction: F.mse_loss(u, torch.full_like(u, target), reduction=reduction) / 2,
 }
 

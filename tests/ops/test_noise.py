@@ -87,7 +87,7 @@ def test_interpolate_lies_between(backend: str) -> None:
 
 
 def test_interpolate_is_exactly_real_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(noise, "_per_sample", lambda like, _: torch.zeros(like.size(0), 1))
+    monkeypatch.setattr(noise, "_uniform_per_sample", lambda like, _: torch.zeros(like.size(0), 1))
     real, fake = torch.randn(4, 50) * 1e-3, torch.randn(4, 50) * 1e3
     assert torch.equal(ops.interpolate_samples(real, fake), real)
 
