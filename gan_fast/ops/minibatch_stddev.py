@@ -32,8 +32,8 @@ def minibatch_stddev(input: Tensor, group_size: int | None = 4, num_channels: in
     """Append to each sample the standard deviation within its group of samples.
 
     With G = min(group_size, N), samples n, n + N / G, n + 2 N / G, ... form a group, as in
-    ``input.view(G, N / G, num_channels, C / num_channels, *spatial)``. With s = sqrt(var + eps) over the group, the k-th
-    appended channel is the mean of s over the k-th of ``num_channels`` equal ranges of channels and over all positions.
+    ``input.view(G, N / G, num_channels, C / num_channels, *spatial)``. With s = sqrt(var + eps) over the group, the
+    k-th appended channel is the mean of s over the k-th of ``num_channels`` equal ranges of channels and all positions.
 
     Args:
         input: (N, C, *spatial) with any number of spatial dimensions, float64, float32, bfloat16 or float16, any
