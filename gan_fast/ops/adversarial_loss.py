@@ -152,13 +152,13 @@ def _means(logits: Tensor, other_logits: Tensor | None, kind: str, relativistic:
 
 
 def _save(
-    ctx: Any, logits: Tensor, other_logits: Tensor | None, options: _Options, wanted: tuple[bool, ...], kernels: Any
+    ctx: Any, logits: Tensor, other_logits: Tensor | None, options: _Options, needed: tuple[bool, ...], kernels: Any
 ) -> None:
-    """Save for :func:`_grads` what the wanted gradients are computed from."""
-    by_logits, by_other = wanted
+    """Save for :func:`_grads` what the needed gradients are computed from."""
+    logits_needed, other_needed = needed
     if options[-1] != "none":  # each gradient depends on both batches
-        by_logits = by_other = by_logits or by_other
-    ctx.save_for_backward(logits if by_logits else None, other_logits if by_other else None)
+        logits_needed = other_needed = logits_needed or other_needed
+    ctx.save_for_backward(logits if logits_needed else None, other_logits if other_needed else None)
     ctx.options, ctx.kernels = options, kernels
     ctx.set_materialize_grads(False)
 
@@ -168,7 +168,7 @@ def _grads(ctx: Any, grad_loss: Tensor, unit_grads: Sequence[Tensor | None] | No
 
     ``unit_grads`` are the gradients for ``grad_loss`` = 1, if the forward kernel wrote them.
     """
-    # Read even if unused: torch then reports logits that were modified in place and a graph that was freed.
+    # Read even if unused: torch then reports logits that were modified in place and a freed graph.
     logits, other_logits = ctx.saved_tensors
     if (
         unit_grads is not None
@@ -205,9 +205,9 @@ class DispatchedAdversarialLoss(torch.autograd.Function):
         relativistic: str,
         *wanted: bool,
     ) -> tuple[Tensor | None, ...]:
-        by_logits, _, by_other, *_ = ctx.needs_input_grad
+        logits_needed, _, other_needed, *_ = ctx.needs_input_grad
         options, kernels = (target, other_target, scale, kind, relativistic), _kernels(logits)
-        _save(ctx, logits, other_logits, options, (by_logits, by_other), kernels)
+        _save(ctx, logits, other_logits, options, (logits_needed, other_needed), kernels)
         arguments = (logits, target, other_logits, other_target, scale, kind, relativistic, *wanted)
         loss, *others = kernels.forward(*arguments)
         ctx.mark_non_differentiable(*(t for t in others if t is not None))
@@ -215,9 +215,9 @@ class DispatchedAdversarialLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        by_logits, _, by_other, *others = ctx.needs_input_grad
+        logits_needed, _, other_needed, *others = ctx.needs_input_grad
         grad, other_grad = (None, None) if grad_loss is None else _grads(ctx, grad_loss, None)
-        return grad if by_logits else None, None, other_grad if by_other else None, *(None for _ in others)
+        return grad if logits_needed else None, None, other_grad if other_needed else None, *(None for _ in others)
 
 
 class AdversarialLoss(torch.autograd.Function):
@@ -232,13 +232,22 @@ class AdversarialLoss(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, other_logits: Tensor | None, options: _Options, means_wanted: bool
     ) -> Tensor | tuple[Tensor, Tensor]:
-        by_logits, by_other, *_ = wanted = ctx.needs_input_grad
+        logits_needed, other_needed, *_ = needed = ctx.needs_input_grad
         target, other_target, scale, kind, relativistic = options
         loss, means, *ctx.unit_grads = _forward_on_cpu(
-            logits, target, other_logits, other_target, scale, kind, relativistic, means_wanted, by_logits, by_other
+            logits,
+            target,
+            other_logits,
+            other_target,
+            scale,
+            kind,
+            relativistic,
+            means_wanted,
+            logits_needed,
+            other_needed,
         )
-        if by_logits or by_other:
-            _save(ctx, logits, other_logits, options, wanted[:2], _native)
+        if logits_needed or other_needed:
+            _save(ctx, logits, other_logits, options, needed[:2], _native)
         if means is None:
             return loss
         ctx.mark_non_differentiable(means)
@@ -251,8 +260,8 @@ class AdversarialLoss(torch.autograd.Function):
         # Returned only once: the receiver may modify them in place.
         unit_grads, ctx.unit_grads = ctx.unit_grads, None
         grad, other_grad = _grads(ctx, grad_loss, unit_grads)
-        by_logits, by_other, *_ = ctx.needs_input_grad
-        return grad if by_logits else None, other_grad if by_other else None, None, None
+        logits_needed, other_needed, *_ = ctx.needs_input_grad
+        return grad if logits_needed else None, other_grad if other_needed else None, None, None
 
 
 _apply = dispatch.fast_apply(AdversarialLoss)
@@ -292,8 +301,8 @@ class AdversarialLossBackward(torch.autograd.Function):
             return reference_loss(logits.double(), target, other, *options).to(grad_loss.dtype)
 
         inputs = (logits, other_logits)
-        by_grad_loss, *by_logits = dispatch.differentiate_reference(in_double, inputs, grad_loss, cotangents)
-        return by_grad_loss, by_logits[0], None, by_logits[1], *(None,) * 5
+        grad_grad_loss, *grad_logits = dispatch.differentiate_reference(in_double, inputs, grad_loss, cotangents)
+        return grad_grad_loss, grad_logits[0], None, grad_logits[1], *(None,) * 5
 
 
 def _forward_fake(
@@ -343,7 +352,7 @@ def _loss(
     """Return the loss and, if wanted, the means."""
     targets = (target, other_target)
     if kind == "least_squares" and relativistic != "none" and all(isinstance(t, (int, float)) for t in targets):
-        # A difference of logits is to be 1 or -1 where a logit is to be 1 or 0.
+        # A difference of two logits has the targets 1 and -1 where a single logit has 1 and 0.
         targets = (2 * target - 1, 2 * other_target - 1)
     # The kernel checks the tensors too, and for a few hundred logits `_check` would take as long as the kernel. What
     # the kernel rejects is then either computed on the general path below or named as an error there.

@@ -67,7 +67,7 @@ def minibatch_stddev(input: Tensor, group_size: int | None = 4, num_channels: in
         raise ValueError(f"{OP}: expected eps above 0, got {eps!r}")
     n, c, *space = input.shape
     group = n if group_size is None else min(group_size, n)
-    # For an empty batch too, so that it can be divided by.
+    # At least 1, to divide by in the case of an empty batch.
     group = max(group, 1)
     if n % group:
         raise ValueError(f"{OP}: expected input batch divisible by group_size {group}, got {n}")
@@ -77,7 +77,7 @@ def minibatch_stddev(input: Tensor, group_size: int | None = 4, num_channels: in
     x = x.reshape(group, n // group, num_channels, c // num_channels, *space)
     deviation = ((x - x.mean(0)).square().mean(0) + eps).sqrt()
     means = deviation.flatten(2).mean(2).to(input.dtype).repeat(group, 1)
-    # What cat writes has the format of its inputs where they agree: broadcast values must be told it.
+    # cat keeps a memory format only if all its inputs have it, so the expanded channels are converted too.
     channels = means.reshape(n, num_channels, *(1 for _ in space)).expand(n, num_channels, *space)
     memory_format = layout.suggest_memory_format(input)
     return torch.cat([input, channels.contiguous(memory_format=memory_format)], 1)

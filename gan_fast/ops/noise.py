@@ -105,11 +105,11 @@ class Interpolate(torch.autograd.Function):
         (u,) = ctx.saved_tensors
         if grad_output is None:
             return (None,) * 4
-        by_real, by_fake = (
-            (grad_output * share).to(grad_output.dtype) if wanted else None
-            for share, wanted in zip((1 - u, u), ctx.needs_input_grad)
+        grad_real, grad_fake = (
+            (grad_output * weight).to(grad_output.dtype) if needed else None
+            for weight, needed in zip((1 - u, u), ctx.needs_input_grad)
         )
-        return by_real, by_fake, None, None
+        return grad_real, grad_fake, None, None
 
 
 def interpolate_samples(real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None) -> Tensor:

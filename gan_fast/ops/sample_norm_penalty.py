@@ -79,14 +79,14 @@ class SampleNormPenalty(torch.autograd.Function):
         input, coefficients, norms = ctx.saved_tensors
         center, scale = ctx.options
         arguments = (grad_penalty, input, norms, coefficients, center, scale)
-        wanted = dispatch.grads_needed(ctx, 2)
+        needed = dispatch.grads_needed(ctx, 2)
         if dispatch.records_graph(f"{OP}_backward", grad_penalty):
-            by_input, by_coefficients = SampleNormPenaltyBackward.apply(*arguments, *wanted, ctx.kernels)
+            grad_input, grad_coefficients = SampleNormPenaltyBackward.apply(*arguments, *needed, ctx.kernels)
         else:
             # A batch of gradients must pass the dispatcher, which splits it.
             batched = torch._C._functorch.is_legacy_batchedtensor(grad_penalty)
-            by_input, by_coefficients = _gradients(_native if batched else ctx.kernels, *arguments, *wanted)
-        return by_input, by_coefficients, None, None
+            grad_input, grad_coefficients = _gradients(_native if batched else ctx.kernels, *arguments, *needed)
+        return grad_input, grad_coefficients, None, None
 
 
 def _gradients(
@@ -97,18 +97,18 @@ def _gradients(
     coefficients: Tensor | None,
     center: float,
     scale: float,
-    input_wanted: bool,
-    coefficients_wanted: bool,
+    input_needed: bool,
+    coefficients_needed: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    by_input: Tensor | None = None
-    by_coefficients: Tensor | None = None
-    if input_wanted:
-        by_input = kernels.backward(grad_penalty, input, norms, coefficients, center, scale)
-    if coefficients_wanted:
+    grad_input: Tensor | None = None
+    grad_coefficients: Tensor | None = None
+    if input_needed:
+        grad_input = kernels.backward(grad_penalty, input, norms, coefficients, center, scale)
+    if coefficients_needed:
         # Only N numbers, so ATen in float64 is fast enough.
         unit = (norms.double() - center).square() * (scale / max(input.size(0), 1))
-        by_coefficients = (grad_penalty.double() * unit).to(norms.dtype)
-    return by_input, by_coefficients
+        grad_coefficients = (grad_penalty.double() * unit).to(norms.dtype)
+    return grad_input, grad_coefficients
 
 
 class SampleNormPenaltyBackward(torch.autograd.Function):
@@ -123,8 +123,8 @@ class SampleNormPenaltyBackward(torch.autograd.Function):
         coefficients: Tensor | None,
         center: float,
         scale: float,
-        input_wanted: bool,
-        coefficients_wanted: bool,
+        input_needed: bool,
+        coefficients_needed: bool,
         kernels: Any,
     ) -> tuple[Tensor | None, Tensor | None]:
         if ctx.needs_input_grad[2]:
@@ -133,7 +133,7 @@ class SampleNormPenaltyBackward(torch.autograd.Function):
         ctx.options = (center, scale)
         ctx.set_materialize_grads(False)
         return _gradients(
-            kernels, grad_penalty, input, norms, coefficients, center, scale, input_wanted, coefficients_wanted
+            kernels, grad_penalty, input, norms, coefficients, center, scale, input_needed, coefficients_needed
         )
 
     @staticmethod
@@ -147,11 +147,11 @@ class SampleNormPenaltyBackward(torch.autograd.Function):
 
         # Requires a gradient even if input does not: the gradient of grad_penalty is computed through it.
         leaf = input if input.requires_grad else input.detach().requires_grad_()
-        by_grad, by_input, by_coefficients = dispatch.differentiate_reference(
+        grad_grad_penalty, grad_input, grad_coefficients = dispatch.differentiate_reference(
             penalty, (leaf, coefficients), grad_penalty, cotangents
         )
-        by_input = by_input if ctx.needs_input_grad[1] else None
-        return by_grad, by_input, None, by_coefficients, *(None,) * 5
+        grad_input = grad_input if ctx.needs_input_grad[1] else None
+        return grad_grad_penalty, grad_input, None, grad_coefficients, *(None,) * 5
 
 
 def _backward(grad_penalty: Tensor, input: Tensor, *others: Any) -> Tensor:

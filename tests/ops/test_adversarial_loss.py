@@ -180,7 +180,7 @@ def test_sum_of_no_logits_is_zero() -> None:
 
 
 @pytest.mark.parametrize("sample", EACH, ids=str)
-def test_third_derivative(sample: LossSample) -> None:
+def test_third_derivative_equals_reference(sample: LossSample) -> None:
     def third(backend: str) -> Tensor:
         real, fake = sample.make(torch.float64)
         with gan_fast.use_backend(backend):
@@ -224,7 +224,7 @@ def test_compiles_without_graph_breaks(sample: LossSample) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e4, -1e4, 1e-40])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("which", EACH, ids=lambda s: f"{s.kind}-{s.relativistic}")
-def test_special_values(which: LossSample, dtype: torch.dtype, value: float) -> None:
+def test_nan_infinite_and_extreme_values_equal_eager(which: LossSample, dtype: torch.dtype, value: float) -> None:
     sample = LossSample((9,), (9,), kind=which.kind, relativistic=which.relativistic)
     logits = sample.make(dtype, requires_grad=False)
     # In both batches at the same index, and in each batch next to a plain value of the other.
@@ -288,22 +288,22 @@ def test_mean_of_no_logits_is_nan() -> None:
 def test_relativistic_gradient_of_one_batch_alone(sample: LossSample) -> None:
     logits = sample.make(torch.float32)
     both = torch.autograd.grad(losses_of(sample)["d"](*logits), logits)
-    for wanted, want in enumerate(both):
-        leaves = [t.detach().requires_grad_(i == wanted) for i, t in enumerate(logits)]
+    for index, want in enumerate(both):
+        leaves = [t.detach().requires_grad_(i == index) for i, t in enumerate(logits)]
         for factor in (1, 2):
-            (grad,) = torch.autograd.grad(factor * losses_of(sample)["d"](*leaves), leaves[wanted])
+            (grad,) = torch.autograd.grad(factor * losses_of(sample)["d"](*leaves), leaves[index])
             torch.testing.assert_close(grad, factor * want)
 
 
 def test_gradient_is_none_where_not_required() -> None:
-    for wanted in (0, 1):
+    for index in (0, 1):
         logits = LossSample((4,), (5,)).make(torch.float32, requires_grad=False)
-        logits[wanted].requires_grad_()
+        logits[index].requires_grad_()
         minimax_d_loss(*logits).backward()
         grads = [t.grad for t in logits]
-        assert grads[1 - wanted] is None
-        expected = torch.sigmoid(logits[wanted].detach()) - (1.0 if wanted == 0 else 0.0)
-        torch.testing.assert_close(grads[wanted], expected / expected.numel())
+        assert grads[1 - index] is None
+        expected = torch.sigmoid(logits[index].detach()) - (1.0 if index == 0 else 0.0)
+        torch.testing.assert_close(grads[index], expected / expected.numel())
 
 
 @pytest.mark.parametrize("sample", EACH, ids=str)
@@ -325,7 +325,7 @@ def test_means_are_mean_outputs_and_accuracy(sample: LossSample) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sample", LOSS_SAMPLES, ids=str)
-def test_forward_gradients_equal_the_backward_kernel_s(sample: LossSample, dtype: torch.dtype) -> None:
+def test_forward_gradients_equal_those_of_the_backward_kernel(sample: LossSample, dtype: torch.dtype) -> None:
     """For a loss gradient of 1: bit for bit, and each backward pass returns tensors that may be modified."""
     inputs = sample.make(dtype)
     one = torch.ones((), dtype=dtype)
@@ -508,7 +508,7 @@ def test_registered_ops_reject_invalid_arguments(change: dict[str, Any], message
         torch.ops.gan_fast.adversarial_loss_backward(torch.ones(()), **arguments)
 
 
-def test_lazy_fake_and_wrapped_tensors() -> None:
+def test_lazy_fake_and_wrapped_tensors_are_supported() -> None:
     """Tensors that need more of torch than their memory do not bypass the dispatcher."""
     negated = torch._neg_view(torch.randn(7))  # like x.conj().imag, whose sign is a bit of the tensor
     expected = minimax_g_loss(negated.clone())
@@ -533,7 +533,7 @@ def test_logits_without_gradient_are_not_saved() -> None:
     assert fake.grad is None
 
 
-def test_batched_second_gradients() -> None:
+def test_batched_second_gradients_equal_reference() -> None:
     real, fake = LossSample((3,), (3,)).make(torch.float64)
     for average in (False, True):
 
@@ -553,7 +553,7 @@ def test_batched_gradients_with_create_graph_raise() -> None:
         torch.autograd.grad(loss, logits, torch.ones(2), is_grads_batched=True, create_graph=True)
 
 
-def test_meta_tensors_and_tracing() -> None:
+def test_meta_tensors_and_tracing_are_supported() -> None:
     assert minimax_g_loss(torch.ones(3, device="meta")).shape == ()
     traced = torch.jit.trace(minimax_g_loss, torch.randn(5, requires_grad=True))
     assert torch.equal(traced(torch.ones(5)), minimax_g_loss(torch.ones(5)))

@@ -40,7 +40,7 @@ def test_derivatives_match_finite_differences() -> None:
     assert torch.autograd.gradgradcheck(feature_matching_loss, inputs)
 
 
-def test_reductions() -> None:
+def test_reductions_equal_the_published_formula() -> None:
     real, fake = draw(3, 2, 4), draw(5, 2, 4, seed=1)
     squares = (real.mean(0) - fake.mean(0)).square()
     for reduction, want in (("mean", squares.mean()), ("sum", squares.sum()), ("none", squares)):

@@ -71,7 +71,7 @@ def test_derivatives_of_input_and_weight_match_finite_differences() -> None:
     assert torch.autograd.gradgradcheck(minibatch_discrimination, draw())
 
 
-def test_third_derivative() -> None:
+def test_third_derivative_equals_reference() -> None:
     def third(backend: str) -> Tensor:
         input, weight = draw()
         with gan_fast.use_backend(backend):
@@ -102,7 +102,7 @@ def test_registered_double_backward_rejects_tensors_that_require_grad() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e4, 1e-40])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
-def test_special_values(dtype: torch.dtype, value: float) -> None:
+def test_nan_infinite_and_extreme_values_equal_reference(dtype: torch.dtype, value: float) -> None:
     arguments = DiscriminationSample((5, 3, 2)).make(dtype, requires_grad=False)
     arguments["projected"][2, 1, 0] = value
     arguments["projected"].requires_grad_()
@@ -165,7 +165,7 @@ def test_compiles_without_graph_breaks() -> None:
     torch.testing.assert_close(run(compiled), run(minibatch_discrimination))
 
 
-def test_vmap() -> None:
+def test_vmap_equals_a_loop() -> None:
     input, weight = (t.detach() for t in draw())
     batch = torch.stack([input, 2 * input])
     torch.testing.assert_close(

@@ -169,7 +169,7 @@ def test_generator_determines_the_random_numbers(op: str, backend: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", OPS)
-def test_dtypes(op: str, dtype: torch.dtype, backend: str) -> None:
+def test_output_has_the_dtype_of_the_input(op: str, dtype: torch.dtype, backend: str) -> None:
     if dtype == torch.float64 and backend == "triton":
         with pytest.raises(RuntimeError, match=r"no Triton kernel for torch\.float64"):
             OPS[op](images(dtype=torch.float64))
@@ -188,7 +188,7 @@ def test_dtypes(op: str, dtype: torch.dtype, backend: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(4, 3, 5, 6), (3, 700), (2, 3, 40, 40)], ids=str)
 @pytest.mark.parametrize("op", OPS)
-def test_layouts(op: str, shape: tuple[int, ...], layout: str, backend: str) -> None:
+def test_every_layout_gets_one_number_per_element(op: str, shape: tuple[int, ...], layout: str, backend: str) -> None:
     """Every element gets its own random number; dense images keep their strides."""
     x = LAYOUTS[layout](images(shape).cpu()).to(DEVICE)
     before = x.clone()
@@ -219,7 +219,7 @@ def test_fake_may_have_another_layout(layout: str, backend: str) -> None:
 @pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0), (1,), (5,), (1, 1)], ids=str)
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.filterwarnings("ignore:std")
-def test_edge_shapes(op: str, shape: tuple[int, ...], backend: str) -> None:
+def test_edge_shapes_give_finite_values(op: str, shape: tuple[int, ...], backend: str) -> None:
     x = images(shape)
     output = OPS[op](x)
     assert output.shape == shape
@@ -231,20 +231,20 @@ def test_add_noise_passes_gradients_unchanged(dtype: torch.dtype, backend: str) 
     x = images(dtype=dtype).requires_grad_()
     output = ops.add_noise(x, 0.5)
     grad = images(dtype=dtype).requires_grad_()
-    (by_x,) = torch.autograd.grad(output, x, grad, create_graph=True)
-    assert torch.equal(by_x, grad)
-    (second,) = torch.autograd.grad(by_x.sum(), grad)
+    (grad_x,) = torch.autograd.grad(output, x, grad, create_graph=True)
+    assert torch.equal(grad_x, grad)
+    (second,) = torch.autograd.grad(grad_x.sum(), grad)
     assert torch.equal(second, torch.ones_like(grad))
 
 
-def test_interpolate_samples_gradients(backend: str) -> None:
+def test_interpolate_samples_gradients_equal_the_formula(backend: str) -> None:
     real, fake = images().requires_grad_(), images().requires_grad_()
     u = interpolation_weights(SHAPE[0])[:, :1].reshape(-1, 1, 1, 1)
     output = ops.interpolate_samples(real, fake, generator=generator())
     grad = images().requires_grad_()
-    by_real, by_fake = torch.autograd.grad(output, (real, fake), grad, create_graph=True)
-    torch.testing.assert_close((by_real, by_fake), ((1 - u) * grad, u * grad))
-    (second,) = torch.autograd.grad(by_fake.sum(), grad)
+    grad_real, grad_fake = torch.autograd.grad(output, (real, fake), grad, create_graph=True)
+    torch.testing.assert_close((grad_real, grad_fake), ((1 - u) * grad, u * grad))
+    (second,) = torch.autograd.grad(grad_fake.sum(), grad)
     torch.testing.assert_close(second, u.expand(SHAPE))
     only_fake = ops.interpolate_samples(real.detach(), fake, generator=generator())
     torch.testing.assert_close(torch.autograd.grad(only_fake, fake, grad)[0], u * grad)
@@ -256,7 +256,7 @@ def test_perturb_output_has_no_graph(backend: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_meta_fake_compiled_and_vmapped_tensors(op: str) -> None:
+def test_meta_fake_compiled_and_vmapped_tensors_are_supported(op: str) -> None:
     x = images()
     assert OPS[op](x.to("meta")).shape == SHAPE
     with FakeTensorMode() as mode:

@@ -154,7 +154,7 @@ def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return forward(*args)
 
     def counted_backward(grad: Tensor, input: Any, weight: Any, geometry: Any, wanted: Any, kernels: Any = None) -> Any:
-        calls.extend(name for name, asked in zip(("data", "weight"), wanted) if asked)
+        calls.extend(name for name, needed in zip(("data", "weight"), wanted) if needed)
         return backward(grad, input, weight, geometry, wanted, kernels)
 
     monkeypatch.setattr(conv_kernels, "forward", counted_forward)
@@ -168,7 +168,7 @@ def counted(calls: list[str]) -> tuple[int, ...]:
     return counts
 
 
-def test_number_of_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_passes_is_as_documented(monkeypatch: pytest.MonkeyPatch) -> None:
     """As docs/penalties.md counts them: one pass is every layer of the critic once."""
     monkeypatch.setattr(gan_fast.backends, "SMALL", -1)
     critic, real, fake = critics.make("in_place"), critics.images(), critics.images(seed=2)
@@ -213,7 +213,7 @@ def test_reason_against_a_shared_pass_is_reported_once(name: str, caplog: pytest
 
 
 @pytest.mark.parametrize("name", ["tanh", "silu"])
-def test_higher_order_derivatives(name: str) -> None:
+def test_higher_derivatives_match_finite_differences(name: str) -> None:
     critic, real = critics.make(name), critics.images(3)
     weight = critic[0].weight  # type: ignore[index]
     with torch.no_grad():
@@ -259,7 +259,7 @@ def test_batch_norm_is_exact_and_warns_once(caplog: pytest.LogCaptureFixture) ->
     assert not caplog.records
 
 
-def test_conditional_critic_with_several_outputs() -> None:
+def test_conditional_critic_with_several_outputs_equals_eager() -> None:
     real, fake = critics.images(), critics.images(seed=2)
     labels = torch.arange(5, dtype=torch.float64).view(-1, 1, 1, 1)
     weight = torch.randn(2, 3, 3, 3, dtype=torch.float64, requires_grad=True)
@@ -290,7 +290,7 @@ def test_compiled_critic_runs_eagerly(where: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_under_autocast(dtype: torch.dtype) -> None:
+def test_autocast_equals_float32_within_rounding(dtype: torch.dtype) -> None:
     critic, real, fake = critics.make("dcgan", torch.float32), critics.images().float(), critics.images(seed=2).float()
     recorder = Recorder(critic)
     with torch.autocast("cpu", dtype):
@@ -308,7 +308,7 @@ def test_under_autocast(dtype: torch.dtype) -> None:
         assert_close(grads_of(value, critic), grads_of(eager[what], critic), what, tolerance)
 
 
-def test_gradient_scaler() -> None:
+def test_gradient_scaler_gives_unscaled_gradients() -> None:
     critic, real = critics.make("leaky_relu", torch.float32), critics.images().float()
     optimizer = torch.optim.SGD(critic.parameters(), 0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)

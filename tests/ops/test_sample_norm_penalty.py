@@ -82,7 +82,7 @@ def test_derivatives_match_finite_differences(sample: SampleNormSample) -> None:
     assert torch.autograd.gradgradcheck(function, tuple(leaves.values()))
 
 
-def test_third_derivative() -> None:
+def test_third_derivative_equals_reference() -> None:
     def third(backend: str) -> list[Tensor]:
         arguments = SampleNormSample((3, 4), weighted=True).make(torch.float64)
         leaves = [arguments["input"], arguments["coefficients"]]
@@ -122,7 +122,7 @@ def test_compiles_without_graph_breaks(center: float, layout: str) -> None:
     torch.testing.assert_close(run(compiled), run(sample_norm_penalty))
 
 
-def test_gradient_penalty_gradient_of_a_weight() -> None:
+def test_gradient_penalty_gives_the_gradient_of_a_weight() -> None:
     weight = torch.randn(1, 12, dtype=torch.float64, requires_grad=True)
 
     def by_weight(function: Any) -> Tensor:
@@ -156,12 +156,12 @@ def test_no_nan_at_zero_gradient(center: float, backend: str) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e4, 1e-40])
 @pytest.mark.parametrize("center", [0.0, 1.0])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_special_values(dtype: torch.dtype, center: float, value: float) -> None:
+def test_nan_infinite_and_extreme_values_equal_eager(dtype: torch.dtype, center: float, value: float) -> None:
     arguments = SampleNormSample((3, 5, 4), center).make(dtype, requires_grad=False)
     arguments["input"][1, 2, 3] = value
     x = arguments["input"].requires_grad_()
-    value, norms = sample_norm_penalty(**arguments)
-    (grad,) = torch.autograd.grad(value, x)
+    penalty_value, norms = sample_norm_penalty(**arguments)
+    (grad,) = torch.autograd.grad(penalty_value, x)
     exact = x.detach().double().requires_grad_()
     want, want_norms = eager(**{**arguments, "input": exact})
     if center == 0 and not math.isfinite(value):
@@ -169,7 +169,9 @@ def test_special_values(dtype: torch.dtype, center: float, value: float) -> None
         want = exact.square().flatten(1).sum(1).mean()
     (want_grad,) = torch.autograd.grad(want, exact)
     tolerances = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 1e-7}
-    torch.testing.assert_close((value.double(), norms.double()), (want, want_norms), **tolerances, equal_nan=True)
+    torch.testing.assert_close(
+        (penalty_value.double(), norms.double()), (want, want_norms), **tolerances, equal_nan=True
+    )
     torch.testing.assert_close(grad.double(), want_grad, **tolerances, equal_nan=True)
 
 
@@ -190,7 +192,7 @@ def test_squares_outside_the_range_of_float32(size: float) -> None:
     assert second.count_nonzero()
 
 
-def test_empty_input() -> None:
+def test_empty_input_gives_nan_or_zero_norms() -> None:
     x = torch.ones(0, 3, requires_grad=True)
     value, norms = sample_norm_penalty(x, center=1.0)
     assert value.isnan()
@@ -266,7 +268,7 @@ def test_input_modified_before_backward_raises() -> None:
         value.backward()
 
 
-def test_lazy_fake_and_wrapped_tensors() -> None:
+def test_lazy_fake_and_wrapped_tensors_are_supported() -> None:
     x = torch.randn(7, 3)
     assert torch.equal(penalty(input=torch._neg_view(x)), penalty(input=-x))
     assert torch.equal(penalty(input=torch._efficientzerotensor(7, 3)), torch.zeros(()))
@@ -279,7 +281,7 @@ def test_lazy_fake_and_wrapped_tensors() -> None:
     torch.testing.assert_close(grads[0], torch.func.grad(lambda x: eager(x, None, 1.0, 1.0)[0])(x))
 
 
-def test_batched_gradients() -> None:
+def test_batched_gradients_equal_a_loop() -> None:
     arguments = SampleNormSample((4, 5), weighted=True).make(torch.float32)
     leaves = (arguments["input"], arguments["coefficients"])
     value = penalty(**arguments)

@@ -75,7 +75,7 @@ def test_derivatives_match_finite_differences(sample: SpectralSample) -> None:
 
 
 @needs_native
-def test_third_derivative() -> None:
+def test_third_derivative_equals_torch() -> None:
     def third(function: Any) -> Tensor:
         arguments = SpectralSample((3, 4)).make(torch.float64)
         grad = function(**arguments)
@@ -109,7 +109,7 @@ def test_updating_u_and_v_increments_their_versions() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_weight_strides(layout: str) -> None:
+def test_weight_of_any_strides_equals_torch(layout: str) -> None:
     arguments = SpectralSample((6, 4, 3, 3)).make(torch.float64)
     arguments["weight"] = LAYOUTS[layout](arguments["weight"].detach()).requires_grad_()
     got, want = (function(**with_copies(arguments)) for function in (spectral_norm, by_torch))
