@@ -1,5 +1,7 @@
 """Names that options take. Imports nothing, so that the command line can read options without loading torch."""
 
+from collections.abc import Callable
+
 OBJECTIVES = (
     "minimax",
     "non_saturating",
@@ -14,17 +16,24 @@ REGULARIZERS = ("spectral_norm", "weight_clipping", "feature_matching", "instanc
 IMAGE_SIZES = (16, 32, 64, 128)
 
 
-def check_paired_target(owner: str, argument: str, value: float, real_argument: str) -> None:
+def _error(owner: str, argument: str, want: str, have: object) -> ValueError:
+    return ValueError(f"{owner}: expected {argument} {want}, got {have!r}")
+
+
+def check_paired_target(
+    owner: str,
+    argument: str,
+    value: float,
+    real_argument: str,
+    error: Callable[[str, str, str, object], ValueError] = _error,
+) -> None:
     """Check that a loss of logit pairs gets no target for generated images.
 
     Raises:
-        ValueError: ``value`` is not 0.
+        ValueError: ``value`` is not 0; ``error`` makes it from owner, argument, and what is expected and given.
     """
     if value != 0:
-        raise ValueError(
-            f"{owner}: expected {argument} 0 for a loss of logit pairs, got {value!r}; "
-            f"a pair has only one target, {real_argument}"
-        )
+        raise error(owner, argument, f"0 for a loss of logit pairs, whose only target is {real_argument}", value)
 
 
 def parse_penalties(text: str) -> tuple[str, ...]:

@@ -426,7 +426,7 @@ BAD_INPUTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
      "expected fake_logits shape (2,) as real_logits, got (3,); logits are compared in pairs"),
     ("relativistic_g", {"real_logits": None}, TypeError, "expected real_logits type Tensor, got NoneType"),
     ("relativistic_d", {"fake_target": 0.1}, ValueError,
-     "expected fake_target 0 for a loss of logit pairs, got 0.1; a pair has only one target, real_target"),
+     "expected fake_target 0 for a loss of logit pairs, whose only target is real_target, got 0.1"),
     ("relativistic_d", {"kind": "mse"}, ValueError,
      "expected kind one of minimax, hinge, wasserstein, least_squares, got 'mse'"),
     ("relativistic_g", {"kind": None, "average": True}, ValueError,
