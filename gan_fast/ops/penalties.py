@@ -265,8 +265,7 @@ def logits_for_both_players(critic: Critic, images: Tensor) -> tuple[Tensor, Ten
     Both tensors equal critic(images). A loss of the first gives gradients only to the critic's parameters, a loss of
     the second only to the images and thus to the generator: updating both players takes one forward and one backward
     pass of the critic. This is possible because inside the critic the gradients of the two losses differ by one factor
-    per sample.
-    The critic must be one that
+    per sample. The critic must be one that
 
     - returns one logit per sample,
     - has no parameters other than weights and biases of convolutions and linear layers,
@@ -296,14 +295,14 @@ def logits_for_both_players(critic: Critic, images: Tensor) -> tuple[Tensor, Ten
     checks.floating(op, "images", images)
     if not images.requires_grad or not torch.is_grad_enabled():
         raise ValueError(f"{op}: expected images that require a gradient, got images that do not")
-    factors, by_images = Factors(merged=False), Factors(merged=False)
-    points = _ScaleImageGrad.apply(images, by_images)
+    factors, image_factors = Factors(merged=False), Factors(merged=False)
+    points = _ScaleImageGrad.apply(images, image_factors)
     with _without_float16(images.device.type), critic_mode(critic), per_sample.recorded(factors):
         logits = _outputs(op, critic, points)
     reason = _obstacle(logits, points, factors)
     if reason is not None:
         raise ValueError(f"{op}: expected a critic whose backward pass can be shared, got one that cannot: {reason}")
-    first, second = _SplitLogits.apply(logits, factors, by_images)
+    first, second = _SplitLogits.apply(logits, factors, image_factors)
     return first, second
 
 
@@ -330,13 +329,13 @@ class _SplitLogits(torch.autograd.Function):
     """Logits, twice. Their gradients become the factors of one backward pass with logit gradients of 1."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, factors: Factors, by_images: Factors) -> tuple[Tensor, Tensor]:
-        ctx.factors, ctx.by_images = factors, by_images
+    def forward(ctx: Any, logits: Tensor, factors: Factors, image_factors: Factors) -> tuple[Tensor, Tensor]:
+        ctx.factors, ctx.image_factors = factors, image_factors
         return logits.clone(), logits.clone()
 
     @staticmethod
     def backward(ctx: Any, grad_first: Tensor, grad_second: Tensor) -> tuple[Tensor, None, None]:
-        ctx.factors.values, ctx.by_images.values = grad_first.detach().flatten(), grad_second.detach().flatten()
+        ctx.factors.values, ctx.image_factors.values = grad_first.detach().flatten(), grad_second.detach().flatten()
         return torch.ones_like(grad_first), None, None
 
 
@@ -344,13 +343,13 @@ class _ScaleImageGrad(torch.autograd.Function):
     """Images, unchanged. In backward each image's gradient is multiplied by its factor."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, by_images: Factors) -> Tensor:
-        ctx.by_images = by_images
+    def forward(ctx: Any, images: Tensor, image_factors: Factors) -> Tensor:
+        ctx.image_factors = image_factors
         return images.view_as(images)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        return ctx.by_images.times(grad_output), None
+        return ctx.image_factors.times(grad_output), None
 
 
 def _penalty(
