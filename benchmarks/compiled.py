@@ -178,18 +178,18 @@ def cases() -> dict[str, Callable[[], Any]]:
             arguments = (c_in, c_out, size, transposed, dtype, "tanh" if last else "leaky_relu", not last)
             found[name] = lambda a=arguments: convolution(*a)
 
-    def loss(dtype: torch.dtype, kind: str, relation: str) -> None:
+    def loss(dtype: torch.dtype, kind: str, relativistic: str) -> None:
         logits = torch.empty(128, dtype=dtype)
-        arguments = (logits, 1.0, logits, 0.0, 1.0, kind, relation)
+        arguments = (logits, 1.0, logits, 0.0, 1.0, kind, relativistic)
         adversarial_loss.forward(*arguments, True, True, True)
         adversarial_loss.backward(torch.ones(()), *arguments)
 
-    for kind, relation, dtype in (
-        *(("bce", relation, torch.bfloat16) for relation in ("none", "paired", "average")),
-        *((kind, relation, torch.float32) for kind in KINDS for relation in ("none", "average")),
+    for kind, relativistic, dtype in (
+        *(("minimax", relativistic, torch.bfloat16) for relativistic in ("none", "paired", "average")),
+        *((kind, relativistic, torch.float32) for kind in KINDS for relativistic in ("none", "average")),
     ):
-        name = f"adversarial_loss {kind} {relation} 128 {dtype}".replace("torch.", "")
-        found[name] = lambda a=(dtype, kind, relation): loss(*a)
+        name = f"adversarial_loss {kind} {relativistic} 128 {dtype}".replace("torch.", "")
+        found[name] = lambda a=(dtype, kind, relativistic): loss(*a)
 
     def discriminate(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
         x, g = torch.empty(shape, dtype=dtype), torch.empty(shape[:2], dtype=dtype)

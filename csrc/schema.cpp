@@ -30,11 +30,12 @@ STABLE_TORCH_LIBRARY(gan_fast, m) {
 
   m.def(
       "adversarial_loss_forward(Tensor logits, float target, Tensor? other_logits, float other_target, float scale,"
-      " str kind, str relation, bool means_wanted, bool grad_wanted, bool other_grad_wanted)"
+      " str kind, str relativistic, bool means_wanted, bool grad_wanted, bool other_grad_wanted)"
       " -> (Tensor loss, Tensor means, Tensor grad_logits, Tensor grad_other_logits)");
   m.def(
       "adversarial_loss_backward(Tensor grad_loss, Tensor logits, float target, Tensor? other_logits,"
-      " float other_target, float scale, str kind, str relation) -> (Tensor grad_logits, Tensor grad_other_logits)");
+      " float other_target, float scale, str kind, str relativistic) -> (Tensor grad_logits, Tensor "
+      "grad_other_logits)");
 
   m.def(
       "sample_norm_penalty_forward(Tensor input, Tensor? coefficients, float center, float scale)"

@@ -158,7 +158,7 @@ def _cases() -> dict[str, list[Callable[[Draw], Arguments]]]:
         "spectral_norm": [lambda draw: _spectral_norm(draw, 1, 0), lambda draw: _spectral_norm(draw, 0, 1)],
         "relativistic_d_loss": [
             lambda draw: _logits(draw, 600, 600, real_target=0.9),
-            lambda draw: _logits(draw, average=True, kind="squared"),
+            lambda draw: _logits(draw, average=True, kind="least_squares"),
         ],
         "relativistic_g_loss": [
             lambda draw: _logits(draw, 600, 600, kind="hinge"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from samples import LOSS_KINDS, LOSS_RELATIONS
+from samples import LOSS_KINDS, LOSS_RELATIVISTIC
 from torch import Tensor
 
 from gan_fast import backends, extension, layout
@@ -264,7 +264,7 @@ class LossKernels(Kernels):
 
     def _launch(
         self, forward: bool, grad_loss: Tensor | None, logits: Tensor, target: float, other_logits: Tensor | None,
-        other_target: float, scale: float, kind: str, relation: str, wanted: tuple[bool, bool],
+        other_target: float, scale: float, kind: str, relativistic: str, wanted: tuple[bool, bool],
         loss: Tensor | None = None, means: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
         x = logits.detach().contiguous()
@@ -274,23 +274,23 @@ class LossKernels(Kernels):
         self.library.adversarial_loss(
             DTYPES.index(x.dtype), self.backwards, forward, _pointer(grad_loss), self._batch(x, target, grad),
             self._batch(other, other_target, other_grad), other is not None, ctypes.c_double(scale),
-            LOSS_KINDS.index(kind), LOSS_RELATIONS.index(relation), _pointer(loss), _pointer(means),
+            LOSS_KINDS.index(kind), LOSS_RELATIVISTIC.index(relativistic), _pointer(loss), _pointer(means),
         )  # fmt: skip
         self._finish()
         return grad, other_grad
 
     def forward(  # type: ignore[override]
         self, logits: Tensor, target: float, other_logits: Tensor | None, other_target: float, scale: float, kind: str,
-        relation: str, means_wanted: bool, grad_wanted: bool, other_grad_wanted: bool,
+        relativistic: str, means_wanted: bool, grad_wanted: bool, other_grad_wanted: bool,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         loss = self._new((), (), logits.dtype)
         means = self._new((1 if other_logits is None else 3,), (1,), logits.dtype) if means_wanted else None
-        arguments = (logits, target, other_logits, other_target, scale, kind, relation)
+        arguments = (logits, target, other_logits, other_target, scale, kind, relativistic)
         return loss, means, *self._launch(True, None, *arguments, (grad_wanted, other_grad_wanted), loss, means)
 
     def backward(  # type: ignore[override]
         self, grad_loss: Tensor, logits: Tensor, target: float, other_logits: Tensor | None, other_target: float,
-        scale: float, kind: str, relation: str,
+        scale: float, kind: str, relativistic: str,
     ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-        arguments = (logits, target, other_logits, other_target, scale, kind, relation)
+        arguments = (logits, target, other_logits, other_target, scale, kind, relativistic)
         return self._launch(False, grad_loss, *arguments, (True, True))

@@ -308,10 +308,10 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             )
             for t in (y, g, h, penalty, norms, by_norms, pairs, p, q, normalized, sigma):
                 digest.update(t.detach().double().contiguous().numpy().tobytes())
-    for kind in ("bce", "hinge", "linear", "squared"):
-        for relation in ("none", "paired", "average"):
+    for kind in ("minimax", "hinge", "wasserstein", "least_squares"):
+        for relativistic in ("none", "paired", "average"):
             logits = [t.detach().flatten().requires_grad_() for t in (x, y)]
-            loss, means = d_loss_and_means(*logits, kind=kind, relation=relation, real_target=0.9)
+            loss, means = d_loss_and_means(*logits, kind=kind, relativistic=relativistic, real_target=0.9)
             for t in (loss, means, *torch.autograd.grad(loss, logits)):
                 digest.update(t.detach().double().numpy().tobytes())
 print(extension.build_info()["instruction_set"], digest.hexdigest())

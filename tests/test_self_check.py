@@ -243,7 +243,7 @@ def test_numbers_by_another_law_are_found(monkeypatch: pytest.MonkeyPatch) -> No
     noise = sys.modules["gan_fast.ops.noise"]
     with monkeypatch.context() as patch:
         # One share an element, where it is one a sample.
-        patch.setattr(noise, "_per_sample", lambda like, generator: torch.rand(like.shape, generator=generator))
+        patch.setattr(noise, "_uniform_per_sample", lambda like, generator: torch.rand(like.shape, generator=generator))
         report = self_check.check(["interpolate_samples", "perturb"])
     assert report.failed == ["interpolate_samples", "perturb"]
     assert "numbers drawn by another law" in str(report)

@@ -14,34 +14,35 @@ constexpr const char* kBackward = "adversarial_loss_backward";
 
 // gan_fast/ops/adversarial_loss.py has the same names.
 inline Kind parse_kind(const char* op, std::string_view name) {
-  constexpr std::string_view names[] = {"bce", "hinge", "linear", "squared"};
+  constexpr std::string_view names[] = {"minimax", "hinge", "wasserstein", "least_squares"};
   for (int i = 0; i < 4; ++i) {
     if (name == names[i]) return static_cast<Kind>(i);
   }
-  STD_TORCH_CHECK(false, op, ": expected kind one of bce, hinge, linear, squared, got '", std::string(name), "'");
+  STD_TORCH_CHECK(false, op, ": expected kind one of minimax, hinge, wasserstein, least_squares, got '",
+                  std::string(name), "'");
 }
 
-inline Relation parse_relation(const char* op, std::string_view name) {
+inline Relativistic parse_relativistic(const char* op, std::string_view name) {
   constexpr std::string_view names[] = {"none", "paired", "average"};
   for (int i = 0; i < 3; ++i) {
-    if (name == names[i]) return static_cast<Relation>(i);
+    if (name == names[i]) return static_cast<Relativistic>(i);
   }
-  STD_TORCH_CHECK(false, op, ": expected relation one of none, paired, average, got '", std::string(name), "'");
+  STD_TORCH_CHECK(false, op, ": expected relativistic one of none, paired, average, got '", std::string(name), "'");
 }
 
 inline void check_batches(const char* op, const Tensor& logits, double target, const MaybeTensor& other,
-                          double other_target, Relation relation) {
+                          double other_target, Relativistic relativistic) {
   check::floating(op, "logits", logits);
   // Squares of differences are taken from -1 as well.
-  const double least = relation == Relation::none ? 0 : -1;
+  const double least = relativistic == Relativistic::none ? 0 : -1;
   check::in_range(op, "target", target, least, 1);
-  STD_TORCH_CHECK(other || relation == Relation::none, op,
-                  ": expected other_logits a tensor for a relation other than none, got None");
+  STD_TORCH_CHECK(other || relativistic == Relativistic::none, op,
+                  ": expected other_logits a tensor where relativistic is not none, got None");
   if (!other) return;
   check::same_device(op, "other_logits", *other, logits);
   check::dtype(op, "other_logits", *other, logits.scalar_type());
   check::in_range(op, "other_target", other_target, least, 1);
-  if (relation == Relation::paired) check::same_shape(op, "other_logits", *other, "logits", logits);
+  if (relativistic == Relativistic::paired) check::same_shape(op, "other_logits", *other, "logits", logits);
 }
 
 inline void check_grad_loss(const Tensor& grad_loss, const Tensor& logits) {

@@ -12,7 +12,7 @@
 namespace gan_fast {
 namespace {
 
-using namespace adversarial;  // kinds, relations, checks, logits without gaps
+using namespace adversarial;  // kinds, relativistic modes, checks, logits without gaps
 
 // Logits are summed in blocks of this many, each by one thread, and the blocks in order: the result does not depend on
 // the number of threads.
@@ -45,7 +45,7 @@ GAN_FAST_INLINE F32 exp_nonpositive(F32 x) { return math::exp_nonpositive(x); }
 GAN_FAST_INLINE F64 log1p_unit(F64 x) { return math::log1p_unit<F64>(x); }
 GAN_FAST_INLINE F32 log1p_unit(F32 x) { return math::log1p_unit(x); }
 
-// phi on lanes: bce in the logits' precision V (single for half types), what takes no exponential in double, where
+// phi on lanes: minimax in the logits' precision V (single for half types), what takes no exponential in double, where
 // arguments may cancel.
 template <class V, Kind kKind>
 class Phi {
@@ -54,15 +54,15 @@ class Phi {
  public:
   explicit Phi(double target) : target_(target), rest_(1 - target) {}
 
-  // bce's exp(-|u|), which its value, slope and probability share.
+  // minimax's exp(-|u|), which its value, slope and probability share.
   GAN_FAST_INLINE V exponential(F64 u) const {
-    if constexpr (kKind != Kind::bce) return V{};
+    if constexpr (kKind != Kind::minimax) return V{};
     return exp_nonpositive(narrow<V>(u < 0.0 ? u : -u));
   }
 
   GAN_FAST_INLINE F64 value(F64 u, V e) const {
     const F64 zero{};
-    if constexpr (kKind == Kind::bce) {  // the form whose infinities and NaN are those of ATen
+    if constexpr (kKind == Kind::minimax) {  // the form whose infinities and NaN are those of ATen
       const V x = narrow<V>(u), none{};
       return widen(static_cast<A>(rest_) * x + ((x < none ? -x : none) + log1p_unit(e)));
     } else if constexpr (kKind == Kind::hinge) {
@@ -70,7 +70,7 @@ class Phi {
       const F64 below = 1.0 - u, above = 1.0 + u;
       const F64 real = target_ == 0 ? zero : target_ * (below < zero ? zero : below);
       return rest_ == 0 ? real : real + rest_ * (above < zero ? zero : above);
-    } else if constexpr (kKind == Kind::linear) {
+    } else if constexpr (kKind == Kind::wasserstein) {
       return (rest_ - target_) * u;
     } else {
       const F64 distance = u - target_;
@@ -80,12 +80,12 @@ class Phi {
 
   GAN_FAST_INLINE F64 slope(F64 u, V e) const {
     const F64 zero{};
-    if constexpr (kKind == Kind::bce) {  // sigmoid(u) - target, without cancellation where the target is 0 or 1
+    if constexpr (kKind == Kind::minimax) {  // sigmoid(u) - target, without cancellation where the target is 0 or 1
       const A target = static_cast<A>(target_), rest = static_cast<A>(rest_);
       return widen((narrow<V>(u) < V{} ? e * rest - target : rest - e * target) / (A{1} + e));
     } else if constexpr (kKind == Kind::hinge) {  // at the kinks 0, and through for NaN, as in ATen
       return (1.0 + u <= zero ? zero : zero + rest_) - (1.0 - u <= zero ? zero : zero + target_);
-    } else if constexpr (kKind == Kind::linear) {
+    } else if constexpr (kKind == Kind::wasserstein) {
       return zero + (rest_ - target_);
     } else {
       return u - target_;
@@ -106,7 +106,7 @@ struct Batch {
   T* grad = nullptr;          // where wanted: factor (phi' - offset), for `paired` times minus one
   T* paired_grad = nullptr;
   int64_t count = 0;
-  Kind kind = Kind::bce;
+  Kind kind = Kind::minimax;
   double target = 0, shift = 0, factor = 0, offset = 0;
   // D's answers, and how many of them are right: above the threshold, or below. Where `means_wanted`.
   bool means_wanted = false, probabilities = false, above = true;
@@ -213,20 +213,20 @@ void walk(const Batch<T> (&batches)[2], Sums (&totals)[2]) {
 template <template <class, Kind> class Kernel, class T>
 void walk_kind(const Batch<T> (&batches)[2], Sums (&totals)[2]) {
   switch (batches[0].kind) {
-    case Kind::bce:
-      return walk<Kernel<T, Kind::bce>>(batches, totals);
+    case Kind::minimax:
+      return walk<Kernel<T, Kind::minimax>>(batches, totals);
     case Kind::hinge:
       return walk<Kernel<T, Kind::hinge>>(batches, totals);
-    case Kind::linear:
-      return walk<Kernel<T, Kind::linear>>(batches, totals);
+    case Kind::wasserstein:
+      return walk<Kernel<T, Kind::wasserstein>>(batches, totals);
     default:
-      return walk<Kernel<T, Kind::squared>>(batches, totals);
+      return walk<Kernel<T, Kind::least_squares>>(batches, totals);
   }
 }
 
 // What a call of either op works on.
 struct Call {
-  Relation relation;
+  Relativistic relativistic;
   Kind kind;
   int count;         // of batches
   Tensor logits[2];  // without gaps; those of a pair in one order
@@ -235,15 +235,15 @@ struct Call {
   double factor;  // of the gradients
 
   Call(const Tensor& x, double target, const MaybeTensor& other, double other_target, double factor, Kind kind,
-       Relation relation, bool grad_wanted, bool other_grad_wanted)
-      : relation(relation),
+       Relativistic relativistic, bool grad_wanted, bool other_grad_wanted)
+      : relativistic(relativistic),
         kind(kind),
         count(other ? 2 : 1),
         logits{without_gaps(x), nothing()},
         grads{nothing(), nothing()},
         targets{target, other_target},
         factor(factor) {
-    if (other) logits[1] = relation == Relation::paired ? in_order_of(logits[0], *other) : without_gaps(*other);
+    if (other) logits[1] = relativistic == Relativistic::paired ? in_order_of(logits[0], *other) : without_gaps(*other);
     if (grad_wanted) grads[0] = empty_as(logits[0]);
     if (other && other_grad_wanted) grads[1] = empty_as(logits[1]);
   }
@@ -254,18 +254,18 @@ struct Call {
   double forward(double* means) const {
     Batch<T> batches[2];
     fill(batches);
-    const bool two = count == 2, none = relation == Relation::none;
+    const bool two = count == 2, none = relativistic == Relativistic::none;
     for (int i = 0; i < 2; ++i) {
       batches[i].means_wanted = means;
-      batches[i].probabilities = none && kind == Kind::bce;
+      batches[i].probabilities = none && kind == Kind::minimax;
       batches[i].above = i == 0;
-      batches[i].threshold = kind == Kind::squared ? 0.5 : 0;
+      batches[i].threshold = kind == Kind::least_squares ? 0.5 : 0;
     }
     Sums sums[2];
-    if (relation == Relation::average) {
+    if (relativistic == Relativistic::average) {
       against_averages(batches, sums);
     } else {
-      if (means && two && none && kind == Kind::linear) {
+      if (means && two && none && kind == Kind::wasserstein) {
         double averages[2];
         take_averages(batches, averages);
         for (Batch<T>& batch : batches) batch.threshold = (averages[0] + averages[1]) / 2;
@@ -273,7 +273,7 @@ struct Call {
       walk_kind<LossBlock>(batches, sums);
     }
     const double counts[2] = {static_cast<double>(batches[0].count), static_cast<double>(batches[1].count)};
-    const bool second = two && relation != Relation::paired;
+    const bool second = two && relativistic != Relativistic::paired;
     if (means) {
       means[0] = sums[0].answers / counts[0];
       means[1] = second ? sums[1].answers / counts[1] : sums[0].other_answers / counts[0];
@@ -287,7 +287,7 @@ struct Call {
     Batch<T> batches[2];
     fill(batches);
     Sums sums[2];
-    if (relation == Relation::average) {
+    if (relativistic == Relativistic::average) {
       against_averages(batches, sums);
     } else {
       walk_kind<GradBlock>(batches, sums);
@@ -298,7 +298,7 @@ struct Call {
   template <class T>
   void fill(Batch<T> (&batches)[2]) const {
     const auto data = [](const Tensor& t) { return t.defined() ? static_cast<T*>(t.mutable_data_ptr()) : nullptr; };
-    const bool paired = relation == Relation::paired;
+    const bool paired = relativistic == Relativistic::paired;
     for (int i = 0; i < (paired ? 1 : count); ++i) {
       Batch<T>& batch = batches[i];
       batch.logits = static_cast<const T*>(logits[i].const_data_ptr());
@@ -360,10 +360,10 @@ double scalar_value(const Tensor& t) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& logits, double target, const MaybeTensor& other,
                                                    double other_target, double scale, std::string kind,
-                                                   std::string relation, bool means_wanted, bool grad_wanted,
+                                                   std::string relativistic, bool means_wanted, bool grad_wanted,
                                                    bool other_grad_wanted) {
   check::cpu(kForward, "logits", logits);
-  const Relation related = parse_relation(kForward, relation);
+  const Relativistic related = parse_relativistic(kForward, relativistic);
   check_batches(kForward, logits, target, other, other_target, related);
   const Call call(logits, target, other, other_target, scale, parse_kind(kForward, kind), related, grad_wanted,
                   other_grad_wanted);
@@ -381,9 +381,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& logits, double 
 
 std::tuple<Tensor, Tensor> backward(const Tensor& grad_loss, const Tensor& logits, double target,
                                     const MaybeTensor& other, double other_target, double scale, std::string kind,
-                                    std::string relation) {
+                                    std::string relativistic) {
   check::cpu(kBackward, "logits", logits);
-  const Relation related = parse_relation(kBackward, relation);
+  const Relativistic related = parse_relativistic(kBackward, relativistic);
   check_batches(kBackward, logits, target, other, other_target, related);
   check_grad_loss(grad_loss, logits);
   const Call call(logits, target, other, other_target, scale * scalar_value(grad_loss), parse_kind(kBackward, kind),

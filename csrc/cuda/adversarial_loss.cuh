@@ -14,19 +14,21 @@ template <class T>
 constexpr int kLossThreads = std::is_same_v<T, double> ? 256 : 1024;
 constexpr int kLossSums = 5;
 
-// phi: bce in the logits' precision A (single for half types), what takes no exponential in double.
+// phi: minimax in the logits' precision A (single for half types), what takes no exponential in double.
 template <class A>
 struct Phi {
   Kind kind;
   double target;
 
-  // bce's exp(-|u|), which its value, slope and probability share.
-  __device__ A exponential(double u) const { return kind == Kind::bce ? std::exp(-std::abs(static_cast<A>(u))) : A{0}; }
+  // minimax's exp(-|u|), which its value, slope and probability share.
+  __device__ A exponential(double u) const {
+    return kind == Kind::minimax ? std::exp(-std::abs(static_cast<A>(u))) : A{0};
+  }
 
   __device__ double value(double u, A e) const {
     const double rest = 1 - target;
     switch (kind) {
-      case Kind::bce: {  // the form whose infinities and NaN are those of ATen
+      case Kind::minimax: {  // the form whose infinities and NaN are those of ATen
         const A x = static_cast<A>(u);
         return static_cast<A>(rest) * x + ((x < 0 ? -x : A{0}) + std::log1p(e));
       }
@@ -36,7 +38,7 @@ struct Phi {
         const double real = target == 0 ? 0 : target * (below < 0 ? 0 : below);
         return rest == 0 ? real : real + rest * (above < 0 ? 0 : above);
       }
-      case Kind::linear:
+      case Kind::wasserstein:
         return (rest - target) * u;
       default:
         return (u - target) * (u - target) / 2;
@@ -46,13 +48,13 @@ struct Phi {
   __device__ double slope(double u, A e) const {
     const double rest = 1 - target;
     switch (kind) {
-      case Kind::bce: {  // sigmoid(u) - target, without cancellation where the target is 0 or 1
+      case Kind::minimax: {  // sigmoid(u) - target, without cancellation where the target is 0 or 1
         const A real = static_cast<A>(target), fake = static_cast<A>(rest);
         return (static_cast<A>(u) < 0 ? e * fake - real : fake - e * real) / (1 + e);
       }
       case Kind::hinge:  // at the kinks 0, and through for NaN, as in ATen
         return (1 + u <= 0 ? 0 : rest) - (1 - u <= 0 ? 0 : target);
-      case Kind::linear:
+      case Kind::wasserstein:
         return rest - target;
       default:
         return u - target;
@@ -98,8 +100,8 @@ template <class T>
 __device__ LossSums loss_batch(const LossArguments<T>& a, const LossBatch<T>& batch, bool is_first, double shift,
                                double threshold, double factor) {
   using A = Compute<T>;
-  const bool paired = a.relation == Relation::paired, average = a.relation == Relation::average;
-  const bool probabilities = a.relation == Relation::none && a.kind == Kind::bce;
+  const bool paired = a.relativistic == Relativistic::paired, average = a.relativistic == Relativistic::average;
+  const bool probabilities = a.relativistic == Relativistic::none && a.kind == Kind::minimax;
   const Phi<A> phi{a.kind, batch.target};
   LossSums sums;
   for (int64_t i = threadIdx.x; i < batch.count; i += blockDim.x) {
@@ -135,12 +137,12 @@ __device__ void grad_batch(Kind kind, const LossBatch<T>& batch, double shift, d
 template <class T>
 __global__ void __launch_bounds__(kLossThreads<T>) loss_forward_kernel(const LossArguments<T> a) {
   __shared__ double scratch[kLossSums][kLossThreads<T>];
-  const bool average = a.relation == Relation::average, paired = a.relation == Relation::paired;
+  const bool average = a.relativistic == Relativistic::average, paired = a.relativistic == Relativistic::paired;
   const double count = static_cast<double>(a.first.count), other_count = static_cast<double>(a.second.count);
   const double factor = a.scale * (a.grad_loss ? static_cast<double>(widen(*a.grad_loss)) : 1);
   double averages[2] = {};
-  double threshold = a.kind == Kind::squared ? 0.5 : 0, other_threshold = threshold;
-  if (average || (a.means && a.two && !paired && a.kind == Kind::linear)) {
+  double threshold = a.kind == Kind::least_squares ? 0.5 : 0, other_threshold = threshold;
+  if (average || (a.means && a.two && !paired && a.kind == Kind::wasserstein)) {
     averages[0] = sum_logits(a.first);
     averages[1] = sum_logits(a.second);
     sum_block(scratch, averages);
@@ -186,7 +188,7 @@ __global__ void __launch_bounds__(256) loss_backward_kernel(const LossArguments<
   const Phi<Compute<T>> phi{a.kind, is_first ? a.first.target : a.second.target};
   const int64_t i = (blockIdx.x - (is_first ? 0 : split)) * static_cast<int64_t>(blockDim.x) + threadIdx.x;
   if (i >= count) return;
-  const bool paired = a.relation == Relation::paired;
+  const bool paired = a.relativistic == Relativistic::paired;
   const double u =
       static_cast<double>(widen(logits[i])) - (paired ? static_cast<double>(widen(a.second.logits[i])) : 0);
   const double factor = a.scale * static_cast<double>(widen(*a.grad_loss)) / static_cast<double>(count);
@@ -207,10 +209,10 @@ void run_loss_forward(const Launch& launch, const LossArguments<T>& a) {
 
 template <class T, class Launch>
 void run_loss_backward(const Launch& launch, const LossArguments<T>& a) {
-  if (a.relation == Relation::average) return run_loss_forward(launch, a);
+  if (a.relativistic == Relativistic::average) return run_loss_forward(launch, a);
   constexpr int kThreadsEach = 256;
   const int64_t split = (a.first.count + kThreadsEach - 1) / kThreadsEach;
-  const bool pairs = a.relation == Relation::paired;
+  const bool pairs = a.relativistic == Relativistic::paired;
   const int64_t blocks = split + (pairs ? 0 : (a.second.count + kThreadsEach - 1) / kThreadsEach);
   if (!blocks) return;
   launch(loss_backward_kernel<T>, blocks, kThreadsEach, a, split);

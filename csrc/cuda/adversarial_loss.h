@@ -7,7 +7,7 @@
 namespace gan_fast::cuda {
 
 using adversarial::Kind;
-using adversarial::Relation;
+using adversarial::Relativistic;
 
 template <class T>
 struct LossBatch {
@@ -24,7 +24,7 @@ struct LossArguments {
   bool two;
   double scale;
   Kind kind;
-  Relation relation;
+  Relativistic relativistic;
   T *loss, *means;  // null where nobody asked
 };
 

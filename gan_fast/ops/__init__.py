@@ -47,7 +47,7 @@ from gan_fast.ops.penalties import (
     dragan_penalty,
     gradient_penalty,
     logits_and_r1,
-    logits_for_both,
+    logits_for_both_players,
     r1_penalty,
     r2_penalty,
 )
@@ -87,7 +87,7 @@ __all__ = [
     "least_squares_g_loss",
     "linear",
     "logits_and_r1",
-    "logits_for_both",
+    "logits_for_both_players",
     "minibatch_discrimination",
     "minibatch_stddev",
     "minimax_d_loss",

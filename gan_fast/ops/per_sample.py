@@ -12,6 +12,7 @@ before the backward pass.
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -96,9 +97,9 @@ def obstacle(outputs: Tensor, images: Tensor, factors: Factors) -> str | None:
     """
     count = len(images)
     if count == 0 or outputs.numel() != count or outputs.dim() == 0 or len(outputs) != count:
-        return "the critic does not return one logit each for some samples"
+        return "the critic does not return exactly one logit per sample"
     if outputs.grad_fn is None:
-        return "the critic's output depends on nothing that requires a gradient"
+        return "the critic's output does not depend on anything that requires a gradient"
     end = images.grad_fn
     # Each node of the graph, with the nodes that use its output.
     users: dict[Any, list[Any]] = {outputs.grad_fn: []}
@@ -133,7 +134,7 @@ def obstacle(outputs: Tensor, images: Tensor, factors: Factors) -> str | None:
             reached.add(node)
             pending += users[node]
     if not reached.issuperset(layers) or not reached:
-        return "a layer does not see the images"
+        return "a convolution or linear layer does not depend on the images"
     return _obstacle_of_weights(weights, images, factors)
 
 
@@ -141,9 +142,9 @@ def _obstacle_of_weights(weights: list[Any], images: Tensor, factors: Factors) -
     """The same for nodes that compute weights and biases, such as parametrizations."""
     for node in _ancestors(weights):
         if node is images.grad_fn or getattr(node, "variable", None) is images:
-            return "a weight depends on the images"
+            return "a layer's weight is computed from the images"
         if _knows(node, factors):
-            return "a layer computes another one's weight"
+            return "a layer's weight is computed by another layer"
     return None
 
 
@@ -168,26 +169,48 @@ def _obstacle_of(node: Any, count: int, factors: Factors) -> str | None:
     kind = node.name().rstrip("0123456789").removesuffix("Backward")
     if _knows(node, factors):
         # A linear layer over positions has several rows per sample.
-        return None if shape[0] % count == 0 else f"{kind} changes the first dim"
+        return None if shape[0] % count == 0 else "a layer's input does not have the samples in its first dimension"
     if isinstance(node, BackwardCFunction):
         if hasattr(node, "factors") and node.factors is None:
-            return "a layer runs under checkpointing or other saved-tensor hooks"
+            return "a layer runs under activation checkpointing or other saved-tensor hooks"
         apart = node._forward_cls in _apart and len(shape) and shape[0] == count  # type: ignore[attr-defined]
-        return None if apart else f"{kind} is not known to keep samples apart"
+        return None if apart else f"the shared pass does not support {_layer_name(kind, custom=True)}"
     if kind in _RESHAPES:
         before = getattr(node, "_saved_self_sym_sizes", shape)
         ordered = len(shape) and len(before) and shape[0] % count == 0 and before[0] % count == 0
-        return None if ordered else f"{kind} changes the first dim"
+        return None if ordered else "a reshape changes the batch dimension, as inside instance norm"
     if not len(shape) or shape[0] != count:
-        return f"{kind} changes the first dim"
+        return f"{_layer_name(kind)} changes the batch dimension"
     if kind in _ELEMENTWISE:
         # An input with fewer dims would have its samples in another dim of the result.
         inputs = [edge for edge, _ in node.next_functions if edge is not None]
-        return None if all(len(_shape(edge)) == len(shape) for edge in inputs) else f"{kind} broadcasts the batch"
+        aligned = all(len(_shape(edge)) == len(shape) for edge in inputs)
+        return None if aligned else f"{_layer_name(kind)} broadcasts the batch dimension"
     dim = _DIMS.get(kind)
     if kind in _BY_MAP or (dim is not None and dim(node, len(shape))):
         return None
-    return f"{kind} is not known to keep samples apart"
+    where = " along the batch dimension" if dim is not None else ""
+    return f"the shared pass does not support {_layer_name(kind)}{where}"
+
+
+_OUTSIDE = "under activation checkpointing, in TorchScript or with tensor subclasses"
+_LAYER_NAMES = {
+    "NativeGroupNorm": "group norm",
+    "NativeLayerNorm": "layer norm",
+    "ConstantPadNd": "padding",
+    "Convolution": f"convolutions {_OUTSIDE}",
+    **dict.fromkeys(("Addmm", "Mm", "Bmm"), f"matrix products other than linear layers, or linear layers {_OUTSIDE}"),
+}
+
+
+def _layer_name(kind: str, custom: bool = False) -> str:
+    """What users call an autograd node of this kind."""
+    if "BatchNorm" in kind:
+        return "batch norm"
+    if custom:
+        return f"the custom autograd function {kind}"
+    operation = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind).lower()
+    return _LAYER_NAMES.get(kind, f"the operation {operation}")
 
 
 def _shape(node: Any) -> Sequence[int]:

@@ -120,10 +120,8 @@ class TrainConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise self._error(name, f"one of {', '.join(allowed)}", getattr(self, name))
-        if self.objective == "relativistic" and self.fake_label != 0:
-            raise self._error(
-                "fake_label", "0 for objective relativistic, whose pairs have real_label alone", self.fake_label
-            )
+        if self.objective == "relativistic":
+            choices.check_paired_target("TrainConfig", "fake_label", self.fake_label, "real_label")
         if not isinstance(self.device, str):
             raise self._type_error("device", "str", self.device)
 

@@ -33,8 +33,8 @@ def _argument(x, paired_pointer, i, count, shift):
 
 @triton.jit
 def _phi(u, target, KIND: tl.constexpr):
-    """phi(u; target) of csrc/common/adversarial_loss.h, its slope, and sigmoid(u) where phi is bce."""
-    if KIND == "bce":
+    """phi(u; target) of csrc/common/adversarial_kind.h, its slope, and sigmoid(u) for minimax."""
+    if KIND == "minimax":
         e = tl.exp(-tl.abs(u))
         # In float64, what log(1 + e) loses for a small e is below what any logit's dtype can show.
         softplus = tl.log(1 + e) + tl.where(u < 0, -u, 0.0)
@@ -49,7 +49,7 @@ def _phi(u, target, KIND: tl.constexpr):
         # At the kinks 0, and through for NaN, as in ATen.
         slope = tl.where(above <= 0, 0.0, 1 - target) - tl.where(below <= 0, 0.0, target)
         return real + fake, slope.to(tl.float64), u
-    elif KIND == "linear":
+    elif KIND == "wasserstein":
         return (1 - 2 * target) * u, tl.zeros_like(u) + (1 - 2 * target), u
     else:
         return (u - target) * (u - target) / 2, u - target, u
@@ -119,18 +119,18 @@ def _grads(pointer, count, target, shift, grad_pointer, factor, offset, KIND: tl
 @triton.jit
 def forward_kernel(
     pointer, other_pointer, grad_loss_pointer, loss_pointer, means_pointer, grad_pointer, other_grad_pointer, count,
-    other_count, target, other_target, scale, KIND: tl.constexpr, RELATION: tl.constexpr, BLOCK: tl.constexpr,
+    other_count, target, other_target, scale, KIND: tl.constexpr, RELATIVISTIC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The loss, the means, and the gradients for a loss gradient of one, or of what ``grad_loss_pointer`` has."""
     MEANS: tl.constexpr = means_pointer is not None
-    PROBABILITY: tl.constexpr = KIND == "bce" and RELATION == "none"
+    PROBABILITY: tl.constexpr = KIND == "minimax" and RELATIVISTIC == "none"
     factor = scale + tl.zeros((), tl.float64)
     # Over no logits it is infinite, and their mean NaN, as in ATen.
     share = (tl.zeros((), tl.float64) + 1.0) / count
     other_share = (tl.zeros((), tl.float64) + 1.0) / other_count
-    threshold = tl.zeros((), tl.float64) + (0.5 if KIND == "squared" else 0.0)
+    threshold = tl.zeros((), tl.float64) + (0.5 if KIND == "least_squares" else 0.0)
     zero = tl.zeros((), tl.float64)
-    if RELATION == "average":
+    if RELATIVISTIC == "average":
         SLOPES: tl.constexpr = grad_pointer is not None or other_grad_pointer is not None
         mean = _average(pointer, count, share, BLOCK)
         other_mean = _average(other_pointer, other_count, other_share, BLOCK)
@@ -158,14 +158,14 @@ def forward_kernel(
                 other_pointer, other_count, other_target, mean, other_grad_pointer, factor * other_share, offset, KIND,
                 BLOCK,
             )  # fmt: skip
-    elif RELATION == "paired":
+    elif RELATIVISTIC == "paired":
         losses, _, answers, other_answers, right = _sums(
             pointer, other_pointer, count, target, zero, zero, grad_pointer, other_grad_pointer, factor * share, KIND,
             True, False, MEANS, False, BLOCK,
         )  # fmt: skip
         loss, mean, other_mean, accuracy = losses * share, answers * share, other_answers * share, right * share
     else:
-        if MEANS and KIND == "linear" and other_pointer is not None:
+        if MEANS and KIND == "wasserstein" and other_pointer is not None:
             threshold = (
                 _average(pointer, count, share, BLOCK) + _average(other_pointer, other_count, other_share, BLOCK)
             ) / 2
@@ -218,7 +218,7 @@ def _walk(
     other_target: float,
     scale: float,
     kind: str,
-    relation: str,
+    relativistic: str,
     wanted: tuple[bool, bool],
     grad_loss: Tensor | None = None,
     loss: Tensor | None = None,
@@ -232,10 +232,10 @@ def _walk(
     with launch.on(logits):
         forward_kernel[(1,)](
             x, other, grad_loss, loss, means, grad, other_grad, x.numel(), 0 if other is None else other.numel(),
-            target, other_target, scale, kind, relation, _BLOCK, num_warps=_WARPS,
+            target, other_target, scale, kind, relativistic, _BLOCK, num_warps=_WARPS,
         )  # fmt: skip
     # Pairs have one order in memory.
-    other_like = logits if relation == "paired" else other_logits
+    other_like = logits if relativistic == "paired" else other_logits
     return _in_strides_of(logits, grad), _in_strides_of(other_like, other_grad)
 
 
@@ -247,7 +247,7 @@ def forward(
     other_target: float,
     scale: float,
     kind: str,
-    relation: str,
+    relativistic: str,
     means_wanted: bool,
     grad_wanted: bool,
     other_grad_wanted: bool,
@@ -256,7 +256,7 @@ def forward(
     loss = logits.new_empty(())
     means = logits.new_empty(1 if other_logits is None else 3) if means_wanted else None
     wanted = (grad_wanted, other_grad_wanted)
-    arguments = (logits, target, other_logits, other_target, scale, kind, relation)
+    arguments = (logits, target, other_logits, other_target, scale, kind, relativistic)
     return loss, means, *_walk(*arguments, wanted, loss=loss, means=means)
 
 
@@ -269,12 +269,12 @@ def backward(
     other_target: float,
     scale: float,
     kind: str,
-    relation: str,
+    relativistic: str,
 ) -> tuple[Tensor | None, Tensor | None]:
     """torch.ops.gan_fast.adversarial_loss_backward."""
-    if relation == "average":
+    if relativistic == "average":
         return _walk(
-            logits, target, other_logits, other_target, scale, kind, relation, (True, True), grad_loss=grad_loss
+            logits, target, other_logits, other_target, scale, kind, relativistic, (True, True), grad_loss=grad_loss
         )
 
     def one_side(values: Tensor, partners: Tensor | None, target: float) -> tuple[Tensor | None, Tensor | None]:
@@ -290,7 +290,7 @@ def backward(
         return _in_strides_of(values, grad), _in_strides_of(values, paired_grad)
 
     with launch.on(logits):
-        if relation == "paired":
+        if relativistic == "paired":
             return one_side(logits, other_logits, target)
         grad = one_side(logits, None, target)[0]
         return grad, None if other_logits is None else one_side(other_logits, None, other_target)[0]

@@ -131,7 +131,8 @@ void visits(const Shape* shape, int width, int64_t blocks, int32_t* counts) {
 }
 
 void adversarial_loss(int dtype, bool backwards, bool forward, const void* grad_loss, LossBatch<void> first,
-                      LossBatch<void> second, bool two, double scale, int kind, int relation, void* loss, void* means) {
+                      LossBatch<void> second, bool two, double scale, int kind, int relativistic, void* loss,
+                      void* means) {
   for_dtype(dtype, [&](auto tag) {
     using T = decltype(tag);
     const LossArguments<T> arguments{as<T>(grad_loss),
@@ -140,7 +141,7 @@ void adversarial_loss(int dtype, bool backwards, bool forward, const void* grad_
                                      two,
                                      scale,
                                      static_cast<Kind>(kind),
-                                     static_cast<Relation>(relation),
+                                     static_cast<Relativistic>(relativistic),
                                      as<T>(loss),
                                      as<T>(means)};
     const emulator::Launch launch{1, backwards};

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cuda_emulated import LossKernels, on_cuda
-from samples import DTYPES, LOSS_KINDS, LOSS_RELATIONS, LOSS_SAMPLES, LossSample
+from samples import DTYPES, LOSS_KINDS, LOSS_RELATIVISTIC, LOSS_SAMPLES, LossSample
 from tolerances import assert_as_exact, few_numbers_factor
 from torch import Tensor
 
@@ -52,18 +52,20 @@ def test_equals_aten_to_second_order(sample: LossSample, dtype: torch.dtype, ker
         found = results(ours, real, fake)
     exact = results(eager, real.double(), fake.double())
     for name, value in results(eager, real, fake).items():
-        factor = few_numbers_factor(value) if sample.relation == "average" else 2.0
-        cancelled = real.abs().max().item() if name == "loss" and sample.kind == "linear" else 0.0
+        factor = few_numbers_factor(value) if sample.relativistic == "average" else 2.0
+        cancelled = real.abs().max().item() if name == "loss" and sample.kind == "wasserstein" else 0.0
         assert_as_exact(found[name], value, exact[name], name, factor, cancelled)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("relation", LOSS_RELATIONS)
+@pytest.mark.parametrize("relativistic", LOSS_RELATIVISTIC)
 @pytest.mark.parametrize("kind", LOSS_KINDS)
-def test_forward_s_gradients_are_backward_s_of_one(kind: str, relation: str, dtype: torch.dtype, kernels: Any) -> None:
-    shapes = (900,), (900,) if relation == "paired" else (37, 2)
+def test_forward_s_gradients_are_backward_s_of_one(
+    kind: str, relativistic: str, dtype: torch.dtype, kernels: Any
+) -> None:
+    shapes = (900,), (900,) if relativistic == "paired" else (37, 2)
     real, fake = (t.detach().to(kernels.device) for t in LossSample(*shapes).make(dtype))
-    arguments = (real, 0.9, fake, 0.1, -2.0, kind, relation)
+    arguments = (real, 0.9, fake, 0.1, -2.0, kind, relativistic)
     _, _, *grads = kernels.forward(*arguments, False, True, True)
     for ours, want in zip(grads, kernels.backward(torch.ones((), dtype=dtype, device=kernels.device), *arguments)):
         assert torch.equal(ours, want)
@@ -74,36 +76,36 @@ def test_forward_s_gradients_are_backward_s_of_one(kind: str, relation: str, dty
 
 
 @pytest.mark.parametrize("count", [1, 31, 33, 1500])
-@pytest.mark.parametrize("relation", LOSS_RELATIONS)
-def test_no_result_depends_on_the_order_of_threads(relation: str, count: int, kernels: Any) -> None:
+@pytest.mark.parametrize("relativistic", LOSS_RELATIVISTIC)
+def test_no_result_depends_on_the_order_of_threads(relativistic: str, count: int, kernels: Any) -> None:
     if not isinstance(kernels, LossKernels):
         pytest.skip("asks what only the emulator can set")
     x = torch.randn(count)
     found = []
     for kernels.backwards in (False, True):
-        found.append(kernels.forward(x, 1.0, -x, 0.0, 1.0, "linear", relation, True, True, True))
+        found.append(kernels.forward(x, 1.0, -x, 0.0, 1.0, "wasserstein", relativistic, True, True, True))
     assert all(torch.equal(a, b) for a, b in zip(*found))
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("target", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("relation", LOSS_RELATIONS)
+@pytest.mark.parametrize("relativistic", LOSS_RELATIVISTIC)
 @pytest.mark.parametrize("kind", LOSS_KINDS)
-def test_infinities_and_nan_as_in_aten(kind: str, relation: str, target: float, value: float, kernels: Any) -> None:
+def test_infinities_and_nan_as_in_aten(kind: str, relativistic: str, target: float, value: float, kernels: Any) -> None:
     x = torch.tensor([0.5, value, -1.0], device=kernels.device)
-    other = None if relation == "none" else torch.tensor([1.5, 0.25, value], device=kernels.device)
-    loss, means, grad, _ = kernels.forward(x, target, other, 0.0, 1.0, kind, relation, True, True, False)
+    other = None if relativistic == "none" else torch.tensor([1.5, 0.25, value], device=kernels.device)
+    loss, means, grad, _ = kernels.forward(x, target, other, 0.0, 1.0, kind, relativistic, True, True, False)
     leaf = x.clone().requires_grad_()
-    want, want_means = reference(leaf, target, other, 0.0, 1.0, kind, relation)
+    want, want_means = reference(leaf, target, other, 0.0, 1.0, kind, relativistic)
     torch.testing.assert_close((loss, means), (want.detach(), want_means), equal_nan=True)
     torch.testing.assert_close(grad, torch.autograd.grad(want, leaf)[0], equal_nan=True)
 
 
 def test_no_logits_are_nan(kernels: Any) -> None:
     nothing = torch.zeros(0, device=kernels.device)
-    loss, means, grad, _ = kernels.forward(nothing, 1.0, None, 0.0, 1.0, "bce", "none", True, True, False)
+    loss, means, grad, _ = kernels.forward(nothing, 1.0, None, 0.0, 1.0, "minimax", "none", True, True, False)
     assert loss.isnan()
     assert means.isnan().all()
     assert grad.shape == (0,)
     one = torch.ones((), device=kernels.device)
-    assert kernels.backward(one, nothing, 1.0, None, 0.0, 1.0, "bce", "none")[0].shape == (0,)
+    assert kernels.backward(one, nothing, 1.0, None, 0.0, 1.0, "minimax", "none")[0].shape == (0,)
