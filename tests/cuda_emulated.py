@@ -15,7 +15,8 @@ import torch
 from samples import LOSS_KINDS, LOSS_RELATIONS
 from torch import Tensor
 
-from gan_fast import backends, extension, layout
+from gan_fast import backends, extension
+from gan_fast.memory_format import suggest_memory_format
 from gan_fast.ops import dispatch
 
 ROOT = Path(__file__).parents[1]
@@ -104,13 +105,13 @@ _MARGIN = 64
 
 
 def shape_of(x: Tensor) -> Shape:
-    channels_last = layout.suggest_memory_format(x) != torch.contiguous_format
+    channels_last = suggest_memory_format(x) != torch.contiguous_format
     space = math.prod(x.shape[2:])
     return Shape(x.size(0), x.size(1), space, x.size(1) > 1 and (space == 1 or channels_last))
 
 
 def _dense(x: Tensor) -> Tensor:
-    return x.detach().contiguous(memory_format=layout.suggest_memory_format(x))
+    return x.detach().contiguous(memory_format=suggest_memory_format(x))
 
 
 def _pointer(t: Tensor | None) -> ctypes.c_void_p:
@@ -219,7 +220,7 @@ class Kernels:
         affine_wanted: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
         x = _dense(input)
-        grad = grad_output.detach().contiguous(memory_format=layout.suggest_memory_format(input))
+        grad = grad_output.detach().contiguous(memory_format=suggest_memory_format(input))
         grad_input = self._like(x, input_wanted)
         grads = self._parameter_grads(x, *((weight, bias) if affine_wanted else (None, None)))
         options = self._options(
@@ -239,7 +240,7 @@ class Kernels:
         training: bool, activation: str, negative_slope: float, grad_output_wanted: bool, input_wanted: bool,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         x = _dense(input)
-        memory_format = layout.suggest_memory_format(input)
+        memory_format = suggest_memory_format(input)
         grad = grad_output.detach().contiguous(memory_format=memory_format)
         cotangent = None if cotangent_input is None else cotangent_input.contiguous(memory_format=memory_format)
         grad_grad, grad_input = self._like(x, grad_output_wanted), self._like(x, input_wanted)

@@ -56,7 +56,7 @@ inline bool is_dense(const Tensor& t, MemoryFormat format) {
 }
 
 // The format that ATen's batch norm gives its result: channels-last when the strides of a 4-d or 5-d tensor are ordered
-// so (even with gaps), contiguous otherwise. gan_fast/layout.py tells fake tensors the same.
+// so (even with gaps), contiguous otherwise. gan_fast/memory_format.py tells fake tensors the same.
 inline MemoryFormat suggest_memory_format(const Tensor& t) {
   const int64_t dim = t.dim();
   if ((dim != 4 && dim != 5) || t.numel() == 0) return MemoryFormat::Contiguous;

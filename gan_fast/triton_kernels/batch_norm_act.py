@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gan_fast import layout
+from gan_fast.memory_format import empty_output_like, suggest_memory_format
 from gan_fast.triton_kernels import DTYPE_NAMES, DTYPES, launch
 from gan_fast.triton_kernels import activation as act
 
@@ -600,7 +600,7 @@ def _check(input: Tensor) -> None:
 
 def _layout(x: Tensor) -> tuple[Tensor, Tiles]:
     """x dense in the format that its result has, and how it is cut."""
-    memory_format = layout.suggest_memory_format(x)
+    memory_format = suggest_memory_format(x)
     tiles = Tiles.of(x, memory_format != torch.contiguous_format)
     if max(tiles.outer, tiles.inner, tiles.channels) > _MOST_ROWS:
         raise RuntimeError(
@@ -691,7 +691,7 @@ def forward(
         if training:
             mean = torch.zeros(channels, dtype=torch.float32, device=input.device)
             invstd = mean.clone()
-        return layout.empty_like(input), mean, invstd
+        return empty_output_like(input), mean, invstd
     with launch.on(input):
         x, tiles = _layout(input)
         if training:
@@ -716,7 +716,7 @@ def normalize(
     """torch.ops.gan_fast.batch_norm_act_normalize."""
     _check(input)
     if not input.numel():
-        return layout.empty_like(input)
+        return empty_output_like(input)
     with launch.on(input):
         x, tiles = _layout(input)
         return _normalize(x, tiles, mean, invstd, weight, bias, activation, negative_slope)
@@ -747,10 +747,10 @@ def backward(
 
     grad_weight, grad_bias = parameter_grad(weight), parameter_grad(bias)
     if not input.numel():
-        return layout.empty_like(input) if input_wanted else None, grad_weight, grad_bias
+        return empty_output_like(input) if input_wanted else None, grad_weight, grad_bias
     with launch.on(input):
         x, tiles = _layout(input)
-        grad = grad_output.contiguous(memory_format=layout.suggest_memory_format(input))
+        grad = grad_output.contiguous(memory_format=suggest_memory_format(input))
         vectors = _vectors(mean, invstd, weight, bias)
         options = (negative_slope, act.CODES[activation])
         means = None
@@ -800,11 +800,11 @@ def double_backward(
         None if p is None else new(p.shape, dtype=p.dtype, device=p.device) for p in (weight, bias)
     )
     if not input.numel():
-        grad_grad, grad_input = (layout.empty_like(input) if w else None for w in (grad_output_wanted, input_wanted))
+        grad_grad, grad_input = (empty_output_like(input) if w else None for w in (grad_output_wanted, input_wanted))
         return grad_grad, grad_input, grad_weight, grad_bias
     with launch.on(input):
         x, tiles = _layout(input)
-        memory_format = layout.suggest_memory_format(input)
+        memory_format = suggest_memory_format(input)
         grad, cotangent = (
             None if t is None else t.contiguous(memory_format=memory_format) for t in (grad_output, cotangent_input)
         )
