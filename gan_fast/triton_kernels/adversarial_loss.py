@@ -229,7 +229,7 @@ def _walk(
     other = None if other_logits is None else other_logits.contiguous()
     grad = torch.empty_like(x) if wanted[0] else None
     other_grad = torch.empty_like(other) if wanted[1] and other is not None else None
-    with launch.on(logits):
+    with launch.on_device_of(logits):
         forward_kernel[(1,)](
             x, other, grad_loss, loss, means, grad, other_grad, x.numel(), 0 if other is None else other.numel(),
             target, other_target, scale, kind, relation, _BLOCK, num_warps=_WARPS,
@@ -239,7 +239,7 @@ def _walk(
     return _in_strides_of(logits, grad), _in_strides_of(other_like, other_grad)
 
 
-@launch.of_values
+@launch.readable_arguments
 def forward(
     logits: Tensor,
     target: float,
@@ -260,7 +260,7 @@ def forward(
     return loss, means, *_walk(*arguments, wanted, loss=loss, means=means)
 
 
-@launch.of_values
+@launch.readable_arguments
 def backward(
     grad_loss: Tensor,
     logits: Tensor,
@@ -289,7 +289,7 @@ def backward(
             )  # fmt: skip
         return _in_strides_of(values, grad), _in_strides_of(values, paired_grad)
 
-    with launch.on(logits):
+    with launch.on_device_of(logits):
         if relation == "paired":
             return one_side(logits, other_logits, target)
         grad = one_side(logits, None, target)[0]

@@ -664,7 +664,7 @@ def _normalize(
     return y
 
 
-@launch.of_values
+@launch.readable_arguments
 def forward(
     input: Tensor,
     running_mean: Tensor | None,
@@ -692,7 +692,7 @@ def forward(
             mean = torch.zeros(channels, dtype=torch.float32, device=input.device)
             invstd = mean.clone()
         return empty_output_like(input), mean, invstd
-    with launch.on(input):
+    with launch.on_device_of(input):
         x, tiles = _layout(input)
         if training:
             chunks = _merged(statistics or _statistics(x, tiles))
@@ -708,7 +708,7 @@ def forward(
         return _normalize(x, tiles, mean, invstd, weight, bias, activation, negative_slope), mean, invstd
 
 
-@launch.of_values
+@launch.readable_arguments
 def normalize(
     input: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None, activation: str,
     negative_slope: float,
@@ -717,12 +717,12 @@ def normalize(
     _check(input)
     if not input.numel():
         return empty_output_like(input)
-    with launch.on(input):
+    with launch.on_device_of(input):
         x, tiles = _layout(input)
         return _normalize(x, tiles, mean, invstd, weight, bias, activation, negative_slope)
 
 
-@launch.of_values
+@launch.readable_arguments
 def backward(
     grad_output: Tensor,
     input: Tensor,
@@ -748,7 +748,7 @@ def backward(
     grad_weight, grad_bias = parameter_grad(weight), parameter_grad(bias)
     if not input.numel():
         return empty_output_like(input) if input_wanted else None, grad_weight, grad_bias
-    with launch.on(input):
+    with launch.on_device_of(input):
         x, tiles = _layout(input)
         grad = grad_output.contiguous(memory_format=suggest_memory_format(input))
         vectors = _vectors(mean, invstd, weight, bias)
@@ -776,7 +776,7 @@ def backward(
         return grad_input, grad_weight, grad_bias
 
 
-@launch.of_values
+@launch.readable_arguments
 def double_backward(
     cotangent_input: Tensor | None,
     cotangent_weight: Tensor | None,
@@ -802,7 +802,7 @@ def double_backward(
     if not input.numel():
         grad_grad, grad_input = (empty_output_like(input) if w else None for w in (grad_output_wanted, input_wanted))
         return grad_grad, grad_input, grad_weight, grad_bias
-    with launch.on(input):
+    with launch.on_device_of(input):
         x, tiles = _layout(input)
         memory_format = suggest_memory_format(input)
         grad, cotangent = (

@@ -179,7 +179,7 @@ def refuses(input: Tensor, dilation: tuple[int, ...], transposed: bool, groups: 
     return None
 
 
-@launch.of_values
+@launch.readable_arguments
 def convolve(
     input: Tensor,
     weight: Tensor,
@@ -238,7 +238,7 @@ def convolve(
         chunks = row_tiles * phases[0] * phases[1]
         shapes = ((chunks,), (chunks, c_out), (chunks, c_out))
         found = tuple(torch.empty(shape, dtype=torch.float32, device=x.device) for shape in shapes)
-    with launch.on(x):
+    with launch.on_device_of(x):
         conv_kernel[grid](
             x, w, None if bias is None else bias.contiguous(), output, *(found or (None,) * 3),
             rows, q_height, q_width, in_height, in_width, *output_size, c_in, c_out,

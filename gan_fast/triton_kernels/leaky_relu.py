@@ -88,7 +88,7 @@ def _launch(x: Tensor, output: Tensor | None, signs_wanted: bool, slope: float) 
     tiles = triton.cdiv(x.numel(), _ROWS.value * columns)
     signs = torch.empty(tiles * columns, dtype=torch.uint8, device=x.device) if signs_wanted else None
     if tiles:
-        with launch.on(x):
+        with launch.on_device_of(x):
             leaky_relu_kernel[(tiles,)](x, output, signs, x.numel(), slope, columns, num_warps=_WARPS)
     return signs
 
@@ -101,7 +101,7 @@ def forward(input: Tensor, negative_slope: float, signs_wanted: bool) -> tuple[T
     if input.dtype not in DTYPES:
         raise RuntimeError(f"{OP}: expected input dtype {DTYPE_NAMES} in Triton, got {input.dtype}")
     output = torch.empty_like(input)
-    return output, _launch(launch.in_order_of(input, output), output, signs_wanted, float(negative_slope))
+    return output, _launch(launch.in_memory_order_of(input, output), output, signs_wanted, float(negative_slope))
 
 
 def signs(output: Tensor) -> Tensor | None:
@@ -118,8 +118,8 @@ def backward(grad_output: Tensor, signs: Tensor, strides: Sequence[int], negativ
     grad_input = grad_output.new_empty_strided(grad_output.shape, tuple(strides))
     columns = _columns(grad_output.dtype)
     if signs.numel():
-        with launch.on(grad_output):
-            grad = launch.in_order_of(grad_output, grad_input)
+        with launch.on_device_of(grad_output):
+            grad = launch.in_memory_order_of(grad_output, grad_input)
             leaky_relu_backward_kernel[(signs.numel() // columns,)](
                 grad, signs, grad_input, grad.numel(), float(negative_slope), columns, num_warps=_WARPS
             )

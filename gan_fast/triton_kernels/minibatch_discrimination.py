@@ -113,7 +113,7 @@ def _check(projected: Tensor) -> None:
         raise TypeError(f"{OP}: expected projected dtype {DTYPE_NAMES} for backend triton, got {projected.dtype}")
 
 
-@launch.of_values
+@launch.readable_arguments
 def forward(projected: Tensor) -> Tensor:
     """torch.ops.gan_fast.minibatch_discrimination_forward."""
     _check(projected)
@@ -121,7 +121,7 @@ def forward(projected: Tensor) -> Tensor:
     n, b, c = x.shape
     output = x.new_empty(n, b)
     if output.numel():
-        with launch.on(x):
+        with launch.on_device_of(x):
             closeness_kernel[(b, triton.cdiv(n, _ROWS))](x, output, n, b, c, _ROWS, _COLUMNS, num_warps=_WARPS)
     return output
 
@@ -136,7 +136,7 @@ def _gradient(cotangent: Tensor | None, grad_output: Tensor, projected: Tensor) 
     if g.numel():
         # At least one: of no components there is still the gradient by grad_output.
         grid = (b, triton.cdiv(n, _ROWS), max(triton.cdiv(c, _COMPONENTS), 1))
-        with launch.on(x):
+        with launch.on_device_of(x):
             closeness_gradient_kernel[grid](
                 v, g, x, grad_g, grad, n, b, c, _ROWS, _GRADIENT_COLUMNS, _COMPONENTS, num_warps=_WARPS,
                 maxnreg=_REGISTERS,
@@ -144,13 +144,13 @@ def _gradient(cotangent: Tensor | None, grad_output: Tensor, projected: Tensor) 
     return grad_g, grad
 
 
-@launch.of_values
+@launch.readable_arguments
 def backward(grad_output: Tensor, projected: Tensor) -> Tensor:
     """torch.ops.gan_fast.minibatch_discrimination_backward."""
     return _gradient(None, grad_output, projected)[1]
 
 
-@launch.of_values
+@launch.readable_arguments
 def double_backward(cotangent: Tensor, grad_output: Tensor, projected: Tensor) -> tuple[Tensor | None, Tensor]:
     """torch.ops.gan_fast.minibatch_discrimination_double_backward."""
     return _gradient(cotangent, grad_output, projected)

@@ -103,44 +103,44 @@ def add_noise_kernel(x_pointer, y_pointer, std_pointer, seed_pointer, length, st
     _add(x_pointer, y_pointer, 0, i + 3 * COLUMNS, length, std * d)
 
 
-@launch.of_values
+@launch.readable_arguments
 def interpolate(real: Tensor, fake: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
     """Return real + u_n (fake - real), and u, (N,) float32."""
-    x = launch.sample_by_sample(real)
-    y = launch.in_order_of(fake, x)
+    x = launch.with_contiguous_samples(real)
+    y = launch.in_memory_order_of(fake, x)
     output = torch.empty_like(x)
     samples = x.size(0)
     u = x.new_empty(samples, dtype=torch.float32)
     if samples:
         length = x.numel() // samples
         tiles = max(1, triton.cdiv(length, _TILE))
-        with launch.on(x):
+        with launch.on_device_of(x):
             interpolate_kernel[(samples * tiles,)](x, y, output, u, seed, length, tiles, _TILE, num_warps=_WARPS)
     return output, u
 
 
-@launch.of_values
+@launch.readable_arguments
 def perturb(real: Tensor, std: Tensor, seed: Tensor, scale: float) -> Tensor:
     """Return real + u_n scale std U[0, 1) per value."""
-    x = launch.sample_by_sample(real)
+    x = launch.with_contiguous_samples(real)
     output = torch.empty_like(x)
     if x.numel():
         tiles = triton.cdiv(x.numel() // x.size(0), _ROWS * _COLUMNS)
-        with launch.on(x):
+        with launch.on_device_of(x):
             perturb_kernel[(x.size(0) * tiles,)](
                 x, output, std, seed, x.numel() // x.size(0), tiles, scale, _COLUMNS, num_warps=_WARPS
             )
     return output
 
 
-@launch.of_values
+@launch.readable_arguments
 def add_noise(input: Tensor, std: float | Tensor, seed: Tensor) -> Tensor:
     """Return input + std N(0, 1) per value."""
     output = torch.empty_like(input)
     if input.numel():
-        x = launch.in_order_of(input, output)
+        x = launch.in_memory_order_of(input, output)
         on_device = isinstance(std, Tensor)
-        with launch.on(x):
+        with launch.on_device_of(x):
             add_noise_kernel[(triton.cdiv(x.numel(), _ROWS * _COLUMNS),)](
                 x, output, std if on_device else None, seed, x.numel(), 0.0 if on_device else float(std), _COLUMNS,
                 num_warps=_WARPS,

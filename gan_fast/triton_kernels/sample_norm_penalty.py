@@ -87,7 +87,7 @@ def _check(input: Tensor) -> None:
         raise RuntimeError(f"{OP}: expected input dtype {DTYPE_NAMES} in Triton, got {input.dtype}")
 
 
-@launch.of_values
+@launch.readable_arguments
 def forward(input: Tensor, coefficients: Tensor | None, center: float, scale: float) -> tuple[Tensor, Tensor]:
     """torch.ops.gan_fast.sample_norm_penalty_forward."""
     _check(input)
@@ -96,14 +96,14 @@ def forward(input: Tensor, coefficients: Tensor | None, center: float, scale: fl
     norms = input.new_empty(samples, dtype=torch.float32)
     if samples == 0:
         return penalty.fill_(float("nan")), norms
-    x = launch.sample_by_sample(input)
+    x = launch.with_contiguous_samples(input)
     length = x.numel() // samples
     tiles = max(1, triton.cdiv(length, _TILE))
     tiles_per_chunk = triton.cdiv(tiles, min(tiles, max(1, _PROGRAMS // samples)))
     chunks = triton.cdiv(tiles, tiles_per_chunk)
     sums = input.new_empty(samples * chunks, dtype=torch.float64)
     block = triton.next_power_of_2(chunks)
-    with launch.on(input):
+    with launch.on_device_of(input):
         sum_squares_kernel[(samples * chunks,)](x, sums, length, chunks, tiles_per_chunk, _TILE, num_warps=_WARPS)
         merge_norms_kernel[(1,)](
             sums, coefficients, penalty, norms, samples, chunks,
@@ -113,7 +113,7 @@ def forward(input: Tensor, coefficients: Tensor | None, center: float, scale: fl
     return penalty, norms
 
 
-@launch.of_values
+@launch.readable_arguments
 def backward(
     grad_penalty: Tensor, input: Tensor, norms: Tensor, coefficients: Tensor | None, center: float, scale: float
 ) -> Tensor:
@@ -121,12 +121,12 @@ def backward(
     _check(input)
     if input.numel() == 0:
         return torch.empty_like(input)
-    x = launch.sample_by_sample(input)
+    x = launch.with_contiguous_samples(input)
     grad = torch.empty_like(x)
     samples = x.size(0)
     length = x.numel() // samples
     tiles = triton.cdiv(length, _TILE)
-    with launch.on(input):
+    with launch.on_device_of(input):
         scale_samples_kernel[(samples * tiles,)](
             x, grad, grad_penalty, norms, coefficients, samples, length, tiles, norms.stride(0),
             0 if coefficients is None else coefficients.stride(0), center, scale, _TILE, num_warps=_WARPS,

@@ -275,10 +275,10 @@ def test_on_a_gpu_triton_serves_unmeasured(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(backends, "_launch_failure", lambda: None)
     for op in ("interpolate_samples", "perturb", "add_noise"):
         assert backends._default_backend(op, "cuda", torch.float32) == "triton"
-        assert backends._default_backend(op, "cuda", torch.float64) == "native"
-        assert backends._default_backend(op, "cpu", torch.float32) == "native"
-        assert backends._explain(op, "cuda") == "Triton kernel"
-        assert backends._explain(op, "cpu") == "ATen's ops"
+        assert backends._default_backend(op, "cuda", torch.float64) == "cuda"
+        assert backends._default_backend(op, "cpu", torch.float32) == "cpu"
+        assert backends._explain(op, "cuda").startswith("Triton kernel: ")
+        assert backends._explain(op, "cpu") == "ATen's ops: no kernel for device cpu"
 
 
 def test_a_backend_that_is_not_there_raises(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,7 +384,7 @@ def test_where_triton_does_not_run_aten_draws_and_says_so_once(
     kernels = NoKernels(wrong)
     monkeypatch.setattr(backends, "triton_kernels", lambda *_: kernels)
     monkeypatch.setattr(backends, "_tried", {})
-    monkeypatch.setattr(tuning, "_told", set())
+    monkeypatch.setattr(tuning, "_logged", set())
     caplog.set_level(logging.WARNING, logger="gan_fast")
     # The first call as every other: nothing was drawn for the trial.
     for _ in range(2):
@@ -393,8 +393,8 @@ def test_where_triton_does_not_run_aten_draws_and_says_so_once(
         assert torch.equal(torch.get_rng_state(), state)
     assert kernels.calls in (1, 2)
     (record,) = caplog.records
-    said = "its values are off" if wrong else "it failed (torch.float32): Failed to find C compiler"
-    assert record.getMessage().startswith(f"{op}: triton is left out, because {said}")
+    said = "wrong values" if wrong else "it failed (torch.float32): Failed to find C compiler"
+    assert record.getMessage().startswith(f"{op}: not using backend triton: {said}")
     # Asked for by name it is an error.
     if not wrong:
         monkeypatch.setattr(backends, "native", lambda *_: True)
