@@ -441,7 +441,7 @@ def call_fastest_of(
                 work = _work(call, trial or arguments, needs_grad)
                 times_ms = tuning.measure(device, op, key, names, work, find_fault)
             else:
-                only = len(names) == 1  # then it is used without a check: there is no alternative
+                only = len(names) == 1  # a single candidate is used without a check
                 usable = (n for n in names if only or tuning.runs_correctly(device, op, key, n, find_fault))
                 times_ms = dict.fromkeys(itertools.islice(usable, 1), 0.0)
         name = min(times_ms, key=times_ms.__getitem__) if times_ms else names[0]

@@ -1,4 +1,7 @@
-"""csrc/cuda's kernels on a CPU, behind the native ops' signatures: what the .cu files do around them, in Python."""
+"""The kernels of csrc/cuda emulated on a CPU, as functions with the signatures of torch.ops.gan_fast.*.
+
+The classes do in Python what csrc/cuda/*_host.cpp does: allocate results and pass pointers.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ ACTIVATIONS = ("identity", "relu", "leaky_relu", "tanh", "sigmoid")
 
 
 def build(folder: Path) -> ctypes.CDLL:
-    """Compile tests/cuda/emulated.cpp; a misaligned access or an index out of bounds ends the process."""
+    """Compile tests/cuda/emulated.cpp with sanitizers: a misaligned access or an index out of bounds aborts."""
     library = folder / "emulated.so"
     command = ["g++", "-std=c++20", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
     command += ["-Wno-unknown-pragmas", "-fsanitize=alignment,bounds", "-fno-sanitize-recover=all"]
@@ -77,19 +80,19 @@ class LogitsBatch(ctypes.Structure):
 
 
 def on_cuda(op: str, names: Iterable[str]) -> SimpleNamespace:
-    """The same kernels as torch.ops.gan_fast.<op>_<name> on a GPU, where there is one and the build has them."""
+    """Return torch.ops.gan_fast.<op>_<name> on a GPU; skip the test without a GPU or compiled CUDA kernels."""
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     for name in names:
-        native_op = f"{op}_{name}"
-        if not extension.has_kernel(native_op, "cuda") or (native_op, "cuda") in backends._by_triton:
+        torch_op = f"{op}_{name}"
+        if not extension.has_kernel(torch_op, "cuda") or (torch_op, "cuda") in backends._by_triton:
             pytest.skip("needs a build with CUDA kernels")
     functions = {name: dispatch.kernel(f"{op}_{name}") for name in names}
     return SimpleNamespace(device=torch.device("cuda"), **functions)
 
 
 def on_device(arguments: dict[str, Any], kernels: Any) -> dict[str, Any]:
-    """The arguments where the kernels run, storage and strides as they are."""
+    """Move the arguments to the device of the kernels, with the same storage offsets and strides."""
 
     def moved(t: Tensor) -> Tensor:
         if t.device.type == kernels.device.type:
@@ -100,7 +103,7 @@ def on_device(arguments: dict[str, Any], kernels: Any) -> dict[str, Any]:
     return {name: moved(value) if isinstance(value, Tensor) else value for name, value in arguments.items()}
 
 
-# Values on either side of a result that nobody may write to.
+# Number of values on either side of a result, which kernels must not write.
 _MARGIN = 64
 
 
@@ -123,10 +126,10 @@ def _is_aligned(*tensors: Tensor | None) -> bool:
 
 
 class Kernels:
-    """Functions of the native ops' names and signatures.
+    """The functions of torch.ops.gan_fast.batch_norm_act_*, emulated.
 
-    multiprocessors and backwards (the order in which threads and blocks run) may be set; `results` are checked for
-    writes beyond their ends.
+    Tests may set ``multiprocessors`` and ``backwards`` (the order in which threads and blocks run). Each call checks
+    that kernels do not write outside their results.
     """
 
     device = torch.device("cpu")
@@ -138,7 +141,7 @@ class Kernels:
         self._results: list[Tensor] = []
 
     def _new(self, shape: Iterable[int], stride: Iterable[int], dtype: torch.dtype) -> Tensor:
-        """A result of NaN, between margins."""
+        """Return a tensor of NaN in memory with a margin on both sides."""
         shape = tuple(shape)
         size = torch.Size(shape).numel()
         storage = torch.full((size + 2 * _MARGIN,), float("nan"), dtype=dtype)
@@ -160,7 +163,7 @@ class Kernels:
     def _finish(self) -> None:
         for storage in self._results:
             margins = torch.cat([storage[:_MARGIN], storage[-_MARGIN:]])
-            assert bool((margins == 7).all()), "a kernel wrote beyond its result"
+            assert bool((margins == 7).all()), "a kernel wrote outside its result"
         self._results.clear()
 
     def _options(self, x: Tensor, aligned: bool, activation: str, negative_slope: float, **others: Any) -> Options:
@@ -258,6 +261,8 @@ class Kernels:
 
 
 class LossKernels(Kernels):
+    """The functions of torch.ops.gan_fast.adversarial_loss_*, emulated."""
+
     def _batch(self, logits: Tensor | None, target: float, grad: Tensor | None) -> LogitsBatch:
         if logits is None:
             return LogitsBatch()
