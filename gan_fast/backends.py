@@ -10,6 +10,11 @@ A call requests a backend: the one of ``use_backend``, else of GAN_FAST_BACKEND,
   3. the compiled extension's kernel for the device, which PyTorch's dispatcher finds;
   4. Triton's kernel on a GPU;
   5. the reference, with a warning that is logged once.
+
+>>> import torch, gan_fast
+>>> with gan_fast.use_backend("reference"):
+...     gan_fast.ops.leaky_relu(torch.tensor([-1.0, 2.0]), 0.2)
+tensor([-0.2000,  2.0000])
 """
 
 from __future__ import annotations

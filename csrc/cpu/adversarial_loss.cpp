@@ -28,7 +28,7 @@ struct Sums {
   double slopes = 0;         // phi'
   double answers = 0;        // D(x): sigmoid(x) for bce without a relation, else x
   double other_answers = 0;  // of the paired logits
-  double right = 0;          // number of logits on the correct side of the threshold
+  double correct = 0;        // number of logits on the correct side of the threshold
 
   void operator+=(const Sums& s) {
     logits += s.logits;
@@ -36,7 +36,7 @@ struct Sums {
     slopes += s.slopes;
     answers += s.answers;
     other_answers += s.other_answers;
-    right += s.right;
+    correct += s.correct;
   }
 };
 
@@ -153,7 +153,7 @@ struct LossBlock : Batch<T> {
     using P = Phi<V, kKind>;
     const P phi(this->target);
     const F64 zero{}, one = zero + 1.0;
-    F64 loss{}, slopes{}, answers{}, other_answers{}, right{};
+    F64 loss{}, slopes{}, answers{}, other_answers{}, correct{};
     for_lanes(begin, end, [&](int64_t i, int lanes) GAN_FAST_INLINE_LAMBDA {
       const V x = load(this->logits + i, lanes);
       const F64 u = this->argument(x, i, lanes);
@@ -164,14 +164,14 @@ struct LossBlock : Batch<T> {
       if (!this->means_wanted) return;
       answers += keep(this->probabilities ? P::probability(x, e) : widen(x), lanes);
       const F64 at = widen(x);
-      F64 than = zero + this->threshold;
+      F64 limit = zero + this->threshold;
       if (this->paired) {
-        than = widen(load(this->paired + i, lanes));
-        other_answers += keep(than, lanes);
+        limit = widen(load(this->paired + i, lanes));
+        other_answers += keep(limit, lanes);
       }
-      right += keep(this->above ? (at > than ? one : zero) : (at < than ? one : zero), lanes);
+      correct += keep(this->above ? (at > limit ? one : zero) : (at < limit ? one : zero), lanes);
     });
-    *sums = {0, sum(loss), sum(slopes), sum(answers), sum(other_answers), sum(right)};
+    *sums = {0, sum(loss), sum(slopes), sum(answers), sum(other_answers), sum(correct)};
   }
 };
 
@@ -277,7 +277,7 @@ struct Call {
     if (means) {
       means[0] = sums[0].answers / counts[0];
       means[1] = second ? sums[1].answers / counts[1] : sums[0].other_answers / counts[0];
-      means[2] = (sums[0].right + sums[1].right) / (counts[0] + counts[1]);
+      means[2] = (sums[0].correct + sums[1].correct) / (counts[0] + counts[1]);
     }
     return sums[0].loss / counts[0] + (second ? sums[1].loss / counts[1] : 0);
   }

@@ -93,7 +93,7 @@ __device__ T narrowed(double x) {
 // A thread's sums over a batch: phi; phi' for the relation average, else D's answers; the paired logits; the number of
 // logits on the correct side of the threshold.
 struct LossSums {
-  double losses = 0, slopes_or_answers = 0, other_answers = 0, right = 0;
+  double losses = 0, slopes_or_answers = 0, other_answers = 0, correct = 0;
 };
 
 // Computes the sums and, except for the relation average, the gradients.
@@ -114,8 +114,8 @@ __device__ LossSums loss_batch(const LossArguments<T>& a, const LossBatch<T>& ba
     sums.losses += phi.value(u, e);
     sums.slopes_or_answers += average ? slope : probabilities ? (x < 0 ? e : A{1}) / (1 + e) : x;
     if (paired) sums.other_answers += other;
-    const double than = paired ? other : threshold;
-    sums.right += is_first ? x > than : x < than;
+    const double limit = paired ? other : threshold;
+    sums.correct += is_first ? x > limit : x < limit;
     if (average) continue;
     if (batch.grad) batch.grad[i] = narrowed<T>(grad);
     if (paired && a.second.grad) a.second.grad[i] = narrowed<T>(-grad);
@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kLossThreads<T>) loss_forward_kernel(const Los
   LossSums second;
   if (a.two && !paired) second = loss_batch(a, a.second, false, other_shift, other_threshold, factor / other_count);
   double sums[kLossSums] = {first.losses, second.losses, first.slopes_or_answers,
-                            paired ? first.other_answers : second.slopes_or_answers, first.right + second.right};
+                            paired ? first.other_answers : second.slopes_or_answers, first.correct + second.correct};
   sum_block(scratch, sums);
   if (threadIdx.x == 0 && a.loss) {
     const double other = a.two && !paired ? sums[1] / other_count : 0;

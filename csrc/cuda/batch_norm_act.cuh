@@ -105,22 +105,22 @@ __global__ void __launch_bounds__(kThreads, Kernel::kBlocks)
     count += here;
   }
   // Merges threads (Chan, Golub and LeVeque, 1979), in a form in which an infinite mean stays infinite.
-  double own[kSlots], weighted[kSlots], mean[kSlots], about[kSlots];  // own: the thread's mean
+  double thread_mean[kSlots], weighted[kSlots], mean[kSlots], deviations[kSlots];
 #pragma unroll
   for (int j = 0; j < kSlots; ++j) {
     const double shift = count ? static_cast<double>(sum[j]) / static_cast<double>(count) : 0.0;
-    own[j] = pivot[j] + shift;
-    weighted[j] = count ? own[j] * static_cast<double>(count) : 0.0;
-    about[j] = static_cast<double>(squares[j]) - shift * sum[j];
+    thread_mean[j] = pivot[j] + shift;
+    weighted[j] = count ? thread_mean[j] * static_cast<double>(count) : 0.0;
+    deviations[j] = static_cast<double>(squares[j]) - shift * sum[j];
   }
   sum_rows<kSlots>(scratch, g.lanes, weighted);
 #pragma unroll
   for (int j = 0; j < kSlots; ++j) {
     mean[j] = scratch[j * kThreads + walk.lane] / static_cast<double>(g.count(walk.chunk));
-    const double distance = own[j] - mean[j];
-    about[j] = count ? about[j] + static_cast<double>(count) * distance * distance : 0.0;
+    const double distance = thread_mean[j] - mean[j];
+    deviations[j] = count ? deviations[j] + static_cast<double>(count) * distance * distance : 0.0;
   }
-  sum_rows<kSlots>(scratch, g.lanes, about);
+  sum_rows<kSlots>(scratch, g.lanes, deviations);
   if (walk.row == 0 && walk.column < g.columns) {
 #pragma unroll
     for (int j = 0; j < kSlots; ++j) {

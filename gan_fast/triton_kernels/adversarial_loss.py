@@ -89,7 +89,7 @@ def _sums(
     slopes = tl.zeros((BLOCK,), tl.float64)
     answers = tl.zeros((BLOCK,), tl.float64)
     other_answers = tl.zeros((BLOCK,), tl.float64)
-    right = tl.zeros((BLOCK,), tl.float64)
+    correct = tl.zeros((BLOCK,), tl.float64)
     for first in range(0, count, BLOCK):
         i = first + tl.arange(0, BLOCK)
         x = _load(pointer, i, count)
@@ -100,15 +100,15 @@ def _sums(
         _store_grads(grad_pointer, paired_grad_pointer, i, count, slope * factor)
         if MEANS:
             answers += tl.where(i < count, probability if PROBABILITY else x, 0.0)
-            than = threshold
+            limit = threshold
             if paired_pointer is not None:
-                than = _load(paired_pointer, i, count)
-                other_answers += than
+                limit = _load(paired_pointer, i, count)
+                other_answers += limit
             if ABOVE:
-                right += tl.where((i < count) & (x > than), 1.0, 0.0)
+                correct += tl.where((i < count) & (x > limit), 1.0, 0.0)
             else:
-                right += tl.where((i < count) & (x < than), 1.0, 0.0)
-    return tl.sum(losses), tl.sum(slopes), tl.sum(answers), tl.sum(other_answers), tl.sum(right)
+                correct += tl.where((i < count) & (x < limit), 1.0, 0.0)
+    return tl.sum(losses), tl.sum(slopes), tl.sum(answers), tl.sum(other_answers), tl.sum(correct)
 
 
 @triton.jit
@@ -138,17 +138,17 @@ def forward_kernel(
         SLOPES: tl.constexpr = grad_pointer is not None or other_grad_pointer is not None
         mean = _average(pointer, count, share, BLOCK)
         other_mean = _average(other_pointer, other_count, other_share, BLOCK)
-        losses, slopes, _, _, right = _sums(
+        losses, slopes, _, _, correct = _sums(
             pointer, None, count, target, other_mean, other_mean, None, None, zero, KIND, True, False, MEANS, SLOPES,
             BLOCK,
         )  # fmt: skip
         loss = losses * share
-        losses, other_slopes, _, _, other_right = _sums(
+        losses, other_slopes, _, _, other_correct = _sums(
             other_pointer, None, other_count, other_target, mean, mean, None, None, zero, KIND, False, False, MEANS,
             SLOPES, BLOCK,
         )  # fmt: skip
         loss += losses * other_share
-        accuracy = (right + other_right) / (count + other_count)
+        accuracy = (correct + other_correct) / (count + other_count)
         if grad_loss_pointer is not None:
             factor *= tl.load(grad_loss_pointer).to(tl.float64)
         # Each batch also gets a gradient through its average, from phi' of the other batch. So all sums come first. An
@@ -163,29 +163,29 @@ def forward_kernel(
                 BLOCK,
             )  # fmt: skip
     elif RELATION == "paired":
-        losses, _, answers, other_answers, right = _sums(
+        losses, _, answers, other_answers, correct = _sums(
             pointer, other_pointer, count, target, zero, zero, grad_pointer, other_grad_pointer, factor * share, KIND,
             True, False, MEANS, False, BLOCK,
         )  # fmt: skip
-        loss, mean, other_mean, accuracy = losses * share, answers * share, other_answers * share, right * share
+        loss, mean, other_mean, accuracy = losses * share, answers * share, other_answers * share, correct * share
     else:
         if MEANS and KIND == "linear" and other_pointer is not None:
             threshold = (
                 _average(pointer, count, share, BLOCK) + _average(other_pointer, other_count, other_share, BLOCK)
             ) / 2
-        losses, _, answers, _, right = _sums(
+        losses, _, answers, _, correct = _sums(
             pointer, None, count, target, zero, threshold, grad_pointer, None, factor * share, KIND, True, PROBABILITY,
             MEANS, False, BLOCK,
         )  # fmt: skip
         loss, mean, other_mean, accuracy = losses * share, answers * share, zero, zero
         if other_pointer is not None:
-            losses, _, answers, _, other_right = _sums(
+            losses, _, answers, _, other_correct = _sums(
                 other_pointer, None, other_count, other_target, zero, threshold, other_grad_pointer, None,
                 factor * other_share, KIND, False, PROBABILITY, MEANS, False, BLOCK,
             )  # fmt: skip
             loss += losses * other_share
             other_mean = answers * other_share
-            accuracy = (right + other_right) / (count + other_count)
+            accuracy = (correct + other_correct) / (count + other_count)
     if loss_pointer is not None:
         tl.store(loss_pointer, (loss * scale).to(tl.float32).to(loss_pointer.dtype.element_ty))
     if means_pointer is not None:

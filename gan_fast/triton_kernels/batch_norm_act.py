@@ -508,18 +508,18 @@ def finish_double_kernel(
         mean_h_xhat = mean_u_xhat * b - mean_a_xhat * scale * mean_u_xhat + scale * sum_q_xc / count
         by_xc = -r * r * (mean_h_xhat + scale * covariance / count)
         by_one = -r * mean_h
-    own = c < channels
+    mask_c = c < channels
     b_beta = _parameter(cotangent_bias_pointer, c, channels, 0.0)
-    tl.store(coefficients_pointer + c, (r * b).to(tl.float32), mask=own)
-    tl.store(coefficients_pointer + channels + c, (b_beta - scale * mean_a).to(tl.float32), mask=own)
-    tl.store(coefficients_pointer + 2 * channels + c, (-scale * r * mean_u_xhat).to(tl.float32), mask=own)
-    tl.store(coefficients_pointer + 3 * channels + c, by_xc.to(tl.float32), mask=own)
-    tl.store(coefficients_pointer + 4 * channels + c, by_one.to(tl.float32), mask=own)
+    tl.store(coefficients_pointer + c, (r * b).to(tl.float32), mask=mask_c)
+    tl.store(coefficients_pointer + channels + c, (b_beta - scale * mean_a).to(tl.float32), mask=mask_c)
+    tl.store(coefficients_pointer + 2 * channels + c, (-scale * r * mean_u_xhat).to(tl.float32), mask=mask_c)
+    tl.store(coefficients_pointer + 3 * channels + c, by_xc.to(tl.float32), mask=mask_c)
+    tl.store(coefficients_pointer + 4 * channels + c, by_one.to(tl.float32), mask=mask_c)
     if grad_weight_pointer is not None:
         grad_weight = (r * (covariance + sum_q_xc)).to(tl.float32).to(grad_weight_pointer.dtype.element_ty)
-        tl.store(grad_weight_pointer + c, grad_weight, mask=own)
+        tl.store(grad_weight_pointer + c, grad_weight, mask=mask_c)
     if grad_bias_pointer is not None:
-        tl.store(grad_bias_pointer + c, sum_q.to(tl.float32).to(grad_bias_pointer.dtype.element_ty), mask=own)
+        tl.store(grad_bias_pointer + c, sum_q.to(tl.float32).to(grad_bias_pointer.dtype.element_ty), mask=mask_c)
 
 
 @triton.jit

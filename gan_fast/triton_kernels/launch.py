@@ -54,8 +54,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def readable_arguments(function: Function) -> Function:
     """Convert the arguments of a function that launches kernels to what Triton can read.
 
-    Negative views (``Tensor.is_neg``) are resolved, since their memory holds the negated values. Numbers become floats,
-    such as NumPy's.
+    Negative views (``Tensor.is_neg``) are resolved, since their memory holds the negated values. Numbers other than
+    ints, such as NumPy's, become floats.
     """
 
     def readable(value: Any) -> Any:
