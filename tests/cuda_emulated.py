@@ -1,4 +1,7 @@
-"""csrc/cuda's kernels on a CPU, behind the native ops' signatures: what the .cu files do around them, in Python."""
+"""The kernels of csrc/cuda emulated on a CPU, as functions with the signatures of torch.ops.gan_fast.*.
+
+The classes do in Python what csrc/cuda/*_host.cpp does: allocate results and pass pointers.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ import torch
 from samples import LOSS_KINDS, LOSS_RELATIVISTIC
 from torch import Tensor
 
-from gan_fast import backends, extension, layout
-from gan_fast.choices import ACTIVATIONS
+from gan_fast import backends, extension
+from gan_fast.memory_format import suggest_memory_format
 from gan_fast.ops import dispatch
 from gan_fast.ops.checks import FLOATING as DTYPES
 
@@ -25,7 +28,7 @@ SOURCE = Path(__file__).parent / "cuda" / "emulated.cpp"
 
 
 def build(folder: Path) -> ctypes.CDLL:
-    """Compile tests/cuda/emulated.cpp; a misaligned access or an index out of bounds ends the process."""
+    """Compile tests/cuda/emulated.cpp with sanitizers: a misaligned access or an index out of bounds aborts."""
     library = folder / "emulated.so"
     command = ["g++", "-std=c++20", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
     command += ["-Wno-unknown-pragmas", "-fsanitize=alignment,bounds", "-fno-sanitize-recover=all"]
@@ -76,19 +79,19 @@ class LogitsBatch(ctypes.Structure):
 
 
 def on_cuda(op: str, names: Iterable[str]) -> SimpleNamespace:
-    """The same kernels as torch.ops.gan_fast.<op>_<name> on a GPU, where there is one and the build has them."""
+    """Return torch.ops.gan_fast.<op>_<name> on a GPU; skip the test without a GPU or compiled CUDA kernels."""
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     for name in names:
-        native_op = f"{op}_{name}"
-        if not extension.has_kernel(native_op, "cuda") or (native_op, "cuda") in backends._by_triton:
+        torch_op = f"{op}_{name}"
+        if not extension.has_kernel(torch_op, "cuda") or (torch_op, "cuda") in backends._by_triton:
             pytest.skip("needs a build with CUDA kernels")
     functions = {name: dispatch.kernel(f"{op}_{name}") for name in names}
     return SimpleNamespace(device=torch.device("cuda"), **functions)
 
 
 def on_device(arguments: dict[str, Any], kernels: Any) -> dict[str, Any]:
-    """The arguments where the kernels run, storage and strides as they are."""
+    """Move the arguments to the device of the kernels, with the same storage offsets and strides."""
 
     def moved(t: Tensor) -> Tensor:
         if t.device.type == kernels.device.type:
@@ -99,18 +102,18 @@ def on_device(arguments: dict[str, Any], kernels: Any) -> dict[str, Any]:
     return {name: moved(value) if isinstance(value, Tensor) else value for name, value in arguments.items()}
 
 
-# Values on either side of a result that nobody may write to.
+# Number of values on either side of a result, which kernels must not write.
 _MARGIN = 64
 
 
 def shape_of(x: Tensor) -> Shape:
-    channels_last = layout.suggest_memory_format(x) != torch.contiguous_format
+    channels_last = suggest_memory_format(x) != torch.contiguous_format
     space = math.prod(x.shape[2:])
     return Shape(x.size(0), x.size(1), space, x.size(1) > 1 and (space == 1 or channels_last))
 
 
 def _dense(x: Tensor) -> Tensor:
-    return x.detach().contiguous(memory_format=layout.suggest_memory_format(x))
+    return x.detach().contiguous(memory_format=suggest_memory_format(x))
 
 
 def _pointer(t: Tensor | None) -> ctypes.c_void_p:
@@ -122,10 +125,10 @@ def _is_aligned(*tensors: Tensor | None) -> bool:
 
 
 class Kernels:
-    """Functions of the native ops' names and signatures.
+    """The functions of torch.ops.gan_fast.batch_norm_act_*, emulated.
 
-    multiprocessors and backwards (the order in which threads and blocks run) may be set; `results` are checked for
-    writes beyond their ends.
+    Tests may set ``multiprocessors`` and ``backwards`` (the order in which threads and blocks run). Each call checks
+    that kernels do not write outside their results.
     """
 
     device = torch.device("cpu")
@@ -137,7 +140,7 @@ class Kernels:
         self._results: list[Tensor] = []
 
     def _new(self, shape: Iterable[int], stride: Iterable[int], dtype: torch.dtype) -> Tensor:
-        """A result of NaN, between margins."""
+        """Return a tensor of NaN in memory with a margin on both sides."""
         shape = tuple(shape)
         size = torch.Size(shape).numel()
         storage = torch.full((size + 2 * _MARGIN,), float("nan"), dtype=dtype)
@@ -159,7 +162,7 @@ class Kernels:
     def _finish(self) -> None:
         for storage in self._results:
             margins = torch.cat([storage[:_MARGIN], storage[-_MARGIN:]])
-            assert bool((margins == 7).all()), "a kernel wrote beyond its result"
+            assert bool((margins == 7).all()), "a kernel wrote outside its result"
         self._results.clear()
 
     def _options(self, x: Tensor, aligned: bool, activation: str, negative_slope: float, **others: Any) -> Options:
@@ -219,7 +222,7 @@ class Kernels:
         affine_wanted: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
         x = _dense(input)
-        grad = grad_output.detach().contiguous(memory_format=layout.suggest_memory_format(input))
+        grad = grad_output.detach().contiguous(memory_format=suggest_memory_format(input))
         grad_input = self._like(x, input_wanted)
         grads = self._parameter_grads(x, *((weight, bias) if affine_wanted else (None, None)))
         options = self._options(
@@ -239,7 +242,7 @@ class Kernels:
         training: bool, activation: str, negative_slope: float, grad_output_wanted: bool, input_wanted: bool,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         x = _dense(input)
-        memory_format = layout.suggest_memory_format(input)
+        memory_format = suggest_memory_format(input)
         grad = grad_output.detach().contiguous(memory_format=memory_format)
         cotangent = None if cotangent_input is None else cotangent_input.contiguous(memory_format=memory_format)
         grad_grad, grad_input = self._like(x, grad_output_wanted), self._like(x, input_wanted)
@@ -257,6 +260,8 @@ class Kernels:
 
 
 class LossKernels(Kernels):
+    """The functions of torch.ops.gan_fast.adversarial_loss_*, emulated."""
+
     def _batch(self, logits: Tensor | None, target: float, grad: Tensor | None) -> LogitsBatch:
         if logits is None:
             return LogitsBatch()

@@ -1,6 +1,6 @@
-// Which adversarial loss: the part that kernels on every device share, without torch.
+// The adversarial losses, for CPU and CUDA kernels. This header does not include torch.
 //
-// A loss is scale * (mean phi(u; target) + mean phi(v; other_target)). `kind` is phi, `relativistic` what u and v are:
+// A loss is scale * (mean phi(u; target) + mean phi(v; other_target)). `kind` selects phi, `relation` selects u and v:
 //   none      u = logits,                     v = other_logits, if there are any
 //   paired    u = logits - other_logits,      no v
 //   average   u = logits - mean other_logits, v = other_logits - mean logits

@@ -1,4 +1,4 @@
-// The adversarial losses over one or two batches of logits, on a GPU: checks and allocation.
+// The adversarial losses on a GPU: checks and allocation.
 
 #include "../common/adversarial_loss.h"
 #include "adversarial_loss.h"
@@ -7,9 +7,9 @@
 namespace gan_fast {
 namespace {
 
-using namespace adversarial;  // kinds, relativistic modes, checks, logits without gaps
+using namespace adversarial;
 
-// Batches of logits without gaps, those of a pair in one order, and room for their gradients.
+// Logits without gaps (paired logits with the same strides), and tensors for their gradients.
 struct Batches {
   Tensor logits[2], grads[2];
   double targets[2];

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gan_fast import layout
+from gan_fast.memory_format import to_channels_last
 from gan_fast.ops import checks, conv_kernels, per_sample, recompute
 
 
@@ -53,8 +53,8 @@ class ChannelsLastSequential(nn.Sequential):
 
 
 def inside(input: Tensor) -> Tensor:
-    copy = _ToChannelsLast.apply(input) if input.requires_grad else layout.to_channels_last(input)
-    recompute.attach(copy, layout.to_channels_last, input)
+    copy = _ToChannelsLast.apply(input) if input.requires_grad else to_channels_last(input)
+    recompute.attach(copy, to_channels_last, input)
     return copy
 
 
@@ -69,7 +69,7 @@ class _ToChannelsLast(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor) -> Tensor:
-        output = layout.to_channels_last(input)
+        output = to_channels_last(input)
         # Not a view: what follows may write over it.
         return output.clone() if output.data_ptr() == input.data_ptr() else output
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils import _pytree
 
-from gan_fast import backends, layout
+from gan_fast import backends
+from gan_fast.memory_format import is_ordered_channels_last
 from gan_fast.nn import batch_norm_act, chains, conv, deferred, instance_norm_act, rectifiers
 from gan_fast.nn.chains import Chain
 from gan_fast.nn.channels_last import inside, outside
@@ -105,7 +106,7 @@ class Fusion:
             return False
         # Not its attribute: to look at a weight that is computed (spectral norm) computes it.
         weights = [p for p in conv.parameters() if p.dim() == 4]
-        if any(layout.is_ordered_channels_last(w.shape, w.stride()) for w in weights):
+        if any(is_ordered_channels_last(w.shape, w.stride()) for w in weights):
             return False
         if max(t.numel() for t in (*maps, *weights)) <= backends.SMALL:
             return False

@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gan_fast import backends, layout
-from gan_fast.choices import ACTIVATIONS
-from gan_fast.ops import activations, checks, dispatch, recompute
+from gan_fast import backends
+from gan_fast.memory_format import empty_output_like, suggest_memory_format
+from gan_fast.ops import activation as activations
+from gan_fast.ops import checks, dispatch, recompute
 
 OP = "batch_norm_act"
 backends.register(OP, "batch_norm_act_forward", triton_file=OP, aten_when_small=True)
@@ -356,7 +357,7 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     statistics = torch.float64 if input.dtype == torch.float64 else torch.float32
     return (
-        layout.empty_like(input),
+        empty_output_like(input),
         input.new_empty(input.size(1), dtype=statistics),
         input.new_empty(input.size(1), dtype=statistics),
     )
@@ -366,7 +367,7 @@ def _normalize_fake(
     input: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None, activation: str,
     negative_slope: float,
 ) -> Tensor:  # fmt: skip
-    return layout.empty_like(input)
+    return empty_output_like(input)
 
 
 def _parameter_grad(parameter: Tensor | None, wanted: bool = True) -> Tensor | None:
@@ -378,7 +379,7 @@ def _backward_fake(
     training: bool, activation: str, negative_slope: float, input_wanted: bool, affine_wanted: bool,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     return (
-        layout.empty_like(input) if input_wanted else None,
+        empty_output_like(input) if input_wanted else None,
         _parameter_grad(weight, affine_wanted),
         _parameter_grad(bias, affine_wanted),
     )
@@ -390,8 +391,8 @@ def _double_backward_fake(
     training: bool, activation: str, negative_slope: float, grad_output_wanted: bool, input_wanted: bool,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     return (
-        layout.empty_like(input) if grad_output_wanted else None,
-        layout.empty_like(input) if input_wanted else None,
+        empty_output_like(input) if grad_output_wanted else None,
+        empty_output_like(input) if input_wanted else None,
         _parameter_grad(weight),
         _parameter_grad(bias),
     )
@@ -522,7 +523,7 @@ def norm(
 def shape_class(input: Tensor, by_batch: bool, activation: str) -> tuple[Any, ...]:
     """Return the properties that determine a norm's time, with sizes rounded to powers of two."""
     channels = input.size(1).bit_length()
-    memory_format = "contiguous" if layout.suggest_memory_format(input) is torch.contiguous_format else "channels-last"
+    memory_format = "contiguous" if suggest_memory_format(input) is torch.contiguous_format else "channels-last"
     return (
         checks.name_of(input.dtype), memory_format, f"2^{input.numel().bit_length()} values", f"2^{channels} channels",
         "own statistics" if by_batch else "given statistics", activation,

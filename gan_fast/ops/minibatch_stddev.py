@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gan_fast import layout
+from gan_fast.memory_format import suggest_memory_format
 from gan_fast.ops import checks
 
 OP = "minibatch_stddev"
@@ -79,5 +79,5 @@ def minibatch_stddev(input: Tensor, group_size: int | None = 4, num_channels: in
     means = deviation.flatten(2).mean(2).to(input.dtype).repeat(group, 1)
     # cat keeps a memory format only if all its inputs have it, so the expanded channels are converted too.
     channels = means.reshape(n, num_channels, *(1 for _ in space)).expand(n, num_channels, *space)
-    memory_format = layout.suggest_memory_format(input)
+    memory_format = suggest_memory_format(input)
     return torch.cat([input, channels.contiguous(memory_format=memory_format)], 1)

@@ -274,10 +274,10 @@ def test_gpu_uses_triton_without_measuring(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(backends, "_launch_failure", lambda: None)
     for op in ("interpolate_samples", "perturb", "add_noise"):
         assert backends._default_backend(op, "cuda", torch.float32) == "triton"
-        assert backends._default_backend(op, "cuda", torch.float64) == "native"
-        assert backends._default_backend(op, "cpu", torch.float32) == "native"
-        assert backends._explain(op, "cuda") == "Triton kernel"
-        assert backends._explain(op, "cpu") == "ATen's ops"
+        assert backends._default_backend(op, "cuda", torch.float64) == "cuda"
+        assert backends._default_backend(op, "cpu", torch.float32) == "cpu"
+        assert backends._explain(op, "cuda").startswith("Triton kernel: ")
+        assert backends._explain(op, "cpu") == "ATen's ops: no kernel for device cpu"
 
 
 def test_unavailable_backend_raises(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,7 +385,7 @@ def test_broken_triton_falls_back_to_aten_and_warns_once(
     kernels = BrokenKernels(wrong)
     monkeypatch.setattr(backends, "triton_kernels", lambda *_: kernels)
     monkeypatch.setattr(backends, "_tried", {})
-    monkeypatch.setattr(tuning, "_told", set())
+    monkeypatch.setattr(tuning, "_logged", set())
     caplog.set_level(logging.WARNING, logger="gan_fast")
     # The trial draws nothing, so the first call returns what any later call does.
     for _ in range(2):
@@ -394,9 +394,9 @@ def test_broken_triton_falls_back_to_aten_and_warns_once(
         assert torch.equal(torch.get_rng_state(), state)
     assert kernels.calls in (1, 2)
     (record,) = caplog.records
-    reason = "its values are off" if wrong else "it failed (torch.float32): Failed to find C compiler"
-    assert record.getMessage().startswith(f"{op}: triton is left out, because {reason}")
-    # With the backend requested by name, the failure is an error.
+    said = "wrong values" if wrong else "it failed (torch.float32): Failed to find C compiler"
+    assert record.getMessage().startswith(f"{op}: not using backend triton: {said}")
+    # Asked for by name it is an error.
     if not wrong:
         monkeypatch.setattr(backends, "uses_kernel", lambda *_: True)
         with gan_fast.use_backend("triton"), pytest.raises(RuntimeError, match="Failed to find C compiler"):

@@ -201,7 +201,7 @@ def test_invalid_argument_raises(change: dict[str, Any], error: type[Exception],
         ({"weight": torch.ones(5, 3).T}, "expected weight contiguous, got"),
         ({"u": torch.ones(4)}, "expected u shape (3,), got (4,)"),
         ({"v": torch.ones(10)[::2]}, "expected v contiguous, got gaps"),
-        ({"dim": 2}, "expected dim in [0, 1], got 2"),
+        ({"dim": 2}, "expected dim between 0 and 1, got 2"),
         ({"n_power_iterations": -1}, "expected n_power_iterations at least 0, got -1"),
     ],
 )
