@@ -19,6 +19,7 @@ from samples import LOSS_KINDS, LOSS_RELATIVISTIC
 from torch import Tensor
 
 from gan_fast import backends, extension
+from gan_fast.choices import ACTIVATIONS
 from gan_fast.memory_format import suggest_memory_format
 from gan_fast.ops import dispatch
 from gan_fast.ops.checks import FLOATING as DTYPES

@@ -1,6 +1,7 @@
 // The adversarial losses, for CPU and CUDA kernels. This header does not include torch.
 //
-// A loss is scale * (mean phi(u; target) + mean phi(v; other_target)). `kind` selects phi, `relation` selects u and v:
+// A loss is scale * (mean phi(u; target) + mean phi(v; other_target)). `kind` selects phi, `relativistic` selects u and
+// v:
 //   none      u = logits,                     v = other_logits, if there are any
 //   paired    u = logits - other_logits,      no v
 //   average   u = logits - mean other_logits, v = other_logits - mean logits

@@ -33,8 +33,8 @@ inline Relativistic parse_relativistic(const char* op, std::string_view name) {
 inline void check_batches(const char* op, const Tensor& logits, double target, const MaybeTensor& other,
                           double other_target, Relativistic relativistic) {
   check::floating(op, "logits", logits);
-  // The target of a difference of logits may be -1: the relativistic squared loss uses it.
-  const double least = relation == Relation::none ? 0 : -1;
+  // The target of a difference of logits may be -1: the relativistic least-squares loss uses it.
+  const double least = relativistic == Relativistic::none ? 0 : -1;
   check::in_range(op, "target", target, least, 1);
   STD_TORCH_CHECK(other || relativistic == Relativistic::none, op,
                   ": expected other_logits a tensor where relativistic is not none, got None");

@@ -26,7 +26,7 @@ struct Sums {
   double logits = 0;
   double loss = 0;
   double slopes = 0;         // phi'
-  double answers = 0;        // D(x): sigmoid(x) for bce without a relation, else x
+  double answers = 0;        // D(x): sigmoid(x) for minimax if not relativistic, else x
   double other_answers = 0;  // of the paired logits
   double correct = 0;        // number of logits on the correct side of the threshold
 
@@ -45,7 +45,7 @@ GAN_FAST_INLINE F32 exp_nonpositive(F32 x) { return math::exp_nonpositive(x); }
 GAN_FAST_INLINE F64 log1p_unit(F64 x) { return math::log1p_unit<F64>(x); }
 GAN_FAST_INLINE F32 log1p_unit(F32 x) { return math::log1p_unit(x); }
 
-// phi and its derivative. bce is computed in V, the logits' precision or float for half types. The kinds without an
+// phi and its derivative. minimax is computed in V, the logits' precision or float for half types. The kinds without an
 // exponential are computed in double, since their arguments may cancel.
 template <class V, Kind kKind>
 class Phi {
@@ -54,7 +54,7 @@ class Phi {
  public:
   explicit Phi(double target) : target_(target), rest_(1 - target) {}
 
-  // exp(-|u|), which value, slope and probability of bce use.
+  // exp(-|u|), which value, slope and probability of minimax use.
   GAN_FAST_INLINE V exponential(F64 u) const {
     if constexpr (kKind != Kind::minimax) return V{};
     return exp_nonpositive(narrow<V>(u < 0.0 ? u : -u));
@@ -62,7 +62,7 @@ class Phi {
 
   GAN_FAST_INLINE F64 value(F64 u, V e) const {
     const F64 zero{};
-    if constexpr (kKind == Kind::bce) {  // this form gives the same infinities and NaN as ATen
+    if constexpr (kKind == Kind::minimax) {  // this form gives the same infinities and NaN as ATen
       const V x = narrow<V>(u), none{};
       return widen(static_cast<A>(rest_) * x + ((x < none ? -x : none) + log1p_unit(e)));
     } else if constexpr (kKind == Kind::hinge) {
@@ -80,7 +80,7 @@ class Phi {
 
   GAN_FAST_INLINE F64 slope(F64 u, V e) const {
     const F64 zero{};
-    if constexpr (kKind == Kind::bce) {  // sigmoid(u) - target, without cancellation if the target is 0 or 1
+    if constexpr (kKind == Kind::minimax) {  // sigmoid(u) - target, without cancellation if the target is 0 or 1
       const A target = static_cast<A>(target_), rest = static_cast<A>(rest_);
       return widen((narrow<V>(u) < V{} ? e * rest - target : rest - e * target) / (A{1} + e));
     } else if constexpr (kKind == Kind::hinge) {  // as in ATen: 0 at a kink, and NaN counts as inside the margin

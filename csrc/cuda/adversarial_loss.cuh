@@ -15,20 +15,22 @@ template <class T>
 constexpr int kLossThreads = std::is_same_v<T, double> ? 256 : 1024;
 constexpr int kLossSums = 5;
 
-// phi and its derivative. bce is computed in A, the logits' precision or float for half types; the kinds without an
+// phi and its derivative. minimax is computed in A, the logits' precision or float for half types; the kinds without an
 // exponential in double.
 template <class A>
 struct Phi {
   Kind kind;
   double target;
 
-  // exp(-|u|), which value, slope and probability of bce use.
-  __device__ A exponential(double u) const { return kind == Kind::bce ? std::exp(-std::abs(static_cast<A>(u))) : A{0}; }
+  // exp(-|u|), which value, slope and probability of minimax use.
+  __device__ A exponential(double u) const {
+    return kind == Kind::minimax ? std::exp(-std::abs(static_cast<A>(u))) : A{0};
+  }
 
   __device__ double value(double u, A e) const {
     const double rest = 1 - target;
     switch (kind) {
-      case Kind::bce: {  // this form gives the same infinities and NaN as ATen
+      case Kind::minimax: {  // this form gives the same infinities and NaN as ATen
         const A x = static_cast<A>(u);
         return static_cast<A>(rest) * x + ((x < 0 ? -x : A{0}) + std::log1p(e));
       }
@@ -48,7 +50,7 @@ struct Phi {
   __device__ double slope(double u, A e) const {
     const double rest = 1 - target;
     switch (kind) {
-      case Kind::bce: {  // sigmoid(u) - target, without cancellation if the target is 0 or 1
+      case Kind::minimax: {  // sigmoid(u) - target, without cancellation if the target is 0 or 1
         const A real = static_cast<A>(target), fake = static_cast<A>(rest);
         return (static_cast<A>(u) < 0 ? e * fake - real : fake - e * real) / (1 + e);
       }
@@ -90,13 +92,13 @@ __device__ T narrowed(double x) {
   return narrow<T>(static_cast<Compute<T>>(x));
 }
 
-// A thread's sums over a batch: phi; phi' for the relation average, else D's answers; the paired logits; the number of
+// A thread's sums over a batch: phi; phi' for relativistic average, else D's answers; the paired logits; the number of
 // logits on the correct side of the threshold.
 struct LossSums {
   double losses = 0, slopes_or_answers = 0, other_answers = 0, correct = 0;
 };
 
-// Computes the sums and, except for the relation average, the gradients.
+// Computes the sums and, except for relativistic average, the gradients.
 template <class T>
 __device__ LossSums loss_batch(const LossArguments<T>& a, const LossBatch<T>& batch, bool is_first, double shift,
                                double threshold, double factor) {
@@ -123,7 +125,7 @@ __device__ LossSums loss_batch(const LossArguments<T>& a, const LossBatch<T>& ba
   return sums;
 }
 
-// Gradients for the relation average: factor (phi' - offset).
+// Gradients for relativistic average: factor (phi' - offset).
 template <class T>
 __device__ void grad_batch(Kind kind, const LossBatch<T>& batch, double shift, double offset, double factor) {
   if (!batch.grad) return;

@@ -24,7 +24,7 @@ struct LossArguments {
   bool two;
   double scale;
   Kind kind;
-  Relation relation;
+  Relativistic relativistic;
   T *loss, *means;  // null if not needed
 };
 

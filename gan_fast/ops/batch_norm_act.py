@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gan_fast import backends
+from gan_fast.choices import ACTIVATIONS
 from gan_fast.memory_format import empty_output_like, suggest_memory_format
-from gan_fast.ops import activation as activations
-from gan_fast.ops import checks, dispatch, recompute
+from gan_fast.ops import activations, checks, dispatch, recompute
 
 OP = "batch_norm_act"
 backends.register(OP, "batch_norm_act_forward", triton_file=OP, aten_when_small=True)

@@ -28,9 +28,8 @@ from torch import Tensor
 
 from gan_fast import backends, extension
 from gan_fast.memory_format import CHANNELS_LAST, is_ordered_channels_last
-from gan_fast.ops import activation as activations
-from gan_fast.ops import checks, dispatch
-from gan_fast.ops.leaky_relu import BackwardBySigns, ReLUBackward, flat, sign_kernels
+from gan_fast.ops import activations, checks, dispatch
+from gan_fast.ops.leaky_relu import BackwardBySigns, ReLUBackward, detach_unless_needed, sign_kernels
 
 # Multiplications below which the Python overhead of a product's extra calls matters.
 _LEAST_WORK = 4_000_000
@@ -172,7 +171,7 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _channels_last(input: Like, weight: Like) -> bool:
-    """Whether ATen's result is."""
+    """Whether ATen returns a channels-last result."""
     return any(is_ordered_channels_last(t.shape, t.stride) for t in (input, weight))
 
 
@@ -205,10 +204,10 @@ class _Product(NamedTuple):
         # With a filter as large as the map, the columns are the map itself.
         once = positions == 1
         channels_last = _channels_last(input, weight)
-        # A product reads the weight as one matrix, which is a copy where it is channels-last.
-        lies = not is_ordered_channels_last(weight.shape, weight.stride)
-        # Rows to a channel up to which a product is the quicker one. Where there is no stride, and where a kernel
-        # reaches along one dim alone, as in 1-d, oneDNN is slow at weights alone that are far larger than the maps.
+        # A product reads the weight as one matrix, which would copy a channels-last weight.
+        in_place = not is_ordered_channels_last(weight.shape, weight.stride)
+        # The factors are the most rows per channel for which a product is faster. Without a stride, or with a filter
+        # along one dim only (as in 1-d), oneDNN is slow only for weights that are far larger than the maps.
         if max(geometry.stride) == 1 or sum(size > 1 for size in weight.shape[2:]) == 1:
             large = channels * columns >= _LARGE_WEIGHT and small[0] > 1
             gather, scatter, weigh = False, large and in_place and channels >= 16 * rows, large and channels >= 4 * rows
@@ -500,7 +499,7 @@ def _by_input_of_aten(grad_output: Tensor, input: Like, weight: Tensor, geometry
     if not transposed:
         least = transposed_sizes(grad_output.shape[2:], weight.shape[2:], other)
         other = other._replace(output_padding=tuple(size - low for size, low in zip(space, least)))
-    # aten::convolution_backward takes the gradient in the format of the input, and so gives that to the result.
+    # Like aten::convolution_backward, return the gradient in the memory format of the input.
     if len(input.shape) in CHANNELS_LAST:
         ordered = is_ordered_channels_last(input.shape, input.stride)
         memory_format = CHANNELS_LAST[len(input.shape)] if ordered else torch.contiguous_format

@@ -5,8 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from gan_fast.choices import ACTIVATIONS
+
 # Activation name -> the value of the kernels' ACTIVATION argument.
-CODES = {"identity": 0, "relu": 1, "leaky_relu": 2, "tanh": 3, "sigmoid": 4}
+CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 # The activations whose second derivative is not zero.
 CURVED = ("tanh", "sigmoid")
 

@@ -34,8 +34,8 @@ def _argument(x, paired_pointer, i, count, shift):
 
 @triton.jit
 def _phi(u, target, KIND: tl.constexpr):
-    """phi(u; target) of csrc/common/adversarial_loss.h, its derivative, and sigmoid(u) for bce."""
-    if KIND == "bce":
+    """phi(u; target) of csrc/common/adversarial_loss.h, its derivative, and sigmoid(u) for minimax."""
+    if KIND == "minimax":
         e = tl.exp(-tl.abs(u))
         # log1p is not needed: in float64 the error of log(1 + e) is below the resolution of the logits' dtype.
         softplus = tl.log(1 + e) + tl.where(u < 0, -u, 0.0)
@@ -83,7 +83,7 @@ def _sums(
     """Store factor phi' and return the sums over one batch of: phi, phi', D's answers, the paired logits, and the
     number of logits on the correct side of the threshold.
 
-    D's answer is sigmoid(x) for bce and x otherwise.
+    D's answer is sigmoid(x) for minimax and x otherwise.
     """
     losses = tl.zeros((BLOCK,), tl.float64)
     slopes = tl.zeros((BLOCK,), tl.float64)
@@ -162,7 +162,7 @@ def forward_kernel(
                 other_pointer, other_count, other_target, mean, other_grad_pointer, factor * other_share, offset, KIND,
                 BLOCK,
             )  # fmt: skip
-    elif RELATION == "paired":
+    elif RELATIVISTIC == "paired":
         losses, _, answers, other_answers, correct = _sums(
             pointer, other_pointer, count, target, zero, zero, grad_pointer, other_grad_pointer, factor * share, KIND,
             True, False, MEANS, False, BLOCK,
@@ -239,7 +239,7 @@ def _launch_forward(
             target, other_target, scale, kind, relativistic, _BLOCK, num_warps=_WARPS,
         )  # fmt: skip
     # Paired logits have the same memory order.
-    other_like = logits if relation == "paired" else other_logits
+    other_like = logits if relativistic == "paired" else other_logits
     return _in_strides_of(logits, grad), _in_strides_of(other_like, other_grad)
 
 
@@ -260,7 +260,7 @@ def forward(
     loss = logits.new_empty(())
     means = logits.new_empty(1 if other_logits is None else 3) if means_wanted else None
     wanted = (grad_wanted, other_grad_wanted)
-    arguments = (logits, target, other_logits, other_target, scale, kind, relation)
+    arguments = (logits, target, other_logits, other_target, scale, kind, relativistic)
     return loss, means, *_launch_forward(*arguments, wanted, loss=loss, means=means)
 
 
@@ -276,9 +276,9 @@ def backward(
     relativistic: str,
 ) -> tuple[Tensor | None, Tensor | None]:
     """torch.ops.gan_fast.adversarial_loss_backward."""
-    if relation == "average":
+    if relativistic == "average":
         return _launch_forward(
-            logits, target, other_logits, other_target, scale, kind, relation, (True, True), grad_loss=grad_loss
+            logits, target, other_logits, other_target, scale, kind, relativistic, (True, True), grad_loss=grad_loss
         )
 
     def one_batch(values: Tensor, paired_logits: Tensor | None, target: float) -> tuple[Tensor | None, Tensor | None]:
@@ -294,7 +294,7 @@ def backward(
         return _in_strides_of(values, grad), _in_strides_of(values, paired_grad)
 
     with launch.on_device_of(logits):
-        if relation == "paired":
+        if relativistic == "paired":
             return one_batch(logits, other_logits, target)
         grad = one_batch(logits, None, target)[0]
         return grad, None if other_logits is None else one_batch(other_logits, None, other_target)[0]

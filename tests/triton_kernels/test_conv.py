@@ -13,7 +13,6 @@ from triton_device import DEVICE, interpreted
 
 import gan_fast
 from gan_fast import ops
-from gan_fast.choices import ACTIVATIONS
 from gan_fast.ops import activations
 from gan_fast.triton_kernels import DTYPES
 

@@ -21,7 +21,6 @@ from gan_fast.triton_kernels import DTYPES
 
 pytestmark = interpreted
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Values of a tile of half types: eight rows of 1024. In float32 a row has 512.
 TILE = 8192
 

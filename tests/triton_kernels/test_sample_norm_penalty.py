@@ -19,7 +19,6 @@ from gan_fast.triton_kernels import DTYPES
 
 pytestmark = interpreted
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Values of a tile. At most 528 programs sum squares; if there are more tiles, a program sums several.
 TILE = 1024
 SAMPLES = [
