@@ -221,7 +221,7 @@ void check_grad_output(const char* op, const Tensor& grad_output, const Tensor& 
                   ": expected grad_output shape (", size.n, ", ", size.b, "), got ", check::shape_of(grad_output));
 }
 
-Tensor contiguous(const Tensor& t) { return dense(t, MemoryFormat::Contiguous); }
+Tensor as_contiguous(const Tensor& t) { return dense(t, MemoryFormat::Contiguous); }
 
 template <class T>
 const T* values(const Tensor& t) {
@@ -235,7 +235,7 @@ T* values_to_write(const Tensor& t) {
 
 Tensor forward(const Tensor& projected) {
   const Sizes size = check_projected(kForward, projected);
-  const Tensor x = contiguous(projected);
+  const Tensor x = as_contiguous(projected);
   const Tensor output = empty_strided(x, {size.n, size.b}, {size.b, 1}, x.scalar_type());
   for_dtype(x.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
@@ -247,7 +247,7 @@ Tensor forward(const Tensor& projected) {
 Tensor backward(const Tensor& grad_output, const Tensor& projected) {
   const Sizes size = check_projected(kBackward, projected);
   check_grad_output(kBackward, grad_output, projected, size);
-  const Tensor x = contiguous(projected), g = contiguous(grad_output);
+  const Tensor x = as_contiguous(projected), g = as_contiguous(grad_output);
   const Tensor grad = empty_like(x, MemoryFormat::Contiguous);
   for_dtype(x.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
@@ -263,7 +263,7 @@ std::tuple<Tensor, Tensor> double_backward(const Tensor& cotangent, const Tensor
   check::cpu(kDoubleBackward, "cotangent", cotangent);
   check::dtype(kDoubleBackward, "cotangent", cotangent, projected.scalar_type());
   check::same_shape(kDoubleBackward, "cotangent", cotangent, "projected", projected);
-  const Tensor x = contiguous(projected), g = contiguous(grad_output), v = contiguous(cotangent);
+  const Tensor x = as_contiguous(projected), g = as_contiguous(grad_output), v = as_contiguous(cotangent);
   const Tensor grad_grad = empty_like(g, MemoryFormat::Contiguous);
   const Tensor grad = empty_like(x, MemoryFormat::Contiguous);
   for_dtype(x.scalar_type(), [&](auto tag) {
