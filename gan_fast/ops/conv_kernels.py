@@ -137,14 +137,14 @@ class Like(NamedTuple):
     def of(cls, t: Tensor) -> Like:
         return cls(t.shape, t.stride())
 
-    def unread(self, beside: Tensor, strided: bool) -> Tensor:
-        """Return a tensor of this shape without defined values, on the device of ``beside``.
+    def unread(self, like: Tensor, strided: bool) -> Tensor:
+        """Return a tensor of this shape without defined values, with the dtype and device of ``like``.
 
         Args:
             strided: give it the strides too. That allocates memory, which a CPU does not commit until it is written.
                 Otherwise the tensor is one expanded value.
         """
-        return beside.new_empty_strided(self.shape, self.stride) if strided else beside.new_empty(()).expand(self.shape)
+        return like.new_empty_strided(self.shape, self.stride) if strided else like.new_empty(()).expand(self.shape)
 
 
 _im2col = dispatch.kernel("im2col")
