@@ -97,5 +97,5 @@ def number(op: str, argument: str, value: object) -> None:
 def in_range(op: str, argument: str, value: float, low: float, high: float) -> None:
     number(op, argument, value)
     if not low <= value <= high:
-        wanted = f"at least {low:g}" if high == float("inf") else f"in [{low:g}, {high:g}]"
+        wanted = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
         raise ValueError(f"{op}: expected {argument} {wanted}, got {value!r}")

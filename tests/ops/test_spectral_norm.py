@@ -181,7 +181,7 @@ def test_autocast_does_not_reach_it(backend: str) -> None:
         ({"u": torch.ones(3, device="meta")}, ValueError, "expected u device cpu as weight, got meta"),
         ({"u": torch.ones(3, requires_grad=True)}, ValueError,
          "expected u not to require grad, got one that does: it has no gradient"),
-        ({"dim": 2}, ValueError, "expected dim in [0, 1], got 2"),
+        ({"dim": 2}, ValueError, "expected dim between 0 and 1, got 2"),
         ({"n_power_iterations": -1}, ValueError, "expected n_power_iterations at least 0, got -1"),
         ({"n_power_iterations": 1.0}, TypeError, "expected n_power_iterations type int, got float"),
         ({"eps": None}, TypeError, "expected eps type float, got NoneType"),
