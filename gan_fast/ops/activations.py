@@ -32,7 +32,7 @@ def apply_over(output: Tensor, activation: str, negative_slope: float) -> Tensor
     """Like :func:`apply`, but overwrite ``output``, to which the caller must hold the only reference."""
     if activation == "relu":
         return torch.relu_(output)
-    # From its result alone leaky ReLU has a gradient only for positive slopes.
+    # The gradient of leaky ReLU follows from its result only if the slope is positive.
     if activation == "leaky_relu" and negative_slope > 0:
         return F.leaky_relu_(output, negative_slope)
     if activation == "tanh":

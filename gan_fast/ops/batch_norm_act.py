@@ -142,10 +142,10 @@ class _Corrected(torch.autograd.Function):
             )
         # The values of the bias do not matter: no gradient depends on them.
         bias = None if cotangents[2] is None else cotangents[2].new_zeros(input.size(1)).requires_grad_()
-        by_grad, by_input, by_weight, _ = dispatch.differentiate_reference(
+        grad_grad_output, grad_input, grad_weight, _ = dispatch.differentiate_reference(
             lambda *values: written_out(*values, *ctx.options), (input, weight, bias), grad_output, cotangents
         )
-        return *(None,) * 3, by_grad, by_input, by_weight, None, None
+        return *(None,) * 3, grad_grad_output, grad_input, grad_weight, None, None
 
 
 def check(
@@ -325,11 +325,11 @@ class BatchNormActBackward(torch.autograd.Function):
             return (None,) * 13
         if torch.is_grad_enabled():
             return BatchNormActBackward._higher_order(ctx, cotangents)
-        by_grad, by_input, by_weight, by_bias = ctx.kernels.double_backward(
+        grad_grad_output, grad_input, grad_weight, grad_bias = ctx.kernels.double_backward(
             *cotangents, grad_output, input, mean, invstd, weight, bias, training, activation, negative_slope,
             ctx.needs_input_grad[0], ctx.needs_input_grad[1],
         )  # fmt: skip
-        return by_grad, by_input, None, None, by_weight, by_bias, *(None,) * 7
+        return grad_grad_output, grad_input, None, None, grad_weight, grad_bias, *(None,) * 7
 
     @staticmethod
     def _higher_order(ctx: Any, cotangents: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
@@ -345,10 +345,10 @@ class BatchNormActBackward(torch.autograd.Function):
             output = written_out(input, weight, bias, eps, None if training else (mean, invstd**-2 - eps))
             return activations.apply(output, activation, negative_slope)
 
-        by_grad, by_input, by_weight, by_bias = dispatch.differentiate_reference(
+        grad_grad_output, grad_input, grad_weight, grad_bias = dispatch.differentiate_reference(
             forward, (input, weight, bias), grad_output, cotangents
         )
-        return by_grad, by_input, None, None, by_weight, by_bias, *(None,) * 7
+        return grad_grad_output, grad_input, None, None, grad_weight, grad_bias, *(None,) * 7
 
 
 def _forward_fake(

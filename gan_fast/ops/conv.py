@@ -52,7 +52,7 @@ class Convolution(torch.autograd.Function):
         ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, kernels: Any,
         epilogue: Epilogue = NOTHING, gradient: bool = True,
     ) -> Tensor | tuple[Tensor, ...]:  # fmt: skip
-        output, kept, found = conv_kernels.forward(
+        output, kept, statistics = conv_kernels.forward(
             input, weight, bias, geometry, kernels, epilogue, gradient and any(ctx.needs_input_grad)
         )
         ctx.factors = per_sample.recording()
@@ -68,10 +68,10 @@ class Convolution(torch.autograd.Function):
         ctx.options = (Like.of(input), Like.of(weight), geometry, epilogue, output.stride())
         ctx.kernels = kernels
         ctx.set_materialize_grads(False)
-        if found is None:
+        if statistics is None:
             return output
-        ctx.mark_non_differentiable(*found)
-        return output, *found
+        ctx.mark_non_differentiable(*statistics)
+        return output, *statistics
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -80,35 +80,37 @@ class Convolution(torch.autograd.Function):
         input_like, weight_like, geometry, epilogue, strides = ctx.options
         wanted, factors = dispatch.grads_needed(ctx, 3), ctx.factors
         merging = factors is not None and factors.merging
-        input, weight, activated, bias, place = recompute.saved_tensors(
+        input, weight, activated, bias, output_place = recompute.saved_tensors(
             ctx, (wanted[1] or merging, wanted[0], True, True, True)
         )
         recording = dispatch.records_graph("convolution_backward", grad_output)
         if activated is not None:
-            depends = recording and place is not None and not grad_output.requires_grad
+            depends = recording and output_place is not None and not grad_output.requires_grad
             grad_output = epilogue.backward(grad_output, activated, strides, ctx.kernels)
             if depends:
-                grad_output = DependOn.apply(grad_output, place)
+                grad_output = DependOn.apply(grad_output, output_place)
         if merging:
-            seen = None if input is None else input.detach()
-            by_input = BackwardData.apply(grad_output, weight, bias, seen, input_like, geometry, ctx.kernels, factors)
-            by_weight = by_bias = None
+            known = None if input is None else input.detach()
+            grad_input = BackwardData.apply(
+                grad_output, weight, bias, known, input_like, geometry, ctx.kernels, factors
+            )
+            grad_weight = grad_bias = None
         elif factors is not None and not factors.merged and factors.values is not None:
             return *_backward_with_factors(ctx, grad_output, input, weight, wanted), *(None,) * 4
         elif recording:
-            by_input = by_weight = None
+            grad_input = grad_weight = None
             if wanted[0]:
-                by_input = BackwardData.apply(grad_output, weight, None, None, input_like, geometry, ctx.kernels)
+                grad_input = BackwardData.apply(grad_output, weight, None, None, input_like, geometry, ctx.kernels)
             if wanted[1]:
-                by_weight = BackwardWeight.apply(grad_output, input, weight_like, geometry, ctx.kernels)
-            by_bias = conv_kernels.by_bias_of(grad_output) if wanted[2] else None
+                grad_weight = BackwardWeight.apply(grad_output, input, weight_like, geometry, ctx.kernels)
+            grad_bias = conv_kernels.bias_gradient(grad_output) if wanted[2] else None
         else:
             input = input_like if input is None else input
             weight = weight_like if weight is None else weight
-            by_input, by_weight, by_bias = conv_kernels.backward(
+            grad_input, grad_weight, grad_bias = conv_kernels.backward(
                 grad_output, input, weight, geometry, wanted, ctx.kernels
             )
-        return by_input, by_weight, by_bias, *(None,) * 4
+        return grad_input, grad_weight, grad_bias, *(None,) * 4
 
 
 def _backward_with_factors(
@@ -117,7 +119,7 @@ def _backward_with_factors(
     """Return the gradients of input, weight and bias, the last two for ``grad_output`` times the factors."""
     input_like, weight_like, geometry, *_ = ctx.options
     _check_graph_is_not_recorded()
-    by_input, *_ = conv_kernels.backward(
+    grad_input, *_ = conv_kernels.backward(
         grad_output, input_like, weight_like if weight is None else weight, geometry, (wanted[0], False, False),
         ctx.kernels,
     )  # fmt: skip
@@ -127,10 +129,10 @@ def _backward_with_factors(
         input = ctx.factors.times(input)
     else:
         grad_output = ctx.factors.times(grad_output)
-    _, by_weight, by_bias = conv_kernels.backward(
+    _, grad_weight, grad_bias = conv_kernels.backward(
         grad_output, input_like if input is None else input, weight_like, geometry, wanted_here, ctx.kernels
     )
-    return by_input, by_weight, by_bias
+    return grad_input, grad_weight, grad_bias
 
 
 def _check_graph_is_not_recorded() -> None:
@@ -173,20 +175,20 @@ class BackwardData(torch.autograd.Function):
         grad_output, weight, input = ctx.saved_tensors
         weight_like, geometry, kernels = ctx.options
         wanted = dispatch.grads_needed(ctx, 3)
-        by_grad = by_weight = by_bias = None
+        grad_grad_output = grad_weight = grad_bias = None
         if cotangent is not None:
             dispatch.records_graph("convolution_backward", cotangent)
-            by_grad = Convolution.apply(cotangent, weight, None, geometry, kernels) if wanted[0] else None
+            grad_grad_output = Convolution.apply(cotangent, weight, None, geometry, kernels) if wanted[0] else None
         if factors is not None:
             _check_graph_is_not_recorded()
             if wanted[1]:
                 scaled = factors.times(input)
                 cotangent = scaled if cotangent is None else scaled.add_(cotangent)
             if wanted[2]:
-                by_bias = conv_kernels.by_bias_of(factors.times(grad_output))
+                grad_bias = conv_kernels.bias_gradient(factors.times(grad_output))
         if wanted[1]:
-            by_weight = BackwardWeight.apply(grad_output, cotangent, weight_like, geometry, kernels)
-        return by_grad, by_weight, by_bias, *(None,) * 5
+            grad_weight = BackwardWeight.apply(grad_output, cotangent, weight_like, geometry, kernels)
+        return grad_grad_output, grad_weight, grad_bias, *(None,) * 5
 
 
 class BackwardWeight(torch.autograd.Function):
@@ -211,11 +213,11 @@ class BackwardWeight(torch.autograd.Function):
         grad_output, input = ctx.saved_tensors
         input_like, geometry, kernels = ctx.options
         wanted = dispatch.grads_needed(ctx, 2)
-        by_grad = Convolution.apply(input, cotangent, None, geometry, kernels) if wanted[0] else None
-        by_input = None
+        grad_grad_output = Convolution.apply(input, cotangent, None, geometry, kernels) if wanted[0] else None
+        grad_input = None
         if wanted[1]:
-            by_input = BackwardData.apply(grad_output, cotangent, None, None, input_like, geometry, kernels)
-        return by_grad, by_input, None, None, None
+            grad_input = BackwardData.apply(grad_output, cotangent, None, None, input_like, geometry, kernels)
+        return grad_grad_output, grad_input, None, None, None
 
 
 def _per_dim(op: str, argument: str, value: Any, dims: int, least: int) -> tuple[int, ...]:

@@ -138,14 +138,14 @@ class Like(NamedTuple):
     def of(cls, t: Tensor) -> Like:
         return cls(t.shape, t.stride())
 
-    def unread(self, beside: Tensor, strided: bool) -> Tensor:
-        """Return a tensor of this shape without defined values, on the device of ``beside``.
+    def unread(self, like: Tensor, strided: bool) -> Tensor:
+        """Return a tensor of this shape without defined values, with the dtype and device of ``like``.
 
         Args:
             strided: give it the strides too. That allocates memory, which a CPU does not commit until it is written.
                 Otherwise the tensor is one expanded value.
         """
-        return beside.new_empty_strided(self.shape, self.stride) if strided else beside.new_empty(()).expand(self.shape)
+        return like.new_empty_strided(self.shape, self.stride) if strided else like.new_empty(()).expand(self.shape)
 
 
 _im2col = dispatch.kernel("im2col")
@@ -421,7 +421,7 @@ def _convolution(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: C
     return torch.convolution(input, weight, bias, *geometry)
 
 
-def by_bias_of(grad_output: Tensor) -> Tensor:
+def bias_gradient(grad_output: Tensor) -> Tensor:
     """Return the gradient of the bias."""
     return grad_output.sum([0, *range(2, grad_output.dim())])
 
@@ -434,13 +434,13 @@ def backward(
 
     The gradient of the input needs the values of ``weight``, that of the weight the values of ``input``.
     """
-    by_input = by_weight = by_bias = None
+    grad_input = grad_weight = grad_bias = None
     input_wanted, weight_wanted, bias_wanted = wanted
     if not geometry.stride:
         return (
             grad_output @ weight if input_wanted and isinstance(weight, Tensor) else None,
             grad_output.t() @ input if weight_wanted and isinstance(input, Tensor) else None,
-            by_bias_of(grad_output) if bias_wanted else None,
+            bias_gradient(grad_output) if bias_wanted else None,
         )
     if kernels is not None and torch._C._functorch.is_legacy_batchedtensor(grad_output):
         kernels = None  # ATen loops over batched gradients
@@ -448,7 +448,7 @@ def backward(
         # The input gradient of a convolution is a transposed convolution with the same weight, and vice versa.
         other = geometry._replace(transposed=not geometry.transposed)
         if kernels.refuses(grad_output, other.dilation, other.transposed, other.groups) is None:
-            by_input, _ = _in_triton(kernels, grad_output, weight, None, other, input.shape)
+            grad_input, _ = _in_triton(kernels, grad_output, weight, None, other, input.shape)
             input_wanted = False
     shape = grad_output.shape
     product = None if kernels is not None else _product(input, shape, weight, geometry, grad_output)
@@ -459,35 +459,35 @@ def backward(
         with _without_autocast():
             if geometry.transposed:
                 if known_input is not None or known_weight is not None:
-                    by_input, by_weight = product.from_big(grad_output, known_input, known_weight)
-                    by_input = by_input if _is_finite(by_input) else None
-                    by_weight = by_weight if _is_finite(known_input) else None
+                    grad_input, grad_weight = product.from_big(grad_output, known_input, known_weight)
+                    grad_input = grad_input if _is_finite(grad_input) else None
+                    grad_weight = grad_weight if _is_finite(known_input) else None
             else:
                 if known_weight is not None:
-                    by_input = product.to_big(grad_output, known_weight, None)
+                    grad_input = product.to_big(grad_output, known_weight, None)
                 if known_input is not None:
-                    _, by_weight = product.from_big(known_input, grad_output, None)
-                    by_weight = by_weight if _is_finite(grad_output) else None
-    remaining = (input_wanted and by_input is None, weight_wanted and by_weight is None, bias_wanted)
+                    _, grad_weight = product.from_big(known_input, grad_output, None)
+                    grad_weight = grad_weight if _is_finite(grad_output) else None
+    remaining = (input_wanted and grad_input is None, weight_wanted and grad_weight is None, bias_wanted)
     # ATen has special kernels for depthwise convolutions, but not for transposed ones.
     strided = grad_output.is_cpu or 1 < geometry.groups == input.shape[1]
     if remaining[0] and isinstance(input, Like) and isinstance(weight, Tensor) and not strided:
-        by_input = _by_input_of_aten(grad_output, input, weight, geometry)
-        remaining = (by_input is None, *remaining[1:])
+        grad_input = _input_gradient_of_aten(grad_output, input, weight, geometry)
+        remaining = (grad_input is None, *remaining[1:])
     if bias_wanted and not remaining[1] and (grad_output.is_cpu or not remaining[0]):
         # To compute the gradient of the bias, oneDNN would compute that of the weight too.
-        by_bias, remaining = by_bias_of(grad_output), (remaining[0], False, False)
+        grad_bias, remaining = bias_gradient(grad_output), (remaining[0], False, False)
     if any(remaining):
         input, weight = (t if isinstance(t, Tensor) else t.unread(grad_output, strided) for t in (input, weight))
         bias_shape = [grad_output.shape[1]] if bias_wanted else None
         grads = torch.ops.aten.convolution_backward(grad_output, input, weight, bias_shape, *geometry, remaining)
-        by_input = grads[0] if by_input is None else by_input
-        by_weight = grads[1] if by_weight is None else by_weight
-        by_bias = grads[2] if by_bias is None else by_bias
-    return by_input, by_weight, by_bias
+        grad_input = grads[0] if grad_input is None else grad_input
+        grad_weight = grads[1] if grad_weight is None else grad_weight
+        grad_bias = grads[2] if grad_bias is None else grad_bias
+    return grad_input, grad_weight, grad_bias
 
 
-def _by_input_of_aten(grad_output: Tensor, input: Like, weight: Tensor, geometry: ConvGeometry) -> Tensor | None:
+def _input_gradient_of_aten(grad_output: Tensor, input: Like, weight: Tensor, geometry: ConvGeometry) -> Tensor | None:
     """Return the input gradient as a convolution of the other kind, which needs no tensor in place of the input.
 
     cuDNN runs the same kernel for both. None if that convolution's result would be larger than the input.

@@ -176,11 +176,11 @@ def differentiate_reference(
         wrt = [t for t in fresh if t is not None and t.requires_grad]
         output = reference(*fresh)
         first = torch.autograd.grad(output, wrt, seed, create_graph=True, allow_unused=True)
-        by_input = dict(zip((id(t) for t in wrt), first))
+        first_by_id = dict(zip((id(t) for t in wrt), first))
         pairs = [
-            (by_input[id(t)], c)
+            (first_by_id[id(t)], c)
             for t, c in zip(fresh, cotangents)
-            if c is not None and t is not None and t.requires_grad and by_input[id(t)] is not None
+            if c is not None and t is not None and t.requires_grad and first_by_id[id(t)] is not None
         ]
         if not pairs:
             return (None,) * (1 + len(inputs))

@@ -125,7 +125,7 @@ def _instance_norm_act(input: Tensor, running_mean: Tensor | None, running_var: 
         input.contiguous().view(1, samples * channels, *input.shape[2:]), mean, var, weight, bias, *arguments[4:]
     )
     if use_input_stats:
-        for running, own in ((running_mean, mean), (running_var, var)):
-            if running is not None and own is not None:
-                running.copy_(own.view(samples, channels).mean(0))
+        for running, updated in ((running_mean, mean), (running_var, var)):
+            if running is not None and updated is not None:
+                running.copy_(updated.view(samples, channels).mean(0))
     return output.view(input.shape)

@@ -117,7 +117,7 @@ def saved_tensors(ctx: Any, wanted: Sequence[bool]) -> Sequence[Tensor | None]:
     if slot is None:
         saved: Sequence[Tensor | None] = ctx.saved_tensors
         return saved
-    # Only ctx.saved_tensors can unpack a saved output, and it unpacks all tensors: the slot must know beforehand.
+    # Only ctx.saved_tensors can unpack a saved output, and it unpacks all tensors, so tell the slot beforehand.
     slot.wanted = wanted[slot.index]
     try:
         return [t if w else None for t, w in zip(ctx.saved_tensors, wanted)]

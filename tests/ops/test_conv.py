@@ -67,8 +67,8 @@ def test_fourth_derivative_equals_aten(transposed: bool) -> None:
         grad = getattr(namespace, sample.op)(**arguments).tanh()
         for _ in range(3):
             (grad,) = torch.autograd.grad((grad**2).sum(), arguments["input"], create_graph=True)
-        (by_weight,) = torch.autograd.grad((grad**2).sum(), arguments["weight"])
-        return by_weight
+        (grad_weight,) = torch.autograd.grad((grad**2).sum(), arguments["weight"])
+        return grad_weight
 
     torch.testing.assert_close(third(ops), third(F))
 
@@ -561,7 +561,7 @@ def test_accepts_fake_tensors() -> None:
     assert x.grad.shape == x.shape
 
 
-def _by_input_samples() -> list[tuple[tuple[int, ...], tuple[int, ...], conv_kernels.ConvGeometry]]:
+def _input_gradient_samples() -> list[tuple[tuple[int, ...], tuple[int, ...], conv_kernels.ConvGeometry]]:
     """Shapes of input and weight, and geometries with remainders, dilation, groups and output padding."""
     return [
         ((2, 4, 11), (6, 4, 4), conv_kernels.ConvGeometry((3,), (2,), (2,), False, (0,), 1)),
@@ -577,7 +577,7 @@ def _by_input_samples() -> list[tuple[tuple[int, ...], tuple[int, ...], conv_ker
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("sample", _by_input_samples(), ids=str)
+@pytest.mark.parametrize("sample", _input_gradient_samples(), ids=str)
 def test_input_gradient_without_the_input_equals_aten(sample: Any, channels_last: bool) -> None:
     """GPUs use this path; here it runs on the CPU, and must return the same memory format."""
     shape, weight_shape, geometry = sample
@@ -590,7 +590,7 @@ def test_input_gradient_without_the_input_equals_aten(sample: Any, channels_last
     weight = torch.randn(weight_shape, dtype=torch.float64)
     output = torch.convolution(x, weight, None, *geometry)
     grad = torch.randn_like(output)
-    have = conv_kernels._by_input_of_aten(grad, conv_kernels.Like.of(x), weight, geometry)
+    have = conv_kernels._input_gradient_of_aten(grad, conv_kernels.Like.of(x), weight, geometry)
     want = torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, (True, False, False))[0]
     assert have is not None
     torch.testing.assert_close(have, want)
@@ -601,7 +601,7 @@ def test_input_gradient_is_not_a_convolution_with_a_larger_result_than_the_input
     geometry = conv_kernels.ConvGeometry((1,), (0,), (3,), True, (2,), 1)
     like = conv_kernels.Like(torch.Size((1, 2, 4)), (8, 4, 1))
     output = torch.convolution(torch.randn(like.shape), torch.randn(2, 2, 2), None, *geometry)
-    assert conv_kernels._by_input_of_aten(output, like, torch.randn(2, 2, 2), geometry) is None
+    assert conv_kernels._input_gradient_of_aten(output, like, torch.randn(2, 2, 2), geometry) is None
 
 
 class Allocations(TorchDispatchMode):
@@ -618,7 +618,7 @@ class Allocations(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("sample", _by_input_samples(), ids=str)
+@pytest.mark.parametrize("sample", _input_gradient_samples(), ids=str)
 @pytest.mark.parametrize(
     "wanted", [(True, False, False), (False, True, False), (False, True, True), (True, False, True)]
 )
