@@ -16,6 +16,7 @@ from gan_fast import backends
 from gan_fast.ops import activation as activations
 from gan_fast.ops import checks, dispatch
 from gan_fast.ops.batch_norm_act import norm
+from gan_fast.ops.batch_norm_folding import fold_batch_norm
 from gan_fast.ops.conv import convolve
 from gan_fast.ops.conv_kernels import Epilogue
 from gan_fast.ops.spatial_dims import for_1d_2d_3d
@@ -33,9 +34,19 @@ for _kind in ("", "_transpose"):
         )
 
 
-def _activation(op: str, activation: str, negative_slope: float) -> Epilogue:
+MEMORY_FORMATS = (None, torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
+
+
+def check_memory_format(op: str, memory_format: torch.memory_format | None) -> None:
+    if memory_format not in MEMORY_FORMATS:
+        wanted = ", ".join(map(str, MEMORY_FORMATS))
+        raise ValueError(f"{op}: expected memory_format one of {wanted}, got {memory_format!r}")
+
+
+def _activation(op: str, activation: str, negative_slope: float, memory_format: torch.memory_format | None) -> Epilogue:
     activations.check(op, activation, negative_slope)
-    return Epilogue(activation, negative_slope)
+    check_memory_format(op, memory_format)
+    return Epilogue(activation, negative_slope, memory_format)
 
 
 def convnd_act(
@@ -49,6 +60,8 @@ def convnd_act(
     groups: int = 1,
     activation: str = "leaky_relu",
     negative_slope: float = 0.01,
+    *,
+    memory_format: torch.memory_format | None = None,
 ) -> Tensor:
     """Convolve and apply an activation: ``activation(convnd(input, weight, bias, ...))``.
 
@@ -56,12 +69,13 @@ def convnd_act(
         input, weight, bias, stride, padding, dilation, groups: as :func:`convnd`.
         activation: "identity", "relu", "leaky_relu", "tanh" or "sigmoid".
         negative_slope: slope of "leaky_relu" below zero; unused by the others.
+        memory_format: of the output, which needs a batch dim if it is channels-last; None: the one that ATen gives.
 
     Returns:
         (N, C_out, *space), with the strides that ATen gives.
 
     Raises:
-        TypeError, ValueError: as :func:`convnd`; another activation.
+        TypeError, ValueError: as :func:`convnd`; another activation or memory format.
 
     Notes:
         Derivatives: of any order; relu and leaky_relu have none by their input from the second on, where ATen has
@@ -73,7 +87,7 @@ def convnd_act(
         Under autocast: in its dtype. Under torch.compile, torch.jit.trace and functorch: ATen's ops and their checks.
     """
     op = f"conv{dims}d_act"
-    epilogue = _activation(op, activation, negative_slope)
+    epilogue = _activation(op, activation, negative_slope, memory_format)
     return convolve(op, dims, False, input, weight, bias, stride, padding, 0, groups, dilation, epilogue)
 
 
@@ -89,12 +103,14 @@ def conv_transposend_act(
     dilation: int | Sequence[int] = 1,
     activation: str = "tanh",
     negative_slope: float = 0.01,
+    *,
+    memory_format: torch.memory_format | None = None,
 ) -> Tensor:
     """Convolve transposed and apply an activation: ``activation(conv_transposend(input, weight, ...))``.
 
     Args:
         input, weight, bias, stride, padding, output_padding, groups, dilation: as :func:`conv_transposend`.
-        activation, negative_slope: as :func:`convnd_act`.
+        activation, negative_slope, memory_format: as :func:`convnd_act`.
 
     Returns:
         (N, C_out, *space), with the strides that ATen gives.
@@ -106,7 +122,7 @@ def conv_transposend_act(
         As :func:`convnd_act`.
     """
     op = f"conv_transpose{dims}d_act"
-    epilogue = _activation(op, activation, negative_slope)
+    epilogue = _activation(op, activation, negative_slope, memory_format)
     return convolve(op, dims, True, input, weight, bias, stride, padding, output_padding, groups, dilation, epilogue)
 
 
@@ -155,18 +171,7 @@ def fold(
         or not backends.uses_kernel("conv2d", input.device.type, input.dtype)
     ):
         return None
-    scale = (running_var + eps).rsqrt()
-    if bn_weight is not None:
-        scale = scale * bn_weight
-    shift = -running_mean * scale if bias is None else (bias - running_mean) * scale
-    if bn_bias is not None:
-        shift = shift + bn_bias
-    ones = [1] * (weight.dim() - 2)
-    if transposed:
-        # (groups, C_in / groups, C_out / groups, *kernel)
-        grouped = weight.unflatten(0, (groups, -1)) * scale.view(groups, 1, -1, *ones)
-        return grouped.flatten(0, 1), shift
-    return weight * scale.view(-1, 1, *ones), shift
+    return fold_batch_norm(weight, bias, running_mean, running_var, bn_weight, bn_bias, eps, transposed, groups)
 
 
 def _conv_bn_act(
