@@ -283,8 +283,8 @@ def _checked(op: str, model: Any) -> nn.Module:
         raise TypeError(f"{op}: expected model type Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
-            f"{op}: expected model that is not scripted, got {type(model).__name__}, which runs its own compiled code; "
-            "pass the model that was scripted"
+            f"{op}: expected model that is not scripted, got {type(model).__name__}; TorchScript runs its own compiled "
+            "code and cannot compile fused models, so pass the Python model and do not script it"
         )
     return model
 
