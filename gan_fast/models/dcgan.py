@@ -90,12 +90,11 @@ class DCGANGenerator(nn.Module):
         initialize(self)
 
     def forward(self, latent: Tensor) -> Tensor:
-        if latent.dim() == 2:
-            latent = latent[:, :, None, None]
-        if latent.dim() != 4 or latent.shape[1:] != (self.latent_dim, 1, 1):
+        image = latent[:, :, None, None] if latent.dim() == 2 else latent
+        if image.dim() != 4 or image.shape[1:] != (self.latent_dim, 1, 1):
             wanted = f"(N, {self.latent_dim}) or (N, {self.latent_dim}, 1, 1)"
             raise ValueError(f"DCGANGenerator: expected latent shape {wanted}, got {tuple(latent.shape)}")
-        return self.blocks(latent)
+        return self.blocks(image)
 
 
 class DCGANDiscriminator(nn.Module):
