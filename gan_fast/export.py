@@ -108,7 +108,8 @@ def to_onnx(
             compare with ``model``. The largest allowed difference is 1e-5 (in half precision 16 eps) times
             max(1, largest output). None: check if onnxruntime is installed, and log a warning if not.
         opset_version: of the ONNX standard; None is torch.onnx's default.
-        output_names: one name per output tensor; None is "output", or "output_0", "output_1", ... for several.
+        output_names: one name per output tensor, which no input or parameter has. None: "output", or "output_0",
+            "output_1", ... for several.
 
     Raises:
         TypeError, ValueError: see :func:`to_exported_program`. Also: a path that cannot be written, an output that is
@@ -132,8 +133,9 @@ def to_onnx(
     outputs = _evaluate(op, plain, inputs)
     for index, output in enumerate(outputs):
         checks.tensor(op, f"model output {index}", output)
-    names = _output_names(op, output_names, len(outputs))
     program = _program(op, plain, inputs, dynamic_batch)
+    taken = {*program.graph_signature.user_inputs, *program.state_dict, *program.constants}
+    names = _output_names(op, output_names, len(outputs), taken)
     buffers = program.graph_signature.inputs_to_buffers
     changed = [buffers[name] for name in _overwritten(program.graph) if name in buffers]
     if changed:
@@ -150,11 +152,16 @@ def to_onnx(
     write_bytes_safely(destination, content)
 
 
-def _output_names(op: str, names: Sequence[str] | None, count: int) -> list[str]:
+def _output_names(op: str, names: Sequence[str] | None, count: int, taken: set[Any]) -> list[str]:
     if names is None:
-        return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+        names = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+        while not taken.isdisjoint(names):
+            names = [f"{name}_" for name in names]
     if isinstance(names, str) or len(names) != count or len(set(names)) != count:
         raise ValueError(f"{op}: expected output_names {count} different names, got {names!r}")
+    if not taken.isdisjoint(names):
+        used = ", ".join(sorted(taken.intersection(names)))
+        raise ValueError(f"{op}: expected output_names that no input or parameter has, got {used}")
     return list(names)
 
 

@@ -241,10 +241,33 @@ def test_output_names(name, options, expected, tmp_path):
     assert [value.name for value in onnx.load(tmp_path / "x.onnx").graph.output] == expected
 
 
-@pytest.mark.parametrize("names", [[], ["a", "b"], "a"])
-def test_wrong_output_names_raise(names, tmp_path):
-    with pytest.raises(ValueError, match=r"^to_onnx: expected output_names 1 different names, got"):
-        export.to_onnx(nn.Tanh(), tmp_path / "x.onnx", X, output_names=names)
+class NamedOutput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.output = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return x + self.output
+
+
+def test_default_output_name_avoids_parameter_names(tmp_path):
+    export.to_onnx(NamedOutput(), tmp_path / "x.onnx", X)
+    assert [value.name for value in onnx.load(tmp_path / "x.onnx").graph.output] == ["output_"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], r"1 different names, got \[\]"),
+        (["a", "b"], "1 different names, got"),
+        ("a", "1 different names, got 'a'"),
+        (["output"], "that no input or parameter has, got output"),
+        (["x"], "that no input or parameter has, got x"),
+    ],
+)
+def test_wrong_output_names_raise(names, message, tmp_path):
+    with pytest.raises(ValueError, match=f"^to_onnx: expected output_names {message}"):
+        export.to_onnx(NamedOutput(), tmp_path / "x.onnx", X, output_names=names)
 
 
 class PixelNorm(nn.Module):

@@ -96,7 +96,8 @@ class _Tracer(fx.Tracer):
         return True
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        # Modes differ inside a custom autograd.Function or a checkpointed part; a group must not cross that border.
+        # Layers form a group only where the modes agree (a custom autograd.Function runs without gradients) and outside
+        # of checkpointing, whose second forward in backward must run the same ops.
         node.meta["modes"] = modes(), recompute.allowed()
         proxy = _Proxy(node, self)
         self.proxies.append(weakref.ref(proxy))
@@ -109,7 +110,7 @@ class Layers(Protocol):
     def may_fuse(self, module: nn.Module) -> bool:
         """Whether a layer may be part of a fusion group."""
 
-    def traced(self, module: nn.Module) -> ForwardTrace | None:
+    def trace_of(self, module: nn.Module) -> ForwardTrace | None:
         """The trace of a module's own forward function."""
 
 
@@ -255,7 +256,7 @@ def _activation(node: fx.Node, called: dict[fx.Node, nn.Module], layers: Layers)
 def _writes(node: fx.Node, called: nn.Module | None, layers: Layers) -> bool:
     """Whether a call may write to a tensor that existed before it."""
     if called is not None:
-        inner = layers.traced(called)
+        inner = layers.trace_of(called)
         if inner is not None:
             # Writes to its own buffers do not count.
             return inner.writes_input
@@ -309,7 +310,7 @@ def _input_use(nodes: list[fx.Node], called: dict[fx.Node, nn.Module], layers: L
             module = called.get(node)
             writes = writes or _writes(node, module, layers)
             returns = returns or node.op == "output"
-            inner = layers.traced(module) if module is not None else None
+            inner = layers.trace_of(module) if module is not None else None
             fresh = (
                 not inner.returns_input
                 if inner is not None
@@ -326,7 +327,7 @@ def _input_use(nodes: list[fx.Node], called: dict[fx.Node, nn.Module], layers: L
 
 def _any_format(node: fx.Node, module: nn.Module | None, layers: Layers) -> bool:
     if module is not None:
-        inner = layers.traced(module)
+        inner = layers.trace_of(module)
         return inner.any_format if inner is not None else isinstance(module, _ANY_FORMAT_MODULES)
     if node.op == "call_function":
         return node.target in _ANY_FORMAT_FUNCTIONS
@@ -334,5 +335,5 @@ def _any_format(node: fx.Node, module: nn.Module | None, layers: Layers) -> bool
 
 
 def _convolutions(module: nn.Module, layers: Layers) -> int:
-    inner = layers.traced(module)
+    inner = layers.trace_of(module)
     return inner.convolutions if inner is not None else isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))

@@ -94,7 +94,7 @@ class _Analysis:
         self._find(model, "")
         with _keep_random_state(model):
             for module in self._names:
-                self.traced(module)
+                self.trace_of(module)
         self._decide()
 
     def _find(self, module: nn.Module, name: str) -> None:
@@ -140,7 +140,7 @@ class _Analysis:
         odd = next((t for t in tensors if t.dtype not in checks.FLOATING and t.dtype != torch.int64), None)
         return f"{checks.name_of(odd.dtype)} weights: no fused kernel" if odd is not None else ""
 
-    def traced(self, module: nn.Module) -> ForwardTrace | None:
+    def trace_of(self, module: nn.Module) -> ForwardTrace | None:
         if module not in self._traces:
             self._traces[module] = None
             original = original_class(module)
@@ -148,9 +148,10 @@ class _Analysis:
                 if method := _calls_super_of_type(original):
                     self._skipped[module] = f"its {method} calls super(type(self), self), which fails in a subclass"
                     return None
+                if "forward" in module.__dict__:
+                    self._skipped[module] = "its forward was replaced"
+                    return None
                 try:
-                    if "forward" in module.__dict__:
-                        raise TypeError("its forward was replaced")
                     self._traces[module] = forward_trace.trace(module, original, self)
                     fused_class_of(original)
                 except Exception as error:  # a user's forward may raise anything when it meets a tracer
@@ -168,7 +169,7 @@ class _Analysis:
                 first, *others = dict.fromkeys((*group.deferred, *group.consumers))
                 members = [module.get_submodule(name) for name in (first, *others)]
                 in_groups.update(members)
-                words = [_word(m) for m in members if not isinstance(m, forward_trace.ACTIVATION_MODULES)]
+                words = [_layer_name(m) for m in members if not isinstance(m, forward_trace.ACTIVATION_MODULES)]
                 words += [group.activation] if group.activation else []
                 with_ = f" (with {', '.join(prefix + name for name in others)})" if others else ""
                 entries.setdefault(prefix + first, Entry(prefix + first, f"{' + '.join(words)}{with_}"))
@@ -190,11 +191,11 @@ class _Analysis:
                     self.classes[module] = fused_class(module)
                 if module not in in_groups:
                     if stays_torch:
-                        self._skip(name, f"in-place {_word(module)}: no layer before it to fuse with")
+                        self._skip(name, f"in-place {_layer_name(module)}: no layer before it to fuse with")
                     else:
-                        entries[name] = Entry(name, f"{_word(module)} alone{self._why_alone(module)}")
+                        entries[name] = Entry(name, f"{_layer_name(module)} alone{self._why_alone(module)}")
             elif module in self._skipped or (not module._modules and _is_layer(module) and module not in in_groups):
-                self._skip(name, reason or f"{_word(module)}: no layer before it to fuse with")
+                self._skip(name, reason or f"{_layer_name(module)}: no layer before it to fuse with")
         order = {name: i for i, name in enumerate(self._names.values())}
         self.report.fused = sorted(entries.values(), key=lambda e: order[e.name])
 
@@ -270,7 +271,7 @@ def _is_layer(module: nn.Module) -> bool:
     return bool(module._parameters) or type(module).__module__ == "torch.nn.modules.activation"
 
 
-def _word(module: nn.Module) -> str:
+def _layer_name(module: nn.Module) -> str:
     """The name of a layer in a report, which is that of its function in torch.nn.functional."""
     name = original_class(module).__name__
     if isinstance(module, (*forward_trace.BATCH_NORMS, *forward_trace.INSTANCE_NORMS)):
@@ -278,7 +279,7 @@ def _word(module: nn.Module) -> str:
     return {"ReLU": "relu", "LeakyReLU": "leaky_relu"}.get(name, name.replace("ConvT", "conv_t").lower())
 
 
-def _checked(op: str, model: Any) -> nn.Module:
+def _require_module(op: str, model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{op}: expected model type Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
@@ -316,7 +317,7 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
         Under torch.compile, torch.jit.trace and torch.export layers run one by one. A compiled model is fused inside
         and stays compiled.
     """
-    model = _checked("fuse", model)
+    model = _require_module("fuse", model)
     if not inplace:
         model = copied("fuse", model, "; inplace=True needs no copy")
     analysis = _Analysis(model)
@@ -368,10 +369,10 @@ def unfuse(model: nn.Module) -> nn.Module:
     Raises:
         TypeError: ``model`` is not a module, or is scripted.
     """
-    for module in _checked("unfuse", model).modules():
+    for module in _require_module("unfuse", model).modules():
         if issubclass(type(module), Fused):
             module.__class__ = unfused_class(module)
-        # Parametrizing a fused module restores its class, but leaves the plan.
+        # A fused module that is parametrized later derives from its original class, but keeps the plan.
         module.__dict__.pop(PLAN, None)
     return model
 
@@ -382,4 +383,4 @@ def fuse_report(model: nn.Module) -> Report:
     Raises:
         TypeError: ``model`` is not a module, or is scripted.
     """
-    return _Analysis(_checked("fuse_report", model)).report
+    return _Analysis(_require_module("fuse_report", model)).report

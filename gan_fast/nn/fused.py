@@ -72,7 +72,7 @@ class FusionPlan:
     def valid_groups(self, module: nn.Module) -> list[tuple[list[Any], list[Any]]]:
         """The (deferred, consumers) modules of each group that can still run as one op.
 
-        None can where children were added, removed or reordered.
+        Empty if children were added, removed or reordered.
         """
         found: dict[str, Any] = {}
         for parent, names in self.children:
@@ -103,17 +103,18 @@ class FusionPlan:
         return frozenset(m for deferring, _ in self.valid_groups(module) for m in deferring)
 
     def gains_by_channels_last(self, module: nn.Module, arguments: Any) -> bool:
+        """Whether to run this call in channels-last."""
         conv = find_submodule(module, self.convolution) if self.convolution else None
         if conv is None:
             return False
-        maps = [a for a in arguments if isinstance(a, Tensor) and conv_kernels.gain_by_channels_last(a)]
-        if not maps:
+        images = [a for a in arguments if isinstance(a, Tensor) and conv_kernels.gain_by_channels_last(a)]
+        if not images:
             return False
         # Not conv.weight: reading a parametrized weight (spectral norm) computes it.
         weights = [p for p in conv.parameters() if p.dim() == 4]
         if any(layout.is_ordered_channels_last(w.shape, w.stride()) for w in weights):
             return False
-        if max(t.numel() for t in (*maps, *weights)) <= backends.SMALL:
+        if max(t.numel() for t in (*images, *weights)) <= backends.SMALL:
             return False
         if checks.subclassed(*module.parameters()):
             return False

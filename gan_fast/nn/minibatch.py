@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gan_fast import ops
+from gan_fast.ops import checks
 from gan_fast.ops.minibatch_stddev import check_sizes
 
 
@@ -71,22 +72,26 @@ class MinibatchStdDev(nn.Module):
     Args:
         group_size: samples per group, at least 1. A smaller batch, or None, makes the batch one group.
         num_channels: number of appended channels, at least 1.
+        eps: positive number added to the variance.
 
     Shapes: (N, C, *spatial) to (N, C + num_channels, *spatial). min(group_size, N) must divide N, and num_channels must
     divide C.
 
     Raises:
-        TypeError: an argument that is not an integer.
-        ValueError: an argument below 1, or an input of the wrong shape.
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of range, or an input of the wrong shape.
     """
 
-    def __init__(self, group_size: int | None = 4, num_channels: int = 1) -> None:
+    def __init__(self, group_size: int | None = 4, num_channels: int = 1, eps: float = 1e-8) -> None:
         super().__init__()
         check_sizes("MinibatchStdDev", group_size, num_channels)
-        self.group_size, self.num_channels = group_size, num_channels
+        checks.number("MinibatchStdDev", "eps", eps)
+        if not eps > 0:
+            raise ValueError(f"MinibatchStdDev: expected eps above 0, got {eps!r}")
+        self.group_size, self.num_channels, self.eps = group_size, num_channels, eps
 
     def forward(self, input: Tensor) -> Tensor:
-        return ops.minibatch_stddev(input, self.group_size, self.num_channels)
+        return ops.minibatch_stddev(input, self.group_size, self.num_channels, self.eps)
 
     def extra_repr(self) -> str:
-        return f"group_size={self.group_size}, num_channels={self.num_channels}"
+        return f"group_size={self.group_size}, num_channels={self.num_channels}, eps={self.eps}"

@@ -8,13 +8,15 @@ from gan_fast import ops
 
 
 def test_stddev_matches_the_op() -> None:
-    module = fused.MinibatchStdDev(group_size=2, num_channels=3)
+    module = fused.MinibatchStdDev(group_size=2, num_channels=3, eps=1e-4)
     x = torch.randn(4, 6, 3, 3)
-    assert torch.equal(module(x), ops.minibatch_stddev(x, 2, 3))
+    assert torch.equal(module(x), ops.minibatch_stddev(x, group_size=2, num_channels=3, eps=1e-4))
     assert not module.state_dict()
-    assert "group_size=2, num_channels=3" in repr(module)
+    assert "group_size=2, num_channels=3, eps=0.0001" in repr(module)
     with pytest.raises(ValueError, match="MinibatchStdDev: expected num_channels at least 1, got 0"):
         fused.MinibatchStdDev(num_channels=0)
+    with pytest.raises(ValueError, match="MinibatchStdDev: expected eps above 0, got 0"):
+        fused.MinibatchStdDev(eps=0)
 
 
 def test_discrimination_matches_the_op() -> None:
