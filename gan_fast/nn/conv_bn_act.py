@@ -321,7 +321,10 @@ class ConvBNAct3d(_ConvBNAct):
 
 
 class ConvTransposeAct1d(_ConvTransposeAct):
-    """Apply ``nn.ConvTranspose1d`` and an activation as one op; see :class:`ConvTransposeAct2d`."""
+    """Apply ``nn.ConvTranspose1d`` and an activation as one op.
+
+    Takes the arguments of ``nn.ConvTranspose1d`` and the keywords of :class:`ConvAct2d`.
+    """
 
     conv_type = ConvTranspose1d
 
@@ -336,13 +339,20 @@ class ConvTransposeAct2d(_ConvTransposeAct):
 
 
 class ConvTransposeAct3d(_ConvTransposeAct):
-    """Apply ``nn.ConvTranspose3d`` and an activation as one op; see :class:`ConvTransposeAct2d`."""
+    """Apply ``nn.ConvTranspose3d`` and an activation as one op.
+
+    Takes the arguments of ``nn.ConvTranspose3d`` and the keywords of :class:`ConvAct2d`.
+    """
 
     conv_type = ConvTranspose3d
 
 
 class ConvTransposeBNAct1d(_ConvTransposeBNAct):
-    """Apply ``nn.ConvTranspose1d``, batch norm and an activation as one op; see :class:`ConvTransposeBNAct2d`."""
+    """Apply ``nn.ConvTranspose1d``, ``nn.BatchNorm1d`` and an activation as one op.
+
+    Takes the arguments of ``nn.ConvTranspose1d`` (``bias`` is False by default) and the keywords of
+    :class:`ConvBNAct2d`.
+    """
 
     conv_type = ConvTranspose1d
     bn_type = BatchNormAct1d
@@ -360,7 +370,11 @@ class ConvTransposeBNAct2d(_ConvTransposeBNAct):
 
 
 class ConvTransposeBNAct3d(_ConvTransposeBNAct):
-    """Apply ``nn.ConvTranspose3d``, batch norm and an activation as one op; see :class:`ConvTransposeBNAct2d`."""
+    """Apply ``nn.ConvTranspose3d``, ``nn.BatchNorm3d`` and an activation as one op.
+
+    Takes the arguments of ``nn.ConvTranspose3d`` (``bias`` is False by default) and the keywords of
+    :class:`ConvBNAct2d`.
+    """
 
     conv_type = ConvTranspose3d
     bn_type = BatchNormAct3d

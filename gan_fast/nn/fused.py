@@ -1,6 +1,6 @@
 """The classes of fused modules, and what they do in a call.
 
-A fused layer has a class of gan_fast's with the name of torch.nn's. A fused module with a forward of its own keeps that
+A fused layer has gan_fast's class, under the name of torch.nn's. A fused module with a custom forward keeps that
 forward; while it runs, layers that can be one op return deferred tensors (``deferred.py``).
 """
 

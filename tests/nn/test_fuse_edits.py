@@ -185,7 +185,7 @@ def test_layer_inserted_into_a_list_gets_tensors() -> None:
 
 
 def test_repr_shows_the_groups_after_an_edit() -> None:
-    """A Sequential gets new groups; a module with a forward of its own loses the old ones."""
+    """A Sequential gets new groups; a module with a custom forward loses the old ones."""
     model = gan_fast.fuse(nn.Sequential(layers()))
     assert "fused: conv + bn + act, norm + last" in str(model)
     move_to_end(model, "act")
