@@ -917,3 +917,26 @@ def test_fx_tracer_without_leaf_modules_works() -> None:
     fused = gan_fast.fuse(layers)
     traced = torch.fx.GraphModule(fused, Tracer().trace(fused))
     assert torch.allclose(traced(image()), layers(image()))
+
+
+@pytest.mark.parametrize("small", [True, False], ids=["small", "large"])
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("channels", [(5, 4), (3, 5)], ids=["convolution", "norm"])
+@pytest.mark.parametrize("custom", [True, False], ids=["forward", "Sequential"])
+def test_wrong_channels_raise_the_error_of_torch(
+    custom: bool, channels: tuple[int, int], training: bool, grad: bool, small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not small:
+        monkeypatch.setattr(gan_fast.backends, "SMALL", -1)
+    conv, norm = nn.Conv2d(channels[0], 4, 3), nn.BatchNorm2d(channels[1])
+    model: nn.Module = nn.Sequential(conv, norm, nn.ReLU())
+    if custom:
+        model = Net(FORWARDS["in place"][0])
+        model.conv, model.bn = conv, norm
+    errors = []
+    for m in (model.train(training), gan_fast.fuse(model).train(training)):
+        with torch.set_grad_enabled(grad), pytest.raises((RuntimeError, ValueError)) as caught:
+            m(torch.randn(2, 3, 6, 6))
+        errors.append((type(caught.value), str(caught.value)))
+    assert errors[0] == errors[1]
