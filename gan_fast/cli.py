@@ -184,13 +184,14 @@ class Export:
             out.parent.mkdir(parents=True, exist_ok=True)
             if self.format == "onnx":
                 with _users_errors():
-                    to_onnx(generator, out, latents)
+                    to_onnx(generator, out, latents, output_names=["images"])
             else:
                 import torch
 
                 program = to_exported_program(generator, latents)
                 write_safely(out, lambda file: torch.export.save(program, file))
-        _say(str(out))
+        size = generator.image_size
+        _say(f"{out}: latent (N, {generator.latent_dim}) -> images (N, {generator.channels}, {size}, {size})")
         return 0
 
 

@@ -116,11 +116,11 @@ def test_sample_takes_a_file_too(finished, tmp_path):
 def test_export_rebuilds_either_generator(finished, tmp_path, capsys, suffix, options):
     out = tmp_path / "new" / f"generator.{suffix}"
     cli.main(["export", str(finished), "--out", str(out), *options])
-    assert capsys.readouterr().out == f"{out}\n"
+    assert capsys.readouterr().out == f"{out}: latent (N, 8) -> images (N, 1, 16, 16)\n"
     assert [path.name for path in out.parent.iterdir()] == [out.name]
     latents = draw_latents(3, 8, 1)
     if suffix == "onnx":
-        (result,) = onnxruntime.InferenceSession(out).run(None, {"latent": latents.numpy()})
+        (result,) = onnxruntime.InferenceSession(out).run(["images"], {"latent": latents.numpy()})
     else:
         result = torch.export.load(out).module()(latents).numpy()
     name = "generator" if "--no-ema" in options else "generator_ema"

@@ -309,7 +309,7 @@ class NotToCopy(nn.Module):
     [
         ((lazy(), make_players()[1]), ValueError, r"expected generator with initialized parameters.* 0.weight, 0.bias"),
         ((make_players()[0], lazy()), ValueError, r"expected discriminator with initialized parameters"),
-        ((NotToCopy(), make_players()[1]), ValueError, r"copy.deepcopy takes, got TypeError: a lock"),
+        ((NotToCopy(), make_players()[1]), ValueError, r"copy.deepcopy can copy, got TypeError: a lock"),
         ((len, make_players()[1]), TypeError, r"expected generator type Module, got builtin_function"),
     ],
 )
