@@ -471,7 +471,7 @@ def test_full_disk_ends_the_run_and_keeps_the_checkpoint(tmp_path, capsys, monke
 
     monkeypatch.setattr(run, "save_checkpoint", filling)
     line = fails(capsys, 1, "train", "--out", tmp_path, *SMALL, *PACE, "--steps", "20")
-    assert "checkpoint.pt: cannot be saved (file write failed); what was there before stands" in line
+    assert "checkpoint.pt: cannot be saved (file write failed); an existing file is unchanged" in line
     monkeypatch.undo()
     assert load_checkpoint(tmp_path / "checkpoint.pt")["trainer"]["steps_done"] == 4
 

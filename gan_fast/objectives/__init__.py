@@ -1,7 +1,7 @@
 """What the two players minimise, by name."""
 
 from gan_fast.choices import OBJECTIVES as NAMES
-from gan_fast.choices import PENALTIES, REGULARIZERS, parse_penalties
+from gan_fast.choices import PENALTIES, REGULARIZERS
 from gan_fast.objectives.losses import AdversarialLoss
 from gan_fast.objectives.penalties import Penalties
 from gan_fast.objectives.registry import Objective, make_objective
@@ -20,5 +20,4 @@ __all__ = [
     "TwoPlayerLosses",
     "clip_weights",
     "make_objective",
-    "parse_penalties",
 ]
