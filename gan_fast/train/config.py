@@ -120,6 +120,8 @@ def _checked(owner: str, name: str, annotation: Any, value: Any) -> Any:
 class TrainConfig:
     """The settings of one adversarial training, without the models and the data.
 
+    ``penalty`` also accepts a single name, as in ``TrainConfig(penalty="r1")``.
+
     Raises:
         TypeError: a field has the wrong type.
         ConfigError: a field has a value that is not allowed (a ValueError; the message names the field and the values
@@ -130,7 +132,7 @@ class TrainConfig:
     """The adversarial losses. docs/objectives.md has the formulas."""
     penalty: tuple[PenaltyOrNone, ...] = ()
     """Penalties on the gradient of the discriminator with respect to its input images: any of "gradient_penalty"
-    (WGAN-GP), "dragan", "r1" and "r2". A single name is accepted too, and "none" for no penalty."""
+    (WGAN-GP), "dragan", "r1" and "r2". "none", or no name: no penalty."""
     penalty_weight: NonNegative = 10.0
     """Weight of each penalty. r1 and r2 have an additional factor of 1/2."""
     penalty_center: NonNegative = 1.0
