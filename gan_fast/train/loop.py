@@ -514,7 +514,7 @@ def device_of(config: TrainConfig) -> torch.device:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             gpus = "".join(f", cuda:{index}" for index in range(torch.cuda.device_count()))
-            raise ConfigError("TrainConfig", "device", f"a device of this machine (cpu{gpus})", name) from error
+            raise ConfigError("TrainConfig", "device", f"one of auto, cpu{gpus}", repr(name)) from error
     if config.cuda_graph == "on" and graphs_on(device) is None:
         raise ConfigError("TrainConfig", "device", "a GPU for cuda_graph on", device)
     return device
