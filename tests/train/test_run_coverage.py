@@ -40,7 +40,7 @@ def test_coverage_of_classes_of_unequal_size(classes):
 def test_coverage_can_be_switched_off(classes):
     path, lines = train(classes, class_coverage=False)
     assert not path.exists()
-    assert "coverage" not in lines
+    assert "class coverage" not in lines
 
 
 @pytest.mark.parametrize(
