@@ -48,8 +48,8 @@ class Train:
 
     The defaults for --data digits differ: see gan-fast train --data digits --help.
 
-    Ctrl-C and SIGTERM finish the current step, save and exit. gan-fast train --out DIR --resume then continues the run,
-    with bit-identical results on a CPU.
+    Ctrl-C, SIGTERM and a closed terminal (SIGHUP) finish the current step, save and exit. gan-fast train --out DIR
+    --resume then continues the run, with bit-identical results on a CPU.
     """
 
     run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes]
@@ -327,7 +327,7 @@ def _run(given: Sequence[str]) -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # torch raises an exception of its own on a GPU, and a RuntimeError on a CPU.
+    # torch raises OutOfMemoryError on a GPU and RuntimeError on a CPU; the former is a RuntimeError too.
     text = str(error)
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and ("out of memory" in text or "not enough memory" in text)
@@ -421,10 +421,8 @@ class _Stream:
 
     def write(self, text: str) -> int:
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        # Python reads bytes of a file name that are not UTF-8 as surrogates; they are shown as \xNN.
-        shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         try:
-            self._stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
+            self._stream.write(_displayable(text).encode(encoding, "backslashreplace").decode(encoding))
             if "\n" in text:
                 self._stream.flush()
         except (OSError, ValueError) as error:
@@ -467,6 +465,15 @@ def _standard_streams() -> Iterator[_Stream]:
             for stream in streams:
                 stream.flush()
             sys.stdout, sys.stderr = before
+
+
+def _displayable(text: str) -> str:
+    """Replace surrogates, which Python uses for bytes of file names that are not UTF-8, by \\xNN."""
+    try:
+        encoded = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # other surrogates, which no byte was decoded to
+        encoded = text.encode("utf-8", "surrogatepass")
+    return encoded.decode("utf-8", "backslashreplace")
 
 
 def _say(line: str) -> None:

@@ -1,6 +1,7 @@
 """The command line from end to end, with small networks and few steps."""
 
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -478,6 +479,23 @@ def test_options_without_effect_are_reported_in_one_line(tmp_path, capsys):
         "warning: options without effect: --clip-value (needs --regularizers weight_clipping), "
         "--noise-std (needs --regularizers instance_noise)",
     ]
+
+
+def test_log_line_does_not_share_a_line_with_the_progress_bar(tmp_path, capsys, monkeypatch):
+    step = Trainer.step
+
+    def logging_step(self, real):
+        logging.getLogger("gan_fast").warning("a log record")
+        return step(self, real)
+
+    monkeypatch.setattr(Trainer, "step", logging_step)
+    monkeypatch.setattr(run, "_is_watched", lambda: True)
+    train(tmp_path / "run", "--steps", "1")
+    before, _, after = capsys.readouterr().err.partition("a log record")
+    assert "train:   0%" in before
+    # The bar is cleared by spaces between two carriage returns.
+    assert before.endswith(" \r")
+    assert after.startswith("\n")
 
 
 def test_penalty_is_shown_only_if_there_is_one(tmp_path, capsys):

@@ -52,7 +52,7 @@ def write_curves(file: BinaryIO, rows: Sequence[Mapping[str, float | None]]) -> 
 
     Args:
         file: open for writing.
-        rows: the rows of metrics.jsonl; None, which stands there for values that are not finite, leaves a gap.
+        rows: the rows of metrics.jsonl; None, the value of a metric that is not finite, leaves a gap.
     """
     # Figure is used without pyplot, which would keep global state and may need a window system.
     from matplotlib.figure import Figure
