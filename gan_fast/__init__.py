@@ -29,20 +29,38 @@ def _is_command_line() -> bool:
     return any(sys.argv[:1]) and sys.argv[0].replace("\\", "/").rpartition("/")[2] in ("gan-fast", "gan-fast.exe")
 
 
+if TYPE_CHECKING:
+    from gan_fast.train.trained import load
+
 if TYPE_CHECKING or not _is_command_line():
     from gan_fast import export, models, nn, ops
     from gan_fast.backends import info, use_backend
     from gan_fast.nn.fuse import fuse, fuse_report, unfuse
 
-__all__ = ["__version__", "export", "fuse", "fuse_report", "info", "models", "nn", "ops", "unfuse", "use_backend"]
+__all__ = [
+    "__version__",
+    "export",
+    "fuse",
+    "fuse_report",
+    "info",
+    "load",
+    "models",
+    "nn",
+    "ops",
+    "unfuse",
+    "use_backend",
+]
 
 
 def __getattr__(name: str) -> object:
-    # The command line imports each name on first use. Any other `import gan_fast` imports all, which registers the ops.
+    # The command line imports each name on first use. Elsewhere `import gan_fast` registers the ops; only `load`, which
+    # needs the data and training packages, is imported on first use.
     if name in ("export", "models", "nn", "ops"):
         return importlib.import_module(f"gan_fast.{name}")
     if name in ("info", "use_backend"):
         return getattr(importlib.import_module("gan_fast.backends"), name)
     if name in ("fuse", "fuse_report", "unfuse"):
         return getattr(importlib.import_module("gan_fast.nn.fuse"), name)
+    if name == "load":
+        return importlib.import_module("gan_fast.train.trained").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

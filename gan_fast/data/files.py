@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from gan_fast.data.errors import BadFileError, DataError, name_bytes, printable, reason_of
+from gan_fast.data.errors import BadFileError, DataError, name_bytes, printable, quoted, reason_of
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -135,7 +135,9 @@ def open_zip(path: str) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     # A damaged directory gives BadZipFile, but also struct.error, UnicodeDecodeError, NotImplementedError.
     except Exception as error:
-        raise DataError(f"load_images: expected source {path!r} to be a sound zip, got: {reason_of(error)}") from error
+        raise DataError(
+            f"load_images: expected source {quoted(path)} to be a sound zip, got: {reason_of(error)}"
+        ) from error
 
 
 def list_zip(archive: zipfile.ZipFile) -> Listing:

@@ -17,11 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gan_fast.choices import IMAGE_SIZES
+from gan_fast.choices import IMAGE_SIZES, NORMS
 from gan_fast.nn import ChannelsLastSequential, ConvAct2d, ConvBNAct2d, ConvTransposeAct2d, ConvTransposeBNAct2d
 from gan_fast.ops import checks
-
-NORMS = ("batch", "none")
 
 
 def _check_size(owner: str, image_size: int) -> int:

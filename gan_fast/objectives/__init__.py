@@ -11,7 +11,7 @@
 """
 
 from gan_fast.choices import OBJECTIVES as NAMES
-from gan_fast.choices import PENALTIES, REGULARIZERS, parse_penalties
+from gan_fast.choices import PENALTIES, REGULARIZERS
 from gan_fast.objectives.losses import AdversarialLoss
 from gan_fast.objectives.penalties import Penalties
 from gan_fast.objectives.registry import Objective, make_objective
@@ -30,5 +30,4 @@ __all__ = [
     "TwoPlayerLosses",
     "clip_weights",
     "make_objective",
-    "parse_penalties",
 ]

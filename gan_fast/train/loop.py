@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from gan_fast import nn as gan_fast_nn
 from gan_fast import ops
 from gan_fast.data import DeviceLoader, ImageData
-from gan_fast.objectives import InstanceNoise, Penalties, TwoPlayerLosses, clip_weights, make_objective, parse_penalties
+from gan_fast.objectives import InstanceNoise, Penalties, TwoPlayerLosses, clip_weights, make_objective
 from gan_fast.train.average import all_finite, average_of, move_average, moving_tensors
 from gan_fast.train.buffers import BufferRecord, buffer_dicts, check_initialized
-from gan_fast.train.config import TrainConfig
+from gan_fast.train.config import ConfigError, TrainConfig
 from gan_fast.train.graph import CapturedStep, Subject, graphs_on
 from gan_fast.train.optimizers import checked_optimizer, kind_of, moments
 from gan_fast.train.step import d_step, g_step, one_stage_step
@@ -117,7 +117,7 @@ class Trainer:
         self._buffers_made = {name: BufferRecord(getattr(self, name)) for name in _MODELS}
         self.data = self._batch_source(data)
         self.objective = make_objective(config.objective, real_label=config.real_label, fake_label=config.fake_label)
-        self.penalties = Penalties(parse_penalties(config.penalty), config.penalty_weight, config.penalty_center)
+        self.penalties = Penalties(config.penalty, config.penalty_weight, config.penalty_center)
         self._noise = self._make_noise()
         self._feature_weight = self._check_features()
         self._check_update()
@@ -513,10 +513,10 @@ def device_of(config: TrainConfig) -> torch.device:
             torch.Generator(device)
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"TrainConfig: expected device one that is here, got {name!r}: {reason}") from error
+            gpus = "".join(f", cuda:{index}" for index in range(torch.cuda.device_count()))
+            raise ConfigError("TrainConfig", "device", f"one of auto, cpu{gpus}", repr(name)) from error
     if config.cuda_graph == "on" and graphs_on(device) is None:
-        raise ValueError(f"TrainConfig: expected device a GPU for cuda_graph on, got {device}")
+        raise ConfigError("TrainConfig", "device", "a GPU for cuda_graph on", device)
     return device
 
 

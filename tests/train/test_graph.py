@@ -374,7 +374,7 @@ def without_norm(generator, discriminator):
 
 REGULARIZED = [
     {"objective": "wasserstein", "penalty": "gradient_penalty", "d_steps": 2},
-    {"objective": "relativistic", "penalty": "r1+r2+dragan"},
+    {"objective": "relativistic", "penalty": ("r1", "r2", "dragan")},
     {"objective": "hinge", "regularizers": ("spectral_norm", "weight_clipping", "instance_noise"), "clip_value": 0.1},
     {"update": "one_stage", "penalty": "r1"},
 ]

@@ -63,8 +63,6 @@ def g_loss_of(objective, real, fake):
 
 
 def penalty_of(name, critic, real, fake, rng):
-    if name == "none":
-        return 0
     points = {
         "gradient_penalty": lambda: ops.interpolate_samples(real, fake, generator=rng),
         "dragan": lambda: ops.perturb(real, generator=rng),
@@ -97,7 +95,7 @@ class ByHand:
             loss = d_loss_of(config.objective, self.critic(real), self.critic(fake.detach()))
             if self.updates % config.penalty_every == 0:
                 weight = config.penalty_weight * config.penalty_every
-                for name in config.penalty.split("+"):
+                for name in config.penalty:
                     loss = loss + weight * penalty_of(name, self.critic, real, fake.detach(), self.rng)
             d_grads = torch.autograd.grad(loss, list(self.critic.parameters()))
             if config.update == "alternating":
@@ -120,9 +118,14 @@ CASES = [
     *({"objective": name, "update": "one_stage"} for name in ("non_saturating", "hinge", "relativistic")),
     {"objective": "wasserstein", "penalty": "gradient_penalty", "d_steps": 3},
     {"objective": "non_saturating", "penalty": "dragan"},
-    {"objective": "relativistic", "penalty": "r1+r2", "penalty_weight": 2.0},
-    {"objective": "relativistic_average", "penalty": "gradient_penalty+r1", "penalty_every": 2},
-    {"objective": "non_saturating", "penalty": "r1+r2+gradient_penalty", "update": "one_stage", "penalty_every": 3},
+    {"objective": "relativistic", "penalty": ("r1", "r2"), "penalty_weight": 2.0},
+    {"objective": "relativistic_average", "penalty": ("gradient_penalty", "r1"), "penalty_every": 2},
+    {
+        "objective": "non_saturating",
+        "penalty": ("r1", "r2", "gradient_penalty"),
+        "update": "one_stage",
+        "penalty_every": 3,
+    },
 ]
 
 
@@ -196,8 +199,9 @@ def test_spectral_norm_bounds_the_discriminators_layers():
 
 
 ALL = {
-    "objective": "relativistic", "penalty": "gradient_penalty+dragan+r1+r2", "penalty_every": 2, "d_steps": 2,
-    "regularizers": ("spectral_norm", "weight_clipping", "feature_matching", "instance_noise"), "clip_value": 0.5,
+    "objective": "relativistic", "penalty": ("gradient_penalty", "dragan", "r1", "r2"), "penalty_every": 2,
+    "d_steps": 2, "regularizers": ("spectral_norm", "weight_clipping", "feature_matching", "instance_noise"),
+    "clip_value": 0.5,
 }  # fmt: skip
 
 
@@ -229,7 +233,9 @@ def test_bfloat16_trains_with_every_penalty():
     torch.manual_seed(0)
     generator, _ = make_players(torch.float32)
     upsample = nn.Sequential(nn.Upsample(scale_factor=2), DCGANDiscriminator(1, 16, 8, "none"))
-    config = TrainConfig(latent_dim=LATENT_DIM, precision="bf16", penalty="gradient_penalty+dragan+r1+r2", device="cpu")
+    config = TrainConfig(
+        latent_dim=LATENT_DIM, precision="bf16", penalty=("gradient_penalty", "dragan", "r1", "r2"), device="cpu"
+    )
     trainer = Trainer(config, generator, upsample)
     for _ in range(3):
         results = trainer.step(REAL.float())
