@@ -484,7 +484,7 @@ class Trainer:
         # gradients must not use them.
         wanted = self.config.precision
         enabled = wanted == "bf16" or (wanted == "auto" and self.device.type == "cuda")
-        # Only the outermost context clears the cache: in a caller's context, casts would outlive updates of the weights.
+        # Only the outermost context clears the cache: in a caller's context, casts would outlive an update of weights.
         outermost = not torch.is_autocast_enabled(self.device.type)
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=outermost)
 

@@ -162,7 +162,10 @@ def test_skipped_step_restores_all_buffers(kind, at):
     trainer = trainer_with(kind)
     for _ in range(at):
         trainer.step(REAL)
-    before, weights = comparable_buffers(trainer.generator) | comparable_buffers(trainer.discriminator), trainer.generator[1].weight.clone()
+    before, weights = (
+        comparable_buffers(trainer.generator) | comparable_buffers(trainer.discriminator),
+        trainer.generator[1].weight.clone(),
+    )
     trainer.objective = NaNObjective(trainer.objective)
     assert trainer.step(REAL)["skipped"] == 1
     assert_same_state(comparable_buffers(trainer.generator) | comparable_buffers(trainer.discriminator), before)

@@ -462,7 +462,10 @@ def test_failed_capture_of_a_required_graph_raises_and_changes_nothing(device, k
     weights = [*trainer.generator.parameters(), *trainer.discriminator.parameters()]
     grads = [p.grad for p in weights]
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"^Trainer.step: expected a step that can be captured, as cuda_graph is 'on', got: captur"):
+        with pytest.raises(
+            RuntimeError,
+            match=r"^Trainer.step: expected a step that can be captured, as cuda_graph is 'on', got: captur",
+        ):
             trainer.step(data[0])
         assert_same_state(trainer.state_dict(), before)
         assert all(p.grad is grad for p, grad in zip(weights, grads))

@@ -187,7 +187,9 @@ REFUSED = {
     "a copy's": (foreign, ValueError, r"the trainer's Sequential, got 6 of 6 that are not .*missing 1.weight, 1.bias"),
     "D's": (lambda t: optim.SGD(t.discriminator.parameters(), 0.1), ValueError, r"got 8 of 8 that are not"),
     "some of it": (
-        lambda t: optim.SGD(list(t.generator.parameters())[1:], 0.1), ValueError, r"missing 1.weight; call requires_grad_"
+        lambda t: optim.SGD(list(t.generator.parameters())[1:], 0.1),
+        ValueError,
+        r"missing 1.weight; call requires_grad_",
     ),
 }  # fmt: skip
 

@@ -386,10 +386,30 @@ def test_auto_precision_is_fp32_on_a_cpu():
 @pytest.mark.parametrize(
     ("options", "data", "error", "message"),
     [
-        ({"latent_dim": None}, None, ValueError, "expected an int in config.latent_dim or generator.latent_dim, got neither"),
-        ({"device": "cuda:77"}, None, ValueError, "expected device 'auto' or a device that torch can use here, got 'cuda:77'"),
-        ({"device": "abacus"}, None, ValueError, "expected device 'auto' or a device that torch can use here, got 'abacus'"),
-        ({}, "digits", TypeError, r"expected data type torch.Tensor, ImageData or an object with a method batch\(step\), got str"),
+        (
+            {"latent_dim": None},
+            None,
+            ValueError,
+            "expected an int in config.latent_dim or generator.latent_dim, got neither",
+        ),
+        (
+            {"device": "cuda:77"},
+            None,
+            ValueError,
+            "expected device 'auto' or a device that torch can use here, got 'cuda:77'",
+        ),
+        (
+            {"device": "abacus"},
+            None,
+            ValueError,
+            "expected device 'auto' or a device that torch can use here, got 'abacus'",
+        ),
+        (
+            {},
+            "digits",
+            TypeError,
+            r"expected data type torch.Tensor, ImageData or an object with a method batch\(step\), got str",
+        ),
         ({"batch_size": 41}, make_images(), ValueError, "expected at least batch_size = 41 images, got 40"),
     ],
 )

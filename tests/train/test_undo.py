@@ -8,7 +8,6 @@ from train.recorder import NoReadBack
 
 from gan_fast.train.undo import SavedValues
 
-
 BASE = torch.arange(3.0)
 TENSORS = {
     "float": BASE,
