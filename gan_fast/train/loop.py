@@ -83,9 +83,9 @@ class Trainer:
         config: settings of the algorithm, such as objective, penalties and regularizers.
         generator: maps latents (N, latent_dim) to images (N, C, H, W) in [-1, 1]. It is moved to the device and trained
             in place.
-        discriminator: maps images (N, C, H, W) to one logit per image, (N,). It is moved to the device and trained in
-            place; the regularizer "spectral_norm" parametrizes its layers. It must not contain batch norm if ``update``
-            is "one_stage".
+        discriminator: maps images (N, C, H, W) to one logit per image. It is moved to the device and trained in place;
+            the regularizer "spectral_norm" parametrizes its layers. It must not contain batch norm if ``update`` is
+            "one_stage".
         data: the training images. One of
 
             - a uint8 tensor (N, C, H, W), or an ``ImageData`` as :func:`gan_fast.data.load_images` returns it: batches
@@ -112,9 +112,9 @@ class Trainer:
         parameters of G and the running statistics of its norms; other buffers are copied. So early in training the
         average spans about the last tenth of the steps, and the initial weights leave no trace.
 
-        Skipped updates: if a gradient is not finite, weights, moments and buffers stay unchanged, which is decided on
-        the device. D and G skip their updates independently. The host waits for the device only if the iteration added
-        a buffer or changed the shape of one, which the device cannot undo.
+        Skipped updates: if a gradient of D or G is not finite, the weights and moments of that model do not change, and
+        the buffers of both are restored. This is decided on the device; the host waits for it only if the iteration
+        added a buffer or changed the shape of one, which the device cannot undo.
 
         Optimizers: set ``d_optimizer`` and ``g_optimizer`` to any torch optimizer of the model's parameters whose step
         needs no closure. The learning rates and betas of ``config`` apply only to the initial Adam. Make a learning
@@ -330,7 +330,7 @@ class Trainer:
         on_log: Callable[[dict[str, float]], None] | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> list[dict[str, float]]:
-        """Train until ``config.steps`` iterations are done or :meth:`stop` is called.
+        """Train until ``config.steps`` iterations are done or :meth:`stop` is called; a later call continues.
 
         Args:
             on_log: called with a row every ``log_every`` steps and after the last one. A row maps to numbers: "step";
@@ -575,7 +575,7 @@ def device_of(config: TrainConfig) -> torch.device:
                 f"TrainConfig: expected device 'auto' or a device that torch can use here, got {name!r}: {reason}"
             ) from error
     if config.cuda_graph == "on" and graphs_on(device) is None:
-        raise ValueError(f"TrainConfig: expected device a CUDA GPU, which cuda_graph 'on' needs, got {device}")
+        raise ValueError(f"TrainConfig: expected device a CUDA GPU for cuda_graph on, got {device}")
     return device
 
 
