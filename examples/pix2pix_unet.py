@@ -53,7 +53,7 @@ class UNet(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """Map an image and the input that it belongs to to a logit for each of 7x7 patches of 16x16 pixels."""
+    """Return a logit for each of 7x7 patches of 16x16 pixels, given an input and the image made from it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -33,6 +33,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def quoted(name: str) -> str:
+    """Return :func:`printable` text in quotes, for error messages."""
+    return f"'{printable(name)}'"
+
+
 def name_bytes(name: str) -> bytes:
     """Return the bytes of a file name, which are the same in every locale."""
     try:

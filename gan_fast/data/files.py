@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from gan_fast.data.errors import BadFileError, DataError, name_bytes, printable, reason_of
+from gan_fast.data.errors import BadFileError, DataError, name_bytes, printable, quoted, reason_of
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -142,7 +142,7 @@ def open_zip(path: str) -> zipfile.ZipFile:
     # A damaged directory of a zip raises BadZipFile, struct.error, UnicodeDecodeError or NotImplementedError.
     except Exception as error:
         raise DataError(
-            f"load_images: expected source {path!r} to be an undamaged zip file, got: {reason_of(error)}"
+            f"load_images: expected source {quoted(path)} to be an undamaged zip file, got: {reason_of(error)}"
         ) from error
 
 

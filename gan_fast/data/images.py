@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from gan_fast.data.decode import Decoded, decode
 from gan_fast.data.digits import load_digits
-from gan_fast.data.errors import BadFileError, DataError, printable, require_int
+from gan_fast.data.errors import BadFileError, DataError, printable, quoted, require_int
 from gan_fast.data.files import EXTENSIONS, ImageFile, Listing, SkippedFile, list_folder, list_zip, open_zip
 from gan_fast.data.memory import available_bytes, in_words
 
@@ -155,7 +155,7 @@ def load_images(
     if os.path.isfile(path):
         with open_zip(path) as archive:
             return load(list_zip(archive))
-    have = f"{path!r}" if os.path.exists(path) else f"{path!r}, which does not exist"
+    have = quoted(path) if os.path.exists(path) else f"{quoted(path)}, which does not exist"
     raise DataError(f'load_images: expected source to be "digits", an image folder or a .zip file, got {have}')
 
 
@@ -170,18 +170,18 @@ class _BadFiles:
     def add(self, bad: SkippedFile) -> None:
         if self.max_skipped is None:
             raise DataError(
-                f"load_images: expected source {self.source!r} file {bad.name!r} to be a usable image, "
+                f"load_images: expected source {quoted(self.source)} file {quoted(bad.name)} to be a usable image, "
                 f'got: {bad.reason}; repair or remove the file, or pass bad_files="skip"'
             )
         self.skipped.append(bad)
         if len(self.skipped) > self.max_skipped:
             raise DataError(
-                f"load_images: expected source {self.source!r} to hold at most max_skipped={self.max_skipped} "
+                f"load_images: expected source {quoted(self.source)} to hold at most max_skipped={self.max_skipped} "
                 f"files that cannot be used, got {len(self.skipped)} and stopped: {self.summary()}"
             )
 
     def summary(self) -> str:
-        shown = [f"{bad.name!r}: {bad.reason}" for bad in self.skipped[:3]]
+        shown = [f"{quoted(bad.name)}: {bad.reason}" for bad in self.skipped[:3]]
         more = len(self.skipped) - len(shown)
         return "; ".join(shown + [f"and {more} more"] * (more > 0))
 
@@ -234,7 +234,8 @@ def _decode_all(
         if listing.runs:
             found += f"; left out {', '.join(map(_run_name, listing.runs[:3]))}"
         raise DataError(
-            f"load_images: expected source {source!r} to hold at least one image ({' '.join(EXTENSIONS)}), got {found}"
+            f"load_images: expected source {quoted(source)} to hold at least one image "
+            f"({' '.join(EXTENSIONS)}), got {found}"
         )
 
     _require_count(source, len(labels), min_images)
@@ -288,8 +289,8 @@ class _EnlargedImages:
 def _require_count(source: str, count: int, min_images: int) -> None:
     if count < min_images:
         raise DataError(
-            f"load_images: expected source {source!r} to hold at least {min_images} images, which a batch needs, got "
-            f"{count}; add images, or lower batch_size to at most {count}"
+            f"load_images: expected source {quoted(source)} to hold at least {min_images} images, which a batch needs, "
+            f"got {count}; add images, or lower batch_size to at most {count}"
         )
 
 

@@ -53,7 +53,7 @@ class DeviceLoader:
         if images_uint8.dtype != torch.uint8:
             raise TypeError(
                 "DeviceLoader: expected images_uint8 dtype torch.uint8, with values from 0 to 255, got "
-                f"{images_uint8.dtype}"
+                f"{images_uint8.dtype}; convert images in [-1, 1] with ((images + 1) * 127.5).round().to(torch.uint8)"
             )
         if images_uint8.dim() != 4:
             raise ValueError(f"DeviceLoader: expected images_uint8 shape (N, C, H, W), got {tuple(images_uint8.shape)}")

@@ -571,11 +571,9 @@ def device_of(config: TrainConfig) -> torch.device:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"TrainConfig: expected device 'auto' or a device that torch can use here, got {name!r}: {reason}"
-            ) from error
+            raise ValueError(f"TrainConfig: expected device one that is here, got {name!r}: {reason}") from error
     if config.cuda_graph == "on" and graphs_on(device) is None:
-        raise ValueError(f"TrainConfig: expected device a CUDA GPU for cuda_graph on, got {device}")
+        raise ValueError(f"TrainConfig: expected device a GPU for cuda_graph on, got {device}")
     return device
 
 

@@ -12,6 +12,7 @@ import pytest
 from data.image_bytes import encode, patch_zip, picture, png, tiff, write_folder, write_zip
 
 from gan_fast.data import DataError, load_images
+from gan_fast.data.errors import quoted
 from gan_fast.data.files import MAX_FILE_BYTES
 
 GOOD = encode(picture(8, 8))
@@ -68,7 +69,7 @@ def assert_bad_file_is_reported(source, name, reason):
     """
     with pytest.raises(DataError, match="load_images: expected source") as error:
         load(source)
-    assert repr(name) in str(error.value)
+    assert quoted(name) in str(error.value)
     assert reason in str(error.value)
 
     data = load(source, bad_files="skip")
@@ -78,7 +79,7 @@ def assert_bad_file_is_reported(source, name, reason):
 
     with pytest.raises(DataError, match="at most max_skipped=0 files that cannot be used, got 1") as error:
         load(source, bad_files="skip", max_skipped=0)
-    assert repr(name) in str(error.value)
+    assert quoted(name) in str(error.value)
     assert reason in str(error.value)
 
 
@@ -274,14 +275,14 @@ def test_bad_source_is_reported(tmp_path, name):
         make(tmp_path / name)
     with pytest.raises(DataError, match=re.escape(message)) as error:
         load(tmp_path / name)
-    assert repr(str(tmp_path / name)) in str(error.value)
+    assert quoted(str(tmp_path / name)) in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "Digits", "", "nul\0byte"])
 def test_unknown_source_error_lists_the_kinds_of_sources(name):
     with pytest.raises(DataError, match=r'"digits", an image folder or a \.zip file') as error:
         load(name)
-    assert repr(name) in str(error.value)
+    assert quoted(name) in str(error.value)
 
 
 BAD_ARGUMENTS = [

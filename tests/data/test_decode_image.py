@@ -351,7 +351,7 @@ def test_first_image_of_an_mpo_is_decoded_and_rotated():
 @pytest.mark.parametrize("rgb", [(255, 0, 0), (20, 200, 90), (250, 250, 250), (0, 0, 0)])
 @pytest.mark.parametrize("black", [0, 60])
 def test_ycck_jpeg_has_the_right_colors(rgb, black):
-    # Adobe stores 255 - ink. YCCK converts from red, green and blue that are 255 minus the stored values: the ink.
+    # Adobe stores 255 - ink, and YCCK applies the YCC transform to 255 minus the stored values, that is, to the ink.
     red, green, blue = 255 - np.array(rgb)
     luma = 0.299 * red + 0.587 * green + 0.114 * blue
     ycc = [luma, 128 + (blue - luma) / 1.772, 128 + (red - luma) / 1.402]

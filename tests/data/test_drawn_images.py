@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 
-class Drawn:
+class RandomFile:
     """A random file.
 
     `data` are its bytes, `levels` the stored pixels (0..255) composited over white, `bound` the largest error that
@@ -61,7 +61,7 @@ def draw_exif(rng, order="<"):
     return orientation, stated, others
 
 
-def block_of(rng):
+def draw_exif_block(rng):
     order = str(rng.choice(["<", ">"]))
     orientation, stated, others = draw_exif(rng, order)
     fields = [*stated, *others]
@@ -80,7 +80,7 @@ def draw_png(rng, shape):
     if depth == 16 and color_type != 0:
         levels = values // 256  # Pillow keeps only the high byte
     if rng.random() < 0.5:
-        orientation, block = block_of(rng)
+        orientation, block = draw_exif_block(rng)
         chunks[b"eXIf"] = block[6:]
     if color_type == 3:
         palette = rng.integers(0, 256, (largest + 1, 3))
@@ -103,7 +103,7 @@ def draw_png(rng, shape):
         levels = np.where((values == key).all(-1, keepdims=True), 255, levels)
     interlaced = bool(rng.random() < 0.3)
     data = png_of(values, depth, color_type, chunks, interlaced=interlaced)
-    return Drawn(f"png {depth} bit, type {color_type}, {sorted(chunks)}", data, levels, bound, orientation)
+    return RandomFile(f"png {depth} bit, type {color_type}, {sorted(chunks)}", data, levels, bound, orientation)
 
 
 def draw_tiff(rng, shape):
@@ -140,7 +140,7 @@ def draw_tiff(rng, shape):
                 levels, bound = over_white(levels[..., :-1], levels[..., -1:] / 255), 1.0
         values = values.astype(np.uint16 if deep else np.uint8)
     levels = levels if np.ndim(levels) == 3 else np.asarray(levels)[..., None]
-    return Drawn(f"tiff {kind} {options}", tiff(values, **options), levels, bound, orientation)
+    return RandomFile(f"tiff {kind} {options}", tiff(values, **options), levels, bound, orientation)
 
 
 def draw_packed_tiff(rng, shape):
@@ -154,7 +154,7 @@ def draw_packed_tiff(rng, shape):
         levels = values[..., None] if kind == "L" else values
     orientation = int(rng.integers(1, 9))
     data = encode(values, "TIFF", compression=compression, tiffinfo={0x0112: orientation})
-    return Drawn(f"tiff {compression} {kind} {orientation}", data, levels, orientation=orientation)
+    return RandomFile(f"tiff {compression} {kind} {orientation}", data, levels, orientation=orientation)
 
 
 def draw_ppm(rng, shape):
@@ -173,7 +173,7 @@ def draw_ppm(rng, shape):
         body = values.astype(np.uint8 if largest < 256 else ">u2").tobytes()
     # Gray with more than 8 bits is rounded twice: to 16 and to 8 bits.
     bound = 0.51 if largest > 255 and samples == 1 else 0.0
-    return Drawn(f"P{magic} {largest}", head.encode() + body, levels, bound)
+    return RandomFile(f"P{magic} {largest}", head.encode() + body, levels, bound)
 
 
 def draw_gif(rng, shape):
@@ -188,21 +188,23 @@ def draw_gif(rng, shape):
         levels[values == options["transparency"]] = 255
     if rng.random() < 0.5:
         options |= {"save_all": True, "append_images": [Image.new("RGB", shape[::-1], (200, 0, 0))]}
-    return Drawn(f"gif {sorted(options)}", encode(image, "GIF", **options), levels)
+    return RandomFile(f"gif {sorted(options)}", encode(image, "GIF", **options), levels)
 
 
 def draw_bmp(rng, shape):
     height, width = shape
     if rng.random() < 0.5:
         values = rng.integers(0, 256, shape if rng.random() < 0.5 else (*shape, 3)).astype(np.uint8)
-        return Drawn(f"bmp {values.shape}", encode(values, "BMP"), values if values.ndim == 3 else values[..., None])
+        return RandomFile(
+            f"bmp {values.shape}", encode(values, "BMP"), values if values.ndim == 3 else values[..., None]
+        )
     values = rng.integers(0, 256, (*shape, 4)).astype(np.uint8)  # blue, green, red, alpha
     down = bool(rng.random() < 0.5)
     masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
     header = struct.pack("<IiiHHIIiiII", 108, width, -height if down else height, 1, 32, 3, 0, 0, 0, 0, 0) + masks
     rows = values if down else values[::-1]
     data = b"BM" + struct.pack("<IHHI", 122 + values.size, 0, 0, 122) + header + b"BGRs" + bytes(48) + rows.tobytes()
-    return Drawn("bmp with alpha", data, over_white(values[..., 2::-1], values[..., 3:] / 255), 1.0)
+    return RandomFile("bmp with alpha", data, over_white(values[..., 2::-1], values[..., 3:] / 255), 1.0)
 
 
 def draw_webp(rng, shape):
@@ -211,9 +213,9 @@ def draw_webp(rng, shape):
     options = {"lossless": True, "exact": True}
     orientation = 1
     if rng.random() < 0.5:
-        orientation, options["exif"] = block_of(rng)
+        orientation, options["exif"] = draw_exif_block(rng)
     levels = over_white(values[..., :3], values[..., 3:] / 255) if alpha else values
-    return Drawn(f"webp alpha {alpha}", encode(values, "WEBP", **options), levels, float(alpha), orientation)
+    return RandomFile(f"webp alpha {alpha}", encode(values, "WEBP", **options), levels, float(alpha), orientation)
 
 
 def draw_jpeg(rng, shape):
@@ -228,9 +230,9 @@ def draw_jpeg(rng, shape):
         options["subsampling"] = 0
     orientation = 1
     if rng.random() < 0.7:
-        orientation, options["exif"] = block_of(rng)
+        orientation, options["exif"] = draw_exif_block(rng)
     image = Image.frombytes(mode, shape[::-1], values.tobytes())
-    return Drawn(f"jpeg {mode} {sorted(options)}", encode(image, "JPEG", **options), levels, 5.0, orientation)
+    return RandomFile(f"jpeg {mode} {sorted(options)}", encode(image, "JPEG", **options), levels, 5.0, orientation)
 
 
 KINDS = [draw_png, draw_tiff, draw_packed_tiff, draw_ppm, draw_gif, draw_bmp, draw_webp, draw_jpeg]

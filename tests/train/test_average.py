@@ -205,7 +205,7 @@ def test_resumed_training_restores_all_buffers(kind, into):
         second.step(REAL)
     for _ in range(4):
         whole.step(REAL)
-    assert_same_state(without_sparse(second.state_dict()), without_sparse(whole.state_dict()))
+    assert_same_state(comparable_state(second.state_dict()), comparable_state(whole.state_dict()))
     for name in ("generator", "discriminator", "ema_generator"):
         assert_same_state(comparable_buffers(getattr(second, name)), comparable_buffers(getattr(whole, name)))
     if kind == "expanded":
@@ -213,10 +213,10 @@ def test_resumed_training_restores_all_buffers(kind, into):
         assert second.generator[2].b.data_ptr() == second.generator[2].base.data_ptr()
 
 
-def without_sparse(state):
+def comparable_state(state):
     """Return a state in layouts and dtypes that assert_close can compare."""
     if isinstance(state, dict):
-        return {name: without_sparse(value) for name, value in state.items()}
+        return {name: comparable_state(value) for name, value in state.items()}
     if not isinstance(state, torch.Tensor):
         return state
     return state.to_dense() if state.is_sparse else state.float() if "float8" in str(state.dtype) else state

@@ -1,4 +1,4 @@
-"""The number of CPU threads that the command line chooses."""
+"""What the command line sets for its whole process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def four_threads():
 
 
 class Machine:
-    """A clock and a training step whose time depends on torch's number of threads; the first step at each is slower."""
+    """A clock, and a step whose time depends on torch's number of threads; a number's first step takes longer."""
 
     def __init__(self, seconds: dict[int, float], warm_up_s: float = 5.0) -> None:
         self.seconds, self.warm_up_s = seconds, warm_up_s
@@ -39,11 +39,11 @@ class Machine:
         ({1: 0.8, 2: 1.2345, 4: 60.0}, 1),
         ({1: 0.1, 2: 0.5, 4: 0.9}, 1),
         ({1: 0.5, 2: 0.3, 4: 0.6}, 2),
-        # A gain too small to distinguish from noise.
+        # Too small a gain to tell from noise.
         ({1: 0.19, 2: 0.25, 4: 0.2}, 4),
     ],
 )
-def test_fastest_number_of_threads_is_set(four_threads, seconds, chosen):
+def test_the_fastest_number_of_threads_is_set(four_threads, seconds, chosen):
     machine = Machine(seconds)
     choice = fastest_threads(machine.step, machine.clock)
     assert torch.get_num_threads() == choice.threads == chosen
@@ -53,7 +53,7 @@ def test_fastest_number_of_threads_is_set(four_threads, seconds, chosen):
 
 
 @pytest.mark.parametrize(("step_s", "rounds"), [(10.0, 2), (0.001, 20), (0.1, 4)])
-def test_measuring_stops_when_its_time_is_used_up(four_threads, step_s, rounds):
+def test_measuring_ends_when_its_budget_is_spent(four_threads, step_s, rounds):
     machine = Machine(dict.fromkeys((1, 2, 4), step_s), warm_up_s=0.0)
     fastest_threads(machine.step, machine.clock)
     assert machine.steps == [1, 2, 4] * rounds

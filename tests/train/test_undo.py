@@ -29,14 +29,11 @@ def assert_equal(a, b):
     torch.testing.assert_close(a.cfloat(), b.cfloat(), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("flag", [True, False])
 @pytest.mark.parametrize("replaced", [True, False])
 @pytest.mark.parametrize("kind", TENSORS)
-def test_tensor_is_restored_without_reading_the_flag(kind, replaced):
-    for flag in (True, False):
-        check_restored(copy.deepcopy(TENSORS[kind]), replaced, flag)
-
-
-def check_restored(tensor, replaced, flag):
+def test_tensor_is_restored_without_reading_the_flag(kind, replaced, flag):
+    tensor = copy.deepcopy(TENSORS[kind])
     before, written = tensor.clone(), tensor
     holder = {"t": tensor}
     saved = SavedValues([holder])
