@@ -48,7 +48,7 @@ class Decoded:
 
     Attributes:
         pixels: uint8 (channels, image_size, image_size).
-        size: (width, height) of the image in the file.
+        size: (width, height) of the upright image before it is scaled.
     """
 
     pixels: np.ndarray
@@ -83,7 +83,7 @@ def decode_image(data: bytes, image_size: int, channels: int) -> np.ndarray:
 
 
 def decode(data: bytes, image_size: int, channels: int) -> Decoded:
-    """Decode like :func:`decode_image`, and also return the size of the image in the file."""
+    """Decode like :func:`decode_image`, and also return the size of the image before it is scaled."""
     if not data:
         raise BadFileError("the file is empty")
     try:
@@ -97,7 +97,7 @@ def decode(data: bytes, image_size: int, channels: int) -> Decoded:
     except UnidentifiedImageError:
         formats = ", ".join(_FORMATS)
         raise BadFileError(
-            f"not an image, damaged at its start, of size 0 or of an unsupported pixel layout (read: {formats})"
+            f"not an image, damaged at its start, of size 0 or of an unsupported pixel layout (supported: {formats})"
         ) from None
     # For damaged bytes Pillow raises almost any error: OSError, SyntaxError, struct.error, KeyError, MemoryError.
     except Exception as error:
