@@ -135,16 +135,8 @@ def test_each_permutation_is_drawn_once(monkeypatch):
 
 
 BAD = [
-    (
-        {"images_uint8": np.zeros((4, 1, 2, 2), np.uint8)},
-        TypeError,
-        "images_uint8 type torch.Tensor, got ndarray",
-    ),
-    (
-        {"images_uint8": torch.zeros(4, 1, 2, 2)},
-        TypeError,
-        "images_uint8 dtype torch.uint8, with values from 0",
-    ),
+    ({"images_uint8": np.zeros((4, 1, 2, 2), np.uint8)}, TypeError, "images_uint8 type torch.Tensor, got ndarray"),
+    ({"images_uint8": torch.zeros(4, 1, 2, 2)}, TypeError, "images_uint8 dtype torch.uint8, with values from 0"),
     (
         {"images_uint8": torch.zeros(4, 2, 2, dtype=torch.uint8)},
         ValueError,

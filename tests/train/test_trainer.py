@@ -7,15 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from train.players import (
-    LATENT_DIM,
-    REAL,
-    NaNObjective,
-    assert_same_state,
-    make_images,
-    make_players,
-    make_trainer,
-)
+from train.players import LATENT_DIM, REAL, NaNObjective, assert_same_state, make_images, make_players, make_trainer
 from train.recorder import NoReadBack
 
 from gan_fast import models, objectives
@@ -386,30 +378,10 @@ def test_auto_precision_is_fp32_on_a_cpu():
 @pytest.mark.parametrize(
     ("options", "data", "error", "message"),
     [
-        (
-            {"latent_dim": None},
-            None,
-            ValueError,
-            "expected an int in config.latent_dim or generator.latent_dim, got neither",
-        ),
-        (
-            {"device": "cuda:77"},
-            None,
-            ValueError,
-            "^TrainConfig: expected device .* got 'cuda:77'",
-        ),
-        (
-            {"device": "abacus"},
-            None,
-            ValueError,
-            "^TrainConfig: expected device .* got 'abacus'",
-        ),
-        (
-            {},
-            "digits",
-            TypeError,
-            r"expected data type torch.Tensor, ImageData or an object with a method batch\(step\), got str",
-        ),
+        ({"latent_dim": None}, None, ValueError, "expected an int in config.latent_dim or generator.latent_dim"),
+        ({"device": "cuda:77"}, None, ValueError, "^TrainConfig: expected device .* got 'cuda:77'"),
+        ({"device": "abacus"}, None, ValueError, "^TrainConfig: expected device .* got 'abacus'"),
+        ({}, "digits", TypeError, "expected data type torch.Tensor, ImageData or an object with a method batch"),
         ({"batch_size": 41}, make_images(), ValueError, "expected at least batch_size = 41 images, got 40"),
     ],
 )
