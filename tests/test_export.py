@@ -235,7 +235,7 @@ def test_onnx_matches_evaluation_and_has_no_norms(name, tmp_path):
         ("every layer, fused", {}, ["output_0", "output_1", "output_2"]),
     ],
 )
-def test_output_names(name, options, expected, tmp_path):
+def test_output_names_are_given_or_default(name, options, expected, tmp_path):
     model, draw, _ = built(name)
     export.to_onnx(model, tmp_path / "x.onnx", draw(2), check=False, **options)
     assert [value.name for value in onnx.load(tmp_path / "x.onnx").graph.output] == expected
@@ -283,7 +283,7 @@ def test_small_constants_are_kept(tmp_path):
     assert torch.allclose(result, PixelNorm()(x), rtol=1e-6, atol=0)
 
 
-def test_fixed_batch_size():
+def test_fixed_batch_size_rejects_other_sizes():
     """Groups of four and a constant shape work for no other batch size."""
     model, x = nn.Sequential(gan_fast.nn.MinibatchStdDev(4), nn.Unflatten(0, (2, 4))), torch.randn(8, 6)
     program = export.to_exported_program(model, x, dynamic_batch=False).module()
@@ -305,7 +305,7 @@ def test_scalar_input_has_no_batch_dimension():
     assert torch.equal(program(torch.ones(4, 3), torch.tensor(5.0)), 5 * torch.ones(4, 3))
 
 
-def test_buffer_changed_by_evaluation(tmp_path):
+def test_buffer_changed_by_evaluation_is_exported_but_not_to_onnx(tmp_path):
     model = Counting()
     model(torch.zeros(1, 1))
     program = export.to_exported_program(model, torch.zeros(2, 1)).module()
@@ -332,7 +332,7 @@ def test_export_ignores_the_callers_modes():
     assert x.grad.abs().max() > 0
 
 
-def test_float64_and_half_precision(tmp_path):
+def test_half_precision_is_written_and_float64_convolution_rejected(tmp_path):
     """onnxruntime has float16 convolutions, but no float64 ones."""
     conv = with_random_norms(nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4)))
     with pytest.raises(RuntimeError, match=r"model that onnxruntime can run, got .*NOT_IMPLEMENTED.*check=False"):

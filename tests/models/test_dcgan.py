@@ -9,7 +9,7 @@ from gan_fast.models import DCGANDiscriminator, DCGANGenerator
 
 
 @pytest.mark.parametrize("image_size", [16, 32, 64, 128])
-def test_shapes_and_ranges(image_size: int) -> None:
+def test_output_shape_and_range_for_every_image_size(image_size: int) -> None:
     generator = DCGANGenerator(latent_dim=10, channels=3, image_size=image_size, width=4)
     discriminator = DCGANDiscriminator(channels=3, image_size=image_size, width=4)
     images = generator(torch.randn(2, 10))
@@ -110,7 +110,7 @@ def test_logits_and_features_match_blocks_to_second_order(norm: str) -> None:
         torch.testing.assert_close(got, want)
 
 
-def test_state_dict_keys() -> None:
+def test_state_dict_keys_name_conv_and_bn() -> None:
     keys = list(DCGANGenerator(image_size=16).state_dict())
     assert keys[:3] == ["blocks.0.conv.weight", "blocks.0.bn.weight", "blocks.0.bn.bias"]
     assert keys[-1] == "blocks.2.conv.weight"

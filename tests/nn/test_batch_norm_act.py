@@ -93,7 +93,7 @@ def test_evaluation_mode_freezes_statistics() -> None:
     assert bn.weight.grad is not None
 
 
-def test_copy_pickle_and_repr() -> None:
+def test_copies_give_the_same_output_and_repr_shows_the_activation() -> None:
     bn = BatchNormAct2d(4, activation="leaky_relu", negative_slope=0.2)
     x = torch.randn(3, 4, 2, 2)
     expected = bn.eval()(x)
@@ -103,7 +103,7 @@ def test_copy_pickle_and_repr() -> None:
     assert isinstance(bn, nn.BatchNorm2d)
 
 
-def test_per_sample_gradients_by_functorch() -> None:
+def test_per_sample_gradients_match_single_samples() -> None:
     bn = BatchNormAct1d(3, activation="tanh").eval()
     parameters = dict(bn.named_parameters())
     buffers = dict(bn.named_buffers())

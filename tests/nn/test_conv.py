@@ -75,7 +75,7 @@ def test_bad_input_raises_the_error_of_torch(
     assert errors[1:] == errors[:1] * (len(modules) - 1)
 
 
-def test_output_size_argument() -> None:
+def test_output_size_sets_the_output_shape() -> None:
     x = torch.randn(1, 2, 4, 4)
     module = gan_fast.nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1)
     assert module(x, output_size=[8, 7]).shape == (1, 3, 8, 7)

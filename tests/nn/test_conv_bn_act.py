@@ -62,7 +62,7 @@ def test_norm_options_match_layers(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("dims", "kind", "norm"), KINDS)
-def test_copy_pickle_trace_and_repr(dims: int, kind: str, norm: bool) -> None:
+def test_copies_and_traces_give_the_same_output(dims: int, kind: str, norm: bool) -> None:
     block, _ = pair(dims, kind, norm, "leaky_relu", negative_slope=0.01)
     block.eval()
     x = torch.randn(2, 4, *(5, 6, 7)[:dims])
@@ -71,7 +71,7 @@ def test_copy_pickle_trace_and_repr(dims: int, kind: str, norm: bool) -> None:
     assert "activation='leaky_relu', negative_slope=0.01" in repr(block)
 
 
-def test_output_size_and_unbatched_input() -> None:
+def test_block_accepts_output_size_and_unbatched_input() -> None:
     block = fused.ConvTransposeAct2d(2, 3, 3, stride=2, padding=1)
     x = torch.randn(1, 2, 4, 4)
     assert block(x, output_size=[8, 7]).shape == (1, 3, 8, 7)

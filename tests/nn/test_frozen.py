@@ -59,7 +59,7 @@ def kinds(model: nn.Module, x: Tensor, how: str) -> tuple[str, ...]:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_gradients_are_none_or_zero_where_eager_s_are(
+def test_gradients_are_none_or_zero_where_those_of_eager_are(
     activation: str, norm: str, training: bool, trainable: str, how: str, small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends, "SMALL", 8192 if small else -1)

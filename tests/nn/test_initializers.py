@@ -81,7 +81,9 @@ def test_initializes_as_torch_layers(initialize: Callable[[nn.Module], None], bu
 
 @pytest.mark.parametrize("initialize", [dcgan, by_type, pix2pix, by_class])
 @pytest.mark.parametrize("build", [models.DCGANGenerator, models.DCGANDiscriminator])
-def test_initializes_models(initialize: Callable[[nn.Module], None], build: Callable[[], nn.Module]) -> None:
+def test_initializer_reaches_every_layer_of_a_model(
+    initialize: Callable[[nn.Module], None], build: Callable[[], nn.Module]
+) -> None:
     model = build().apply(initialize)
     for name, p in model.named_parameters():
         if name.endswith("bn.weight"):

@@ -41,7 +41,7 @@ def test_matches_instance_norm_and_activation(kind: Any, torch_kind: Any, shape:
         torch.testing.assert_close(fused.state_dict()[name], value, msg=name)
 
 
-def test_copy_pickle_and_repr() -> None:
+def test_copies_give_the_same_output_and_repr_shows_the_activation() -> None:
     norm = InstanceNormAct2d(4, affine=True)
     x = torch.randn(3, 4, 2, 2)
     for other in (copy.deepcopy(norm), pickle.loads(pickle.dumps(norm))):

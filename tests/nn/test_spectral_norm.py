@@ -192,7 +192,7 @@ def test_module_with_a_weight_is_one_layer() -> None:
     assert parametrize.is_parametrized(model[0].affine)
 
 
-def test_named_tensor_of_a_container() -> None:
+def test_container_normalizes_the_named_tensor() -> None:
     model = fused.spectral_norm(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2, bias=False)), name="bias")
     assert parametrize.is_parametrized(model[0], "bias")
     assert not parametrize.is_parametrized(model[1])

@@ -146,7 +146,7 @@ FORWARDS: list[MakeModel] = [lambda s: s, Loop]
 @pytest.mark.parametrize("width", [4, 32])
 @pytest.mark.parametrize("make_model", FORWARDS, ids=["sequential", "forward"])
 @pytest.mark.parametrize("kind", [Plain, Annotated, Wrapped])
-def test_subclass_as_input(kind: type, make_model: MakeModel, width: int) -> None:
+def test_subclass_as_input_matches_eager(kind: type, make_model: MakeModel, width: int) -> None:
     model = make_model(stack(width))
     torch.manual_seed(0)
     compare(model, gan_fast.fuse(model), torch.randn(4, 3, 16, 16), kind)
@@ -155,7 +155,7 @@ def test_subclass_as_input(kind: type, make_model: MakeModel, width: int) -> Non
 @pytest.mark.parametrize("width", [4, 32])
 @pytest.mark.parametrize("make_model", FORWARDS, ids=["sequential", "forward"])
 @pytest.mark.parametrize("kind", [Plain, Annotated])
-def test_subclass_as_intermediate_value(kind: type, make_model: MakeModel, width: int) -> None:
+def test_subclass_as_intermediate_value_matches_eager(kind: type, make_model: MakeModel, width: int) -> None:
     model = make_model(stack(width, ToSubclass(kind)))
     compare(model, gan_fast.fuse(model), torch.randn(4, 3, 16, 16), Tensor)
 
@@ -164,7 +164,7 @@ def test_subclass_as_intermediate_value(kind: type, make_model: MakeModel, width
 @pytest.mark.parametrize("make_model", FORWARDS, ids=["sequential", "forward"])
 @pytest.mark.parametrize("kind", [Plain, Annotated, DerivedParameter])
 @pytest.mark.parametrize("layer", [0, 1, 3, 4, 6, 9])
-def test_subclass_as_parameter(kind: Any, layer: int, make_model: MakeModel, width: int) -> None:
+def test_subclass_as_parameter_matches_eager(kind: Any, layer: int, make_model: MakeModel, width: int) -> None:
     model = make_model(stack(width))
     fused = gan_fast.fuse(model)
     for m in (model, fused):
