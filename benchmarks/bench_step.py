@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.harness import COMPILED, EAGER, GAN_FAST, TUNED, Case, Work, compiled, default_device
 from benchmarks.networks import LATENT_DIM, Pair, eager_critic, eager_models
@@ -74,10 +74,10 @@ def run(
 
     providers = {
         EAGER: {
-            f"{name}{', in place' * inplace}{', one loss of D' * one_d_loss}": chosen(
+            f"{layout_name}{', in place' * inplace}{', one loss of D' * one_d_loss}": chosen(
                 example_loop(eager(layout, inplace), images(layout), draw, one_d_loss)
             )
-            for name, layout in LAYOUTS.items()
+            for layout_name, layout in LAYOUTS.items()
             for inplace, one_d_loss in ((True, False), (True, True), (False, False))
         },
         TUNED: in_layouts(lambda layout: chosen(tuned(eager(layout), images(layout), draw))),

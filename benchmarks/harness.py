@@ -97,7 +97,7 @@ def forward_backward(forward: Callable[[], Tensor], leaves: Mapping[str, Tensor]
 
 @dataclass
 class Checked:
-    """What :func:`check` found: working variants by provider, reasons by unavailable provider, distances by provider."""
+    """What :func:`check` found, by provider: working variants, the reason if there are none, the largest distance."""
 
     variants: dict[str, dict[str, Work]]
     unavailable: dict[str, str]
@@ -298,9 +298,9 @@ def quartiles(samples: np.ndarray) -> dict[str, float]:
     return {"q1": q1, "median": median, "q3": q3}
 
 
-def stable(ratio: Mapping[str, float]) -> bool:
-    """Whether a ratio's quartiles span less than ``STABLE_SPREAD`` of its median."""
-    return ratio["q3"] - ratio["q1"] < STABLE_SPREAD * ratio["median"]
+def stable(figure: Mapping[str, float]) -> bool:
+    """Whether the quartiles span less than ``STABLE_SPREAD`` of the median."""
+    return figure["q3"] - figure["q1"] < STABLE_SPREAD * figure["median"]
 
 
 def significant(value: float, digits: int = 4) -> float:

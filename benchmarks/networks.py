@@ -7,11 +7,10 @@ from torch import nn
 LATENT_DIM = 100
 
 Pair = tuple[nn.Module, nn.Module]
+SequentialPair = tuple[nn.Sequential, nn.Sequential]
 
 
-def eager_models(
-    image_size: int, channels: int, width: int, inplace: bool = True
-) -> tuple[nn.Sequential, nn.Sequential]:
+def eager_models(image_size: int, channels: int, width: int, inplace: bool = True) -> SequentialPair:
     """Build DCGAN as its PyTorch example does; parameters are in the order of gan_fast's models."""
     features = width * image_size // 8
     generator: list[nn.Module] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Mapping
 
 import torch
@@ -191,7 +192,7 @@ def in_place_in_sequentials(model: nn.Module) -> nn.Module:
     """
     for sequential in (m for m in model.modules() if isinstance(m, nn.Sequential)):
         layers = list(sequential)
-        for before, layer in zip(layers, layers[1:]):
+        for before, layer in itertools.pairwise(layers):
             if hasattr(layer, "inplace") and isinstance(before, _OVERWRITABLE):
                 layer.inplace = True
     return model
