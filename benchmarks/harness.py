@@ -30,7 +30,7 @@ COMPILED = "torch.compile"
 GAN_FAST = "gan_fast"
 
 WARM_UP_ROUNDS = 3
-MIN_ROUNDS = 15
+MIN_ROUNDS = 11
 MIN_SAMPLE_MS = 5.0
 # A ratio is stable where its quartiles span less than this share of its median.
 STABLE_SPREAD = 0.15
@@ -202,12 +202,7 @@ class Measurement:
         }
         self.chosen = {provider: min(ms, key=ms.__getitem__) for provider, ms in self.variants_ms.items()}
         self.providers = {provider: checked.variants[provider][name] for provider, name in self.chosen.items()}
-        # Short work is repeated until a sample is long compared with the clock, the loop and the caches that the
-        # previous provider left cold.
-        self.repeats = {
-            provider: max(1, math.ceil(MIN_SAMPLE_MS / max(self.variants_ms[provider][name], 1e-6)))
-            for provider, name in self.chosen.items()
-        }
+        self.repeats = {provider: _repeats(self.variants_ms[provider][name]) for provider, name in self.chosen.items()}
         self._samples_ms: dict[str, list[float]] = {name: [] for name in self.providers}
         self.setup_s = time.perf_counter() - started
         started = time.perf_counter()
@@ -217,7 +212,8 @@ class Measurement:
         self._clear()
 
     def _best_ms(self, work: Work) -> float:
-        return min(time_ms(work, 1, self.case.device) for _ in range(WARM_UP_ROUNDS))
+        repeats = _repeats(time_ms(work, 1, self.case.device))
+        return min(time_ms(work, repeats, self.case.device) for _ in range(WARM_UP_ROUNDS))
 
     def _clear(self) -> None:
         for samples in self._samples_ms.values():
@@ -241,17 +237,22 @@ class Measurement:
         """Whether the ratio of every provider's time to the reference's time is stable over the rounds so far."""
         return all(stable(quartiles(ratios)) for ratios in self._ratios().values())
 
-    def repeat_until_stable(self) -> None:
-        """Measure all rounds anew while a ratio is unstable, at most ``MAX_REPEATS`` times.
+    def repeat_until_stable(self, seconds: float = math.inf) -> float:
+        """Measure all rounds anew while a ratio is unstable, at most ``MAX_REPEATS`` times; return the time it took.
 
         The rounds measured before are discarded as a whole, never singly: dropping only the slow ones would bias the
-        result. Where the last measurement is unstable, too, it is kept and reported as such.
+        result. If the last measurement is unstable, too, it is kept and reported as such.
+
+        Args:
+            seconds: no repeat begins after this time.
         """
-        while not self.is_stable() and self.measurements <= MAX_REPEATS:
+        started = time.perf_counter()
+        while not self.is_stable() and self.measurements <= MAX_REPEATS and time.perf_counter() - started < seconds:
             self._clear()
             self.measurements += 1
             for _ in range(self.rounds):
                 self.run_round()
+        return time.perf_counter() - started
 
     def _ratios(self) -> dict[str, np.ndarray]:
         """Time of each other provider / time of gan_fast (where it is absent: of the baseline), by round."""
@@ -291,6 +292,14 @@ class Measurement:
             "baseline": baseline,
             "providers": providers,
         }
+
+
+def _repeats(ms: float) -> int:
+    """Return how often short work runs within a sample.
+
+    A sample must be long compared with the clock, the loop and the caches that the previous provider left cold.
+    """
+    return max(1, math.ceil(MIN_SAMPLE_MS / max(ms, 1e-6)))
 
 
 def quartiles(samples: np.ndarray) -> dict[str, float]:
