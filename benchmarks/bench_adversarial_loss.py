@@ -81,7 +81,7 @@ def with_logged_values(loss: Loss) -> Loss:
 def bench_d_loss_and_means(compare: Callable[[Case], None]) -> None:
     """The loss with the values that a training loop logs. Tuned by hand: softplus.
 
-    torch.compile returns the loss alone and could drop the logged values, so it compiles them with the loss as outputs.
+    The compiled function returns the logged values with the loss; otherwise the compiler would remove them.
     """
 
     def loss_and_logged(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:

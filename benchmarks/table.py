@@ -53,28 +53,27 @@ def time_text(ms: Mapping[str, float]) -> str:
     return f"{ms['median']:.3g}" if stable(ms) else f"{ms['q1']:.3g} to {ms['q3']:.3g}"
 
 
-def rivals(figures: Mapping[str, Any], outcome: str) -> list[str]:
-    """Return the providers against which gan_fast has an outcome, "loses" or "level".
+def rivals(figures: Mapping[str, Any], outcome: str) -> dict[str, Mapping[str, float]]:
+    """Return the providers against which gan_fast has an outcome, "loses" or "level", with the ratios of times.
 
     gan_fast loses where the other was quicker in at least three rounds of four, and is level where it was quicker in
     one to three of four.
     """
-    names = []
+    found = {}
     for name, provider in figures["providers"].items():
         speedup = gan_fast_speedup(provider)
         if name == GAN_FAST or speedup is None:
             continue
         if {"loses": speedup["q3"] < 1, "level": speedup["q1"] <= 1 <= speedup["q3"]}[outcome]:
-            names.append(name)
-    return names
+            found[name] = speedup
+    return found
 
 
 def verdict(figures: Mapping[str, Any]) -> str:
     """Return the providers to which gan_fast loses or with which it is level, with the ratios of times."""
     parts = []
     for outcome, words in (("loses", "LOSES to"), ("level", "level with")):
-        for name in rivals(figures, outcome):
-            parts.append(f"{words} {name}: {ratio_text(gan_fast_speedup(figures['providers'][name]) or {})}")
+        parts += [f"{words} {name}: {ratio_text(ratio)}" for name, ratio in rivals(figures, outcome).items()]
     return "; ".join(parts) or "fastest"
 
 
@@ -114,7 +113,7 @@ def render(cases: Iterable[Mapping[str, Any]]) -> str:
                     label,
                     name + variant,
                     f"{ms['median']:.4g} [{ms['q1']:.4g}, {ms['q3']:.4g}]",
-                    f"{provider['speedup']['median']:.2f}x",
+                    ratio_text(provider["speedup"]),
                     f"{provider['peak_memory_mib']:.3g}",
                     verdict(figures) if name == GAN_FAST else "",
                 )
