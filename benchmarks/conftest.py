@@ -31,6 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("python_files", "bench_*.py")
     config.addinivalue_line("python_functions", "bench_*")
+    # A warning that became an error would make torch.compile look unavailable.
+    config.addinivalue_line("filterwarnings", "default")
     # pytest-benchmark's own table shows the time of a round, which is the sum over all providers.
     config.option.benchmark_quiet = True
     config.stash[FIGURES] = []

@@ -518,7 +518,7 @@ def test_crash_during_timing_is_recorded_for_its_provider(alive: bool, monkeypat
     monkeypatch.setattr(machine, "alive", lambda: alive)
     record: dict[str, Any] = {"baseline": "bad", "providers": {name: {"distance": 0.0} for name in ("bad", "good")}}
     works = {name: lambda name=name: name for name in ("bad", "good")}
-    samples = gpu_machine.time_in_rounds(machine, record, works)
+    samples = gpu_machine.time_survivors(machine, record, works)
     assert "illegal memory access" in record["providers"]["bad"]["failed"]
     assert ("fatal" in record) != alive
     assert list(samples) == (["good"] if alive else [])
