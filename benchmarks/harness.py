@@ -148,12 +148,13 @@ def compare(label: str, results: Mapping[str, Tensor], expected: Mapping[str, Te
             )
         distance = torch.linalg.vector_norm(got.double() - want.double()).item()
         norm = torch.linalg.vector_norm(want.double()).item()
+        relative = distance / norm if norm else distance
         # The comparison is also false for NaN.
         if not distance <= tolerance * norm:
             raise WrongResultError(
-                f"{label}: expected {key} within {tolerance:g} of the baseline's norm, got a distance of {distance:.3g}"
+                f"{label}: expected {key} within {tolerance:g} of the baseline, relative to its norm, got {relative:.3g}"
             )
-        largest = max(largest, distance / norm if norm else 0.0)
+        largest = max(largest, relative)
     return largest
 
 
