@@ -152,7 +152,7 @@ def compare(label: str, results: Mapping[str, Tensor], expected: Mapping[str, Te
         # The comparison is also false for NaN.
         if not distance <= tolerance * norm:
             raise WrongResultError(
-                f"{label}: expected {key} within {tolerance:g} of the baseline, relative to its norm, got {relative:.3g}"
+                f"{label}: expected {key} within {tolerance:g} of the baseline's norm, got {relative:.3g}"
             )
         largest = max(largest, relative)
     return largest
