@@ -356,7 +356,7 @@ class Run:
                 )
             torch.manual_seed(config.train.seed)
             networks = make()
-            # Convolutions are faster in this layout. On a CPU the models convert their inputs, not their weights.
+            # Convolutions are faster in this layout. On a CPU the models convert only activations.
             if device.type != "cpu":
                 for network in networks:
                     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
