@@ -16,7 +16,7 @@ import gan_fast
 from gan_fast.ops.adversarial_loss import DispatchedAdversarialLoss, reference
 
 
-@pytest.fixture(params=["emulated", "cuda"])
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Functions of the native ops' signatures: the kernels emulated, and on a GPU."""
     if request.param == "cuda":

@@ -38,7 +38,7 @@ WIDE_SAMPLES = [
 SMALL = [s for s in NORM_SAMPLES if s.small] + WIDE_SAMPLES
 
 
-@pytest.fixture(params=["emulated", "cuda"])
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Functions of the native ops' signatures: the kernels emulated, and on a GPU."""
     if request.param == "cuda":

@@ -247,7 +247,8 @@ def test_what_triton_cannot_take_is_named() -> None:
         on_triton(values((3,), torch.float64))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with 12 GiB: more values than 32 bits can tell")
+# Needs 12 GiB of GPU memory.
+@pytest.mark.gpu
 def test_more_values_than_32_bits_can_tell() -> None:
     from gan_fast.triton_kernels import leaky_relu as kernels
 
