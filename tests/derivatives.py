@@ -60,7 +60,7 @@ def second_order(
 def second_order_and_statistics(
     function: Callable[..., Tensor], arguments: dict[str, Any], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Return :func:`second_order` and the running statistics after the call; those in ``arguments`` stay as they are."""
+    """Return :func:`second_order` and the running statistics after the call; ``arguments`` keep theirs."""
     arguments = with_own_buffers(arguments)
     named = second_order(function, arguments, dtype)
     return named | {n: arguments[n] for n in ("running_mean", "running_var") if arguments.get(n) is not None}
