@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from pairs import pairwise
+
+OPTIONS = {"a": "uvwxyz", "b": (1, 2, 3), "c": (True, False), "d": "pqr", "e": (None, 0.5)}
+
+
+@pytest.mark.parametrize(("strength", "most"), [(2, 20), (3, 62)])
+def test_every_combination_of_values_occurs(strength: int, most: int) -> None:
+    names, cases = pairwise(strength, **OPTIONS)
+    assert names == "a,b,c,d,e"
+    assert len({case.id for case in cases}) == len(cases) <= most
+    for chosen in itertools.combinations(range(len(OPTIONS)), strength):
+        wanted = set(itertools.product(*(list(OPTIONS.values())[i] for i in chosen)))
+        assert {tuple(case.values[i] for i in chosen) for case in cases} == wanted
+
+
+def test_one_option_is_taken_whole() -> None:
+    assert [case.values for case in pairwise(a=(1, 2))[1]] == [(1,), (2,)]
