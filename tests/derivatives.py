@@ -21,9 +21,14 @@ def differentiated(arguments: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def in_double(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return float64 copies of the arguments as new leaves."""
+    """Return the arguments in float64, contiguous, as new leaves.
+
+    ATen's own batch norm is wrong on some strides, such as (1, 2, 1, 2), beside a contiguous gradient.
+    """
     return {
-        name: value.detach().double().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+        name: value.detach().double().contiguous().requires_grad_(value.requires_grad)
+        if isinstance(value, Tensor)
+        else value
         for name, value in arguments.items()
     }
 

@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from derivatives import strides
+from derivatives import (
+    cotangent,
+    differentiated,
+    in_double,
+    second_order_and_statistics,
+    strides,
+    with_own_buffers,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import ACTIVATIONS, DTYPES, LAYOUTS, NORM_SAMPLES, NormSample
@@ -19,64 +26,13 @@ from gan_fast.ops.batch_norm_act import reference
 SMALL = [s for s in NORM_SAMPLES if s.small]
 
 
-def leaves(arguments: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: arguments[name] for name in ("input", "weight", "bias") if arguments[name] is not None}
-
-
-def exact_copy(arguments: dict[str, Any]) -> dict[str, Any]:
-    """In float64, and contiguous: on some strides (1, 2, 1, 2) with a contiguous gradient ATen itself is wrong."""
-    return {
-        name: value.detach().double().contiguous().requires_grad_(value.requires_grad)
-        if isinstance(value, Tensor)
-        else value
-        for name, value in arguments.items()
-    }
-
-
-def clone(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The same arguments with running statistics of their own."""
-    own = dict(arguments)
-    for name in ("running_mean", "running_var"):
-        own[name] = None if own[name] is None else own[name].clone()
-    return own
-
-
-def cotangent(output: Tensor, seed: int = 1) -> Tensor:
-    return torch.randn(output.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
-        output.dtype
-    )
-
-
-def second_order(function: Any, arguments: dict[str, Any], like: dict[str, Any]) -> dict[str, Tensor]:
-    """Output, first gradients, and gradients of <first gradients, fixed directions>, running statistics; by name."""
-    arguments = clone(arguments)
-    output = function(**arguments)
-    named = leaves(arguments)
-    grad_output = cotangent(output).to(output.dtype).requires_grad_()
-    if like is not arguments:
-        grad_output = cotangent(like["input"]).to(output.dtype).requires_grad_()
-    first = torch.autograd.grad(output, list(named.values()), grad_output, create_graph=True)
-    directions = [cotangent(t, seed).to(like["input"].dtype).to(t.dtype) for seed, t in enumerate(first, 2)]
-    scalar = sum((g * v).sum() for g, v in zip(first, directions))
-    second = torch.autograd.grad(scalar, [grad_output, *named.values()], allow_unused=True)
-    result = {"output": output.detach()}
-    result |= {f"grad_{name}": g.detach() for name, g in zip(named, first)}
-    for name, g in zip(["grad_output", *named], second):
-        if g is not None:
-            result[f"second_{name}"] = g
-    for name in ("running_mean", "running_var"):
-        if arguments[name] is not None:
-            result[name] = arguments[name]
-    return result
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sample", NORM_SAMPLES, ids=str)
 def test_equals_eager_to_second_order(sample: NormSample, dtype: torch.dtype) -> None:
     arguments = sample.make(dtype)
-    ours = second_order(batch_norm_act, arguments, arguments)
-    eager = second_order(reference, arguments, arguments)
-    exact = second_order(reference, exact_copy(arguments), arguments)
+    ours = second_order_and_statistics(batch_norm_act, arguments, dtype)
+    eager = second_order_and_statistics(reference, arguments, dtype)
+    exact = second_order_and_statistics(reference, in_double(arguments), dtype)
     # Eager's zeros for a second derivative that is nowhere stand for our None.
     for name, value in eager.items():
         if name not in ours:
@@ -92,10 +48,10 @@ def test_equals_eager_to_second_order(sample: NormSample, dtype: torch.dtype) ->
 @pytest.mark.parametrize("sample", [s for s in SMALL if s.layout != "expanded"], ids=str)
 def test_numerical_derivatives(sample: NormSample) -> None:
     arguments = sample.make(torch.float64)
-    named = leaves(arguments)
+    named = differentiated(arguments)
 
     def function(*values: Tensor) -> Tensor:
-        return batch_norm_act(**{**clone(arguments), **dict(zip(named, values))})
+        return batch_norm_act(**{**with_own_buffers(arguments), **dict(zip(named, values))})
 
     values = tuple(named.values())
     assert torch.autograd.gradcheck(function, values, fast_mode=True)
@@ -110,10 +66,10 @@ def test_third_derivative(activation: str, training: bool, dtype: torch.dtype) -
     if dtype == torch.bfloat16:
         for name in ("weight", "bias", "running_mean", "running_var"):
             arguments[name] = arguments[name].detach().to(dtype).requires_grad_(name in ("weight", "bias"))
-    named = leaves(arguments)
+    named = differentiated(arguments)
 
     def third(function: Any) -> tuple[Tensor, ...]:
-        output = function(**clone(arguments))
+        output = function(**with_own_buffers(arguments))
         values = list(named.values())
         first = torch.autograd.grad((output**3).sum(), values, create_graph=True)
         second = torch.autograd.grad(sum((g**2).sum() for g in first), values, create_graph=True)
@@ -142,8 +98,8 @@ def test_opcheck(sample: NormSample) -> None:
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(forward, tuple(arguments.values()), test_utils=checks)
     with torch.no_grad():
-        output, mean, invstd = forward(*clone(arguments).values())
-    a, grad = arguments, cotangent(output)
+        output, mean, invstd = forward(*with_own_buffers(arguments).values())
+    a, grad = arguments, cotangent(output, 1, output.dtype)
     options = (a["training"], a["activation"], a["negative_slope"])
     affine_arguments = (None if t is None else t.detach() for t in (a["weight"], a["bias"]))
     again = (a["input"].detach(), mean, invstd, *affine_arguments, *options[1:])
@@ -162,10 +118,10 @@ def test_compiles_whole(layout: str, training: bool) -> None:
     sample = NormSample((4, 8, 5, 3), training, layout=layout)
 
     def step(function: Any) -> dict[str, Tensor]:
-        arguments = clone(sample.make(torch.float32))
+        arguments = with_own_buffers(sample.make(torch.float32))
         output = function(**arguments)
         (output * output).sum().backward()
-        grads = {f"grad_{name}": t.grad for name, t in leaves(arguments).items()}
+        grads = {f"grad_{name}": t.grad for name, t in differentiated(arguments).items()}
         return {"output": output, "mean": arguments["running_mean"], "var": arguments["running_var"], **grads}
 
     torch._dynamo.reset()
@@ -195,9 +151,9 @@ def test_special_values(training: bool, activation: str, value: float) -> None:
             arguments = NormSample((3, 4, 3, 3), training, activation, layout=layout).make(torch.float32)
             with torch.no_grad():
                 arguments["input"][position] = value
-            ours = second_order(batch_norm_act, arguments, arguments)
-            eager = second_order(reference, arguments, arguments)
-            exact = second_order(reference, exact_copy(arguments), arguments)
+            ours = second_order_and_statistics(batch_norm_act, arguments, torch.float32)
+            eager = second_order_and_statistics(reference, arguments, torch.float32)
+            exact = second_order_and_statistics(reference, in_double(arguments), torch.float32)
             for name in ("output", "grad_input", "grad_weight", "grad_bias", "running_mean", "running_var"):
                 assert_as_exact(ours[name], eager[name], exact[name], name)
 
@@ -270,7 +226,7 @@ def test_same_bits_for_any_number_of_threads(layout: str, dtype: torch.dtype) ->
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append(second_order(batch_norm_act, arguments, arguments))
+            results.append(second_order_and_statistics(batch_norm_act, arguments, dtype))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -308,9 +264,9 @@ def test_drawn_inputs_equal_eager(
     values = int(torch.Size(shape).numel() / shape[1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ours = second_order(batch_norm_act, arguments, arguments)
-        eager = second_order(reference, arguments, arguments)
-        exact = second_order(reference, exact_copy(arguments), arguments)
+        ours = second_order_and_statistics(batch_norm_act, arguments, dtype)
+        eager = second_order_and_statistics(reference, arguments, dtype)
+        exact = second_order_and_statistics(reference, in_double(arguments), dtype)
     # With two or three values, or a batch expanded from one, the variance can be nothing but rounding: then results
     # magnify the input's own rounding and "exact" means little.
     if training and (values < 8 or layout == "expanded"):
