@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+import random
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
+import torch
 
 
 def pairwise(strength: int = 2, **options: Iterable[Any]) -> tuple[str, list[Any]]:
@@ -57,6 +59,19 @@ def pairwise(strength: int = 2, **options: Iterable[Any]) -> tuple[str, list[Any
 
     rows = [[given[i] for given, i in zip(values.values(), case)] for case in sorted(cases)]
     return ",".join(values), [pytest.param(*row, id="-".join(map(_id, row))) for row in rows]
+
+
+def in_dtypes(samples: Sequence[Any], dtypes: Sequence[torch.dtype]) -> tuple[str, list[Any]]:
+    """Return the arguments of ``pytest.mark.parametrize`` for samples in dtypes: each sample in one half type only.
+
+    bfloat16 and float16 share a kernel's code but for the conversions, so one of them for each sample is enough. Random
+    choice (seeded) keeps the half type from following a pattern in the list of samples.
+    """
+    halves = [dtype for dtype in dtypes if dtype.itemsize == 2]
+    others = [dtype for dtype in dtypes if dtype.itemsize != 2]
+    choose = random.Random(0).choice
+    cases = [(sample, dtype) for sample in samples for dtype in (*others, *([choose(halves)] if halves else []))]
+    return "sample,dtype", [pytest.param(*case, id="-".join(map(str, case))) for case in cases]
 
 
 def _id(value: Any) -> str:

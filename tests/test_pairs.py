@@ -3,7 +3,8 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from pairs import pairwise
+import torch
+from pairs import in_dtypes, pairwise
 
 OPTIONS = {"a": "uvwxyz", "b": (1, 2, 3), "c": (True, False), "d": "pqr", "e": (None, 0.5)}
 
@@ -20,3 +21,10 @@ def test_every_combination_of_values_occurs(strength: int, most: int) -> None:
 
 def test_one_option_is_taken_whole() -> None:
     assert [case.values for case in pairwise(a=(1, 2))[1]] == [(1,), (2,)]
+
+
+def test_each_sample_has_one_half_type() -> None:
+    _, cases = in_dtypes(range(20), (torch.float32, torch.bfloat16, torch.float16))
+    assert [case.values[0] for case in cases] == [sample for sample in range(20) for _ in range(2)]
+    assert [case.values[1] for case in cases[::2]] == [torch.float32] * 20
+    assert {case.values[1] for case in cases[1::2]} == {torch.bfloat16, torch.float16}

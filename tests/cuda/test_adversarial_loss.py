@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cuda_emulated import LossKernels, on_cuda
+from pairs import in_dtypes, pairwise
 from samples import DTYPES, LOSS_KINDS, LOSS_RELATIONS, LOSS_SAMPLES, LossSample
 from tolerances import assert_as_exact, few_numbers_factor
 from torch import Tensor
@@ -36,8 +37,7 @@ def results(function: Any, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
     return dict(zip(names, (loss, means, *first, *second)))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sample", LOSS_SAMPLES, ids=str)
+@pytest.mark.parametrize(*in_dtypes(LOSS_SAMPLES, DTYPES))
 def test_equals_aten_to_second_order(sample: LossSample, dtype: torch.dtype, kernels: Any) -> None:
     real, fake = (t.detach().to(kernels.device) for t in sample.make(dtype))
     real_target, *options = sample.arguments
@@ -57,9 +57,7 @@ def test_equals_aten_to_second_order(sample: LossSample, dtype: torch.dtype, ker
         assert_as_exact(found[name], value, exact[name], name, factor, cancelled)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("relation", LOSS_RELATIONS)
-@pytest.mark.parametrize("kind", LOSS_KINDS)
+@pytest.mark.parametrize(*pairwise(kind=LOSS_KINDS, relation=LOSS_RELATIONS, dtype=DTYPES))
 def test_forward_s_gradients_are_backward_s_of_one(kind: str, relation: str, dtype: torch.dtype, kernels: Any) -> None:
     shapes = (900,), (900,) if relation == "paired" else (37, 2)
     real, fake = (t.detach().to(kernels.device) for t in LossSample(*shapes).make(dtype))
@@ -85,10 +83,15 @@ def test_no_result_depends_on_the_order_of_threads(relation: str, count: int, ke
     assert all(torch.equal(a, b) for a, b in zip(*found))
 
 
-@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-@pytest.mark.parametrize("target", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("relation", LOSS_RELATIONS)
-@pytest.mark.parametrize("kind", LOSS_KINDS)
+@pytest.mark.parametrize(
+    *pairwise(
+        3,
+        kind=LOSS_KINDS,
+        relation=LOSS_RELATIONS,
+        target=[0.0, 0.5, 1.0],
+        value=[float("inf"), float("-inf"), float("nan")],
+    )
+)
 def test_infinities_and_nan_as_in_aten(kind: str, relation: str, target: float, value: float, kernels: Any) -> None:
     x = torch.tensor([0.5, value, -1.0], device=kernels.device)
     other = None if relation == "none" else torch.tensor([1.5, 0.25, value], device=kernels.device)

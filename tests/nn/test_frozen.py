@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from pairs import pairwise
 from torch import Tensor, nn
 
 import gan_fast
@@ -53,12 +54,17 @@ def kinds(model: nn.Module, x: Tensor, how: str) -> tuple[str, ...]:
     return tuple("None" if g is None else "values" if g.count_nonzero() else "zeros" for g in found)
 
 
-@pytest.mark.parametrize("small", [True, False], ids=["on ATen's ops", "on ours"])
-@pytest.mark.parametrize("how", ["backward", "grad", "third order"])
-@pytest.mark.parametrize("unfrozen", UNFROZEN)
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    *pairwise(
+        3,
+        activation=ACTIVATIONS,
+        norm=NORMS,
+        training=[True, False],
+        unfrozen=UNFROZEN,
+        how=["backward", "grad", "third order"],
+        small=[True, False],
+    )
+)
 def test_kinds_of_gradients_are_eagers(
     activation: str, norm: str, training: bool, unfrozen: str, how: str, small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

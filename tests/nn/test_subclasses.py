@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from pairs import pairwise
 from torch import Tensor, nn
 from torch.utils import _pytree
 
@@ -159,10 +160,9 @@ def test_in_the_middle(kind: type, written: Callable[[nn.Sequential], nn.Module]
     compare(model, gan_fast.fuse(model), torch.randn(4, 3, 16, 16), Tensor)
 
 
-@pytest.mark.parametrize("width", [4, 32])
-@pytest.mark.parametrize("written", WRITTEN, ids=["sequential", "forward"])
-@pytest.mark.parametrize("kind", [Plain, Carrying, OwnParameter])
-@pytest.mark.parametrize("layer", [0, 1, 3, 4, 6, 9])
+@pytest.mark.parametrize(
+    *pairwise(3, layer=[0, 1, 3, 4, 6, 9], kind=[Plain, Carrying, OwnParameter], written=WRITTEN, width=[4, 32])
+)
 def test_as_parameters(kind: Any, layer: int, written: Callable[[nn.Sequential], nn.Module], width: int) -> None:
     model = written(stack(width))
     fused = gan_fast.fuse(model)

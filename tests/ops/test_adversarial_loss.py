@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import in_dtypes, pairwise
 from samples import DTYPES, LAYOUTS, LOSS_KINDS, LOSS_RELATIONS, LOSS_SAMPLES, LossSample
 from tolerances import assert_as_exact, few_numbers_factor
 from torch import Tensor
@@ -84,8 +85,7 @@ def cancelled(sample: LossSample, logits: tuple[Tensor, Tensor], name: str) -> f
     return max(t.detach().double().nan_to_num(0, 0, 0).abs().max().item() for t in logits)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sample", LOSS_SAMPLES, ids=str)
+@pytest.mark.parametrize(*in_dtypes(LOSS_SAMPLES, DTYPES))
 def test_equals_eager_to_second_order(sample: LossSample, dtype: torch.dtype) -> None:
     logits = sample.make(dtype)
     ours = second_order(sample, logits, "cpu")
@@ -152,9 +152,13 @@ def test_compiles_whole(sample: LossSample) -> None:
     torch.testing.assert_close(run(torch.compile(step, fullgraph=True, backend="aot_eager")), run(step))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e4, -1e4, 1e-40])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("which", EACH, ids=lambda s: f"{s.kind}-{s.relation}")
+@pytest.mark.parametrize(
+    *pairwise(
+        which=EACH,
+        dtype=[torch.float64, torch.float32],
+        value=[float("nan"), float("inf"), -float("inf"), 1e4, -1e4, 1e-40],
+    )
+)
 def test_special_values(which: LossSample, dtype: torch.dtype, value: float) -> None:
     sample = LossSample((9,), (9,), kind=which.kind, relation=which.relation)
     logits = sample.make(dtype, requires_grad=False)
@@ -255,8 +259,7 @@ def test_means(sample: LossSample) -> None:
     torch.testing.assert_close(means, want)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sample", LOSS_SAMPLES, ids=str)
+@pytest.mark.parametrize(*in_dtypes(LOSS_SAMPLES, DTYPES))
 def test_gradients_prepared_by_forward(sample: LossSample, dtype: torch.dtype) -> None:
     """Those for a loss gradient of one have the backward kernel's bits, and belong to whoever receives them."""
     inputs = sample.make(dtype)

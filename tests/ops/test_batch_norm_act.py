@@ -15,6 +15,7 @@ from derivatives import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import in_dtypes, pairwise
 from samples import ACTIVATIONS, DTYPES, LAYOUTS, NORM_SAMPLES, NormSample
 from tolerances import assert_as_exact, few_numbers_factor
 from torch import Tensor
@@ -26,8 +27,7 @@ from gan_fast.ops.batch_norm_act import reference
 SMALL = [s for s in NORM_SAMPLES if s.small]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sample", NORM_SAMPLES, ids=str)
+@pytest.mark.parametrize(*in_dtypes(NORM_SAMPLES, DTYPES))
 def test_equals_eager_to_second_order(sample: NormSample, dtype: torch.dtype) -> None:
     arguments = sample.make(dtype)
     ours = second_order_and_statistics(batch_norm_act, arguments, dtype)
@@ -142,9 +142,11 @@ def test_functorch_transforms_use_the_reference() -> None:
     assert grad.shape == weight.shape
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e4, 1e-40])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    *pairwise(
+        training=[True, False], activation=ACTIVATIONS, value=[float("nan"), float("inf"), -float("inf"), 1e4, 1e-40]
+    )
+)
 def test_special_values(training: bool, activation: str, value: float) -> None:
     for layout in ("contiguous", "channels_last"):
         for position in ((0, 1, 0, 0), (2, 1, 2, 1)):
@@ -240,7 +242,7 @@ def test_autocast_keeps_the_input_dtype() -> None:
         assert batch_norm_act(**arguments).dtype == reference(**arguments).dtype == torch.bfloat16
 
 
-@settings(max_examples=2000)
+@settings(max_examples=300)
 @given(
     shape=st.tuples(st.integers(1, 5), st.integers(1, 19)).flatmap(
         lambda nc: st.lists(st.integers(1, 9), min_size=0, max_size=3).map(lambda space: (*nc, *space))

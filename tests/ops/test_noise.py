@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from derivatives import strides
+from pairs import pairwise
 from samples import DTYPES, LAYOUTS
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -186,9 +187,7 @@ def test_dtypes(op: str, dtype: torch.dtype, backend: str) -> None:
         torch.testing.assert_close(output.float(), wide, rtol=rounding, atol=2 * rounding)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(4, 3, 5, 6), (3, 700), (2, 3, 40, 40)], ids=str)
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(*pairwise(op=OPS, shape=[(4, 3, 5, 6), (3, 700), (2, 3, 40, 40)], layout=LAYOUTS))
 def test_layouts(op: str, shape: tuple[int, ...], layout: str, backend: str) -> None:
     """Every value gets its own number; dense images keep their strides."""
     x = LAYOUTS[layout](images(shape).cpu()).to(DEVICE)

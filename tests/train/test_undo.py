@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from pairs import pairwise
 from torch.utils._python_dispatch import TorchDispatchMode
 from train.recorder import SYNCHRONISING
 
@@ -37,9 +38,7 @@ def same(a, b):
     torch.testing.assert_close(a.cfloat(), b.cfloat(), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("flag", [True, False])
-@pytest.mark.parametrize("replaced", [True, False])
-@pytest.mark.parametrize("kind", TENSORS)
+@pytest.mark.parametrize(*pairwise(kind=TENSORS, replaced=[True, False], flag=[True, False]))
 def test_a_tensor_is_put_back_on_the_device(kind, replaced, flag):
     tensor = copy.deepcopy(TENSORS[kind])
     before, store = tensor.clone(), tensor

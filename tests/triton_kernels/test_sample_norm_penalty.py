@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from derivatives import in_double, second_order, strides
+from pairs import in_dtypes
 from samples import SAMPLE_NORM_SAMPLES, SampleNormSample
 from tolerances import assert_as_exact, few_numbers_factor
 from torch import Tensor
@@ -43,8 +44,7 @@ def on_device(arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sample", SAMPLES, ids=str)
+@pytest.mark.parametrize(*in_dtypes(SAMPLES, DTYPES))
 def test_equals_aten_to_second_order(sample: SampleNormSample, dtype: torch.dtype) -> None:
     arguments = on_device(sample.make(dtype))
 
