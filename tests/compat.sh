@@ -1,6 +1,6 @@
 #!/bin/sh
-# Show that one build serves several versions of torch: the module built against the newest is imported, and passes the
-# op tests, under older ones in environments of their own. All versions are tried before a failure ends it.
+# Test one build under several versions of torch: import the module that was built against the newest version, and run
+# the tests of the ops, under each older version in its own virtual environment. Report failures after the last version.
 #   sh tests/compat.sh BUILD_PYTHON [TORCH_VERSION...]
 set -eu
 build_python=$1
@@ -14,7 +14,7 @@ install() {
     folder=$2
     [ ! -e "$folder/ready" ] || return 0
     "$build_python" -m venv "$folder"
-    # The older torch is not the one constraints.txt pins; everything else is.
+    # constraints.txt pins another torch; its other versions apply here too.
     grep -v '^torch==' "$root/constraints.txt" >"$folder/constraints.txt"
     "$folder/bin/pip" install --quiet --disable-pip-version-check "torch==$version"
     # shellcheck disable=SC2086
@@ -42,7 +42,7 @@ cd "$root"
 failed=
 for version in $versions; do
     folder=$root/build/compat-$version
-    # In a shell of its own: "set -e" does not hold inside a condition.
+    # A subshell outside of any condition: "set -e" has no effect inside one.
     install "$version" "$folder"
     set +e
     (set -e && try "$folder/bin/python")

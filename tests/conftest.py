@@ -1,26 +1,29 @@
-"""Settings every test runs under."""
+"""Settings of every test, and the choice of the tests that this machine can run."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
 
-# Read when triton is imported, which torch.compile does too: without a GPU its kernels are interpreted.
+# Triton reads this when it is imported, which torch.compile does too: without a GPU its kernels are interpreted.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# On a GPU tests run on what they ask for, and leave no choices behind.
+# A test runs on the backend that it names, so no backend is measured, and no measurement is written to disk.
 os.environ.setdefault("GAN_FAST_TUNE", "0")
 
 from gan_fast import backends
 
-# Deadlines measure the machine, not the code.
+# A deadline would measure the machine instead of the code.
 settings.register_profile("gan_fast", deadline=None, derandomize=True)
 settings.load_profile("gan_fast")
+
+_LEFT_OUT = pytest.StashKey[int]()
 
 
 @pytest.fixture(autouse=True)
@@ -29,14 +32,40 @@ def _seed() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _kernels_of_ours_at_any_size() -> Iterator[None]:
-    """Tests are small; what is left to ATen at small sizes has tests of its own."""
+def _fused_kernels_at_any_size() -> Iterator[None]:
+    """Run the fused kernels on the small tensors of the tests; ATen's share of small tensors has its own tests."""
     usual, backends.SMALL = backends.SMALL, -1
     yield
     backends.SMALL = usual
 
 
-def pytest_configure() -> None:
-    # Workers of pytest-xdist share the cores: one thread each, but threads where there is one process.
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_LEFT_OUT] = 0
+    # Workers of pytest-xdist share the cores, so each gets its share of the threads.
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests with the mark ``gpu`` on a machine without a GPU."""
+    if torch.cuda.is_available():
+        return
+    config.stash[_LEFT_OUT] = sum(item.get_closest_marker("gpu") is not None for item in items)
+    items[:] = [item for item in items if item.get_closest_marker("gpu") is None]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over a worker's number: only the workers of pytest-xdist collect."""
+    left_out = getattr(node, "workeroutput", {}).get("left_out", 0)
+    node.config.stash[_LEFT_OUT] = max(node.config.stash[_LEFT_OUT], left_out)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash[_LEFT_OUT]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if config.stash[_LEFT_OUT]:
+        terminalreporter.line(f"not collected: {config.stash[_LEFT_OUT]} tests that need a GPU")

@@ -80,9 +80,7 @@ class LogitsBatch(ctypes.Structure):
 
 
 def on_cuda(op: str, names: Iterable[str]) -> SimpleNamespace:
-    """Return torch.ops.gan_fast.<op>_<name> on a GPU; skip the test without a GPU or compiled CUDA kernels."""
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
+    """Return torch.ops.gan_fast.<op>_<name> on a GPU; skip the test if the build has no CUDA kernels."""
     for name in names:
         torch_op = f"{op}_{name}"
         if not extension.has_kernel(torch_op, "cuda") or (torch_op, "cuda") in backends._by_triton:

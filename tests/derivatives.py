@@ -1,4 +1,4 @@
-"""What tests of derivatives share: a function's output, gradients and gradients of gradients, by name."""
+"""First and second derivatives of a function, by name: what the tests of ops compare."""
 
 from __future__ import annotations
 
@@ -10,25 +10,31 @@ from torch import Tensor
 
 
 def cotangent(like: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
-    """Drawn in float64, rounded to ``dtype``, and of ``like``'s own dtype and device."""
+    """Return normal numbers of ``like``'s shape, dtype and device that ``dtype`` represents exactly."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(dtype).to(like)
 
 
 def differentiated(arguments: dict[str, Any]) -> dict[str, Tensor]:
-    """The arguments that require a gradient."""
+    """Return the arguments that require a gradient."""
     return {name: t for name, t in arguments.items() if isinstance(t, Tensor) and t.requires_grad}
 
 
 def in_double(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments in float64, contiguous, as new leaves.
+
+    ATen's own batch norm is wrong on some strides, such as (1, 2, 1, 2), beside a contiguous gradient.
+    """
     return {
-        name: value.detach().double().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+        name: value.detach().double().contiguous().requires_grad_(value.requires_grad)
+        if isinstance(value, Tensor)
+        else value
         for name, value in arguments.items()
     }
 
 
 def with_own_buffers(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The same, but for copies of the tensors that a function may change: those without a gradient."""
+    """Return the arguments with copies of those tensors that a function may update: those without a gradient."""
     return {
         name: value.clone() if isinstance(value, Tensor) and not value.requires_grad else value
         for name, value in arguments.items()
@@ -38,7 +44,11 @@ def with_own_buffers(arguments: dict[str, Any]) -> dict[str, Any]:
 def second_order(
     function: Callable[..., Tensor], arguments: dict[str, Any], dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """Output, first gradients, and gradients of <first gradients, directions representable in dtype>; by name."""
+    """Return the output, the first gradients and the gradients of the first gradients along random directions.
+
+    Args:
+        dtype: directions are rounded to it, so that a float64 oracle sees the values that a lower precision sees.
+    """
     named = differentiated(arguments)
     output = function(**arguments)
     dtype = dtype or output.dtype
@@ -55,12 +65,12 @@ def second_order(
 def second_order_and_statistics(
     function: Callable[..., Tensor], arguments: dict[str, Any], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """What :func:`second_order` gives, and the running statistics that ``function`` left in copies of its own."""
+    """Return :func:`second_order` and the running statistics after the call; ``arguments`` keep theirs."""
     arguments = with_own_buffers(arguments)
     named = second_order(function, arguments, dtype)
     return named | {n: arguments[n] for n in ("running_mean", "running_var") if arguments.get(n) is not None}
 
 
 def strides(t: Tensor) -> list[int]:
-    """Of the dims that have one: the stride of a single element says nothing."""
+    """Return the strides of the dims of more than one element: the others have no meaning."""
     return [stride for size, stride in zip(t.shape, t.stride()) if size > 1]

@@ -1,4 +1,4 @@
-"""How many drawn cases a test tries: a few in the suite, as many as asked for in a campaign."""
+"""The number of random cases that a test tries: a few in the suite, more in a long campaign."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def seeds(usual: int) -> range:
-    """Return the seeds of a test's drawn cases: ``usual`` of them, or ``GAN_FAST_DRAWN`` where that is set."""
+    """Return the seeds of a test's random cases: ``usual`` of them, or ``GAN_FAST_DRAWN`` where that is set."""
     return range(int(os.environ.get("GAN_FAST_DRAWN", usual)))

@@ -1,4 +1,4 @@
-"""The one table of inputs: what shapes, layouts, dtypes and values every op is tried on."""
+"""The shapes, layouts, dtypes and values that the tests of every op share."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _channels_last(t: Tensor) -> Tensor:
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     if t.dim() in formats:
         return t.contiguous(memory_format=formats[t.dim()])
-    # Torch has no such format for other ranks; strides of that order must work all the same.
+    # torch has no channels-last format for other ranks, but tensors with strides in that order exist.
     return t.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
@@ -46,7 +46,7 @@ def _transposed(t: Tensor) -> Tensor:
 
 
 def _expanded(t: Tensor) -> Tensor:
-    # Over the last dim of space: a batch of equal samples may have no variance, and then only rounding is compared.
+    # Expands the last dim of space: a batch of equal samples may have no variance, and would compare roundings only.
     return t[..., :1].expand(t.shape) if t.dim() > 2 else t[:1].expand(t.shape)
 
 
@@ -63,7 +63,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class NormSample:
-    """Arguments of a batch norm op, but for dtype and layout."""
+    """Arguments of a norm with an activation."""
 
     shape: tuple[int, ...]
     training: bool = True
@@ -76,7 +76,7 @@ class NormSample:
     eps: float = 1e-5
     mean: float = 0.5
     std: float = 2.0
-    small: bool = field(default=True)  # small enough for numerical differentiation
+    small: bool = field(default=True)  # enough for numerical differentiation
 
     def __str__(self) -> str:
         parts = ["x".join(map(str, self.shape)), "train" if self.training else "eval", self.activation, self.layout]
@@ -87,7 +87,7 @@ class NormSample:
         return "-".join(parts)
 
     def make(self, dtype: torch.dtype, seed: int = 0, requires_grad: bool = True) -> dict[str, Any]:
-        """Keyword arguments for the op; parameters in float32 beside half inputs."""
+        """Return keyword arguments for the op; parameters are float32 where the input is a half type."""
         generator = torch.Generator().manual_seed(seed)
         channels = self.shape[1]
         x = torch.randn(self.shape, generator=generator, dtype=torch.float64) * self.std + self.mean
@@ -118,14 +118,14 @@ def _norm_samples() -> list[NormSample]:
         for training in (True, False):
             samples.append(NormSample((3, 5, 4, 3), training, activation))
             samples.append(NormSample((2, 8, 2, 3), training, activation, layout="channels_last"))
-    # Every layout, in 1 to 4 dims of space or none.
+    # Every layout, with 0 to 4 dims of space.
     for layout in LAYOUTS:
         samples.append(NormSample((3, 4, 5, 3), layout=layout))
         samples.append(NormSample((4, 6), training=layout != "expanded", layout=layout))
         samples.append(NormSample((3, 3, 7), training=False, layout=layout))
         samples.append(NormSample((2, 3, 2, 3, 2), activation="tanh", layout=layout))
     samples.append(NormSample((2, 3, 2, 1, 2, 3)))
-    # Edges: batch of one, one pixel, one channel, ragged sizes around the vector width, slope 0, optional arguments.
+    # Edge cases: one sample, one pixel, one channel, sizes around the vector width, slope 0, optional arguments.
     for shape in ((1, 3, 3, 3), (5, 3, 1, 1), (3, 1, 4, 4), (2, 7, 3, 3), (2, 9, 1, 17), (3, 16, 1, 8), (4, 1)):
         for layout in ("contiguous", "channels_last"):
             samples.append(NormSample(shape, layout=layout))
@@ -137,7 +137,7 @@ def _norm_samples() -> list[NormSample]:
         NormSample((3, 4, 3, 3), momentum=1.0, eps=1e-3),
         NormSample((3, 4, 3, 3), mean=100.0, std=1.0),
     ]
-    # Workloads: enough values for blocks, chunks and both threads.
+    # Workloads: enough values for several blocks, chunks and threads.
     for layout in ("contiguous", "channels_last"):
         samples += [
             NormSample((8, 64, 32, 32), layout=layout, small=False),
@@ -158,7 +158,7 @@ LOSS_RELATIVISTIC = ("none", "paired", "average")
 
 @dataclass(frozen=True)
 class LossSample:
-    """Shapes and targets of the adversarial losses; ``scale`` multiplies standard normal logits."""
+    """Arguments of the adversarial losses; logits are normal with standard deviation ``scale``."""
 
     real_shape: tuple[int, ...]
     fake_shape: tuple[int, ...]
@@ -177,13 +177,13 @@ class LossSample:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Of d_loss_and_means."""
+        """Keyword arguments of ops.d_loss_and_means."""
         targets = {"real_target": self.real_target, "fake_target": self.fake_target}
         return {"kind": self.kind, "relativistic": self.relativistic, **targets}
 
     @property
     def arguments(self) -> tuple[float, float, float, str, str]:
-        """Of the native ops, beside the logits."""
+        """Arguments of the registered ops after the logits."""
         return self.real_target, self.fake_target, 1.0, self.kind, self.relativistic
 
     def make(self, dtype: torch.dtype, seed: int = 0, requires_grad: bool = True) -> tuple[Tensor, Tensor]:
@@ -221,7 +221,7 @@ def _loss_samples() -> list[LossSample]:
             samples += [
                 LossSample((13,), (13,) if paired else (7,), **which),
                 LossSample((3, 1, 5), (3, 1, 5), 0.9, 0.0 if paired else 0.1, layout="transposed", **which),
-                # Several blocks, and both threads.
+                # Enough logits for several blocks and threads.
                 LossSample((5, 1, 61, 67), (5, 1, 61, 67) if paired else (3, 1, 30, 30), small=False, **which),
             ]
     return samples
@@ -232,7 +232,7 @@ LOSS_SAMPLES = _loss_samples()
 
 @dataclass(frozen=True)
 class SampleNormSample:
-    """Arguments of sample_norm_penalty; ``std`` multiplies standard normal values."""
+    """Arguments of sample_norm_penalty; inputs are normal with standard deviation ``std``."""
 
     shape: tuple[int, ...]
     center: float = 1.0
@@ -250,7 +250,7 @@ class SampleNormSample:
         return "-".join(parts)
 
     def make(self, dtype: torch.dtype, seed: int = 0, requires_grad: bool = True) -> dict[str, Any]:
-        """Keyword arguments for the op; coefficients in float32 beside half inputs."""
+        """Return keyword arguments for the op; coefficients are float32 where the input is a half type."""
         generator = torch.Generator().manual_seed(seed)
         x = (torch.randn(self.shape, generator=generator, dtype=torch.float64) * self.std).to(dtype)
         x = LAYOUTS[self.layout](x) if x.dim() > 1 and x.numel() else x
@@ -284,10 +284,10 @@ SAMPLE_NORM_SAMPLES = [
         if layout != "contiguous"
         for center in (0.0, 1.0)
     ),
-    # A channels-last sample by itself is dense whatever its strides are; (N, C) is so only in its own order.
+    # A single sample is dense in any order of its dims; samples of one dim are dense only in the order (N, C).
     SampleNormSample((1, 3, 4, 4), layout="transposed"),
     SampleNormSample((5, 6), layout="transposed"),
-    # Workloads: blocks of a sample and threads; many short samples.
+    # Workloads: samples of several blocks, and many short samples.
     SampleNormSample((32, 3, 64, 64), std=0.01, small=False),
     SampleNormSample((2, 3, 191, 173), weighted=True, std=0.003, small=False),
     SampleNormSample((4, 3, 65, 67), 0.0, 0.5, layout="channels_last", small=False),
@@ -297,7 +297,7 @@ SAMPLE_NORM_SAMPLES = [
 
 @dataclass(frozen=True)
 class ConvSample:
-    """Arguments of a convolution; ``layout`` is the input's and the weight's."""
+    """Arguments of a convolution; ``layout`` applies to the input, and to the weight if it is channels_last."""
 
     input_shape: tuple[int, ...]
     weight_shape: tuple[int, ...]
@@ -325,7 +325,7 @@ class ConvSample:
 
         options = dict(self.options)
         c_out = self.weight_shape[1] * options.get("groups", 1) if self.transposed else self.weight_shape[0]
-        # A weight is dense as a rule; it follows the one layout that models are converted to.
+        # Weights are dense in practice, and channels-last in a model that was converted to it.
         weight_layout = self.layout if self.layout == "channels_last" else "contiguous"
         return {
             "input": draw(self.input_shape, self.layout),
@@ -370,7 +370,7 @@ CONV_SAMPLES = _conv_samples()
 
 @dataclass(frozen=True)
 class BlockSample:
-    """Arguments of a convolution with an activation, and of batch norm between them where ``norm`` says so."""
+    """Arguments of a convolution with an activation, and with batch norm between them where ``norm`` is True."""
 
     conv: ConvSample
     norm: bool = True
@@ -394,14 +394,13 @@ class BlockSample:
         return f"{self.conv.op}{'_bn' if self.norm else ''}_act"
 
     def make(self, dtype: torch.dtype, seed: int = 0, requires_grad: bool = True) -> dict[str, Any]:
-        """Keyword arguments for the op; those of the norm in float32 beside half inputs."""
+        """Return keyword arguments for the op; those of the norm are float32 where the input is a half type."""
         arguments = self.conv.make(dtype, seed, requires_grad)
         arguments |= {"activation": self.activation, "negative_slope": self.negative_slope}
         if not self.norm:
             return arguments
         weight = self.conv.weight_shape
         c_out = weight[1] * arguments.get("groups", 1) if self.conv.transposed else weight[0]
-        # The norm's own sample has what its tensors are made of.
         norm = NormSample((1, c_out), affine=self.affine, running=self.running).make(dtype, seed + 1, requires_grad)
         for name in ("weight", "bias"):
             arguments[f"bn_{name}"] = norm[name]
@@ -472,7 +471,7 @@ def conv_samples(draw: st.DrawFn) -> ConvSample:
     reach = [d * (k - 1) for d, k in zip(dilation, kernel)]
     if transposed:
         options["output_padding"] = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation))
-        # An output of at least one value.
+        # The smallest input that gives an output.
         least = [max(1, -(-(2 * p - r) // s) + 1) for p, r, s in zip(padding, reach, stride)]
     else:
         least = [max(1, r + 1 - 2 * p) for r, p in zip(reach, padding)]
@@ -485,7 +484,10 @@ def conv_samples(draw: st.DrawFn) -> ConvSample:
 
 
 def every_tap_sees_an_input(sample: ConvSample) -> bool:
-    """Where one sees padding alone, ATen's gradient by a half-precision weight is memory that nobody wrote (2.13)."""
+    """Whether every tap of the kernel meets a value of the input.
+
+    Where a tap meets padding only, the half-precision weight gradient of ATen (torch 2.13) is uninitialized memory.
+    """
     arguments = sample.make(torch.float64, requires_grad=False)
     spaces = [sample.input_shape[2:], getattr(F, sample.op)(**arguments).shape[2:]]
     if sample.transposed:
@@ -502,7 +504,7 @@ def every_tap_sees_an_input(sample: ConvSample) -> bool:
 
 @dataclass(frozen=True)
 class StdDevSample:
-    """Arguments of minibatch_stddev, but for dtype."""
+    """Arguments of minibatch_stddev."""
 
     shape: tuple[int, ...]
     group_size: int | None = 4
@@ -540,7 +542,7 @@ STDDEV_SAMPLES = [
 
 @dataclass(frozen=True)
 class DiscriminationSample:
-    """Projected features (N, B, C) of minibatch discrimination; ``scale`` makes distances of that size."""
+    """Projected features (N, B, C) of minibatch discrimination, with distances of about ``scale``."""
 
     shape: tuple[int, int, int]
     layout: str = "contiguous"
@@ -564,7 +566,7 @@ DISCRIMINATION_SAMPLES = [
     DiscriminationSample((5, 9, 3)),
     DiscriminationSample((6, 17, 4), "channels_last"),
     DiscriminationSample((5, 4, 3), scale=30.0),
-    DiscriminationSample((1, 4, 3)),  # nobody to compare with
+    DiscriminationSample((1, 4, 3)),  # a sample without others
     DiscriminationSample((0, 4, 3)),
     DiscriminationSample((3, 0, 2)),
     DiscriminationSample((3, 4, 0)),
@@ -575,7 +577,7 @@ DISCRIMINATION_SAMPLES = [
 
 @dataclass(frozen=True)
 class SpectralSample:
-    """A weight to normalise, with vectors after some steps of power iteration."""
+    """A weight to normalize, and vectors u and v that one power iteration has brought near its singular vectors."""
 
     shape: tuple[int, ...]
     dim: int = 0
@@ -609,7 +611,7 @@ SPECTRAL_SAMPLES = [
     SpectralSample((3, 4, 2, 3), dim=1, n_power_iterations=0),
     SpectralSample((3, 4, 2, 3), n_power_iterations=3),
     SpectralSample((1, 9, 4, 4)),
-    SpectralSample((37, 17)),  # blocks of several rows, the last of fewer
+    SpectralSample((37, 17)),  # blocks of several rows, the last one shorter
     SpectralSample((17, 1)),
     SpectralSample((128, 64, 4, 4), small=False),
     SpectralSample((64, 130, 4, 4), dim=1, small=False),

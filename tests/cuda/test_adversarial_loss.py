@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cuda_emulated import LossKernels, on_cuda
+from pairs import in_dtypes, pairwise
 from samples import DTYPES, LOSS_KINDS, LOSS_RELATIVISTIC, LOSS_SAMPLES, LossSample
 from tolerances import assert_as_exact, few_numbers_factor
 from torch import Tensor
@@ -16,7 +17,7 @@ import gan_fast
 from gan_fast.ops.adversarial_loss import DispatchedAdversarialLoss, reference
 
 
-@pytest.fixture(params=["emulated", "cuda"])
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The functions of torch.ops.gan_fast.adversarial_loss_*: emulated, and on a GPU."""
     if request.param == "cuda":
@@ -36,8 +37,7 @@ def results(function: Any, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
     return dict(zip(names, (loss, means, *first, *second)))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sample", LOSS_SAMPLES, ids=str)
+@pytest.mark.parametrize(*in_dtypes(LOSS_SAMPLES, DTYPES))
 def test_equals_aten_to_second_order(sample: LossSample, dtype: torch.dtype, kernels: Any) -> None:
     real, fake = (t.detach().to(kernels.device) for t in sample.make(dtype))
     real_target, *options = sample.arguments
@@ -57,9 +57,7 @@ def test_equals_aten_to_second_order(sample: LossSample, dtype: torch.dtype, ker
         assert_as_exact(found[name], value, exact[name], name, factor, cancelled)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("relativistic", LOSS_RELATIVISTIC)
-@pytest.mark.parametrize("kind", LOSS_KINDS)
+@pytest.mark.parametrize(*pairwise(kind=LOSS_KINDS, relativistic=LOSS_RELATIVISTIC, dtype=DTYPES))
 def test_forward_gives_the_gradients_of_backward(
     kind: str, relativistic: str, dtype: torch.dtype, kernels: Any
 ) -> None:
@@ -89,10 +87,15 @@ def test_results_do_not_depend_on_the_order_of_threads(relativistic: str, count:
     assert all(torch.equal(a, b) for a, b in zip(*found))
 
 
-@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-@pytest.mark.parametrize("target", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("relativistic", LOSS_RELATIVISTIC)
-@pytest.mark.parametrize("kind", LOSS_KINDS)
+@pytest.mark.parametrize(
+    *pairwise(
+        3,
+        kind=LOSS_KINDS,
+        relativistic=LOSS_RELATIVISTIC,
+        target=[0.0, 0.5, 1.0],
+        value=[float("inf"), float("-inf"), float("nan")],
+    )
+)
 def test_infinities_and_nan_propagate_as_in_aten(
     kind: str, relativistic: str, target: float, value: float, kernels: Any
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from cuda_emulated import Kernels, Shape, on_cuda, on_device
 from derivatives import in_double, second_order_and_statistics, strides
+from pairs import pairwise
 from samples import ACTIVATIONS, DTYPES, NORM_SAMPLES, NormSample
 from tolerances import assert_as_exact, few_numbers_factor
 from torch import Tensor
@@ -38,7 +39,7 @@ WIDE_SAMPLES = [
 SMALL = [s for s in NORM_SAMPLES if s.small] + WIDE_SAMPLES
 
 
-@pytest.fixture(params=["emulated", "cuda"])
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The functions of torch.ops.gan_fast.batch_norm_act_*: emulated, and on a GPU."""
     if request.param == "cuda":
@@ -106,9 +107,13 @@ def test_results_do_not_depend_on_the_order_of_threads(
         assert torch.equal(value, results[1][name]), name
 
 
-@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    *pairwise(
+        activation=ACTIVATIONS,
+        layout=["contiguous", "channels_last"],
+        value=[float("inf"), float("-inf"), float("nan")],
+    )
+)
 def test_infinities_and_nan_propagate_as_in_aten(activation: str, layout: str, value: float, kernels: Any) -> None:
     for training in (True, False):
         for shape in ((3, 4, 3, 3), (3, 8, 2, 4)):
@@ -198,15 +203,20 @@ def test_emulator_rejects_the_launches_that_cuda_rejects(blocks: int, threads: i
     assert f"a launch of {blocks} blocks of {threads} threads" in done.stderr
 
 
-@pytest.mark.parametrize(("n", "c", "s"), [(1, 1, 1), (3, 5, 7), (300, 8, 1), (2, 70, 9), (5, 16, 64), (1, 600, 2)])
-@pytest.mark.parametrize("channels_last", [False, True])
+VISITS = [
+    (n, c, s, channels_last, width)
+    for n, c, s in ((1, 1, 1), (3, 5, 7), (300, 8, 1), (2, 70, 9), (5, 16, 64), (1, 600, 2))
+    for channels_last in (False, True)
+    for width in (1, 4, 8)
+    if (c if channels_last else s) % width == 0
+]
+
+
+@pytest.mark.parametrize(("n", "c", "s", "channels_last", "width"), VISITS)
 @pytest.mark.parametrize("blocks", [1, 7, 528])
-@pytest.mark.parametrize("width", [1, 4, 8])
 def test_every_value_is_visited_once(
     n: int, c: int, s: int, channels_last: bool, blocks: int, width: int, emulated: ctypes.CDLL
 ) -> None:
-    if (c if channels_last else s) % width:
-        pytest.skip("the shape does not allow accesses of this width")
     counts = torch.zeros(n * c * s, dtype=torch.int32)
     shape = Shape(n, c, s, channels_last)
     emulated.visits(ctypes.byref(shape), width, ctypes.c_int64(blocks), ctypes.c_void_p(counts.data_ptr()))

@@ -163,7 +163,7 @@ def test_bad_step_is_refused(step, error):
         DeviceLoader(numbered(4), 2).batch(step)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.gpu
 def test_cuda_batches_equal_cpu_batches_without_synchronizing():
     images = torch.randint(0, 256, (50, 3, 4, 4), dtype=torch.uint8)
     on_cpu, on_gpu = DeviceLoader(images, 8, seed=5), DeviceLoader(images, 8, seed=5, device="cuda")

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from pairs import pairwise
 from torch import Tensor, nn
 
 import gan_fast
@@ -53,12 +54,17 @@ def kinds(model: nn.Module, x: Tensor, how: str) -> tuple[str, ...]:
     return tuple("None" if g is None else "values" if g.count_nonzero() else "zeros" for g in found)
 
 
-@pytest.mark.parametrize("small", [True, False], ids=["ATen's ops", "fused ops"])
-@pytest.mark.parametrize("how", ["backward", "grad", "third order"])
-@pytest.mark.parametrize("trainable", TRAINABLE)
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    *pairwise(
+        3,
+        activation=ACTIVATIONS,
+        norm=NORMS,
+        training=[True, False],
+        trainable=TRAINABLE,
+        how=["backward", "grad", "third order"],
+        small=[True, False],
+    )
+)
 def test_gradients_are_none_or_zero_where_those_of_eager_are(
     activation: str, norm: str, training: bool, trainable: str, how: str, small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from pairs import pairwise
 from torch import Tensor, nn
 
 import gan_fast
@@ -141,10 +142,9 @@ def assert_matches(eager: Gradients | None, fused: Gradients | None) -> None:
         torch.testing.assert_close(fused[name], want, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
 
 
-@pytest.mark.parametrize("size", SHAPES)
-@pytest.mark.parametrize("write", WRITES)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("kind", ["conv", "conv bn", "bn", "in"])
+@pytest.mark.parametrize(
+    *pairwise(3, kind=["conv", "conv bn", "bn", "in"], activation=ACTIVATIONS, write=WRITES, size=SHAPES)
+)
 def test_write_to_the_activation_matches_eager(kind: str, activation: str, write: str, size: str) -> None:
     torch.manual_seed(0)
     model = Eager(kind, activation, WRITES[write]).double()
@@ -184,10 +184,11 @@ def test_write_to_the_result_of_a_model_matches_eager(slope: float, where: str, 
     assert_matches(eager, got)
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("changed", ["weight", "bias"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("kind", ["conv bn", "bn", "in"])
+@pytest.mark.parametrize(
+    *pairwise(
+        3, kind=["conv bn", "bn", "in"], activation=ACTIVATIONS, changed=["weight", "bias"], training=[True, False]
+    )
+)
 def test_write_to_a_norm_parameter_matches_eager(kind: str, activation: str, changed: str, training: bool) -> None:
     """ATen's batch norm saves its weight but not its bias; instance norm saves copies."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from pairs import pairwise
 from torch import Tensor, nn
 from torch.utils import _pytree
 
@@ -160,10 +161,9 @@ def test_subclass_as_intermediate_value_matches_eager(kind: type, make_model: Ma
     compare(model, gan_fast.fuse(model), torch.randn(4, 3, 16, 16), Tensor)
 
 
-@pytest.mark.parametrize("width", [4, 32])
-@pytest.mark.parametrize("make_model", FORWARDS, ids=["sequential", "forward"])
-@pytest.mark.parametrize("kind", [Plain, Annotated, DerivedParameter])
-@pytest.mark.parametrize("layer", [0, 1, 3, 4, 6, 9])
+@pytest.mark.parametrize(
+    *pairwise(3, layer=[0, 1, 3, 4, 6, 9], kind=[Plain, Carrying, OwnParameter], written=WRITTEN, width=[4, 32])
+)
 def test_subclass_as_parameter_matches_eager(kind: Any, layer: int, make_model: MakeModel, width: int) -> None:
     model = make_model(stack(width))
     fused = gan_fast.fuse(model)

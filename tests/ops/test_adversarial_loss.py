@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import in_dtypes, pairwise
 from samples import DTYPES, LAYOUTS, LOSS_KINDS, LOSS_RELATIVISTIC, LOSS_SAMPLES, LossSample
 from tolerances import assert_as_exact, few_numbers_factor
 from torch import Tensor
@@ -91,8 +92,7 @@ def cancelled(sample: LossSample, logits: tuple[Tensor, Tensor], name: str) -> f
     return max(t.detach().double().nan_to_num(0, 0, 0).abs().max().item() for t in logits)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sample", LOSS_SAMPLES, ids=str)
+@pytest.mark.parametrize(*in_dtypes(LOSS_SAMPLES, DTYPES))
 def test_equals_eager_to_second_order(sample: LossSample, dtype: torch.dtype) -> None:
     logits = sample.make(dtype)
     fused = second_order(sample, logits, "cpu")
@@ -221,9 +221,13 @@ def test_compiles_without_graph_breaks(sample: LossSample) -> None:
     torch.testing.assert_close(run(torch.compile(step, fullgraph=True, backend="aot_eager")), run(step))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e4, -1e4, 1e-40])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("which", EACH, ids=lambda s: f"{s.kind}-{s.relativistic}")
+@pytest.mark.parametrize(
+    *pairwise(
+        which=EACH,
+        dtype=[torch.float64, torch.float32],
+        value=[float("nan"), float("inf"), -float("inf"), 1e4, -1e4, 1e-40],
+    )
+)
 def test_nan_infinite_and_extreme_values_equal_eager(which: LossSample, dtype: torch.dtype, value: float) -> None:
     sample = LossSample((9,), (9,), kind=which.kind, relativistic=which.relativistic)
     logits = sample.make(dtype, requires_grad=False)
@@ -323,8 +327,7 @@ def test_means_are_mean_outputs_and_accuracy(sample: LossSample) -> None:
     torch.testing.assert_close(means, want)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sample", LOSS_SAMPLES, ids=str)
+@pytest.mark.parametrize(*in_dtypes(LOSS_SAMPLES, DTYPES))
 def test_forward_gradients_equal_those_of_the_backward_kernel(sample: LossSample, dtype: torch.dtype) -> None:
     """For a loss gradient of 1: bit for bit, and each backward pass returns tensors that may be modified."""
     inputs = sample.make(dtype)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from derivatives import differentiated, in_double, second_order
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from pairs import in_dtypes, pairwise
 from samples import CONV_SAMPLES, DTYPES, LAYOUTS, ConvSample, conv_samples, every_tap_sees_an_input
 from tolerances import assert_as_exact, few_numbers_factor
 from torch import Tensor
@@ -38,8 +39,7 @@ def check_against_aten(
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")  # ATen warns that it pads the input
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sample", CONV_SAMPLES, ids=str)
+@pytest.mark.parametrize(*in_dtypes(CONV_SAMPLES, DTYPES))
 def test_equals_aten_to_second_order(sample: ConvSample, dtype: torch.dtype) -> None:
     check_against_aten(sample, dtype)
 
@@ -210,20 +210,20 @@ def test_channels_last_weight_uses_a_product_only_for_its_own_gradient() -> None
         assert (product.gather, product.scatter, product.weigh) == (scatter, scatter, True)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "gaps", "expanded"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    "geometry",
-    [
-        # kernel, stride, padding, dilation, size of the map, positions
-        ((4, 4), (2, 2), (1, 1), (1, 1), (10, 7), (5, 3)),
-        ((4, 4), (2, 2), (0, 0), (1, 1), (13, 9), (5, 3)),  # some values are under no filter position
-        ((3, 5), (1, 3), (2, 4), (1, 1), (4, 6), (6, 4)),  # filter positions entirely in the padding
-        ((2, 3), (3, 1), (0, 1), (2, 2), (9, 6), (3, 4)),
-        ((7,), (2,), (3,), (1,), (21,), (11,)),
-        ((2, 4, 4), (1, 2, 2), (1, 1, 0), (1, 1, 1), (3, 6, 8), (4, 3, 3)),
-    ],
-    ids=str,
+    *pairwise(
+        geometry=[
+            # kernel, stride, padding, dilation, size of the map, positions
+            ((4, 4), (2, 2), (1, 1), (1, 1), (10, 7), (5, 3)),
+            ((4, 4), (2, 2), (0, 0), (1, 1), (13, 9), (5, 3)),  # some values are under no filter position
+            ((3, 5), (1, 3), (2, 4), (1, 1), (4, 6), (6, 4)),  # filter positions entirely in the padding
+            ((2, 3), (3, 1), (0, 1), (2, 2), (9, 6), (3, 4)),
+            ((7,), (2,), (3,), (1,), (21,), (11,)),
+            ((2, 4, 4), (1, 2, 2), (1, 1, 0), (1, 1, 1), (3, 6, 8), (4, 3, 3)),
+        ],
+        dtype=DTYPES,
+        layout=["contiguous", "channels_last", "gaps", "expanded"],
+    )
 )
 def test_columns_equal_unfold_and_fold(geometry: Any, dtype: torch.dtype, layout: str) -> None:
     kernel, stride, padding, dilation, size, positions = geometry
@@ -253,19 +253,19 @@ def test_columns_equal_unfold_and_fold(geometry: Any, dtype: torch.dtype, layout
     assert torch.equal(output.double(), full + bias.double().view(-1, *[1] * len(size)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "gaps", "offset", "transposed"])
 @pytest.mark.parametrize(
-    "case",
-    # input channels, output channels, size of the input, padding, output padding
-    [
-        (64, 3, (32, 32), (1, 1), (0, 0)),
-        (33, 1, (1, 17), (1, 2), (1, 1)),
-        (5, 2, (9, 40), (0, 3), (0, 1)),
-        (70, 4, (2, 16), (2, 0), (0, 0)),
-        (1, 3, (40, 5), (3, 1), (1, 0)),
-    ],
-    ids=str,
+    *pairwise(
+        case=[
+            # input channels, output channels, size of the input, padding, output padding
+            (64, 3, (32, 32), (1, 1), (0, 0)),
+            (33, 1, (1, 17), (1, 2), (1, 1)),
+            (5, 2, (9, 40), (0, 3), (0, 1)),
+            (70, 4, (2, 16), (2, 0), (0, 0)),
+            (1, 3, (40, 5), (3, 1), (1, 0)),
+        ],
+        layout=["contiguous", "channels_last", "gaps", "offset", "transposed"],
+        dtype=[torch.float32, torch.bfloat16, torch.float16],
+    )
 )
 def test_sub_pixel_conv_equals_a_transposed_convolution(case: Any, layout: str, dtype: torch.dtype) -> None:
     c_in, c_out, size, padding, output_padding = case
@@ -576,8 +576,11 @@ def _input_gradient_samples() -> list[tuple[tuple[int, ...], tuple[int, ...], co
     ]
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("sample", _input_gradient_samples(), ids=str)
+@pytest.mark.parametrize(
+    ("sample", "channels_last"),
+    [(sample, last) for sample in _by_input_samples() for last in (False, True) if not (last and len(sample[0]) == 3)],
+    ids=str,
+)
 def test_input_gradient_without_the_input_equals_aten(sample: Any, channels_last: bool) -> None:
     """GPUs use this path; here it runs on the CPU, and must return the same memory format."""
     shape, weight_shape, geometry = sample

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from derivatives import differentiated, in_double, second_order_and_statistics, strides, with_own_buffers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from pairs import in_dtypes
 from samples import (
     ACTIVATIONS,
     BLOCK_SAMPLES,
@@ -75,8 +76,7 @@ def check_against_chain(sample: BlockSample, dtype: torch.dtype) -> None:
     assert all(not actual[name].count_nonzero() for name in set(actual) - set(eager))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sample", BLOCK_SAMPLES, ids=str)
+@pytest.mark.parametrize(*in_dtypes(BLOCK_SAMPLES, DTYPES))
 def test_equals_the_chain_to_second_order(sample: BlockSample, dtype: torch.dtype) -> None:
     check_against_chain(sample, dtype)
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from derivatives import differentiated, in_double, second_order_and_statistics, strides, with_own_buffers
+from pairs import in_dtypes
 from samples import DTYPES, NORM_SAMPLES, NormSample
 from tolerances import assert_as_exact
 from torch import Tensor
@@ -28,8 +29,7 @@ def make(sample: NormSample, dtype: torch.dtype, **options: Any) -> dict[str, An
     return arguments
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sample", SAMPLES, ids=str)
+@pytest.mark.parametrize(*in_dtypes(SAMPLES, DTYPES))
 def test_equals_eager_to_second_order(sample: NormSample, dtype: torch.dtype) -> None:
     arguments = make(sample, dtype)
     actual = second_order_and_statistics(instance_norm_act, arguments, dtype)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from pairs import pairwise
 from samples import DTYPES, LAYOUTS
 from torch import Tensor, nn
 
@@ -20,9 +21,7 @@ RECTIFIERS = {
 }
 
 
-@pytest.mark.parametrize("name", RECTIFIERS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(*pairwise(dtype=DTYPES, layout=LAYOUTS, name=RECTIFIERS))
 def test_equals_aten(dtype: torch.dtype, layout: str, name: str) -> None:
     function_of_ops, eager_function, slope = RECTIFIERS[name]
     x = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
@@ -187,9 +186,7 @@ def test_bad_input() -> None:
         leaky_relu(torch.ones(2), "0.2")
 
 
-@pytest.mark.parametrize("count", [0, 1, 7, 63, 64, 65, 40_000])
-@pytest.mark.parametrize("slope", [0.2, 0.0, -0.3])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(*pairwise(dtype=DTYPES, slope=[0.2, 0.0, -0.3], count=[0, 1, 7, 63, 64, 65, 40_000]))
 def test_sign_kernels_equal_aten(dtype: torch.dtype, slope: float, count: int) -> None:
     """Counts around the block size, and one for several threads."""
     x, grad = (torch.randn(count, dtype=torch.float64).to(dtype) for _ in range(2))

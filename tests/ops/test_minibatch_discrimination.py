@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from derivatives import in_double, second_order
+from pairs import in_dtypes
 from samples import DISCRIMINATION_SAMPLES, DTYPES, DiscriminationSample
 from tolerances import assert_as_exact
 from torch import Tensor
@@ -49,8 +50,7 @@ def test_equals_the_published_formula_to_second_order(n: int, backend: str) -> N
         torch.testing.assert_close(got[name], want, msg=name)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sample", DISCRIMINATION_SAMPLES, ids=str)
+@pytest.mark.parametrize(*in_dtypes(DISCRIMINATION_SAMPLES, DTYPES))
 def test_kernel_equals_the_reference_to_second_order(sample: DiscriminationSample, dtype: torch.dtype) -> None:
     arguments = sample.make(dtype)
     got, eager = second_order(kernel, arguments), second_order(reference, arguments)

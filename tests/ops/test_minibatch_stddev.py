@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from derivatives import in_double, second_order
+from pairs import in_dtypes
 from samples import DTYPES, STDDEV_SAMPLES, StdDevSample
 from tolerances import assert_as_exact
 from torch import Tensor
@@ -25,8 +26,7 @@ def published(input: Tensor, group_size: int | None = 4, num_channels: int = 1) 
     return torch.cat([input, torch.stack(appended)], 1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sample", [s for s in STDDEV_SAMPLES if s.shape[0]], ids=str)
+@pytest.mark.parametrize(*in_dtypes([s for s in STDDEV_SAMPLES if s.shape[0]], DTYPES))
 def test_equals_the_published_formula_to_second_order(sample: StdDevSample, dtype: torch.dtype) -> None:
     arguments = sample.make(dtype)
     output, eager = second_order(minibatch_stddev, arguments), second_order(published, arguments)

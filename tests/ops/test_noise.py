@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from derivatives import strides
+from pairs import pairwise
 from samples import DTYPES, LAYOUTS
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -185,9 +186,7 @@ def test_output_has_the_dtype_of_the_input(op: str, dtype: torch.dtype, backend:
         torch.testing.assert_close(output.float(), wide, rtol=rounding, atol=2 * rounding)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(4, 3, 5, 6), (3, 700), (2, 3, 40, 40)], ids=str)
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(*pairwise(op=OPS, shape=[(4, 3, 5, 6), (3, 700), (2, 3, 40, 40)], layout=LAYOUTS))
 def test_every_layout_gets_one_number_per_element(op: str, shape: tuple[int, ...], layout: str, backend: str) -> None:
     """Every element gets its own random number; dense images keep their strides."""
     x = LAYOUTS[layout](images(shape).cpu()).to(DEVICE)

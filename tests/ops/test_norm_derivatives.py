@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from pairs import pairwise
 from torch import Tensor
 
 import gan_fast
@@ -90,10 +91,14 @@ def assert_equal_derivatives(actual: Tensor, want: Tensor) -> None:
 @pytest.mark.parametrize(
     ("size", "how"), [("small", "auto"), ("large", "auto"), ("large", "reference"), ("small", "functorch")]
 )
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("parameters", [(True, True), (True, False), (False, True), (False, False)], ids=str)
-@pytest.mark.parametrize("activation", ["identity", "leaky_relu", "tanh"])
-@pytest.mark.parametrize("norm", ["batch", "instance"])
+@pytest.mark.parametrize(
+    *pairwise(
+        norm=["batch", "instance"],
+        activation=["identity", "leaky_relu", "tanh"],
+        parameters=[(True, True), (True, False), (False, True), (False, False)],
+        training=[True, False],
+    )
+)
 def test_first_to_fourth_derivatives(
     norm: str, activation: str, parameters: tuple[bool, bool], training: bool, size: str, how: str
 ) -> None:
@@ -185,11 +190,11 @@ def test_second_derivative_under_functorch_is_as_accurate_as_in_aten(dtype: torc
     assert (actual.double() - exact).abs().max() <= allowed
 
 
-@pytest.mark.parametrize("size", SHAPES)
-@pytest.mark.parametrize("how", ["auto", "reference"])
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("frozen", [True, False])
-@pytest.mark.parametrize("norm", ["batch", "instance"])
+@pytest.mark.parametrize(
+    *pairwise(
+        norm=["batch", "instance"], frozen=[True, False], training=[True, False], how=["auto", "reference"], size=SHAPES
+    )
+)
 def test_bias_without_weight(norm: str, frozen: bool, training: bool, how: str, size: str) -> None:
     """ATen's double backward fails here, or returns no gradient for the bias."""
     x, _, bias = draw(SHAPES[size], False, False, True)

@@ -9,6 +9,7 @@ import torch
 from derivatives import in_double, second_order, strides
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import in_dtypes, pairwise
 from samples import DTYPES, LAYOUTS, SAMPLE_NORM_SAMPLES, SampleNormSample
 from tolerances import assert_as_exact, few_numbers_factor
 from torch import Tensor
@@ -50,8 +51,7 @@ def compare(arguments: dict[str, Any], dtype: torch.dtype, factor: float = 1.0) 
             assert strides(kernel[name]) == strides(value), name
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sample", SAMPLE_NORM_SAMPLES, ids=str)
+@pytest.mark.parametrize(*in_dtypes(SAMPLE_NORM_SAMPLES, DTYPES))
 def test_equals_eager_to_second_order(sample: SampleNormSample, dtype: torch.dtype) -> None:
     compare(sample.make(dtype), dtype)
 
@@ -153,9 +153,9 @@ def test_no_nan_at_zero_gradient(center: float, backend: str) -> None:
     assert bool(second.isfinite().all())
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e4, 1e-40])
-@pytest.mark.parametrize("center", [0.0, 1.0])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    *pairwise(dtype=DTYPES, center=[0.0, 1.0], value=[float("nan"), float("inf"), -float("inf"), 1e4, 1e-40])
+)
 def test_nan_infinite_and_extreme_values_equal_eager(dtype: torch.dtype, center: float, value: float) -> None:
     arguments = SampleNormSample((3, 5, 4), center).make(dtype, requires_grad=False)
     arguments["input"][1, 2, 3] = value

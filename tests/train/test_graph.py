@@ -51,7 +51,7 @@ class CountedGraphs(graph.CudaGraphs):
         return replay, values
 
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+needs_gpu = pytest.mark.gpu
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs_gpu)])

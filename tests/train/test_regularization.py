@@ -118,6 +118,7 @@ CASES = [
     *({"objective": name, "update": "one_stage"} for name in ("non_saturating", "hinge", "relativistic")),
     {"objective": "wasserstein", "penalty": "gradient_penalty", "d_steps": 3},
     {"objective": "non_saturating", "penalty": "dragan"},
+    {"objective": "non_saturating", "penalty": "r1", "d_steps": 2, "penalty_every": 3},
     {"objective": "relativistic", "penalty": ("r1", "r2"), "penalty_weight": 2.0},
     {"objective": "relativistic_average", "penalty": ("gradient_penalty", "r1"), "penalty_every": 2},
     {

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from pairs import pairwise
 from train.recorder import NoReadBack
 
 from gan_fast.train.undo import SavedValues
@@ -29,9 +30,7 @@ def assert_equal(a, b):
     torch.testing.assert_close(a.cfloat(), b.cfloat(), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("flag", [True, False])
-@pytest.mark.parametrize("replaced", [True, False])
-@pytest.mark.parametrize("kind", TENSORS)
+@pytest.mark.parametrize(*pairwise(kind=TENSORS, replaced=[True, False], flag=[True, False]))
 def test_tensor_is_restored_without_reading_the_flag(kind, replaced, flag):
     tensor = copy.deepcopy(TENSORS[kind])
     before, written = tensor.clone(), tensor

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairs import pairwise
 from samples import LOSS_KINDS, LOSS_RELATIVISTIC, LOSS_SAMPLES, LossSample
 from tolerances import assert_as_exact, few_numbers_factor
 from torch import Tensor
@@ -62,10 +63,15 @@ def test_generator_loss(saturating: bool) -> None:
     torch.testing.assert_close((actual, grad), (expected, expected_grad))
 
 
-@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-@pytest.mark.parametrize("target", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("relativistic", LOSS_RELATIVISTIC)
-@pytest.mark.parametrize("kind", LOSS_KINDS)
+@pytest.mark.parametrize(
+    *pairwise(
+        3,
+        kind=LOSS_KINDS,
+        relativistic=LOSS_RELATIVISTIC,
+        target=[0.0, 0.5, 1.0],
+        value=[float("inf"), float("-inf"), float("nan")],
+    )
+)
 def test_infinities_and_nan_propagate_as_in_aten(kind: str, relativistic: str, target: float, value: float) -> None:
     from gan_fast.triton_kernels import adversarial_loss
 

@@ -248,7 +248,8 @@ def test_unsupported_dtype_raises() -> None:
         on_triton(values((3,), torch.float64))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with 12 GiB")
+# Needs 12 GiB of GPU memory.
+@pytest.mark.gpu
 def test_more_values_than_32_bit_offsets_reach() -> None:
     from gan_fast.triton_kernels import leaky_relu as kernels
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from derivatives import in_double, second_order
+from pairs import in_dtypes
 from samples import DISCRIMINATION_SAMPLES, DiscriminationSample
 from tolerances import assert_as_exact
 from torch import Tensor
@@ -21,8 +22,7 @@ TILES = [DiscriminationSample((66, 1, 2)), DiscriminationSample((17, 1, 18))]
 SAMPLES = [s for s in DISCRIMINATION_SAMPLES if s.small and s.layout in ("contiguous", "expanded") and s.shape[1] <= 4]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sample", [*SAMPLES, *TILES], ids=str)
+@pytest.mark.parametrize(*in_dtypes([*SAMPLES, *TILES], DTYPES))
 def test_equals_the_reference_to_second_order(sample: DiscriminationSample, dtype: torch.dtype) -> None:
     arguments = {name: t.to(DEVICE).detach().requires_grad_() for name, t in sample.make(dtype).items()}
 

@@ -111,7 +111,7 @@ def test_each_op_is_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launched == ["interpolate_kernel", "perturb_kernel", "add_noise_kernel"]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: CUDA graphs")
+@pytest.mark.gpu
 def test_cuda_graph_draws_new_numbers_at_each_replay() -> None:
     x, std = torch.zeros(4, 3000, device=DEVICE), torch.ones((), device=DEVICE)
     ops.add_noise(x, std)
@@ -130,7 +130,8 @@ def test_cuda_graph_draws_new_numbers_at_each_replay() -> None:
     assert not torch.equal(found[0][1], found[1][1])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with 12 GiB")
+# Needs 12 GiB of GPU memory.
+@pytest.mark.gpu
 def test_more_values_than_32_bit_offsets_reach() -> None:
     x = torch.zeros(2**31 + 2 * TILE + 3, dtype=torch.float16, device=DEVICE)
     noisy = ops.add_noise(x, 1.0)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from derivatives import in_double, second_order, strides
+from pairs import in_dtypes
 from samples import SAMPLE_NORM_SAMPLES, SampleNormSample
 from tolerances import assert_as_exact, few_numbers_factor
 from torch import Tensor
@@ -43,8 +44,7 @@ def on_device(arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sample", SAMPLES, ids=str)
+@pytest.mark.parametrize(*in_dtypes(SAMPLES, DTYPES))
 def test_equals_aten_to_second_order(sample: SampleNormSample, dtype: torch.dtype) -> None:
     arguments = on_device(sample.make(dtype))
 
@@ -142,7 +142,8 @@ def test_unsupported_dtype_raises() -> None:
         sample_norm_penalty(torch.ones(3, 2, dtype=torch.float64, device=DEVICE))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with 12 GiB")
+# Needs 12 GiB of GPU memory.
+@pytest.mark.gpu
 def test_more_values_than_32_bit_offsets_reach() -> None:
     from gan_fast.triton_kernels import sample_norm_penalty as kernels
 
