@@ -162,7 +162,9 @@ def test_subclass_as_intermediate_value_matches_eager(kind: type, make_model: Ma
 
 
 @pytest.mark.parametrize(
-    *pairwise(3, layer=[0, 1, 3, 4, 6, 9], kind=[Plain, Carrying, OwnParameter], written=WRITTEN, width=[4, 32])
+    *pairwise(
+        3, layer=[0, 1, 3, 4, 6, 9], kind=[Plain, Annotated, DerivedParameter], make_model=FORWARDS, width=[4, 32]
+    )
 )
 def test_subclass_as_parameter_matches_eager(kind: Any, layer: int, make_model: MakeModel, width: int) -> None:
     model = make_model(stack(width))

@@ -13,6 +13,7 @@ from triton_device import DEVICE, interpreted
 
 import gan_fast
 from gan_fast import ops
+from gan_fast.choices import ACTIVATIONS
 from gan_fast.ops import activations
 from gan_fast.triton_kernels import DTYPES
 
@@ -69,7 +70,7 @@ def test_output_and_statistics_equal_aten(case: Any, dtype: torch.dtype) -> None
         torch.testing.assert_close(square, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("activation", activations.NAMES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activation_is_applied_in_the_epilogue(activation: str) -> None:
     from gan_fast.triton_kernels import conv
 
@@ -202,7 +203,7 @@ def test_unsupported_convolutions_are_reported() -> None:
 
 
 @pytest.mark.parametrize("memory_format", [None, torch.contiguous_format], ids=str)
-@pytest.mark.parametrize("activation", activations.NAMES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activation_of_a_block_needs_no_second_pass(
     activation: str, memory_format: torch.memory_format | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
