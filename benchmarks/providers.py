@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -203,8 +204,12 @@ _OVERWRITABLE = (
 )  # fmt: skip
 
 
-def channels_last(value: object) -> object:
-    """Convert 4-d tensors and modules to channels-last; return anything else as it is."""
-    if isinstance(value, nn.Module) or (isinstance(value, Tensor) and value.dim() == 4 and value.is_floating_point()):
-        return value.to(memory_format=torch.channels_last)
+def channels_last(value: Any) -> Any:
+    """Convert tensors and the parameters of modules, 4-d and 5-d, to channels-last; return anything else as it is."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if isinstance(value, nn.Module):
+        for parameter in value.parameters():
+            parameter.data = channels_last(parameter.data)
+    elif isinstance(value, Tensor) and value.dim() in formats:
+        return value.contiguous(memory_format=formats[value.dim()])
     return value
