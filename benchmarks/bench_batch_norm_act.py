@@ -55,7 +55,7 @@ def run(
 def bench_forward_backward(compare: Callable[[Case], None], shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Training, each provider in its quickest memory format.
 
-    Tuned by hand: channels-last, activation in place, ATen called without modules.
+    Tuned by hand: contiguous or channels-last, activation in place, ATen called without modules.
     """
     run(compare, "forward + backward", shape, dtype)
 
@@ -72,7 +72,7 @@ def bench_one_layout(compare: Callable[[Case], None], layout: str) -> None:
 def bench_sampling(compare: Callable[[Case], None]) -> None:
     """Evaluation mode, forward without gradients.
 
-    Tuned by hand: channels-last, activation in place, ATen called without modules. There is no convolution to fold
-    the norm into.
+    Tuned by hand: contiguous or channels-last, activation in place, ATen called without modules. There is no
+    convolution to fold the norm into.
     """
     run(compare, "forward eval", LARGE)

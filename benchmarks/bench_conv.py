@@ -46,8 +46,8 @@ def penalty_by_func(critic: Callable[[Tensor], Tensor], points: Tensor) -> Tenso
 def bench_penalty(compare: Callable[[Case], None]) -> None:
     """The penalty and its gradients with respect to the weights.
 
-    Tuned by hand: channels-last, activations in place, one norm over all dimensions. torch.compile: the whole penalty
-    with torch.func.grad, since compiled functions have no double backward.
+    Tuned by hand: contiguous or channels-last, activations in place, one norm over all dimensions.
+    torch.compile: the whole penalty with torch.func.grad, since compiled functions have no double backward.
     """
     device = default_device()
     torch.manual_seed(0)
@@ -87,7 +87,7 @@ def bench_penalty(compare: Callable[[Case], None]) -> None:
             for name, layout in LAYOUTS.items()
             for words, activation in (("", F.leaky_relu), (", in place", F.leaky_relu_))
         },
-        TUNED: provider(F, torch.channels_last, F.leaky_relu_, penalty_tuned),
+        TUNED: in_layouts(lambda layout: provider(F, layout, F.leaky_relu_, penalty_tuned)),
         COMPILED: provider(F, torch.channels_last, F.leaky_relu, penalty_by_func, compiled),
         GAN_FAST: in_layouts(lambda layout: provider(ops, layout, ops.leaky_relu, penalty)),
     }

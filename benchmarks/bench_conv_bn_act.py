@@ -26,8 +26,8 @@ TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 0.3}
 def bench_network(compare: Callable[[Case], dict[str, Any]], network: str, dtype: torch.dtype) -> None:
     """DCGAN-64's generator and discriminator, forward and backward.
 
-    Tuned by hand: channels-last, activations in place, ATen called without modules. In bfloat16 every provider runs
-    under autocast; eager's variants include float32, which some CPUs multiply faster.
+    Tuned by hand: contiguous or channels-last, activations in place, ATen called without modules. In bfloat16
+    every provider runs under autocast; eager's variants include float32, which some CPUs multiply faster.
     """
     device = default_device()
     torch.manual_seed(0)
@@ -112,7 +112,7 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], Callable[[bool], nn.Sequential]
 def bench_block(compare: Callable[[Case], dict[str, Any]], block: str) -> None:
     """A block, forward and backward, with the gradient of its input.
 
-    Tuned by hand: channels-last, activations in place, ATen called without modules.
+    Tuned by hand: contiguous or channels-last, activations in place, ATen called without modules.
     """
     device = default_device()
     torch.manual_seed(0)
@@ -130,8 +130,8 @@ def bench_block(compare: Callable[[Case], dict[str, Any]], block: str) -> None:
 def bench_block_sampling(compare: Callable[[Case], dict[str, Any]], block: str) -> None:
     """A block in evaluation mode, forward without gradients.
 
-    Tuned by hand: batch norm folded into the convolution's weights, channels-last, activation in place, ATen called
-    without modules.
+    Tuned by hand: batch norm folded into the convolution's weights, contiguous or channels-last, activation in place,
+    ATen called without modules.
     """
     device = default_device()
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ ENVIRONMENT = pytest.StashKey[dict[str, Any]]()
 REPEATED_S = pytest.StashKey[float]()
 COSTLIEST = 8
 # For all repeats of unstable cases together, so that a noisy machine cannot make the run much longer.
-MAX_REPEATED_S = 240.0
+MAX_REPEATED_S = 180.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

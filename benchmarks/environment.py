@@ -32,7 +32,7 @@ def describe(device: torch.device) -> dict[str, str | float]:
         "device": device_name(device),
         "cores": cores,
         "threads": torch.get_num_threads(),
-        "instruction_set": extension.build_info().get("instruction_set", "no native module"),
+        "instruction_set": extension.build_info().get("instruction_set", "no C++ module"),
         "backend": os.environ.get("GAN_FAST_BACKEND", "auto"),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +105,7 @@ def network_providers(
     """Return the four providers of a network, all with the same weights.
 
     - eager: modules of torch.nn; variants: contiguous or channels-last, activations in place or not.
-    - eager, tuned by hand: channels-last, in place, and ``tune``, by default :func:`without_modules`.
+    - eager, tuned by hand: in place, and ``tune``, by default :func:`without_modules`; contiguous or channels-last.
     - torch.compile: channels-last, which inductor chooses for convolutions on a CPU anyway.
     - gan_fast; variants: contiguous or channels-last.
 
@@ -112,7 +113,7 @@ def network_providers(
         build_eager: makes the network; the argument says whether activations work in place.
         build_gan_fast: makes the same network from gan_fast.
         make_work: see ``MakeWork``.
-        layouts: the allowed memory formats; the last one is used for tuned and compiled networks.
+        layouts: the allowed memory formats; the last one is used for the compiled network.
     """
     last = [*layouts.values()][-1]
     source = build_gan_fast()
@@ -124,10 +125,14 @@ def network_providers(
         model = place(build_gan_fast(), layout)
         return make_work(model, model, layout)
 
-    tuned, to_compile = place(build_eager(True), last), place(build_eager(False), last)
+    def tuned(layout: torch.memory_format) -> Work:
+        model = place(build_eager(True), layout)
+        return make_work((tune or without_modules)(model), model, layout)
+
+    to_compile = place(build_eager(False), last)
     return {
         EAGER: eager_providers(build_eager, source, make_work, device, layouts),
-        TUNED: make_work((tune or without_modules)(tuned), tuned, last),
+        TUNED: {name: tuned(layout) for name, layout in layouts.items()},
         COMPILED: make_work(compiled(to_compile), to_compile, last),
         GAN_FAST: {name: gan_fast(layout) for name, layout in layouts.items()},
     }
@@ -182,7 +187,7 @@ def folded(model: nn.Sequential) -> Forward:
             transposed = isinstance(convolution, nn.ConvTranspose2d)
             layer = fuse_conv_bn_eval(convolution, layer, transposed)
         layers.append(layer)
-    return without_modules(nn.Sequential(*layers).to(memory_format=torch.channels_last))
+    return without_modules(nn.Sequential(*layers))
 
 
 def in_place_in_sequentials(model: nn.Module) -> nn.Module:
@@ -203,8 +208,12 @@ _OVERWRITABLE = (
 )  # fmt: skip
 
 
-def channels_last(value: object) -> object:
-    """Convert 4-d tensors and modules to channels-last; return anything else as it is."""
-    if isinstance(value, nn.Module) or (isinstance(value, Tensor) and value.dim() == 4 and value.is_floating_point()):
-        return value.to(memory_format=torch.channels_last)
+def channels_last(value: Any) -> Any:
+    """Convert tensors and the parameters of modules, 4-d and 5-d, to channels-last; return anything else as it is."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if isinstance(value, nn.Module):
+        for parameter in value.parameters():
+            parameter.data = channels_last(parameter.data)
+    elif isinstance(value, Tensor) and value.dim() in formats:
+        return value.contiguous(memory_format=formats[value.dim()])
     return value

@@ -400,7 +400,7 @@ def read_results(folder: Path = RESULTS) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
-def between_markers(text: str, begin: str, body: str) -> str:
+def between_markers(text: str, begin: str, body: str, file: str = "README.md") -> str:
     """Replace the text from a begin marker to the next end marker.
 
     Raises:
@@ -409,7 +409,7 @@ def between_markers(text: str, begin: str, body: str) -> str:
     before, found, rest = text.partition(begin)
     _, ended, after = rest.partition(END)
     if not found or not ended or begin in rest:
-        raise ValueError(f"table: expected the text to have one {begin} and {END} after it, got {text.count(begin)}")
+        raise ValueError(f"table: expected {file} to have one {begin} with {END} after it, got {text.count(begin)}")
     return before + begin + (f"\n\n{body}\n\n" if body else "\n") + END + after
 
 
@@ -445,7 +445,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (options.docs, DOCS_BEGIN, docs_tables(results)),
         (options.readme, README_BEGIN, readme_table(results)),
     ):
-        path.write_text(between_markers(path.read_text(), begin, body))
+        path.write_text(between_markers(path.read_text(), begin, body, path.name))
 
 
 if __name__ == "__main__":

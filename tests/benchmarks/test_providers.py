@@ -104,6 +104,15 @@ def test_only_activations_after_convolutions_and_norms_become_in_place() -> None
     assert [layer.inplace for layer in model if isinstance(layer, nn.ReLU)] == [True, False, True]
 
 
+def test_channels_last_converts_what_has_spatial_dimensions() -> None:
+    model = providers.channels_last(nn.Sequential(nn.Conv2d(3, 4, 2), nn.Conv3d(3, 4, 2), nn.Conv1d(3, 4, 2)))
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert model[1].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert model[2].weight.is_contiguous()
+    assert providers.channels_last(torch.ones(2, 3, 4, 5)).stride() == (60, 1, 15, 3)
+    assert providers.channels_last(5) == 5
+
+
 def test_networks_of_the_fuse_benchmark_exist() -> None:
     assert {*bench_fuse.NETWORKS} <= {*NETWORKS}
     assert any(NETWORKS[name].conv_blocks for name in bench_fuse.NETWORKS)

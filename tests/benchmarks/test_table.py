@@ -73,7 +73,7 @@ def test_text_between_the_markers_is_replaced() -> None:
 
 @pytest.mark.parametrize("marker", [table.README_BEGIN, table.END])
 def test_missing_marker_raises(marker: str) -> None:
-    with pytest.raises(ValueError, match="table: expected the text to have one"):
+    with pytest.raises(ValueError, match=r"table: expected README\.md to have one"):
         table.between_markers(README.replace(marker, ""), table.README_BEGIN, "")
 
 
