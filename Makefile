@@ -1,9 +1,11 @@
-# Every target sets up what it needs in .venv, from a clone and a Python alone.
-#   make train   install, build, train a DCGAN on handwritten digits, say where the pictures are
-#   make test    install, build, run the whole test suite
-#   make lint    ruff, mypy, clang-format
-#   make bench   measure ops and a training step against eager PyTorch, and write README's tables
-#   make compat  import and test this build under older torches (downloads them), or one: COMPAT_TORCH=2.12.0
+# Every target creates the virtual environment .venv and installs what it needs; all that is required is Python.
+#   make train   build, train a DCGAN on scanned digits, print where the pictures are
+#   make test    build, run the whole test suite
+#   make lint    run ruff, mypy and clang-format
+#   make format  fix what they can fix
+#   make bench   measure ops, networks and training steps against PyTorch, and write the tables of README and docs
+#   make compat  test the build under PyTorch 2.11 and 2.12 (downloads them), or under one: COMPAT_TORCH=2.12.0
+#   make clean   remove .venv and the build
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +13,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 RUN := $(BIN)/python -m
 OUT ?= runs/digits-$(shell date +%Y%m%d-%H%M%S)
 TRAIN_ARGS ?=
-# One worker a core; each runs its tests on its share of the threads.
+# One worker per core; conftest.py gives each its share of the threads.
 TEST_ARGS ?= -n auto --dist worksteal
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
@@ -25,7 +27,7 @@ $(VENV)/created:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-# torch comes first: the build needs it, and installing without isolation keeps pip from fetching a second one.
+# The build needs torch, and building without isolation keeps pip from downloading a second one.
 $(VENV)/built: $(VENV)/created constraints.txt $(SOURCES)
 	$(PIP) torch setuptools wheel ninja pybind11
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e '.[digits]'
@@ -45,7 +47,7 @@ train: $(VENV)/built
 test: $(VENV)/tested
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(RUN) pytest $(TEST_ARGS)
 
-# mypy follows imports into torch, so the package must be there.
+# mypy follows imports into torch, so the package must be installed.
 lint: $(VENV)/linted $(VENV)/built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -2,173 +2,141 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from benchmarks import held
-from benchmarks.harness import OURS, Case, Work, default_device, forward_backward
+from benchmarks import providers, saved_memory
+from benchmarks.harness import EAGER, GAN_FAST, Case, default_device
+from benchmarks.networks import eager_models
 from gan_fast import nn as fused
 
 BATCH_SIZE = 32
-TOLERANCE = 1e-4
-# Whole networks: rounding may put a value on the other side of an activation's kink, and every gradient behind it
-# then has another summand; eager's own two layouts differ by 1e-3. The figures have each provider's distance.
-NETWORK_TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 0.3}
-
-EAGER = "eager"
-CHANNELS_LAST = "eager, channels_last"
-
-
-def with_weights(model: nn.Module, source: nn.Module, device: torch.device) -> nn.Module:
-    for own, given in zip((*model.parameters(),), (*source.parameters(),), strict=True):
-        own.data.copy_(given.data)
-    return model.to(device)
-
-
-def pass_through(model: nn.Module, input: Tensor, dtype: torch.dtype = torch.float32) -> Work:
-    """One forward and backward pass of a network, all gradients of its parameters among the results."""
-    autocast = contextlib.nullcontext if dtype == torch.float32 else lambda: torch.autocast(input.device.type, dtype)
-    with torch.no_grad():
-        output = model(input)
-    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(input.device)
-
-    def forward() -> Tensor:
-        with autocast():
-            return model(input).float()
-
-    return forward_backward(forward, dict(model.named_parameters()), grad)
-
-
-def by_order(work: Work) -> Work:
-    """Results numbered instead of named: the same network has other names in another library."""
-    return lambda: {f"{index}": value for index, value in enumerate(work().values())}
+EVAL_TOLERANCE = 1e-4
+# Of gradients: rounding may put a value on the other side of an activation's kink, which adds a term to every gradient
+# before it; eager's two layouts differ by 1e-3. The figures have each provider's distance.
+TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 0.3}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("network", held.NETWORKS)
+@pytest.mark.parametrize("network", saved_memory.NETWORKS)
 def bench_network(compare: Callable[[Case], dict[str, Any]], network: str, dtype: torch.dtype) -> None:
+    """DCGAN-64's generator and discriminator, forward and backward.
+
+    Tuned by hand: channels-last, activations in place, ATen called without modules. In bfloat16 every provider runs
+    under autocast; eager's variants include float32, which some CPUs multiply faster.
+    """
     device = default_device()
     torch.manual_seed(0)
-    input = held.network_input(network, BATCH_SIZE).to(device)
-    source = held.network(network, OURS)
+    input = saved_memory.network_input(network, BATCH_SIZE).to(device)
+    with torch.no_grad():
+        output = saved_memory.network(network, EAGER).to(device)(input)
+    grad = torch.randn(output.shape).to(device)
 
-    def make(provider: str) -> nn.Module:
-        return with_weights(held.network(network, provider), source, device)
+    def build_eager(inplace: bool) -> nn.Sequential:
+        return eager_models(64, 3, 64, inplace)[saved_memory.NETWORKS.index(network)]
 
-    channels_last = make(EAGER).to(memory_format=torch.channels_last)
-    last_input = input.contiguous(memory_format=torch.channels_last)
+    def build_gan_fast() -> nn.Module:
+        torch.manual_seed(0)
+        return saved_memory.network(network, GAN_FAST)
+
     half = dtype != torch.float32
-    providers = {EAGER: pass_through(make(EAGER), input)}
+    make_work = providers.training_work(input, grad, dtype if half else None)
+    every = providers.network_providers(build_eager, build_gan_fast, make_work, device)
     if half:
-        providers["eager, bfloat16 autocast"] = pass_through(make(EAGER), input, dtype)
-        providers["eager, bfloat16 autocast, channels_last"] = pass_through(channels_last, last_input, dtype)
-    else:
-        providers[CHANNELS_LAST] = pass_through(channels_last, last_input)
-    providers[OURS] = pass_through(make(OURS), input, dtype)
+        in_float32 = providers.eager_providers(
+            build_eager, build_gan_fast(), providers.training_work(input, grad), device
+        )
+        every[EAGER] = {**{f"float32 {k}": v for k, v in in_float32.items()}, **every[EAGER]}
     name = f"DCGAN-64 {network} forward + backward, batch {BATCH_SIZE} {'bfloat16 autocast' if half else 'float32'}"
-    case = Case(name, {k: by_order(v) for k, v in providers.items()}, NETWORK_TOLERANCE[dtype], device)
-    figures = compare(case)
+    figures = compare(Case(name, every, TOLERANCE[dtype], device))
     if not half and device.type == "cpu":
-        figures["held"] = {provider: held.in_a_process(network, provider, BATCH_SIZE) for provider in held.PROVIDERS}
+        figures["held"] = {
+            provider: saved_memory.measure_in_process(network, provider, BATCH_SIZE)
+            for provider in saved_memory.PROVIDERS
+        }
 
 
-BLOCKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], tuple[int, ...]]] = {
+# Each block: gan_fast's module, the same from torch.nn (the argument: in place), the input's shape.
+BLOCKS: dict[str, tuple[Callable[[], nn.Module], Callable[[bool], nn.Sequential], tuple[int, ...]]] = {
     "transposed 4x4/2 block 512 -> 256 channels": (
         lambda: fused.ConvTransposeBNAct2d(512, 256, 4, 2, 1, activation="relu"),
-        lambda: nn.Sequential(nn.ConvTranspose2d(512, 256, 4, 2, 1, bias=False), nn.BatchNorm2d(256), nn.ReLU(True)),
+        lambda inplace: nn.Sequential(
+            nn.ConvTranspose2d(512, 256, 4, 2, 1, bias=False), nn.BatchNorm2d(256), nn.ReLU(inplace)
+        ),
         (BATCH_SIZE, 512, 4, 4),
     ),
     "transposed 4x4/2 block 128 -> 64 channels": (
         lambda: fused.ConvTransposeBNAct2d(128, 64, 4, 2, 1, activation="relu"),
-        lambda: nn.Sequential(nn.ConvTranspose2d(128, 64, 4, 2, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(True)),
+        lambda inplace: nn.Sequential(
+            nn.ConvTranspose2d(128, 64, 4, 2, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace)
+        ),
         (BATCH_SIZE, 128, 16, 16),
     ),
     "4x4/2 block 256 -> 512 channels": (
         lambda: fused.ConvBNAct2d(256, 512, 4, 2, 1, negative_slope=0.2),
-        lambda: nn.Sequential(nn.Conv2d(256, 512, 4, 2, 1, bias=False), nn.BatchNorm2d(512), nn.LeakyReLU(0.2, True)),
+        lambda inplace: nn.Sequential(
+            nn.Conv2d(256, 512, 4, 2, 1, bias=False), nn.BatchNorm2d(512), nn.LeakyReLU(0.2, inplace)
+        ),
         (BATCH_SIZE, 256, 8, 8),
     ),
     "4x4/2 block 64 -> 128 channels": (
         lambda: fused.ConvBNAct2d(64, 128, 4, 2, 1, negative_slope=0.2),
-        lambda: nn.Sequential(nn.Conv2d(64, 128, 4, 2, 1, bias=False), nn.BatchNorm2d(128), nn.LeakyReLU(0.2, True)),
+        lambda inplace: nn.Sequential(
+            nn.Conv2d(64, 128, 4, 2, 1, bias=False), nn.BatchNorm2d(128), nn.LeakyReLU(0.2, inplace)
+        ),
         (BATCH_SIZE, 64, 32, 32),
     ),
     "last layer of G, transposed 4x4/2 64 -> 3 channels, tanh": (
-        lambda: fused.ConvTransposeAct2d(64, 3, 4, 2, 1, bias=False),
-        lambda: nn.Sequential(nn.ConvTranspose2d(64, 3, 4, 2, 1, bias=False), nn.Tanh()),
+        lambda: fused.ConvTransposeAct2d(64, 3, 4, 2, 1, bias=False, activation="tanh"),
+        lambda inplace: nn.Sequential(nn.ConvTranspose2d(64, 3, 4, 2, 1, bias=False), nn.Tanh()),
         (BATCH_SIZE, 64, 32, 32),
     ),
     "instance norm and relu, 64 channels": (
-        lambda: fused.InstanceNormAct2d(64, affine=True),
-        lambda: nn.Sequential(nn.InstanceNorm2d(64, affine=True), nn.ReLU(True)),
+        lambda: fused.InstanceNormAct2d(64, affine=True, activation="relu"),
+        lambda inplace: nn.Sequential(nn.InstanceNorm2d(64, affine=True), nn.ReLU(inplace)),
         (8, 64, 64, 64),
     ),
     "tiny 3x3 block 16 -> 16 channels": (
         lambda: fused.ConvBNAct2d(16, 16, 3, 1, 1, activation="relu"),
-        lambda: nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(True)),
-        (1, 16, 8, 8),
-    ),
-    "tiny 3x3 block without norm 16 -> 16 channels": (
-        lambda: fused.ConvAct2d(16, 16, 3, 1, 1, activation="relu"),
-        lambda: nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1), nn.ReLU(True)),
+        lambda inplace: nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace)),
         (1, 16, 8, 8),
     ),
 }
 
 
-def block_providers(
-    name: str, layout: torch.memory_format, device: torch.device
-) -> tuple[dict[str, nn.Module], Tensor]:
-    ours, eager, shape = BLOCKS[name]
-    torch.manual_seed(0)
-    source = ours()
-    models = {EAGER: with_weights(eager(), source, device), OURS: source.to(device)}
-    return models, torch.randn(shape, device=device).contiguous(memory_format=layout)
-
-
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("block", BLOCKS)
-def bench_block(compare: Callable[[Case], dict[str, Any]], block: str, layout: str) -> None:
+def bench_block(compare: Callable[[Case], dict[str, Any]], block: str) -> None:
+    """A block, forward and backward, with the gradient of its input.
+
+    Tuned by hand: channels-last, activations in place, ATen called without modules.
+    """
     device = default_device()
-    models, input = block_providers(block, LAYOUTS[layout], device)
-    input.requires_grad_()
-
-    def work(model: nn.Module) -> Work:
-        output = model(input)
-        grad = torch.linspace(-1, 1, output.numel(), device=device).view(output.shape)
-        return by_order(
-            forward_backward(lambda: model(input), {"input": input, **dict(model.named_parameters())}, grad)
-        )
-
-    providers = {name: work(model) for name, model in models.items()}
-    shape = "x".join(map(str, input.shape))
-    compare(Case(f"{block}, forward + backward ({shape}) float32 {layout}", providers, TOLERANCE, device))
+    torch.manual_seed(0)
+    build_gan_fast, build_eager, shape = BLOCKS[block]
+    input = torch.randn(shape, device=device)
+    output = build_gan_fast().to(device)(input)
+    grad = torch.linspace(-1, 1, output.numel(), device=device).view(output.shape)
+    make_work = providers.training_work(input, grad, input_grad=True)
+    every = providers.network_providers(build_eager, build_gan_fast, make_work, device)
+    name = f"{block}, forward + backward ({'x'.join(map(str, shape))}) float32"
+    compare(Case(name, every, TOLERANCE[torch.float32], device))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("block", [name for name in BLOCKS if name.startswith(("last", "tiny", "4x4/2 block 64"))])
-def bench_block_sampling(compare: Callable[[Case], dict[str, Any]], block: str, layout: str) -> None:
-    """Forward in evaluation mode, no gradients."""
+def bench_block_sampling(compare: Callable[[Case], dict[str, Any]], block: str) -> None:
+    """A block in evaluation mode, forward without gradients.
+
+    Tuned by hand: batch norm folded into the convolution's weights, channels-last, activation in place, ATen called
+    without modules.
+    """
     device = default_device()
-    models, input = block_providers(block, LAYOUTS[layout], device)
-
-    def work(model: nn.Module) -> Work:
-        model.eval()
-
-        def run() -> dict[str, Tensor]:
-            with torch.no_grad():
-                return {"output": model(input)}
-
-        return run
-
-    providers = {name: work(model) for name, model in models.items()}
-    shape = "x".join(map(str, input.shape))
-    compare(Case(f"{block}, forward eval ({shape}) float32 {layout}", providers, TOLERANCE, device))
+    torch.manual_seed(0)
+    build_gan_fast, build_eager, shape = BLOCKS[block]
+    input = torch.randn(shape, device=device)
+    make_work = providers.sampling_work(input)
+    every = providers.network_providers(build_eager, build_gan_fast, make_work, device, providers.folded)
+    compare(Case(f"{block}, forward eval ({'x'.join(map(str, shape))}) float32", every, EVAL_TOLERANCE, device))

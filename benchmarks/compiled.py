@@ -1,9 +1,9 @@
-"""Triton kernels compiled ahead of time, as a GPU's owner would compile them, on a machine without one.
+"""Compile the Triton kernels for GPUs on a machine without one, and report what the binaries use.
 
     python -m benchmarks.compiled [--arch 90 ...] [--json FILE]
 
-The launchers run as they are, with tensors of the shapes that models have; only the last step, handing the binary to a
-driver, is left out. What is read from the binary: registers, bytes spilled, shared memory, and how wide loads are.
+The real launchers run with tensors of the shapes that models have; only the last step, passing the binary to a driver,
+is left out. Reported are registers, spill instructions, shared memory, and the widths of loads and stores.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class Binary:
     kernel: str
     architecture: int
     registers: int
-    spills: int  # instructions that store registers to memory or load them from there
+    spills: int  # instructions that store registers to memory or load them back
     shared_bytes: int
     warps: int
-    load_bits: int  # of the widest load from global memory
-    store_bits: int  # of the widest store there
+    load_bits: int  # width of the widest load from global memory
+    store_bits: int  # width of the widest store to global memory
 
 
 class NoDriver:
-    """A driver that tells which GPU to compile for and launches nothing."""
+    """A driver that names the GPU to compile for and launches nothing."""
 
     def __init__(self, architecture: int) -> None:
         self.target = GPUTarget("cuda", architecture, 32)
@@ -55,7 +55,7 @@ class NoDriver:
         return self.target
 
     def get_current_device(self) -> int:
-        # Triton keeps what it compiled by device.
+        # Triton caches compiled kernels by device.
         return int(self.target.arch)
 
     def get_current_stream(self, device: int) -> int:
@@ -67,7 +67,7 @@ class NoDriver:
 
 @contextlib.contextmanager
 def compiling(architecture: int) -> Iterator[list[Any]]:
-    """Inside, launches compile for ``architecture`` and do nothing else; yields what was compiled."""
+    """Make launches only compile, for ``architecture``; yield the list of compiled kernels."""
     compiled: list[Any] = []
     run = JITFunction.run
 
@@ -99,7 +99,7 @@ def binary(case: str, architecture: int, kernel: Any) -> Binary:
         file.write(kernel.asm["cubin"])
         file.flush()
         usage = dump(file.name, "-res-usage")
-        # Registers are stored to a thread's stack; only where there is one the slow look at every instruction pays.
+        # Registers spill to a thread's stack; without a stack the slow disassembly is not needed.
         has_stack = any(int(size) for size in re.findall(r"STACK:(\d+)", usage))
         spills = len(re.findall(r"\b(?:STL|LDL)\b", dump(file.name, "-sass"))) if has_stack else 0
     registers = int(re.findall(r"REG:(\d+)", usage)[-1])
@@ -108,7 +108,7 @@ def binary(case: str, architecture: int, kernel: Any) -> Binary:
         [int(v or 1) * int(b) for v, b in re.findall(rf"{access}\.global(?:\.\w+)*?(?:\.v(\d))?\.b(\d+)", ptx)]
         for access in ("ld", "st")
     )
-    # The asynchronous copies that pipelined loops load with.
+    # Pipelined loops load with asynchronous copies.
     copies = re.findall(r"cp\.async\.\w+\.shared\.global \[[^]]+\], \[[^]]+\], 0x(\w+)", ptx)
     loads += [8 * int(size, 16) for size in copies]
     return Binary(
@@ -118,7 +118,7 @@ def binary(case: str, architecture: int, kernel: Any) -> Binary:
 
 
 def cases() -> dict[str, Callable[[], Any]]:
-    """Launches of every kernel, at the shapes of DCGAN-64's layers and at ragged ones."""
+    """Return launches of every kernel, at the shapes of DCGAN-64's layers and at sizes that fill no block."""
     from gan_fast.ops.adversarial_loss import KINDS
     from gan_fast.triton_kernels import (
         adversarial_loss,
@@ -161,7 +161,7 @@ def cases() -> dict[str, Callable[[], Any]]:
         ((128, 64, 32, 32), torch.float32, channels_last, "tanh"),
         ((128, 512, 4, 4), torch.float16, channels_last, "relu"),
         ((5, 67, 7, 9), torch.float32, contiguous, "sigmoid"),
-        # Instance norm's view of 128 samples: several planes share a tile.
+        # Instance norm's view of 128 samples, in which several planes share a tile.
         ((1, 128 * 64, 8, 8), torch.bfloat16, contiguous, "leaky_relu"),
         ((1, 128 * 64, 4, 4), torch.float32, contiguous, "tanh"),
         ((1, 8 * 64, 16, 16), torch.float16, contiguous, "relu"),
@@ -178,18 +178,18 @@ def cases() -> dict[str, Callable[[], Any]]:
             arguments = (c_in, c_out, size, transposed, dtype, "tanh" if last else "leaky_relu", not last)
             found[name] = lambda a=arguments: convolution(*a)
 
-    def loss(dtype: torch.dtype, kind: str, relation: str) -> None:
+    def loss(dtype: torch.dtype, kind: str, relativistic: str) -> None:
         logits = torch.empty(128, dtype=dtype)
-        arguments = (logits, 1.0, logits, 0.0, 1.0, kind, relation)
+        arguments = (logits, 1.0, logits, 0.0, 1.0, kind, relativistic)
         adversarial_loss.forward(*arguments, True, True, True)
         adversarial_loss.backward(torch.ones(()), *arguments)
 
-    for kind, relation, dtype in (
-        *(("bce", relation, torch.bfloat16) for relation in ("none", "paired", "average")),
-        *((kind, relation, torch.float32) for kind in KINDS for relation in ("none", "average")),
+    for kind, relativistic, dtype in (
+        *(("minimax", relativistic, torch.bfloat16) for relativistic in ("none", "paired", "average")),
+        *((kind, relativistic, torch.float32) for kind in KINDS for relativistic in ("none", "average")),
     ):
-        name = f"adversarial_loss {kind} {relation} 128 {dtype}".replace("torch.", "")
-        found[name] = lambda a=(dtype, kind, relation): loss(*a)
+        name = f"adversarial_loss {kind} {relativistic} 128 {dtype}".replace("torch.", "")
+        found[name] = lambda a=(dtype, kind, relativistic): loss(*a)
 
     def discriminate(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
         x, g = torch.empty(shape, dtype=dtype), torch.empty(shape[:2], dtype=dtype)
@@ -205,23 +205,23 @@ def cases() -> dict[str, Callable[[], Any]]:
         name = f"minibatch_discrimination {'x'.join(map(str, shape))} {dtype}".replace("torch.", "")
         found[name] = lambda a=(shape, dtype): discriminate(*a)
 
-    def leaky(count: int, dtype: torch.dtype, signs_wanted: bool) -> None:
+    def leaky(count: int, dtype: torch.dtype, with_signs: bool) -> None:
         x = torch.empty(count, dtype=dtype)
-        output, signs = leaky_relu.forward(x, 0.2, signs_wanted)
+        output, signs = leaky_relu.forward(x, 0.2, with_signs)
         if signs is not None:
             leaky_relu.backward(output, signs, output.stride(), 0.2)
 
-    # 128 maps of 64 channels, 32x32; a count that ends within sixteen bytes; more than 32 bits can tell, whose memory
-    # nobody touches.
-    for count, dtype, signs_wanted in (
+    # 128 maps of 64 channels, 32x32; a count whose last sixteen bytes are incomplete; a count beyond 32 bits, whose
+    # memory is never touched.
+    for count, dtype, with_signs in (
         (128 * 64 * 32 * 32, torch.bfloat16, True),
         (128 * 64 * 32 * 32, torch.bfloat16, False),
         (128 * 64 * 32 * 32, torch.float32, True),
         (9001, torch.float16, True),
         (2**31 + 16, torch.bfloat16, True),
     ):
-        name = f"leaky_relu {count} {dtype}{'' if signs_wanted else ' without signs'}".replace("torch.", "")
-        found[name] = lambda a=(count, dtype, signs_wanted): leaky(*a)
+        name = f"leaky_relu {count} {dtype}{'' if with_signs else ' without signs'}".replace("torch.", "")
+        found[name] = lambda a=(count, dtype, with_signs): leaky(*a)
 
     def norm_penalty(shape: tuple[int, ...], dtype: torch.dtype, weighted: bool) -> None:
         x, vector = torch.empty(shape, dtype=dtype), torch.empty(shape[0])
@@ -229,8 +229,8 @@ def cases() -> dict[str, Callable[[], Any]]:
         sample_norm_penalty.forward(x, coefficients, 1.0, 0.5)
         sample_norm_penalty.backward(torch.ones(()), x, vector, coefficients, 1.0, 0.5)
 
-    # A penalty's batches; one sample; samples that do not begin at sixteen bytes; more values than 32 bits can tell, in
-    # all and in one sample.
+    # A penalty's batches; one sample; samples not aligned to sixteen bytes; more values than 32 bits can count, in all
+    # and in one sample.
     for shape, dtype, weighted in (
         ((128, 3, 64, 64), torch.float32, False),
         ((128, 3, 64, 64), torch.bfloat16, True),
@@ -274,7 +274,7 @@ def compile_all(architectures: tuple[int, ...] = ARCHITECTURES, matching: str = 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="*", default=list(ARCHITECTURES))
-    parser.add_argument("--match", default="", help="cases whose name has this in it")
+    parser.add_argument("--match", default="", help="compile only cases whose name contains this text")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     binaries = compile_all(tuple(arguments.arch), arguments.match)

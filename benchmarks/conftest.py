@@ -1,7 +1,8 @@
-"""Let pytest-benchmark run the cases and print what their providers did."""
+"""Run benchmark cases under pytest-benchmark and print the figures of their providers."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,20 +13,30 @@ from benchmarks import environment, harness, table
 
 FIGURES = pytest.StashKey[list[dict[str, Any]]]()
 ENVIRONMENT = pytest.StashKey[dict[str, Any]]()
+REPEATED_S = pytest.StashKey[float]()
+COSTLIEST = 8
+# For all repeats of unstable cases together, so that a noisy machine cannot make the run much longer.
+MAX_REPEATED_S = 240.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--case-seconds", type=float, default=3.0, help="time for the rounds of one benchmark case (default: 3)"
+        "--case-seconds", type=float, default=2.0, help="time for the rounds of one benchmark case (default: 2)"
+    )
+    parser.addoption(
+        "--all-networks", action="store_true", help="fuse every network of tests/zoo, not only one of each kind"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("python_files", "bench_*.py")
     config.addinivalue_line("python_functions", "bench_*")
-    # Its table times a round, the sum over all providers; ours below tells them apart.
+    # A warning that became an error would make torch.compile look unavailable.
+    config.addinivalue_line("filterwarnings", "default")
+    # pytest-benchmark's own table shows the time of a round, which is the sum over all providers.
     config.option.benchmark_quiet = True
     config.stash[FIGURES] = []
+    config.stash[REPEATED_S] = 0.0
     config.stash[ENVIRONMENT] = environment.describe(harness.default_device())
 
 
@@ -38,24 +49,29 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("providers by case")
         terminalreporter.write_line(environment.facts(config.stash[ENVIRONMENT]))
         terminalreporter.write_line(table.render(figures))
+        terminalreporter.write_line(table.costliest(figures, COSTLIEST))
 
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> None:
-    """Forget earlier cases: torch.compile makes a size dynamic, and slower, where it has seen two."""
+    """Reset torch.compile: a function that was compiled for two sizes is compiled for any size, and is slower."""
     torch.compiler.reset()
 
 
 @pytest.fixture
 def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[harness.Case], dict[str, Any]]:
-    """Check a case, time its rounds as pytest-benchmark's, keep the figures as its extra info and return them."""
+    """Check and measure a case; return its figures, which also become pytest-benchmark's extra info."""
+    started = time.perf_counter()
 
     def run(case: harness.Case) -> dict[str, Any]:
-        race = harness.Race(case, request.config.getoption("--case-seconds"))
-        benchmark.pedantic(race.turn, rounds=race.rounds)
-        benchmark.extra_info.update(race.figures())
+        measurement = harness.Measurement(case, request.config.getoption("--case-seconds"))
+        benchmark.pedantic(measurement.run_round, rounds=measurement.rounds)
+        stash = request.config.stash
+        stash[REPEATED_S] += measurement.repeat_until_stable(MAX_REPEATED_S - stash[REPEATED_S])
+        benchmark.extra_info.update(measurement.figures())
         figures: dict[str, Any] = benchmark.extra_info
-        request.config.stash[FIGURES].append(figures)
+        figures["case_s"] = harness.significant(time.perf_counter() - started)
+        stash[FIGURES].append(figures)
         return figures
 
     return run

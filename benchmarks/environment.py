@@ -1,4 +1,4 @@
-"""What a benchmark ran on."""
+"""Describe the machine and the versions that a benchmark ran on."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def device_name(device: torch.device) -> str:
 
 
 def describe(device: torch.device) -> dict[str, str | float]:
-    """Name the device and the versions; date and commit are pytest-benchmark's to tell."""
-    # A container may own fewer cores than the machine has.
+    """Return device and versions; pytest-benchmark records date and commit."""
+    # A container may have fewer cores than the machine.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "device": device_name(device),
@@ -37,18 +37,18 @@ def describe(device: torch.device) -> dict[str, str | float]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "gan_fast": gan_fast.__version__,
-        # Mean number of busy threads in the minute before anything was timed.
+        # Mean number of busy threads in the minute before the first measurement.
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
     }
 
 
 def facts(description: Mapping[str, str | float]) -> str:
-    """List what is described; warn where other work ran beside the benchmarks.
+    """Return the description as text, with a warning where other work ran on the machine.
 
-    Where threads outnumber cores, a parallel region waits for whole time slices of the scheduler: times and ratios
-    then count parallel regions, not work, and taking turns does not help.
+    With more threads than cores, a parallel region waits for whole time slices of the scheduler. Times and ratios then
+    reflect the number of parallel regions rather than the work, and measuring in rounds does not help.
     """
     text = ", ".join(f"{key} {value}" for key, value in description.items())
     if float(description["load_before"]) > BUSY_LOAD_PER_CORE * float(description["cores"]):
-        text += "\nWARNING: this machine was busy before the run; times and ratios are not to be trusted."
+        text += "\nWARNING: the machine was busy before the run; do not trust times and ratios."
     return text

@@ -1,4 +1,4 @@
-"""What the GPU suite builds and checks: the package itself, the tests that use a GPU, kernels under a sanitizer."""
+"""The GPU suite's build and checks: the package, the tests that use a GPU, kernels under a sanitizer."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from benchmarks.gpu_machine import Machine, Record
 
 ROOT = Path(__file__).parent.parent
 TESTS = ROOT / "tests"
-# What pytest gets to write its summary once it is told to stop.
+# Time for pytest to write its summary after an interrupt.
 SUMMARY_S = 12.0
-# What a command that is told to end gets for ending what it has started.
+# Time for a terminated command to end its children.
 ENDING_S = 2.0
 PARALLEL_TESTS = 14
-# What a build without the CUDA kernels needs: kept for it whatever the attempts before it take.
+# Time reserved for a build without CUDA kernels, in case the attempts before it fail.
 FALLBACK_S = 50.0
 INSTALL = ("-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "-q", "-e", ".")
 IN_PLACE = ("setup.py", "-q", "build_ext", "--inplace")
@@ -33,9 +33,9 @@ IN_PLACE = ("setup.py", "-q", "build_ext", "--inplace")
 
 @contextlib.contextmanager
 def child(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """A command in the repository, in a session of its own: whatever it started ends with the ``with`` block.
+    """Run a command in the repository in a new session, and kill the whole session at the end of the ``with`` block.
 
-    It is told first, since commands that it runs by this function are in sessions that it alone ends.
+    The command is terminated first: it may have started commands with this function, whose sessions only it can end.
     """
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -56,7 +56,7 @@ def child(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[su
 
 
 def run(command: Sequence[str], seconds: float, **settings: str) -> tuple[int, str]:
-    """Run a command in the repository; past its time interrupt it, then kill it. Return its status and output."""
+    """Run a command in the repository; interrupt it at its time limit, then kill it. Return its status and output."""
     with child(command, {**os.environ, **settings}) as process:
         try:
             output, _ = process.communicate(timeout=max(1.0, seconds))
@@ -71,7 +71,7 @@ def run(command: Sequence[str], seconds: float, **settings: str) -> tuple[int, s
 
 
 def build(machine: Machine) -> Iterator[Record]:
-    """Build in place without network; without pip, or without the CUDA kernels, where that fails, and say so."""
+    """Build in place without network; after a failure build without pip, then without CUDA kernels, and record it."""
     attempts = (
         ("pip", INSTALL, {"GAN_FAST_NATIVE": "1"}),
         ("setup.py", IN_PLACE, {"GAN_FAST_NATIVE": "1"}),
@@ -81,7 +81,7 @@ def build(machine: Machine) -> Iterator[Record]:
     for index, (name, arguments, settings) in enumerate(attempts):
         seconds = machine.left_s - SUMMARY_S - 2 - FALLBACK_S * (index < len(attempts) - 1)
         if seconds < 1:
-            yield {"case": f"build by {name}", "skipped": "the time left is kept for a build without CUDA kernels"}
+            yield {"case": f"build by {name}", "skipped": "the time left is reserved for a build without CUDA kernels"}
             continue
         status, output = run([sys.executable, *arguments], seconds, **settings)
         record = {"case": f"build by {name}", "status": status}
@@ -92,25 +92,25 @@ def build(machine: Machine) -> Iterator[Record]:
 
 
 def facts(machine: Machine) -> Iterator[Record]:
-    """What runs here, as the package sees it once it is built."""
+    """Return what gan_fast.info() says after the build."""
     import gan_fast
 
     yield {"case": "facts", **environment.describe(machine.device), "info": gan_fast.info().splitlines()}
 
 
-# The tests of kernels, captures and copies to a GPU. Further files name a GPU; with theirs, which compile many kernels
-# more, the part would not end within its time.
+# The tests of kernels, captures and copies to a GPU. Other files have GPU tests, too, but they compile so many more
+# kernels that the part would exceed its time limit.
 GPU_TESTS = ("triton_kernels/test_*.py", "cuda/test_*.py", "train/test_graph.py", "data/test_device_loader.py")
 
 
 def gpu_tests() -> list[str]:
-    """Test files that run on a GPU where there is one."""
+    """Return the test files that run on a GPU."""
     found = [path for pattern in GPU_TESTS for path in sorted(TESTS.glob(pattern))]
     return [str(path.relative_to(ROOT)) for path in found if path.name != "test_compiled.py"]
 
 
 def _sources(module: str) -> list[Path]:
-    """This repository's files that importing a module runs; none where it is another's."""
+    """Return the files of this repository that importing a module runs; none for a module of another package."""
     for root in (ROOT, TESTS):
         names = module.split(".")
         if (root / names[0]).is_dir() or (root / f"{names[0]}.py").is_file():
@@ -122,7 +122,7 @@ def _sources(module: str) -> list[Path]:
 
 @functools.cache
 def _imports(path: Path) -> frozenset[str]:
-    """Modules that a file imports when it is imported itself; names taken from a module count, as they may be some."""
+    """Return the modules that importing a file imports; an imported name counts, because it may be a module."""
     found = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):
@@ -133,7 +133,7 @@ def _imports(path: Path) -> frozenset[str]:
 
 
 def not_installed(path: Path) -> set[str]:
-    """What a test file needs, itself or through files of this repository, and cannot import here."""
+    """Return the packages that a test file needs, directly or through this repository, and that are not installed."""
     reached, waiting, missing = set(), [TESTS / "conftest.py", path], set()
     while waiting:
         source = waiting.pop()
@@ -150,7 +150,7 @@ def not_installed(path: Path) -> set[str]:
 
 
 def tests(machine: Machine) -> Iterator[Record]:
-    """The tests that use a GPU, stopped in time to tell what failed until then; without those that lack a library."""
+    """Run the tests that use a GPU, stopped early enough to report failures; leave out files that lack a package."""
     chosen = ["tests/benchmarks/test_roofline.py"] if machine.dry else gpu_tests()
     lacking = {file: sorted(not_installed(ROOT / file)) for file in chosen}
     files = [file for file in chosen if not lacking[file]]
@@ -158,12 +158,12 @@ def tests(machine: Machine) -> Iterator[Record]:
     if not files:
         yield {"case": "pytest", "skipped": "no test file can be imported here", "left_out": left_out}
         return
-    # Warnings of other versions of libraries are no failures of ours.
+    # Other versions of libraries may warn, which is no failure of gan_fast.
     options = ["-q", "--tb=short", "-rfE", "-W", "default", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
     if find_spec("xdist") and not machine.dry:
         options += ["-n", str(min(PARALLEL_TESTS, os.cpu_count() or 1)), "--dist", "worksteal"]
     command = [sys.executable, "-m", "pytest", *options, *files]
-    # The GPU runs what an emulator shows elsewhere.
+    # The GPU runs the kernels that an emulator runs elsewhere.
     found = run(command, machine.left_s - 2 * SUMMARY_S, GAN_FAST_EMULATE="0")
     yield {**test_record(*found, files), "left_out": left_out}
 
@@ -178,7 +178,7 @@ def test_record(status: int, output: str, files: Sequence[str]) -> Record:
 
 
 def sanitizer() -> str | None:
-    """Path of compute-sanitizer, on PATH or beside nvcc."""
+    """Return the path of compute-sanitizer, on PATH or beside nvcc."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     nvcc = shutil.which("nvcc")
     homes += [str(Path(nvcc).resolve().parent.parent)] if nvcc else []
@@ -187,7 +187,7 @@ def sanitizer() -> str | None:
 
 
 def sanitize(machine: Machine) -> Iterator[Record]:
-    """memcheck and racecheck of Triton's and the native GPU kernels on small tensors."""
+    """Run memcheck and racecheck on Triton's and CUDA's kernels with small tensors."""
     tool = sanitizer()
     checks = [
         (check, backend)
@@ -201,7 +201,7 @@ def sanitize(machine: Machine) -> Iterator[Record]:
             yield {**record, "skipped": "compute-sanitizer is neither on PATH nor in CUDA's folder"}
             continue
         command = script if tool is None or machine.dry else [tool, "--tool", check, "--error-exitcode", "9", *script]
-        # Every tensor in an allocation of its own, so that writing past one is seen.
+        # Without the caching allocator every tensor is a separate allocation, so that a write past its end is detected.
         status, output = run(
             command, machine.left_s / (len(checks) - index) - SUMMARY_S, PYTORCH_NO_CUDA_MEMORY_CACHING="1"
         )

@@ -1,7 +1,7 @@
-"""Where the GPU suite runs and how it takes times: the one place that tells a GPU from a dry run on a CPU.
+"""Where and how the GPU suite measures: the only module that distinguishes a GPU from a dry run on a CPU.
 
-Kernels are timed inside CUDA graphs, so that what a launch costs the host does not count. A graph holds the same work
-several times, each on memory of its own, more of it than the cache holds.
+Kernels are timed inside CUDA graphs, so that the cost of a launch to the host does not count. A graph contains several
+copies of the work, each on separate memory, which together exceed the cache.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from gan_fast.capture import CudaGraphs
 Work = Callable[[], Any]
 Record = dict[str, Any]
 
-# Larger than any GPU's second-level cache: what is rotated through this much memory is not in it.
+# Larger than the second-level cache of any GPU, in bytes.
 BEYOND_CACHE = 512 * 2**20
-MOST_TURNS = 48
-# Of a sample, so that the launch of a graph is a small part of it.
+MAX_COPIES = 48
+# Length of a sample, so that the launch of a graph is a small part of it.
 SAMPLE_MS = 1.0
-# Transposed, plain, without a norm.
+# A transposed layer, a plain one, and one without a norm.
 DRY_LAYERS = ("G2", "D2", "G5")
 
 
 class SkippedError(RuntimeError):
-    """Not measured, and why."""
+    """A provider was not measured; the message says why."""
 
 
 class CrashError(RuntimeError):
-    """A provider that had worked failed while it was timed; the cause has its error."""
+    """A provider that passed its check failed while it was timed; the cause is its error."""
 
     def __init__(self, provider: str) -> None:
         super().__init__(provider)
@@ -48,16 +48,16 @@ class CrashError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class TestCase:
+class GpuCase:
     """The same work by several providers.
 
     Args:
-        name: what is done on what.
-        providers: name to a function that makes the provider's turns: the same work, each on memory of its own. The
-            first provider is the baseline of results and ratios.
-        tolerance: largest ``||result - baseline|| / ||baseline||`` of any result of the first turn.
-        bytes: what must move at least; 0 where no bandwidth is told.
-        flop: what must be computed at least; 0 where no rate is told.
+        name: op, passes and shape.
+        providers: name to a function that returns copies of the work, each on separate memory. The first provider is
+            the baseline of results and ratios.
+        tolerance: largest ``||result - baseline|| / ||baseline||`` of any result of the first copy.
+        bytes: least number of bytes to move; 0 omits the bandwidth.
+        flop: least number of operations; 0 omits the rate.
     """
 
     name: str
@@ -69,7 +69,7 @@ class TestCase:
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """Replay a graph of some work, and keep the work: a graph reads the memory of tensors that the work holds."""
+    """Replay a graph, and keep its work alive: the graph reads memory of tensors that the work references."""
 
     replay: Work
     work: Work
@@ -79,12 +79,12 @@ class Replay:
 
 
 class Machine:
-    """A GPU, or a CPU that stands in for it in a dry run: small sizes, no graphs, times that mean nothing.
+    """A GPU, or a CPU in a dry run: small sizes, no graphs, and times that mean nothing.
 
     Args:
         device: where the work runs; a CPU makes the run dry.
-        seconds: how long the part may take.
-        without: providers that are left out, since they broke the device before.
+        seconds: time limit of the part.
+        without: providers to leave out because they broke the device in an earlier run.
     """
 
     def __init__(self, device: torch.device, seconds: float = math.inf, without: Collection[str] = ()) -> None:
@@ -96,12 +96,12 @@ class Machine:
         self.rounds = 1 if self.dry else 20
         self._order = random.Random(0)
         self._graphs: CudaGraphs | None = None
-        # Triton's interpreter cuts bfloat16 off instead of rounding, and of a few values little averages out.
+        # Triton's interpreter truncates to bfloat16 instead of rounding, and small tensors average little of it out.
         self.leniency = 4.0 if self.dry else 1.0
 
     @property
     def backends(self) -> tuple[str, str]:
-        """Kernels of ours that are asked for by name: Triton's and the native module's for this device."""
+        """Names of gan_fast's backends with kernels for this device: Triton and the C++ module."""
         return "triton", self.device.type
 
     @property
@@ -112,26 +112,26 @@ class Machine:
         return min(wanted, dry) if self.dry else wanted
 
     def layers(self, *names: str) -> list[roofline.Layer]:
-        """Layers of DCGAN-64; in a dry run one of each kind, with few channels and small maps."""
+        """Return layers of DCGAN-64; in a dry run one of each kind, with few channels and small maps."""
         layers = [layer for name in names for layer in roofline.LAYERS if layer.name == name]
         return [_shrunk(layer) for layer in layers if layer.name in DRY_LAYERS] if self.dry else layers
 
     def some(self, values: Sequence[Any]) -> Sequence[Any]:
-        """All of what there is to measure; in a dry run the first."""
+        """Return all values; in a dry run the first."""
         return values[:1] if self.dry else values
 
-    def turns(self, bytes_a_turn: int) -> int:
-        """How many turns together are more than a cache holds."""
-        return 1 if self.dry else min(MOST_TURNS, max(3, math.ceil(BEYOND_CACHE / bytes_a_turn)))
+    def copies(self, bytes_per_copy: int) -> int:
+        """Return how many copies of the work exceed the cache together."""
+        return 1 if self.dry else min(MAX_COPIES, max(3, math.ceil(BEYOND_CACHE / bytes_per_copy)))
 
     def compile(self, function: Callable[..., Any], mode: str = "default") -> Callable[..., Any]:
-        """torch.compile for one size; in a dry run without the compiler behind it, which takes minutes on a CPU."""
+        """Return torch.compile for one size; a dry run leaves out inductor, which takes minutes on a CPU."""
         if self.dry:
             return torch.compile(function, dynamic=False, backend="eager")
         return torch.compile(function, dynamic=False, mode=mode)
 
     def stream(self) -> AbstractContextManager[Any]:
-        """A part runs in a stream of its own: capture needs one, and backward runs where its forward did."""
+        """Return a context with a separate stream: capture needs one, and backward runs in its forward's stream."""
         return contextlib.nullcontext() if self.dry else torch.cuda.stream(torch.cuda.Stream(self.device))
 
     def synchronize(self) -> None:
@@ -139,41 +139,41 @@ class Machine:
             torch.cuda.synchronize(self.device)
 
     def alive(self) -> bool:
-        """Whether the device still answers: after an illegal access nothing in this process runs any more."""
+        """Whether the device still works: after an illegal access every later call in this process fails."""
         try:
             self.synchronize()
             return torch.ones(1, device=self.device).item() == 1
         except RuntimeError:
             return False
 
-    def capture(self, turns: Sequence[Work]) -> Work:
-        """Return what runs all turns: one CUDA graph of them, or a loop where there are none."""
+    def capture(self, copies: Sequence[Work]) -> Work:
+        """Return work that runs all copies: one CUDA graph, or a loop in a dry run."""
 
-        def all_turns() -> list[Any]:
-            return [turn() for turn in turns]
+        def run_all() -> list[Any]:
+            return [copy() for copy in copies]
 
         if self.dry:
-            return all_turns
-        # Kernels are compiled and algorithms chosen before anything is captured.
-        for turn in turns[:3]:
-            turn()
-        return self.record(all_turns)[0]
+            return run_all
+        # Kernels must be compiled and algorithms chosen before the capture.
+        for copy in copies[:3]:
+            copy()
+        return self.record(run_all)[0]
 
     def record(self, work: Work) -> tuple[Work, Any]:
-        """Return what replays ``work``, and its results, which a replay fills: nothing has run yet on a GPU."""
+        """Return a replay of ``work`` and its results. On a GPU the results are empty until the first replay."""
         if self.dry:
             return work, work()
-        # One for all: it holds on to what a capture that CUDA gave up has left behind.
+        # One object for all captures: it keeps what a failed capture has left behind.
         self._graphs = self._graphs or _graphs_here(self.device)
         replay, results = self._graphs.capture(work, torch.Generator(self.device))
         return Replay(replay, work), results
 
     def time_ms(self, work: Work, repeats: int) -> float:
-        """Time ``repeats`` runs in one go; return ms per run."""
+        """Run work ``repeats`` times and return the mean time in ms."""
         if self.dry:
             return harness.time_ms(work, repeats, self.device)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        # The device is busy with the first while the host queues the others: no launch is waited for.
+        # The device runs this call while the host queues the others, so that it never waits for a launch.
         work()
         start.record()
         for _ in range(repeats):
@@ -182,8 +182,8 @@ class Machine:
         end.synchronize()
         return start.elapsed_time(end) / repeats
 
-    def race(self, providers: Mapping[str, Work], sample_ms: float = SAMPLE_MS) -> dict[str, np.ndarray]:
-        """Time providers in turns, at least ``sample_ms`` at a time; return each one's ms by round.
+    def time_in_rounds(self, providers: Mapping[str, Work], sample_ms: float = SAMPLE_MS) -> dict[str, np.ndarray]:
+        """Time providers in alternation, in samples of at least ``sample_ms``; return the ms of each by round.
 
         Raises:
             CrashError: a provider failed.
@@ -202,33 +202,33 @@ class Machine:
         samples: dict[str, list[float]] = {name: [] for name in providers}
         names = list(providers)
         for _ in range(self.rounds):
-            # Drawn anew, so that no one always follows the same one.
+            # A random order, so that no provider always follows the same one.
             self._order.shuffle(names)
             for name in names:
                 samples[name].append(time_ms(name, repeats[name]))
         return {name: np.array(ms) for name, ms in samples.items()}
 
     def allocated(self) -> tuple[int, int]:
-        """Bytes of tensors and bytes reserved for them, now; what nothing uses is given back first."""
+        """Return the bytes of tensors and the bytes reserved by the allocator, after it has released unused memory."""
         if self.dry:
             return 0, 0
         torch.cuda.empty_cache()
         return torch.cuda.memory_allocated(self.device), torch.cuda.memory_reserved(self.device)
 
-    def forget_peak(self) -> None:
+    def reset_peak(self) -> None:
         if not self.dry:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak(self) -> tuple[int, int]:
-        """Largest numbers of bytes since they were forgotten: of tensors, and reserved."""
+        """Return the largest bytes of tensors and the largest bytes reserved since the last reset."""
         if self.dry:
             return 0, 0
         return torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device)
 
 
 def _graphs_here(device: torch.device) -> CudaGraphs:
-    # On the part's own stream: backward queues its kernels where the forward did that ran before the capture.
+    # On the part's stream: backward queues its kernels in the stream of the forward pass, which ran before the capture.
     return CudaGraphs(device, torch.cuda.current_stream(device))
 
 
@@ -242,25 +242,25 @@ def _shrunk(layer: roofline.Layer) -> roofline.Layer:
 
 
 def reason(error: Exception) -> dict[str, str]:
-    """A provider's record where it could not run: skipped where that is no fault, else failed."""
+    """Return the record of a provider that could not run: skipped if that is no fault, else failed."""
     absent = "to be available, got:" in str(error)
     if isinstance(error, SkippedError) or absent or isinstance(error, harness.CANNOT_COMPILE):
         return {"skipped": (str(error).strip() or type(error).__name__).splitlines()[0]}
     return {"failed": "".join(traceback.format_exception(error))[-1500:]}
 
 
-def named(results: Any) -> dict[str, Tensor]:
+def by_index(results: Any) -> dict[str, Tensor]:
     results = results if isinstance(results, (tuple, list)) else (results,)
     return {str(index): value.detach() for index, value in enumerate(results)}
 
 
-def measure(machine: Machine, case: TestCase) -> Record:
-    """Check each provider's results and time them in turns.
+def measure(machine: Machine, case: GpuCase) -> Record:
+    """Check the results of each provider and time the providers in alternation.
 
     Returns:
-        case, baseline, and providers: each with time_ms and speedup (baseline's time / this one's) as quartiles over
-        rounds, distance from the baseline's results, gb_per_s and tflop_per_s where the case tells bytes and
-        operations; or with skipped or failed, the reason. fatal, a provider's name, where it broke the device.
+        case, baseline, and providers: each with time_ms and speedup (baseline's time / this provider's time) as
+        quartiles over rounds, distance from the baseline's results, and gb_per_s and tflop_per_s if the case has bytes
+        and operations; or with skipped or failed, the reason. fatal names a provider that broke the device.
     """
     record: Record = {"case": case.name, "baseline": None, "providers": {}}
     tolerance = case.tolerance * machine.leniency
@@ -271,15 +271,15 @@ def measure(machine: Machine, case: TestCase) -> Record:
         found: dict[str, Any] = {}
         record["providers"][name] = found
         if name in machine.without:
-            found["skipped"] = "it broke the device before"
+            found["skipped"] = "it broke the device in an earlier run"
             continue
         try:
-            turns = make()
-            results = named(turns[0]())
+            copies = make()
+            results = by_index(copies[0]())
             found["distance"] = harness.significant(
                 harness.compare(f"{case.name}: {name}", results, expected or results, tolerance)
             )
-            replays[name], counts[name] = machine.capture(turns), len(turns)
+            replays[name], counts[name] = machine.capture(copies), len(copies)
             replays[name]()
             machine.synchronize()
         except Exception as error:
@@ -292,21 +292,21 @@ def measure(machine: Machine, case: TestCase) -> Record:
             continue
         if not expected:
             expected, record["baseline"] = results, name
-    samples = {name: ms / counts[name] for name, ms in race(machine, record, replays).items()}
+    samples = {name: ms / counts[name] for name, ms in time_survivors(machine, record, replays).items()}
     add_times(record, samples, case.bytes, case.flop)
     return record
 
 
-def race(
+def time_survivors(
     machine: Machine, record: Record, works: dict[str, Any], sample_ms: float = SAMPLE_MS
 ) -> dict[str, np.ndarray]:
-    """Time all that works, as Machine.race; one that crashes leaves ``works`` and the others go on.
+    """Time all of ``works`` by :meth:`Machine.time_in_rounds`; remove one that crashes and time the others anew.
 
-    Where the device crashed with it the record's fatal names it, and there are no times.
+    If the crash broke the device, the record's ``fatal`` names the provider and there are no times.
     """
     while works:
         try:
-            return machine.race(works, sample_ms)
+            return machine.time_in_rounds(works, sample_ms)
         except CrashError as crash:
             name, error = crash.provider, crash.__cause__
             del works[name]
@@ -332,8 +332,8 @@ def add_times(record: Record, samples: Mapping[str, np.ndarray], bytes: int = 0,
             found["tflop_per_s"] = harness.significant(flop / found["time_ms"]["median"] / 1e9)
 
 
-def measure_all(machine: Machine, cases: Iterator[TestCase]) -> Iterator[Record]:
-    """Measure cases one after the other, and stop where one broke the device."""
+def measure_all(machine: Machine, cases: Iterator[GpuCase]) -> Iterator[Record]:
+    """Measure cases one after the other; stop at one that breaks the device."""
     for case in cases:
         record = measure(machine, case)
         yield record

@@ -1,4 +1,4 @@
-"""Run the kernels of one backend once on small tensors, for compute-sanitizer to watch.
+"""Run the kernels of one backend once on small tensors, as a target for compute-sanitizer.
 
 compute-sanitizer --tool memcheck python -m benchmarks.gpu_sanitized --backend cuda
 
@@ -19,14 +19,14 @@ from torch import Tensor
 import gan_fast
 from gan_fast import ops
 
-# Ragged in rows, in channels and along space; one chunk and several.
+# Sizes that fill no block of rows, channels or positions; one chunk and several.
 SHAPES = ((3, 5, 4, 3), (5, 66, 9, 7), (33, 8, 2, 2))
 LAYOUTS = (torch.channels_last, torch.contiguous_format)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def cases(device: torch.device) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """Name and forward pass of each; what is drawn is drawn on the CPU, where nothing is watched."""
+    """Yield op and forward pass of each case. Inputs are drawn on the CPU: only tested kernels run on the GPU."""
 
     def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(shape).to(device, dtype).requires_grad_()
@@ -62,7 +62,7 @@ def cases(device: torch.device) -> Iterator[tuple[str, Callable[[], Tensor]]]:
 
 
 def triton_cases(device: torch.device) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """As :func:`cases`, of the ops that have kernels in Triton alone."""
+    """Yield op and forward pass of each case of the ops whose only kernels are Triton's."""
 
     def leaf(*shape: int, dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
         return torch.randn(shape).to(device, dtype).contiguous(memory_format=layout).requires_grad_()
@@ -70,7 +70,7 @@ def triton_cases(device: torch.device) -> Iterator[tuple[str, Callable[[], Tenso
     for dtype in DTYPES:
         for shape in SHAPES:
             x, y = leaf(*shape, dtype=dtype), leaf(*shape, dtype=dtype)
-            yield "instance_norm_act", lambda x=x: ops.instance_norm_act(x)
+            yield "instance_norm_act", lambda x=x: ops.instance_norm_act(x, activation="relu")
             yield "interpolate", lambda x=x, y=y: ops.interpolate_samples(x, y)
             yield "perturb", lambda x=x: ops.perturb(x)
             yield "add_noise", lambda x=x: ops.add_noise(x, 0.1)
@@ -102,7 +102,7 @@ def main() -> None:
     with gan_fast.use_backend(backend):
         others = triton_cases(device) if backend == "triton" else ()
         for op, forward in itertools.chain(cases(device), others):
-            # The interpreter shows that the script runs, for which one case of an op is enough.
+            # Under the interpreter one case of each op is enough: it only tests this script.
             if op in absent or (backend == "triton" and device.type == "cpu" and op in checked):
                 continue
             try:

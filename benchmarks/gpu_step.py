@@ -1,4 +1,4 @@
-"""What the GPU suite measures of whole DCGAN-64 training steps."""
+"""The GPU suite's measurements of whole DCGAN-64 training steps."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import harness, roofline, steps
-from benchmarks.gpu_machine import Machine, Record, add_times, race, reason
-from benchmarks.harness import OURS, Work
+from benchmarks.gpu_machine import Machine, Record, add_times, reason, time_survivors
+from benchmarks.harness import GAN_FAST, Work
 from benchmarks.networks import LATENT_DIM, Pair, eager_critic, eager_models
 from gan_fast.models import DCGANDiscriminator, DCGANGenerator
 from gan_fast.train import TrainConfig, Trainer
@@ -21,9 +21,9 @@ EAGER = "eager float32"
 TUNED = "eager bfloat16 channels_last, fused Adam"
 GRAPHED = "the same in a CUDA graph captured by hand"
 CRITIC_GRAPHED = "eager bfloat16 channels_last in a CUDA graph"
-# The losses of the first iteration, in bfloat16 against eager's in float32; a wrong gradient is further off.
+# Of the losses of the first iteration, in bfloat16 against eager's in float32; a wrong gradient exceeds it.
 TOLERANCE = 0.1
-# More than any provider takes until it runs as it will run on: compiled, captured.
+# More iterations than any provider needs until it is compiled and captured.
 WARM_UP = 12
 EAGER_BEFORE_CAPTURE = 4
 SAMPLE_MS = 20.0
@@ -35,8 +35,8 @@ class Step:
 
     Args:
         work: one iteration; returns its losses.
-        search: torch.backends.cudnn.benchmark, set for it alone.
-        captured: whether a CUDA graph runs them by now; None where none is meant to.
+        search: torch.backends.cudnn.benchmark during this provider's iterations.
+        captured: returns whether a CUDA graph runs the iterations by now; None if no graph is intended.
     """
 
     work: Work
@@ -49,7 +49,7 @@ class Step:
 
 
 class Setting:
-    """Models with the same weights for every provider, and the batch that all train on."""
+    """Models with the same weights, and one batch of images, for every provider."""
 
     def __init__(self, machine: Machine, batch: int) -> None:
         self.machine = machine
@@ -61,8 +61,8 @@ class Setting:
         shape = (self.batch, 3, self.image_size, self.image_size)
         self.real = torch.rand(shape, device=machine.device) * 2 - 1
 
-    def our_models(self) -> Pair:
-        """In channels_last, as the command line trains them on a GPU and as the tuned baselines have them."""
+    def gan_fast_models(self) -> Pair:
+        """Return models in channels_last, as the command line and the tuned baselines train them on a GPU."""
         generator, discriminator = (
             copy.deepcopy(model).to(self.machine.device).to(memory_format=torch.channels_last) for model in self.weights
         )
@@ -79,11 +79,11 @@ class Setting:
         return generator, discriminator
 
     def draw(self) -> Tensor:
-        # From torch's own generator: seeded alike, providers and Trainer meet the same latents in their first step.
+        # From torch's global generator: with one seed, all providers draw the same latents in their first step.
         return torch.randn(self.batch, LATENT_DIM, 1, 1, device=self.machine.device)
 
-    def classic(self) -> Step:
-        return Step(steps.classic(self.eager_models(), self.real, self.draw), search=False)
+    def example_loop(self) -> Step:
+        return Step(steps.example_loop(self.eager_models(), self.real, self.draw), search=False)
 
     def tuned(self, **options: Callable[..., Callable[..., Tensor]]) -> Step:
         real = self.real.contiguous(memory_format=torch.channels_last)
@@ -91,7 +91,7 @@ class Setting:
         return Step(work, search=True)
 
     def graphed(self) -> Step:
-        """The tuned step captured by hand, whole: forward, backward and both updates, from static inputs."""
+        """Return the whole tuned step, with both updates, captured by hand in one CUDA graph with static inputs."""
         real = self.real.contiguous(memory_format=torch.channels_last)
         static = real.clone()
         step = steps.tuned(self.eager_models(torch.channels_last), static, self.draw, half=True)
@@ -110,7 +110,7 @@ class Setting:
         step = self.tuned(wrap=wrap)
 
         def work() -> Mapping[str, Tensor]:
-            # Graphs that max-autotune makes may now write over what the iteration before returned.
+            # From here on max-autotune's graphs can overwrite the results of the previous iteration.
             torch.compiler.cudagraph_mark_step_begin()
             return {name: loss.clone() for name, loss in step().items()}
 
@@ -121,7 +121,7 @@ class Setting:
             batch_size=self.batch, precision="bf16", device=self.machine.device.type,
             cuda_graph="off" if self.machine.dry else "on",
         )  # fmt: skip
-        made = Trainer(config, *self.our_models(), None)
+        made = Trainer(config, *self.gan_fast_models(), None)
         real = self.real.contiguous(memory_format=torch.channels_last)
 
         def work() -> Mapping[str, Tensor]:
@@ -129,7 +129,7 @@ class Setting:
             return {name: losses[name] for name in ("d_loss", "g_loss")}
 
         def captured() -> bool:
-            # "on" is an error where a capture fails, but not where the step never holds still for one.
+            # With "on" Trainer raises if a capture fails, but not if the step never becomes capturable.
             steps = made._captured_steps or {}
             return any(step._captured is not None for step in steps.values())
 
@@ -137,29 +137,29 @@ class Setting:
 
 
 def step(machine: Machine, batch: int = 128) -> Iterator[Record]:
-    """Whole steps taking turns: eager, Trainer.step, eager captured by hand, eager tuned."""
+    """Measure whole steps: eager, Trainer.step, the tuned step captured by hand, the tuned step."""
     setting = Setting(machine, batch)
-    # What is missed most comes first, should the time run out; before it only the losses that all are held to.
+    # Most important first, because time may run out; eager comes before because its losses are the reference.
     providers: dict[str, Callable[[], Step]] = {
-        EAGER: setting.classic,
-        OURS: setting.trainer,
+        EAGER: setting.example_loop,
+        GAN_FAST: setting.trainer,
         GRAPHED: setting.graphed,
-        f"{OURS}, cudnn.benchmark": lambda: setting.trainer(search=True),
+        f"{GAN_FAST}, cudnn.benchmark": lambda: setting.trainer(search=True),
         TUNED: setting.tuned,
     }
     yield from measure(machine, f"DCGAN-64 training step, batch {batch}", roofline.step_flop(batch), providers)
 
 
 def large_step(machine: Machine) -> Iterator[Record]:
-    """The same at batch 1024."""
+    """Measure whole steps at batch 1024."""
     yield from step(machine, 1024)
 
 
 def compiled_step(machine: Machine, mode: str = "default") -> Iterator[Record]:
-    """torch.compile of the tuned step's forward passes beside eager; compiling counts as the first call."""
+    """Measure torch.compile of the tuned step's forward passes; the first call's time includes compilation."""
     setting = Setting(machine, 128)
     providers = {
-        EAGER: setting.classic,
+        EAGER: setting.example_loop,
         f"torch.compile {mode} of {TUNED}": lambda: setting.compiled(mode),
     }
     yield from measure(machine, "DCGAN-64 training step, batch 128", roofline.step_flop(128), providers)
@@ -170,7 +170,7 @@ def autotuned_step(machine: Machine) -> Iterator[Record]:
 
 
 def critic_iteration(machine: Machine) -> Iterator[Record]:
-    """An iteration of a WGAN-GP critic, loss on real and on generated images, penalty and update, in CUDA graphs."""
+    """Measure an iteration of a WGAN-GP critic in CUDA graphs: losses on real and generated images, penalty, update."""
     batch = 128
     size, width = machine.size(64, 16), machine.size(64, 8)
     torch.manual_seed(0)
@@ -188,16 +188,16 @@ def critic_iteration(machine: Machine) -> Iterator[Record]:
 
     providers = {
         EAGER: lambda: provider(steps.wgan_gp, eager_critic(size, 3, width), graphed=False),
-        OURS: lambda: provider(steps.our_wgan_gp, DCGANDiscriminator(3, size, width, "none")),
+        GAN_FAST: lambda: provider(steps.gan_fast_wgan_gp, DCGANDiscriminator(3, size, width, "none")),
         CRITIC_GRAPHED: lambda: provider(steps.wgan_gp, eager_critic(size, 3, width)),
     }
-    # Real and generated images three passes each, the penalty four.
+    # Three passes each for real and generated images, four for the penalty.
     flop = 10 * sum(layer.flop(batch) for layer in roofline.LAYERS if layer.name.startswith("D"))
     yield from measure(machine, f"WGAN-GP critic iteration, batch {batch}", flop, providers)
 
 
 def _recorded(machine: Machine, step: Work) -> Step:
-    """Iterations on static tensors, one by one at first, then as a CUDA graph captured by hand."""
+    """Return iterations on static tensors: without a graph at first, then as a CUDA graph captured by hand."""
     calls = 0
     replay: Work = step
     losses: Mapping[str, Tensor] = {}
@@ -216,13 +216,13 @@ def _recorded(machine: Machine, step: Work) -> Step:
 
 
 def measure(machine: Machine, case: str, flop: float, providers: Mapping[str, Callable[[], Step]]) -> Iterator[Record]:
-    """Check each provider's losses of the first iteration, warm it up, time it in turns with those before it.
+    """Check each provider's losses in the first iteration, warm it up, and time it together with those before it.
 
     Yields:
-        After each provider all that is known by then: as gpu_machine.measure; beside it captured (where it is meant to
-        be, whether a CUDA graph ran it), first_call_s, the first iteration's d_loss and g_loss, peak_memory_mib (of
-        tensors) and reserved_mib (with what graphs and the allocator keep), models and optimizers included, and
-        times_floor, the time over that of ``flop`` alone at an H200's nominal rate.
+        After each provider, the record so far. Beside the figures of gpu_machine.measure it has captured (whether a
+        CUDA graph ran the iterations, if one is intended), first_call_s, the first iteration's d_loss and g_loss,
+        peak_memory_mib (tensors) and reserved_mib (also what graphs and the allocator keep), both with models and
+        optimizers, and times_floor, the time divided by that of ``flop`` at an H200's nominal rate.
     """
     record: Record = {"case": case, "baseline": None, "providers": {}}
     works: dict[str, Step] = {}
@@ -231,7 +231,7 @@ def measure(machine: Machine, case: str, flop: float, providers: Mapping[str, Ca
         found: Record = {}
         record["providers"][name] = found
         if name in machine.without:
-            found["skipped"] = "it broke the device before"
+            found["skipped"] = "it broke the device in an earlier run"
             continue
         try:
             allocated, reserved = machine.allocated()
@@ -244,8 +244,8 @@ def measure(machine: Machine, case: str, flop: float, providers: Mapping[str, Ca
             found["first_call_s"] = harness.significant(time.perf_counter() - started)
             harness.compare(f"{case}: {name}", losses, expected or losses, TOLERANCE)
             found |= {key: harness.significant(loss.item()) for key, loss in losses.items()}
-            # The first call's search for algorithms takes memory that no other call takes.
-            machine.forget_peak()
+            # The first call's search for algorithms takes memory that later calls do not need.
+            machine.reset_peak()
             for _ in range(machine.size(WARM_UP, 6)):
                 work()
             machine.synchronize()
@@ -268,7 +268,7 @@ def measure(machine: Machine, case: str, flop: float, providers: Mapping[str, Ca
         works[name] = work
         if not expected:
             expected, record["baseline"] = losses, name
-        add_times(record, race(machine, record, works, SAMPLE_MS), flop=flop)
+        add_times(record, time_survivors(machine, record, works, SAMPLE_MS), flop=flop)
         for timed, step in works.items() if "fatal" not in record else ():
             found = record["providers"][timed]
             floor_ms = flop / roofline.NOMINAL_TFLOPS / 1e9

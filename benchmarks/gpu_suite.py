@@ -1,16 +1,16 @@
 """Build, test and measure on a machine with an NVIDIA GPU, with one command, no network, in eight minutes.
 
     python -m benchmarks.gpu_suite --out DIR [--commit ID]                        # build, tests, losses, whole steps
-    python -m benchmarks.gpu_suite --out DIR --parts norms blocks [--commit ID]   # others, in a run after that
-    python -m benchmarks.gpu_suite --out DIR --dry        # at tiny sizes on the CPU; its times mean nothing
+    python -m benchmarks.gpu_suite --out DIR --parts norms blocks [--commit ID]   # other parts, in a later run
+    python -m benchmarks.gpu_suite --out DIR --dry        # tiny sizes on the CPU; the times mean nothing
 
-Parts run one after the other, each in a process of its own with a time limit; what one has found is in DIR/suite.json
-as soon as it ends or is stopped, whatever happens to the next, and what the running one has, in DIR/running.jsonl. A
-provider that breaks the device is left out when its part runs once more. What automatic choice measures is in
-DIR/choices, for all parts and apart from the user's own. The table of all is printed last. Needs torch with CUDA,
-Triton, and for the build a C++ compiler, pybind11 and ninja; nvcc, pytest and compute-sanitizer serve where they are.
+Parts run one after the other, each in a separate process with a time limit. The results of finished parts are in
+DIR/suite.json at any time, those of the running part in DIR/running.jsonl. If a provider breaks the device, its part
+runs once more without it. The measurements of automatic choice are in DIR/choices, shared by all parts and separate
+from the user's. The table of all results is printed last. Needs torch with CUDA, Triton, and for the build a C++
+compiler, pybind11 and ninja; uses nvcc, pytest and compute-sanitizer if they are installed.
 
-`python -m benchmarks.table --add DIR/suite.json` keeps the results and writes README's tables from them.
+`python -m benchmarks.table --add DIR/suite.json` adds the results to benchmarks/results and to docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from gan_fast import tuning
 
 ROOT = Path(__file__).parent.parent
 TOTAL_S = 480.0
-# Below this a part would not get beyond importing torch.
+# With less time a part would not get beyond importing torch.
 LEAST_S = 15.0
-# A dry run is for its result, not its time.
+# A dry run has longer time limits, because only its results matter.
 DRY_FACTOR = 10.0
-# A part is told a little less than it has, to end by itself.
+# A part gets a shorter limit than its process, so that it can end normally.
 MARGIN_S = 3.0
 FATAL = 3
 RAN_OUT = "took longer than "
-# Of the part that runs: what it has found so far, should the whole suite be killed.
+# The results so far of the running part, in case the whole suite is killed.
 RUNNING = "running.jsonl"
 
 
@@ -69,7 +69,7 @@ def step_part(name: str) -> Callable[[Machine], Iterator[Record]]:
 
 
 def cases(machine: Machine) -> Iterator[Record]:
-    """The benchmark's own cases, as `make bench` runs them."""
+    """Run the cases of `make bench`, with short measurements."""
     absent = [name for name in ("pytest", "pytest_benchmark") if find_spec(name) is None]
     if absent:
         yield {"case": "make bench", "skipped": f"needs {', '.join(absent)}"}
@@ -88,7 +88,7 @@ def cases(machine: Machine) -> Iterator[Record]:
 class Part:
     run: Callable[[Machine], Iterator[Record]]
     limit_s: float
-    # Whether needing more than its time makes it skipped, not failed: torch.compile takes what it takes.
+    # Whether running out of time counts as skipped, not failed: the time of torch.compile is hard to predict.
     may_run_out: bool = False
 
 
@@ -98,7 +98,7 @@ PARTS: dict[str, Part] = {
     "rates": Part(ops_part("rates"), 30),
     "losses": Part(ops_part("losses"), 38),
     "tests": Part(gpu_checks.tests, 105),
-    # The first step of ours measures some twenty classes of shapes, each of which compiles its kernels.
+    # gan_fast's first step measures about twenty classes of shapes and compiles the kernels of each.
     "step": Part(step_part("step"), 120),
     "norms": Part(ops_part("norms"), 80),
     "critic_iteration": Part(step_part("critic_iteration"), 60),
@@ -115,12 +115,12 @@ PARTS: dict[str, Part] = {
     "autotuned_step": Part(step_part("autotuned_step"), 120, may_run_out=True),
     "cases": Part(cases, 120, may_run_out=True),
 }
-# What runs where no parts are named. Their limits fit into TOTAL_S, so that each of them has its whole time.
+# Their limits fit into TOTAL_S together, so that each of them has its full time.
 DEFAULT_PARTS = ("build", "facts", "rates", "losses", "tests", "step")
 
 
 def origin(device: torch.device, commit: str | None) -> dict[str, Any]:
-    """Where, when and of what commit the figures are."""
+    """Return the machine, versions, date and commit of the figures."""
     found: dict[str, Any] = {
         "device": environment.device_name(device),
         "kind": "gpu_suite",
@@ -156,7 +156,7 @@ def _commit() -> str:
 
 
 def run_here(name: str, lines: Path, device: torch.device, seconds: float, without: list[str]) -> int:
-    """Run a part in this process, each record written as it is found; return the exit status."""
+    """Run a part in this process and write each record at once; return the exit status."""
     machine = Machine(device, seconds, without)
     with lines.open("a") as file, machine.stream():
         for record in PARTS[name].run(machine):
@@ -168,14 +168,14 @@ def run_here(name: str, lines: Path, device: torch.device, seconds: float, witho
 
 
 def run_part(name: str, out: Path, device: torch.device, seconds: float) -> dict[str, Any]:
-    """A part in a process of its own: its records, the seconds it took and, where it failed, why."""
+    """Run a part in a separate process; return its records, its duration and, if it failed, the reason."""
     start = time.monotonic()
     without: list[str] = []
     records: dict[str, Record] = {}
     while True:
         left = seconds - (time.monotonic() - start)
         failed = _run_process(name, out, device, left, without, records)
-        # Whatever its exit status: a process whose device is broken may well die while it ends.
+        # The exit status does not matter here: a process with a broken device can also crash on exit.
         broken = [record["fatal"] for record in records.values() if record.get("fatal") not in (None, *without)]
         if not broken or seconds - (time.monotonic() - start) < LEAST_S:
             break
@@ -212,7 +212,7 @@ def _run_process(
 
 
 def merge(records: dict[str, Record], lines: Path) -> None:
-    """Add what a process wrote, a line half written left out; a second run replaces what it measured itself."""
+    """Add the records that a process wrote, except an incomplete line; a second run replaces what it measured."""
     for line in lines.read_text().splitlines() if lines.exists() else []:
         with contextlib.suppress(json.JSONDecodeError):
             record = json.loads(line)
@@ -235,7 +235,7 @@ def run_parts(
     run: Callable[[str, Path, torch.device, float], dict[str, Any]] = run_part,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Run parts within TOTAL_S in all; after each the file has everything found so far."""
+    """Run parts within TOTAL_S in total; after each of them suite.json has all results so far."""
     start = clock()
     factor = DRY_FACTOR if device.type == "cpu" else 1.0
     write(out, found)
@@ -243,7 +243,7 @@ def run_parts(
         left = factor * TOTAL_S - (clock() - start)
         print(f"{name} ...", file=sys.stderr, flush=True)
         if left < LEAST_S:
-            found["parts"][name] = {"seconds": 0.0, "records": [], "skipped": "no time was left for it"}
+            found["parts"][name] = {"seconds": 0.0, "records": [], "skipped": "no time was left"}
         else:
             found["parts"][name] = run(name, out, device, min(factor * PARTS[name].limit_s, left))
         table.add_shares(found)
@@ -251,14 +251,14 @@ def run_parts(
 
 
 def write(out: Path, found: dict[str, Any]) -> None:
-    """Keep what was found, whole at any time: the suite may be killed while it writes."""
+    """Write suite.json atomically: the suite may be killed while it writes."""
     unfinished = out / "suite.tmp"
     unfinished.write_text(json.dumps(found, indent=1) + "\n")
     unfinished.replace(out / "suite.json")
 
 
 def earlier_parts(path: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """What parts that ran before found, of the same commit on the same device: parts may run one at a time."""
+    """Return the parts of an earlier run of the same commit on the same device, so that parts can run one at a time."""
     if not path.exists():
         return {}
     earlier = json.loads(path.read_text())
@@ -270,8 +270,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for suite.json and BENCH.json")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(DEFAULT_PARTS),
-                        help=f"which parts (default: {' '.join(DEFAULT_PARTS)})")  # fmt: skip
-    parser.add_argument("--commit", help="what was measured, where the folder is no git checkout")
+                        help=f"parts to run (default: {' '.join(DEFAULT_PARTS)})")  # fmt: skip
+    parser.add_argument("--commit", help="the measured commit, if the folder is no git checkout")
     parser.add_argument("--dry", action="store_true", help="tiny sizes on the CPU")
     parser.add_argument("--only", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
@@ -294,6 +294,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    # Told to end, it ends what it has started: SystemExit runs what stands in ``finally``.
+    # On SIGTERM end the child processes, too: SystemExit runs the ``finally`` blocks.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     main()

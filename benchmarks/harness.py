@@ -1,7 +1,7 @@
-"""Compare providers of one piece of work: equal results first, then times taken in turns.
+"""Compare providers of the same work: check that their results agree, then time them in alternation.
 
-A ratio between two providers is formed within a round, where both met the same machine, and only then summarised: a
-machine that slows down half-way changes every time and hardly a ratio. Other work at the same time spoils both.
+Ratios are formed within a round, in which every provider runs once, and summarized afterwards: a machine that slows
+down half-way changes every time but hardly a ratio. Other work on the machine at the same time spoils both.
 """
 
 from __future__ import annotations
@@ -24,43 +24,59 @@ from benchmarks.memory import peak_mib
 
 Work = Callable[[], Mapping[str, Tensor]]
 
-OURS = "gan_fast"
+EAGER = "eager"
+TUNED = "eager, tuned by hand"
+COMPILED = "torch.compile"
+GAN_FAST = "gan_fast"
+
 WARM_UP_ROUNDS = 3
-MIN_ROUNDS = 15
+MIN_ROUNDS = 11
 MIN_SAMPLE_MS = 5.0
-# What torch.compile raises where it cannot serve here: no C++ compiler, an op or a construct that it does not know.
+# A ratio is stable where its quartiles span less than this share of its median.
+STABLE_SPREAD = 0.15
+# How often an unstable case is measured anew, each time with as many rounds as at first.
+MAX_REPEATS = 2
+# Raised where torch.compile does not work: no C++ compiler, or an unsupported op or construct.
 CANNOT_COMPILE = (TorchDynamoException, CppCompileError, InvalidCxxCompiler)
 
 
 class WrongResultError(RuntimeError):
-    """A provider does not compute what the baseline computes: its time means nothing."""
+    """A provider's results differ from the baseline's, so its time means nothing."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One setup and the providers that do its work.
+    """One piece of work and its providers.
 
     Args:
-        name: what is done on what: op, passes, shape, dtype, layout.
-        providers: name to work. The first is the baseline of results and ratios; ours is called ``OURS``. Work returns
-            its results by name; only those of its first call are compared, so that work may change its own state.
-        tolerance: largest ``||result - baseline|| / ||baseline||`` of any result. A norm, not the largest element: a
-            value that rounds to the other side of an activation's kink changes one element of a gradient by all of it.
+        name: op, passes, shape and dtype.
+        providers: provider name to work, or to several variants of it by name, such as memory formats; the variant that
+            is quickest during warm-up is measured. The first provider is the baseline of results and ratios. Work
+            returns its results by name. Only the results of its first call are compared, so work may change its state.
+        tolerance: largest allowed ``||result - baseline|| / ||baseline||``. It bounds the norm, not single elements: a
+            value that rounds to the other side of an activation's kink changes one element of a gradient completely.
         device: where the work runs.
+        unavailable: provider name to the reason why the provider cannot do this work.
     """
 
     name: str
-    providers: Mapping[str, Work]
+    providers: Mapping[str, Work | Mapping[str, Work]]
     tolerance: float
     device: torch.device
+    unavailable: Mapping[str, str] | None = None
 
 
 def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Return torch.compile of a function for fixed shapes. It compiles in the first call, which is never timed."""
+    return torch.compile(function, dynamic=False, **options)
+
+
 def forward_backward(forward: Callable[[], Tensor], leaves: Mapping[str, Tensor], grad: Tensor | None = None) -> Work:
-    """Make the work of one forward and backward pass, clearing gradients included, as in a training step.
+    """Return the work of one forward and backward pass, including the reset of gradients, as in a training step.
 
     Args:
         forward: computes the output from ``leaves``.
@@ -79,35 +95,48 @@ def forward_backward(forward: Callable[[], Tensor], leaves: Mapping[str, Tensor]
     return work
 
 
-def check(case: Case, seed: int = 0) -> tuple[dict[str, Work], dict[str, str], dict[str, float]]:
-    """Run every provider once and compare its results with the baseline's.
+@dataclass
+class Checked:
+    """What :func:`check` found, by provider: working variants, the reason if there are none, the largest distance."""
 
-    Returns:
-        The providers that work here; for each that torch.compile cannot serve the reason; for each that works the
-        largest distance of a result, ``||result - baseline|| / ||baseline||``.
+    variants: dict[str, dict[str, Work]]
+    unavailable: dict[str, str]
+    distances: dict[str, float]
+
+
+def check(case: Case, seed: int = 0) -> Checked:
+    """Run every variant of every provider once and compare its results with the baseline's.
+
+    A provider is unavailable where torch.compile fails on all its variants.
 
     Raises:
-        WrongResultError: a result is missing, of another shape or dtype, or further off than the tolerance.
+        WrongResultError: a result is missing, has another shape or dtype, or differs by more than the tolerance.
     """
-    working: dict[str, Work] = {}
-    skipped: dict[str, str] = {}
-    distances: dict[str, float] = {}
+    found = Checked({}, dict(case.unavailable or {}), {})
     expected: dict[str, Tensor] = {}
-    for name, work in case.providers.items():
-        torch.manual_seed(seed)
-        try:
-            results = {key: value.detach().clone() for key, value in work().items()}
-        except CANNOT_COMPILE as error:
-            skipped[name] = str(error).strip().splitlines()[0]
-            continue
-        expected = expected or results
-        distances[name] = compare(f"{case.name}: {name}", results, expected, case.tolerance)
-        working[name] = work
-    return working, skipped, distances
+    for provider, works in case.providers.items():
+        for variant, work in works.items() if isinstance(works, Mapping) else (("", works),):
+            torch.manual_seed(seed)
+            try:
+                results = {key: value.detach().clone() for key, value in work().items()}
+            except CANNOT_COMPILE as error:
+                found.unavailable[provider] = str(error).strip().splitlines()[0]
+                continue
+            expected = expected or results
+            distance = compare(f"{case.name}: {provider} {variant}".rstrip(), results, expected, case.tolerance)
+            found.distances[provider] = max(distance, found.distances.get(provider, 0.0))
+            found.variants.setdefault(provider, {})[variant] = work
+        if provider in found.variants:
+            found.unavailable.pop(provider, None)
+    return found
 
 
 def compare(label: str, results: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float) -> float:
-    """Return the largest distance of a result, ``||result - expected|| / ||expected||``; beyond the tolerance raise."""
+    """Return the largest ``||result - expected|| / ||expected||`` of all results.
+
+    Raises:
+        WrongResultError: a result is missing, has another shape or dtype, or differs by more than the tolerance.
+    """
     if results.keys() != expected.keys():
         raise WrongResultError(f"{label}: expected results {sorted(expected)}, got {sorted(results)}")
     largest = 0.0
@@ -119,20 +148,21 @@ def compare(label: str, results: Mapping[str, Tensor], expected: Mapping[str, Te
             )
         distance = torch.linalg.vector_norm(got.double() - want.double()).item()
         norm = torch.linalg.vector_norm(want.double()).item()
-        # Written so that NaN on either side is refused.
+        relative = distance / norm if norm else distance
+        # The comparison is also false for NaN.
         if not distance <= tolerance * norm:
             raise WrongResultError(
-                f"{label}: expected {key} within {tolerance:g} of the baseline's norm, got a distance of {distance:.3g}"
+                f"{label}: expected {key} within {tolerance:g} of the baseline's norm, got {relative:.3g}"
             )
-        largest = max(largest, distance / norm if norm else 0.0)
+        largest = max(largest, relative)
     return largest
 
 
 def time_ms(work: Work, repeats: int, device: torch.device) -> float:
-    """Time ``repeats`` runs in one go; return ms per run."""
+    """Run work ``repeats`` times and return the mean time in ms."""
     if device.type == "cuda":
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        # Nothing of the provider before may still be running, and no launch may be left out.
+        # The previous provider must have finished, and the first launch must be counted.
         torch.cuda.synchronize(device)
         begin.record()
         for _ in range(repeats):
@@ -146,37 +176,52 @@ def time_ms(work: Work, repeats: int, device: torch.device) -> float:
     return (time.perf_counter_ns() - start_ns) / repeats / 1e6
 
 
-class Race:
-    """The providers of a checked case, taking turns.
+class Measurement:
+    """Check a case, choose each provider's quickest variant, and time the providers in rounds.
+
+    The constructor compiles, checks and warms up; none of this is timed. Call :meth:`run_round` ``rounds`` times, then
+    :meth:`repeat_until_stable`, then :meth:`figures`.
 
     Args:
-        case: checked here, before anything is timed.
-        seconds: time for all rounds together; at least ``MIN_ROUNDS`` are taken, however long they are.
-        seed: of the order within each round.
+        case: checked before anything is timed.
+        seconds: time for all rounds together; at least ``MIN_ROUNDS`` are taken, however long they last.
+        seed: of the inputs and of the order within each round.
 
     Raises:
         WrongResultError: see :func:`check`.
     """
 
     def __init__(self, case: Case, seconds: float = 3.0, seed: int = 0) -> None:
+        started = time.perf_counter()
         self.case = case
-        self.providers, self.skipped, self.distances = check(case, seed)
+        checked = check(case, seed)
+        self.unavailable, self.distances = checked.unavailable, checked.distances
         self._order = random.Random(seed)
+        self.variants_ms = {
+            provider: {variant: self._best_ms(work) for variant, work in variants.items()}
+            for provider, variants in checked.variants.items()
+        }
+        self.chosen = {provider: min(ms, key=ms.__getitem__) for provider, ms in self.variants_ms.items()}
+        self.providers = {provider: checked.variants[provider][name] for provider, name in self.chosen.items()}
+        self.repeats = {provider: _repeats(self.variants_ms[provider][name]) for provider, name in self.chosen.items()}
         self._samples_ms: dict[str, list[float]] = {name: [] for name in self.providers}
-        # Short work is repeated until a sample is well above the cost of the clock, of the loop, and of the caches that
-        # the provider before it left cold.
-        self.repeats = dict.fromkeys(self.providers, 1)
-        for _ in range(WARM_UP_ROUNDS):
-            self.turn()
-        self.repeats = {name: math.ceil(MIN_SAMPLE_MS / min(ms)) for name, ms in self._samples_ms.items()}
-        start = time.perf_counter()
-        self.turn()
-        self.rounds = max(MIN_ROUNDS, int(seconds / (time.perf_counter() - start)))
+        self.setup_s = time.perf_counter() - started
+        started = time.perf_counter()
+        self.run_round()
+        self.rounds = max(MIN_ROUNDS, int(seconds / max(time.perf_counter() - started, 1e-6)))
+        self.measurements = 1
+        self._clear()
+
+    def _best_ms(self, work: Work) -> float:
+        repeats = _repeats(time_ms(work, 1, self.case.device))
+        return min(time_ms(work, repeats, self.case.device) for _ in range(WARM_UP_ROUNDS))
+
+    def _clear(self) -> None:
         for samples in self._samples_ms.values():
             samples.clear()
 
-    def turn(self) -> None:
-        """Time each provider once, in an order drawn anew, so that no one always follows the same one."""
+    def run_round(self) -> None:
+        """Time each provider once. The order is random, so that no provider always follows the same one."""
         names = list(self.providers)
         self._order.shuffle(names)
         collecting = gc.isenabled()
@@ -189,37 +234,83 @@ class Race:
             if collecting:
                 gc.enable()
 
+    def is_stable(self) -> bool:
+        """Whether the ratio of every provider's time to the reference's time is stable over the rounds so far."""
+        return all(stable(quartiles(ratios)) for ratios in self._ratios().values())
+
+    def repeat_until_stable(self, seconds: float = math.inf) -> float:
+        """Measure all rounds anew while a ratio is unstable, at most ``MAX_REPEATS`` times; return the time it took.
+
+        The rounds measured before are discarded as a whole, never singly: dropping only the slow ones would bias the
+        result. If the last measurement is unstable, too, it is kept and reported as such.
+
+        Args:
+            seconds: no repeat begins after this time.
+        """
+        started = time.perf_counter()
+        while not self.is_stable() and self.measurements <= MAX_REPEATS and time.perf_counter() - started < seconds:
+            self._clear()
+            self.measurements += 1
+            for _ in range(self.rounds):
+                self.run_round()
+        return time.perf_counter() - started
+
+    def _ratios(self) -> dict[str, np.ndarray]:
+        """Time of each other provider / time of gan_fast (where it is absent: of the baseline), by round."""
+        samples = {name: np.array(ms) for name, ms in self._samples_ms.items()}
+        reference = GAN_FAST if GAN_FAST in samples else next(iter(samples))
+        return {name: ms / samples[reference] for name, ms in samples.items() if name != reference}
+
     def figures(self) -> dict[str, Any]:
-        """Summarise the rounds so far, as plain values that JSON can hold.
+        """Summarize the last measurement as plain values for JSON.
 
         Returns:
-            case, tolerance, rounds, skipped (provider to reason), baseline, and providers: each with time_ms, speedup
-            (time of the baseline / time of this one), ours_speedup (time of this one / time of ours; where ours takes
-            part), all three as quartiles over rounds, peak_memory_mib (see :func:`benchmarks.memory.peak_mib`) and
-            distance (see :func:`check`).
+            case, tolerance, rounds, measurements (how often the rounds were taken), setup_s, unavailable (provider to
+            reason), baseline, and providers: each with time_ms, speedup (baseline's time / this provider's time),
+            gan_fast_speedup (this provider's time / gan_fast's time), all as quartiles over rounds; variant and
+            variants_ms (best warm-up times) where there are several; peak_memory_mib (see
+            :func:`benchmarks.memory.peak_mib`) and distance (see :func:`check`).
         """
         samples = {name: np.array(ms) for name, ms in self._samples_ms.items()}
         baseline = next(iter(samples))
         providers: dict[str, dict[str, Any]] = {}
         for name, ms in samples.items():
             providers[name] = {"time_ms": quartiles(ms), "speedup": quartiles(samples[baseline] / ms)}
-            if OURS in samples:
-                providers[name]["ours_speedup"] = quartiles(ms / samples[OURS])
+            if GAN_FAST in samples:
+                providers[name]["gan_fast_speedup"] = quartiles(ms / samples[GAN_FAST])
+            if len(self.variants_ms[name]) > 1:
+                providers[name]["variant"] = self.chosen[name]
+                providers[name]["variants_ms"] = {key: significant(v) for key, v in self.variants_ms[name].items()}
             providers[name]["distance"] = significant(self.distances[name])
             providers[name]["peak_memory_mib"] = significant(peak_mib(self.providers[name], self.case.device))
         return {
             "case": self.case.name,
             "tolerance": self.case.tolerance,
             "rounds": len(samples[baseline]),
-            "skipped": self.skipped,
+            "measurements": self.measurements,
+            "setup_s": significant(self.setup_s),
+            "unavailable": self.unavailable,
             "baseline": baseline,
             "providers": providers,
         }
 
 
+def _repeats(ms: float) -> int:
+    """Return how often short work runs within a sample.
+
+    A sample must be long compared with the clock, the loop and the caches that the previous provider left cold.
+    """
+    return max(1, math.ceil(MIN_SAMPLE_MS / max(ms, 1e-6)))
+
+
 def quartiles(samples: np.ndarray) -> dict[str, float]:
     q1, median, q3 = (significant(value) for value in np.percentile(samples, (25, 50, 75)))
     return {"q1": q1, "median": median, "q3": q3}
+
+
+def stable(figure: Mapping[str, float]) -> bool:
+    """Whether the quartiles span less than ``STABLE_SPREAD`` of the median."""
+    return figure["q3"] - figure["q1"] < STABLE_SPREAD * figure["median"]
 
 
 def significant(value: float, digits: int = 4) -> float:

@@ -1,4 +1,4 @@
-"""Memory that a piece of work takes from torch's allocator."""
+"""Measure the memory that work takes from torch's allocator."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _PROFILER_DEVICE_TYPES = {"cpu": 0, "cuda": 1}
 
 
 def peak_mib(work: Callable[[], object], device: torch.device) -> float:
-    """Measure the largest rise of allocated memory within one run of ``work``, in MiB.
+    """Measure the largest increase of allocated memory during one run of ``work``, in MiB.
 
-    The rise is counted from the lowest level before it, so that results of an earlier run, freed at the start of this
-    one, do not hide anything. Counted is what torch's allocator of that device hands out: outputs, saved tensors,
-    gradients, temporaries; not what a library such as oneDNN takes for itself.
+    The increase counts from the lowest level before it, because ``work`` may first free the results of an earlier run.
+    It includes outputs, saved tensors, gradients and temporaries from torch's allocator, but not what a library such as
+    oneDNN allocates.
     """
     return largest_rise(_changes(work, device)) / 2**20
 
 
-def held_mib(work: Callable[[], object], device: torch.device) -> float:
-    """Measure what is allocated within one run of ``work`` and still there while its result is, in MiB."""
+def allocated_mib(work: Callable[[], object], device: torch.device) -> float:
+    """Measure the memory that one run of ``work`` allocates and keeps while its result exists, in MiB."""
     return sum(_changes(work, device)) / 2**20
 
 
 def _changes(work: Callable[[], object], device: torch.device) -> list[int]:
-    """Bytes that torch's allocator hands out (positive) and takes back, in order, as long as the result is there."""
+    """Return the bytes of each allocation (positive) and release (negative), in order, while the result exists."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         results = work()
         if device.type == "cuda":
@@ -47,7 +47,7 @@ def _changes(work: Callable[[], object], device: torch.device) -> list[int]:
 
 
 def largest_rise(changes: list[int]) -> int:
-    """Return the largest difference of a running sum to its lowest value so far, from 0."""
+    """Return the largest difference between a running sum and its lowest value so far, starting from 0."""
     lowest = highest_rise = 0
     for level in itertools.accumulate(changes):
         lowest = min(lowest, level)

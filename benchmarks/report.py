@@ -17,8 +17,8 @@ from benchmarks import environment, table
 RESULTS = table.RESULTS
 
 
-def summarise(run: dict[str, Any]) -> dict[str, Any]:
-    """Reduce one run of pytest-benchmark to where and when it ran and the figures of its cases."""
+def summarize(run: dict[str, Any]) -> dict[str, Any]:
+    """Reduce a run of pytest-benchmark to its machine, commit and date and the figures of its cases."""
     commit = run["commit_info"]
     return {
         **run["machine_info"]["gan_fast"],
@@ -29,10 +29,11 @@ def summarise(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def merge(summaries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Join runs of different cases on one device; of a case run twice the later stays.
+    """Join runs of different cases on one device; the later run of a case replaces the earlier one.
 
     Raises:
-        ValueError: two runs on one device differ in commit, versions or threads: their figures do not belong together.
+        ValueError: two runs on one device differ in commit, versions or threads, so that their figures cannot be
+            compared.
     """
     merged: dict[str, dict[str, Any]] = {}
     for summary in sorted(summaries, key=lambda summary: summary["date"]):
@@ -64,10 +65,10 @@ def write(summary: dict[str, Any], folder: Path) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.partition("\n")[0])
-    parser.add_argument("runs", nargs="+", type=Path, metavar="BENCH.json", help="what --benchmark-json wrote")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="BENCH.json", help="files written by --benchmark-json")
     parser.add_argument("--out", type=Path, default=RESULTS, help=f"folder of the results (default: {RESULTS})")
     options = parser.parse_args(arguments)
-    for summary in merge(summarise(json.loads(path.read_text())) for path in options.runs):
+    for summary in merge(summarize(json.loads(path.read_text())) for path in options.runs):
         print(f"wrote {write(summary, options.out)}", file=sys.stderr)
         print(markdown(summary))
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.roofline [--batch 128] [--tflops 989] [--bandwidth 4800]
 
-Nothing is measured here: a kernel takes at least its operations over the chip's rate and its bytes over its bandwidth,
-each tensor read and written once, in bfloat16. The defaults are an H200's data sheet; a measurement of what the chip
-really does belongs into both (a copy there reaches about 4300 GB/s, a product 770 to 798 TFLOP/s).
+Nothing is measured here. A kernel takes at least its operations divided by the chip's rate, and at least its bytes
+divided by the bandwidth, each tensor read and written once, in bfloat16. The defaults are from an H200's data sheet;
+measured rates give better bounds (there a copy reaches about 4300 GB/s, a matrix product 770 to 798 TFLOP/s).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import dataclasses
 from benchmarks import table
 
 HALF = 2  # bytes of a bfloat16
-# Of an H200, products of bfloat16 matrices.
+# Products of bfloat16 matrices on an H200.
 NOMINAL_TFLOPS = 989.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A 4x4 convolution, plain or transposed, between a small map of s x s and a big one of S x S."""
+    """A 4x4 convolution, plain or transposed."""
 
     name: str
     c_in: int
@@ -29,10 +29,10 @@ class Layer:
     in_size: int
     out_size: int
     norm: bool
-    leaky_relu: bool = False  # without a norm that it is fused with
+    leaky_relu: bool = False  # as a separate op, without a norm
 
     def values(self, batch: int) -> tuple[int, int, int]:
-        """Numbers in the input, the output and the weight."""
+        """Return the numbers of elements of input, output and weight."""
         return (
             batch * self.c_in * self.in_size**2,
             batch * self.c_out * self.out_size**2,
@@ -40,7 +40,7 @@ class Layer:
         )
 
     def flop(self, batch: int) -> int:
-        # Every position of the smaller map meets all sixteen taps.
+        # Every position of the smaller map uses all sixteen taps.
         return 2 * batch * min(self.in_size, self.out_size) ** 2 * self.c_in * self.c_out * 16
 
 
@@ -73,7 +73,7 @@ class Kernel:
 
 
 def kernels(batch: int) -> list[Kernel]:
-    """What a forward and a backward pass of each layer needs; element-wise arithmetic is not counted as operations."""
+    """Return the kernels of a forward and backward pass of each layer; elementwise operations are not counted."""
     found = []
     for layer in LAYERS:
         x, y, weight = layer.values(batch)
@@ -81,13 +81,13 @@ def kernels(batch: int) -> list[Kernel]:
         convolution = HALF * (x + y + weight)
         found += [
             Kernel(layer.name, "convolution", flop, convolution),
-            Kernel(layer.name, "gradient by input", flop, convolution),
-            Kernel(layer.name, "gradient by weight", flop, convolution),
+            Kernel(layer.name, "gradient of input", flop, convolution),
+            Kernel(layer.name, "gradient of weight", flop, convolution),
         ]
         if layer.norm:
             found += [
                 Kernel(layer.name, "statistics (none in an epilogue)", 0, HALF * y),
-                Kernel(layer.name, "normalise and activate", 0, HALF * 2 * y),
+                Kernel(layer.name, "normalize and activate", 0, HALF * 2 * y),
                 Kernel(layer.name, "norm's backward sums", 0, HALF * 2 * y),
                 Kernel(layer.name, "norm's backward", 0, HALF * 3 * y),
                 Kernel(layer.name, "norm's double sums (penalty)", 0, HALF * 3 * y),
@@ -102,10 +102,9 @@ def kernels(batch: int) -> list[Kernel]:
 
 
 def step_flop(batch: int) -> int:
-    """What an iteration needs: G forward and backward; D forward three times, backward three times, by weights twice.
+    """Return the operations of an iteration: G forward and backward; D three times each, its weights' gradients twice.
 
-    The images' and the latents' gradients by the first layers are left out where nobody asks for them: D's update wants
-    none of the images, nothing wants the latents'.
+    Unused gradients are left out: those of the latents, and those of the images in D's update.
     """
     g = sum(layer.flop(batch) for layer in LAYERS if layer.name.startswith("G"))
     d = sum(layer.flop(batch) for layer in LAYERS if layer.name.startswith("D"))
@@ -119,7 +118,7 @@ def main() -> None:
     parser.add_argument(
         "--tflops", type=float, default=NOMINAL_TFLOPS, help="products of bfloat16 matrices, 1e12 operations/s"
     )
-    parser.add_argument("--bandwidth", type=float, default=4800.0, help="of the GPU's memory, GB/s")
+    parser.add_argument("--bandwidth", type=float, default=4800.0, help="memory bandwidth, GB/s")
     arguments = parser.parse_args()
     rows = [("layer", "kernel", "GFLOP", "MB", "us compute", "us memory", "bound by")]
     total = 0.0
@@ -131,7 +130,7 @@ def main() -> None:
              "compute" if compute > memory else "memory")
         )  # fmt: skip
     print("\n".join(table.markdown(rows)))
-    print(f"\nEach once, one after the other: {total:.0f} us at batch {arguments.batch}.")
+    print(f"\nAll kernels one after the other: {total:.0f} us at batch {arguments.batch}.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One DCGAN training iteration as people write it, by hand as well as it can be, and by our trainer."""
+"""One DCGAN training iteration: as people write it, tuned by hand, and the losses that both use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Draw = Callable[[], Tensor]
 
 
 def same_latents(batch_size: int, device: torch.device) -> Draw:
-    """Draw the same latents at each call, at the full cost of a draw: losses of all providers stay comparable."""
+    """Draw the same latents in each call, at the full cost of a draw, so that losses of providers can be compared."""
     rng = torch.Generator(device)
     return lambda: torch.randn(batch_size, LATENT_DIM, 1, 1, generator=rng.manual_seed(0), device=device)
 
@@ -47,8 +47,12 @@ def g_loss(fake_logits: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(fake_logits, torch.ones_like(fake_logits))
 
 
-def classic(models: Pair, real: Tensor, draw: Draw) -> Work:
-    """The loop of PyTorch's DCGAN example: two backward passes for D, whose images then serve G again."""
+def example_loop(models: Pair, real: Tensor, draw: Draw, one_d_loss: bool = False) -> Work:
+    """Return an iteration of PyTorch's DCGAN example: the images that D was trained on train G again.
+
+    Args:
+        one_d_loss: whether D's two losses are added before one backward pass; the example has a pass for each.
+    """
     generator, discriminator = models
     criterion = nn.BCEWithLogitsLoss()
     d_adam = torch.optim.Adam(discriminator.parameters(), **ADAM)
@@ -57,17 +61,20 @@ def classic(models: Pair, real: Tensor, draw: Draw) -> Work:
 
     def work() -> dict[str, Tensor]:
         d_adam.zero_grad()
-        real_loss = criterion(discriminator(real), label.fill_(1))
-        real_loss.backward()
+        # A fill in place would change the labels that the first loss keeps for a common backward pass.
+        real_loss = criterion(discriminator(real), torch.ones_like(label) if one_d_loss else label.fill_(1))
+        if not one_d_loss:
+            real_loss.backward()
         fake = generator(draw())
         fake_loss = criterion(discriminator(fake.detach()), label.fill_(0))
-        fake_loss.backward()
+        d_loss = real_loss + fake_loss
+        (d_loss if one_d_loss else fake_loss).backward()
         d_adam.step()
         g_adam.zero_grad()
         g_loss = criterion(discriminator(fake), label.fill_(1))
         g_loss.backward()
         g_adam.step()
-        return {"d_loss": (real_loss + fake_loss).detach(), "g_loss": g_loss.detach()}
+        return {"d_loss": d_loss.detach(), "g_loss": g_loss.detach()}
 
     return work
 
@@ -76,16 +83,16 @@ def tuned(
     models: Pair,
     real: Tensor,
     draw: Draw,
-    d_loss: Callable[[Tensor, Tensor], Tensor] = d_loss,
-    g_loss: Callable[[Tensor], Tensor] = g_loss,
     half: bool = False,
     wrap: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] = lambda function: function,
 ) -> Work:
-    """The same by hand: fused Adam, one backward pass for D, no weight gradients of D in G's step.
+    """Return the same iteration tuned by hand.
+
+    Fused Adam, gradients reset to None, one backward pass for D, and no gradients of D's weights in G's update.
 
     Args:
-        half: forward passes and losses under autocast to bfloat16.
-        wrap: what the three forward functions go through, such as torch.compile.
+        half: whether forward passes and losses run under autocast to bfloat16.
+        wrap: applied to the three forward functions, for example torch.compile.
     """
     generator, discriminator = models
     capturable = real.device.type == "cuda"
@@ -93,11 +100,11 @@ def tuned(
     g_adam = torch.optim.Adam(generator.parameters(), **ADAM, fused=True, capturable=capturable)
 
     def autocast() -> torch.autocast:
-        # A fresh one for each phase: the casts that it caches are of weights that the phase before has changed.
+        # A new one for each phase: it caches casts of weights, which the previous phase has changed.
         return torch.autocast(real.device.type, torch.bfloat16, enabled=half)
 
     generate = wrap(generator)
-    # Two functions, not one module: a compiler specialises each on which weights require gradients.
+    # Two functions, not one module: a compiler specializes each for the weights that require gradients.
     d_forward = wrap(lambda real, fake: d_loss(discriminator(real), discriminator(fake)))
     g_forward = wrap(lambda fake: g_loss(discriminator(fake)))
 
@@ -105,18 +112,18 @@ def tuned(
         with autocast():
             fake = generate(draw())
         with autocast():
-            loss = d_forward(real, fake.detach())
-        d_adam.zero_grad()
-        loss.backward()
+            d_value = d_forward(real, fake.detach())
+        d_adam.zero_grad(set_to_none=True)
+        d_value.backward()
         d_adam.step()
         discriminator.requires_grad_(False)
         with autocast():
-            answer = g_forward(fake)
-        g_adam.zero_grad()
-        answer.backward()
+            g_value = g_forward(fake)
+        g_adam.zero_grad(set_to_none=True)
+        g_value.backward()
         discriminator.requires_grad_(True)
         g_adam.step()
-        return {"d_loss": loss.detach(), "g_loss": answer.detach()}
+        return {"d_loss": d_value.detach(), "g_loss": g_value.detach()}
 
     return work
 
@@ -126,7 +133,7 @@ def wgan_gp_penalty(grad: Tensor) -> Tensor:
 
 
 def penalized(critic: nn.Module, points: Tensor, penalty: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """A critic's logits and a penalty of its gradient at the same points, as people write it."""
+    """Return a critic's logits and a penalty of its gradient at the same points, as people write it."""
     points = points.detach().requires_grad_()
     logits = critic(points)
     (grad,) = torch.autograd.grad(logits.sum(), points, create_graph=True)
@@ -139,12 +146,12 @@ def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
 
 
 def wgan_gp(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-    """What a WGAN-GP critic minimises, as people write it."""
+    """Return the loss of a WGAN-GP critic as people write it."""
     return critic(fake).mean() - critic(real).mean() + 10.0 * gradient_penalty(critic, real, fake)
 
 
-def our_wgan_gp(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-    """The same as Trainer has it."""
+def gan_fast_wgan_gp(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+    """Return the loss of a WGAN-GP critic as gan_fast's Trainer computes it."""
     objective = TwoPlayerLosses(make_objective("wasserstein"), Penalties(("gradient_penalty",), 10.0))
     return objective.d_loss(critic, real, fake).total
 
@@ -152,7 +159,7 @@ def our_wgan_gp(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
 def critic_iteration(
     critic: nn.Module, images: tuple[Tensor, Tensor], loss: Callable[[nn.Module, Tensor, Tensor], Tensor], half: bool
 ) -> Work:
-    """A critic's loss, its gradients and the update of a fused Adam; under autocast to bfloat16 where ``half``."""
+    """Return a critic's loss, backward pass and fused Adam update; ``half`` runs it under autocast to bfloat16."""
     device = images[0].device
     adam = torch.optim.Adam(
         critic.parameters(), lr=1e-4, betas=(0.0, 0.9), fused=True, capturable=device.type == "cuda"

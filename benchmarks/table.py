@@ -1,8 +1,9 @@
-"""Figures as Markdown tables, padded so that they read as well in a terminal; and README's tables from results/.
+"""Render measured figures as Markdown tables, for the terminal, README.md and docs/benchmarks.md.
 
 Usage: python -m benchmarks.table [--add SUITE.json]
 
-Writes what stands between README's markers anew. --add first keeps what benchmarks.gpu_suite has found.
+Rewrites the text between the markers of README.md and docs/benchmarks.md from benchmarks/results. With --add it first
+copies a result of benchmarks.gpu_suite there.
 """
 
 from __future__ import annotations
@@ -17,53 +18,80 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.harness import OURS, significant
+from benchmarks.harness import COMPILED, EAGER, GAN_FAST, TUNED, significant, stable
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+DOCS = ROOT / "docs" / "benchmarks.md"
 RESULTS = Path(__file__).parent / "results"
 
-HEADER = ("case", "provider", "median ms [q1, q3]", "vs eager", "peak MiB", f"{OURS} against the others")
+README_BEGIN = "<!-- readme-table -->"
+DOCS_BEGIN = "<!-- benchmark-tables -->"
+END = "<!-- end -->"
+
+HEADER = ("case", "provider", "median ms [q1, q3]", "vs eager", "peak MiB", f"{GAN_FAST} against the others")
+NOT_MEASURED, NOT_AVAILABLE = "not measured", "not available"
 
 
-def rivals(figures: Mapping[str, Any], outcome: str) -> list[str]:
-    """Name the providers against whom ours has an outcome, "loses" or "level".
+def gan_fast_speedup(provider: Mapping[str, Any]) -> Mapping[str, float] | None:
+    """Return quartiles of a provider's time / gan_fast's time; results of before 2026-12 name them differently."""
+    return provider.get("gan_fast_speedup", provider.get("ours_speedup"))
 
-    A rival that was faster in at least three rounds of four beats us; one faster in one to three of four is level.
+
+def unavailable(figures: Mapping[str, Any]) -> Mapping[str, str]:
+    return figures.get("unavailable", figures.get("skipped", {}))
+
+
+def ratio_text(ratio: Mapping[str, float]) -> str:
+    """Return a ratio's median; its range where it is not stable."""
+    if stable(ratio):
+        return f"{ratio['median']:.2f}x"
+    return f"not stable: {ratio['q1']:.2g} to {ratio['q3']:.2g}"
+
+
+def time_text(ms: Mapping[str, float]) -> str:
+    return f"{ms['median']:.3g}" if stable(ms) else f"{ms['q1']:.3g} to {ms['q3']:.3g}"
+
+
+def rivals(figures: Mapping[str, Any], outcome: str) -> dict[str, Mapping[str, float]]:
+    """Return the providers against which gan_fast has an outcome, "loses" or "level", with the ratios of times.
+
+    gan_fast loses where the other was quicker in at least three rounds of four, and is level where it was quicker in
+    one to three of four.
     """
-    names = []
+    found = {}
     for name, provider in figures["providers"].items():
-        speedup = provider.get("ours_speedup")
-        if name == OURS or speedup is None:
+        speedup = gan_fast_speedup(provider)
+        if name == GAN_FAST or speedup is None:
             continue
         if {"loses": speedup["q3"] < 1, "level": speedup["q1"] <= 1 <= speedup["q3"]}[outcome]:
-            names.append(name)
-    return names
+            found[name] = speedup
+    return found
 
 
 def verdict(figures: Mapping[str, Any]) -> str:
-    """Say against whom ours loses or is level, and by what ratio of times."""
+    """Return the providers to which gan_fast loses or with which it is level, with the ratios of times."""
     parts = []
     for outcome, words in (("loses", "LOSES to"), ("level", "level with")):
-        for name in rivals(figures, outcome):
-            parts.append(f"{words} {name}: {figures['providers'][name]['ours_speedup']['median']:.2f}x")
+        parts += [f"{words} {name}: {ratio_text(ratio)}" for name, ratio in rivals(figures, outcome).items()]
     return "; ".join(parts) or "fastest"
 
 
-def held(figures: Mapping[str, Any]) -> str:
-    """Say what providers hold between forward and backward (see benchmarks/held.py)."""
+def saved_memory(figures: Mapping[str, Any]) -> str:
+    """Return a line about the memory between forward and backward (see benchmarks/saved_memory.py)."""
     baseline, *others = figures["held"]
     words = {"process_mib": "of process memory", "allocated_mib": "allocated", "saved_mib": "in saved tensors"}
     parts = []
     for key, word in words.items():
         base = figures["held"][baseline][key]
-        rivals = ", ".join(f"{name} {figures['held'][name][key]:.1f}" for name in others)
+        rest = ", ".join(f"{name} {figures['held'][name][key]:.1f}" for name in others)
         share = figures["held"][others[-1]][key] / base
-        parts.append(f"{baseline} {base:.1f} MiB {word}, {rivals} ({share:.2f})")
-    return f"{figures['case']}, held before backward: {'; '.join(parts)}."
+        parts.append(f"{baseline} {base:.1f} MiB {word}, {rest} ({share:.2f})")
+    return f"{figures['case']}, memory before backward: {'; '.join(parts)}."
 
 
-def markdown(rows: list[tuple[str, ...]]) -> list[str]:
-    """Return the lines of a table whose first row is its header."""
+def markdown(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the lines of a table, padded for reading as text; the first row is the header."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
@@ -71,7 +99,7 @@ def markdown(rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def render(cases: Iterable[Mapping[str, Any]]) -> str:
-    """Render the table, below it what was skipped and why, and the balance of cases."""
+    """Return a row for every provider of every case, then what was not available and why, then the counts."""
     cases = list(cases)
     rows: list[tuple[str, ...]] = [HEADER]
     notes = []
@@ -79,33 +107,174 @@ def render(cases: Iterable[Mapping[str, Any]]) -> str:
         label = figures["case"]
         for name, provider in figures["providers"].items():
             ms = provider["time_ms"]
+            variant = f" ({provider['variant']})" if "variant" in provider else ""
             rows.append(
                 (
                     label,
-                    name,
+                    name + variant,
                     f"{ms['median']:.4g} [{ms['q1']:.4g}, {ms['q3']:.4g}]",
-                    f"{provider['speedup']['median']:.2f}x",
+                    ratio_text(provider["speedup"]),
                     f"{provider['peak_memory_mib']:.3g}",
-                    verdict(figures) if name == OURS else "",
+                    verdict(figures) if name == GAN_FAST else "",
                 )
             )
             label = ""
-        notes += [held(figures)] if "held" in figures else []
-        notes += [f"{figures['case']}: no {name}: {reason}" for name, reason in figures["skipped"].items()]
-    lines = markdown(rows)
-    ours = [figures for figures in cases if OURS in figures["providers"]]
-    lost = sum(bool(rivals(figures, "loses")) for figures in ours)
-    level = sum(bool(rivals(figures, "level")) and not rivals(figures, "loses") for figures in ours)
-    notes.append(f"{OURS}: {len(ours)} cases, fastest in {len(ours) - lost - level}, level in {level}, lost {lost}.")
-    return "\n".join([*lines, "", *notes])
+        notes += [saved_memory(figures)] if "held" in figures else []
+        notes += [f"{figures['case']}: {name} {NOT_AVAILABLE}: {why}" for name, why in unavailable(figures).items()]
+    return "\n".join([*markdown(rows), "", *notes, counts(cases)])
 
 
+def counts(cases: Iterable[Mapping[str, Any]]) -> str:
+    compared = [figures for figures in cases if GAN_FAST in figures["providers"]]
+    lost = sum(bool(rivals(figures, "loses")) for figures in compared)
+    level = sum(bool(rivals(figures, "level")) and not rivals(figures, "loses") for figures in compared)
+    fastest = len(compared) - lost - level
+    return f"{GAN_FAST}: {len(compared)} cases, fastest in {fastest}, level in {level}, lost {lost}."
+
+
+def costliest(cases: Iterable[Mapping[str, Any]], count: int) -> str:
+    """Return the cases that took longest and the part of it before timing, mostly torch.compile."""
+    cases = list(cases)
+    longest = sorted(cases, key=lambda figures: figures["case_s"], reverse=True)[:count]
+    lines = [f"  {c['case_s']:.0f} s, of which {c['setup_s']:.0f} s before timing: {c['case']}" for c in longest]
+    total = sum(figures["case_s"] for figures in cases)
+    return "\n".join([f"{len(cases)} cases took {total / 60:.1f} minutes. The costliest:", *lines])
+
+
+def column_of(provider: str) -> str | None:
+    """Return the column that a provider belongs to, earlier names included; None for providers without a column."""
+    if provider in (GAN_FAST, COMPILED):
+        return provider
+    if "our modules" in provider or not provider.startswith(EAGER):
+        return None
+    return TUNED if provider == TUNED or provider.startswith("eager tuned") else EAGER
+
+
+def columns(figures: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the quickest provider of each column; one that was not measured is missing."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for name, provider in figures["providers"].items():
+        column = column_of(name)
+        if column and (column not in found or provider["time_ms"]["median"] < found[column]["time_ms"]["median"]):
+            found[column] = provider
+    return found
+
+
+def row(label: str, figures: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a case's row: the time of each column in ms, then the quickest other column's time / gan_fast's time."""
+    found = columns(figures)
+
+    def cell(column: str) -> str:
+        if column not in found:
+            return NOT_AVAILABLE if column in unavailable(figures) else NOT_MEASURED
+        return time_text(found[column]["time_ms"])
+
+    others = [found[column] for column in (EAGER, TUNED, COMPILED) if column in found]
+    ratio = None
+    if others and GAN_FAST in found:
+        ratio = gan_fast_speedup(min(others, key=lambda provider: provider["time_ms"]["median"]))
+    cells = [cell(column) for column in (EAGER, TUNED, COMPILED, GAN_FAST)]
+    return (label, *cells, ratio_text(ratio) if ratio else NOT_MEASURED)
+
+
+def header(what: str) -> tuple[str, ...]:
+    return (f"{what}, ms", EAGER, TUNED, COMPILED, GAN_FAST, "quickest other / gan_fast")
+
+
+# README's rows and the beginnings of the names of their cases.
+README_ROWS = {
+    "DCGAN-64 generator": "DCGAN-64 generator forward + backward, batch 32 float32",
+    "discriminator written by hand, after `fuse`": "fuse: handwritten_discriminator,",
+    "transposed 4x4/2 block, 128 to 64 channels": "transposed 4x4/2 block 128 -> 64 channels, forward + backward",
+    "batch norm and LeakyReLU, 64 maps of 32x32": "batch_norm_act forward + backward (32x64x32x32) float32",
+    "WGAN-GP critic: losses, penalty, gradients": "WGAN-GP critic iteration, DCGAN-64 critic",
+    "DCGAN-64 training step": "DCGAN iteration 64 px",
+}
+# The kinds of networks that are fused, by what takes most of their time (benchmarks/bench_fuse.py).
+FUSED_KINDS = ("blocks of convolution, norm, activation", "other")
+
+
+def readme_table(results: Iterable[Mapping[str, Any]]) -> str:
+    """Return README's six rows from the latest run on a CPU; empty without one."""
+    runs = [run for run in results if "cases" in run]
+    if not runs:
+        return ""
+    run = max(runs, key=lambda run: run["date"])
+    rows = [header("batch 32, forward and backward")]
+    for label, beginning in README_ROWS.items():
+        matching = [figures for figures in run["cases"] if figures["case"].startswith(beginning)]
+        if matching:
+            rows.append(row(label, min(matching, key=lambda figures: len(figures["case"]))))
+    return "\n".join([*markdown(rows), "", f"Measured on {_cpu_facts(run)}."])
+
+
+def _cpu_facts(run: Mapping[str, Any]) -> str:
+    return f"{run['device']}, {run['cores']} cores, {run['instruction_set']}, torch {run['torch']}, {_origin(run)}"
+
+
+def docs_tables(results: Iterable[Mapping[str, Any]]) -> str:
+    """Return docs/benchmarks.md's section of every machine."""
+    return "\n\n".join(_cpu_section(run) if "cases" in run else _gpu_section(run) for run in results)
+
+
+def _cpu_section(run: Mapping[str, Any]) -> str:
+    cases = run["cases"]
+    notes = [counts(cases)]
+    notes += [_saved_memory_briefly(figures) for figures in cases if "held" in figures]
+    notes += _fused_briefly(cases)
+    reasons: dict[str, int] = {}
+    for figures in cases:
+        for name, why in unavailable(figures).items():
+            reasons[f"{name}: {why}"] = reasons.get(f"{name}: {why}", 0) + 1
+    notes += [f"{NOT_AVAILABLE} in {count} cases: {reason}" for reason, count in reasons.items()]
+    rows = [header("case"), *(row(figures["case"], figures) for figures in cases)]
+    lines = [f"- {note}" for note in notes]
+    return "\n".join([f"### {run['device']}", "", f"{_cpu_facts(run)}.", "", *lines, "", *markdown(rows)])
+
+
+def _saved_memory_briefly(figures: Mapping[str, Any]) -> str:
+    mib = {provider: f"{kept['process_mib']:.1f} MiB" for provider, kept in figures["held"].items()}
+    name = figures["case"].replace(" forward + backward", "")
+    sizes = ", ".join(f"{provider} {size}" for provider, size in mib.items())
+    return f"{name}: process memory kept between forward and backward: {sizes}."
+
+
+def _fused_briefly(cases: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each kind of fused networks, with the ratio to the quickest other provider."""
+    lines = []
+    for kind in FUSED_KINDS:
+        ratios = {}
+        for figures in cases:
+            if figures["case"].startswith("fuse: ") and kind in figures["case"]:
+                others = [p for column, p in columns(figures).items() if column != GAN_FAST]
+                ratio = gan_fast_speedup(min(others, key=lambda p: p["time_ms"]["median"])) if others else None
+                if ratio and stable(ratio):
+                    ratios[figures["case"].removeprefix("fuse: ").split(",")[0]] = ratio["median"]
+        if ratios:
+            slow, quick = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
+            lines.append(
+                f"`fuse`, {len(ratios)} networks with stable ratios ({kind}): median "
+                f"{statistics.median(ratios.values()):.2f}x, from {ratios[slow]:.2f}x ({slow}) to {ratios[quick]:.2f}x "
+                f"({quick})."
+            )
+    return lines
+
+
+def _origin(run: Mapping[str, Any]) -> str:
+    commit, *changes = run["commit"].split(", ")
+    return f"commit {', '.join([commit[:10], *changes])}, {run['date'][:10]}"
+
+
+# What benchmarks.gpu_suite measures of the chip itself, and the rates that are compared with it.
 COPY, PRODUCT = "copy", "product of bfloat16 matrices"
 LIMITS = {"gb_per_s": COPY, "tflop_per_s": PRODUCT}
+# The parts of benchmarks.gpu_suite that docs/benchmarks.md shows.
+STEP_PARTS = ("step", "critic_iteration", "compiled_step", "autotuned_step", "large_step")
+OP_PARTS = ("norms", "blocks", "losses", "leaky_relu", "penalty", "sample_norm_penalty", "noise")
 
 
 def providers_of(suite: Mapping[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """Part, case, provider and what it has, of all that benchmarks.gpu_suite found."""
+    """Yield part, case, provider and its figures, of everything that benchmarks.gpu_suite found."""
     for part, found in suite["parts"].items():
         for record in found["records"]:
             for provider, figures in record.get("providers", {}).items():
@@ -113,7 +282,7 @@ def providers_of(suite: Mapping[str, Any]) -> Iterator[tuple[str, str, str, dict
 
 
 def add_shares(suite: Mapping[str, Any]) -> None:
-    """Tell each rate as a share of what the chip was measured to do."""
+    """Add each rate as a share of the rate measured for the chip."""
     every = list(providers_of(suite))
     limits = {case: figures for part, case, _, figures in every if part == "rates"}
     for _, _, _, figures in every:
@@ -128,7 +297,7 @@ class Failure(NamedTuple):
 
 
 def failures(suite: Mapping[str, Any]) -> list[Failure]:
-    """All that went wrong: whole parts, checks, providers."""
+    """Return every failed part, check and provider."""
     found = [Failure(name, part["failed"]) for name, part in suite["parts"].items() if "failed" in part]
     for name, part in suite["parts"].items():
         found += [Failure(f"{name}: {r['case']}", r["failed"]) for r in part["records"] if "failed" in r]
@@ -138,7 +307,7 @@ def failures(suite: Mapping[str, Any]) -> list[Failure]:
 
 
 def suite(found: Mapping[str, Any]) -> str:
-    """All figures of benchmarks.gpu_suite as text, what failed or was skipped below."""
+    """Return all figures of benchmarks.gpu_suite as text, followed by what failed or was skipped."""
     rows: list[tuple[str, ...]] = [
         ("case", "provider", "median us [q1, q3]", "vs first", "rate", "of the chip's", "peak MiB")
     ]
@@ -146,7 +315,7 @@ def suite(found: Mapping[str, Any]) -> str:
     label = ""
     for _, case, provider, figures in providers_of(found):
         if "skipped" in figures:
-            notes.append(f"{case}: no {provider}: {figures['skipped']}")
+            notes.append(f"{case}: {provider} {NOT_AVAILABLE}: {figures['skipped']}")
         if "launches" in figures:
             notes.append(f"{case}: {provider}: {figures['launches']}")
         if "time_ms" not in figures:
@@ -184,192 +353,99 @@ def _share(figures: Mapping[str, Any]) -> str:
     return f"{figures['share']:.0%}" if "share" in figures else ""
 
 
-# What README shows of a CPU's cases, where there are results of them.
-README_CASES = (
-    "batch_norm_act forward + backward (32x64x32x32) float32 contiguous",
-    "batch_norm_act forward + backward (32x64x32x32) float32 channels_last",
-    "batch_norm_act forward + backward (32x64x32x32) bfloat16 contiguous",
-    "instance norm and relu, 64 channels, forward + backward (8x64x64x64) float32 contiguous",
-    "DCGAN-64 generator forward + backward, batch 32 float32",
-    "DCGAN-64 discriminator forward + backward, batch 32 float32",
-    "DCGAN-64 generator forward + backward, batch 32 bfloat16 autocast",
-    "DCGAN-64 discriminator forward + backward, batch 32 bfloat16 autocast",
-    "transposed 4x4/2 block 512 -> 256 channels, forward + backward (32x512x4x4) float32 contiguous",
-    "transposed 4x4/2 block 128 -> 64 channels, forward + backward (32x128x16x16) float32 contiguous",
-    "last layer of G, transposed 4x4/2 64 -> 3 channels, tanh, forward eval (32x64x32x32) float32 contiguous",
-    "4x4/2 block 64 -> 128 channels, forward eval (32x64x32x32) float32 contiguous",
-    "tiny 3x3 block 16 -> 16 channels, forward + backward (1x16x8x8) float32 contiguous",
-    "gradient penalty, critic of 5 convolutions (32x3x64x64) float32 contiguous",
-    "gradient penalty, critic of 5 convolutions (32x3x64x64) float32 channels_last",
-    "gradient penalty, DCGAN-64 critic without norm, batch 32 float32",
-    "WGAN-GP critic iteration, DCGAN-64 critic without norm, batch 32 float32",
-    "logistic loss and R1 on real images, DCGAN-64 critic without norm, batch 32 float32",
-    "minimax_d_loss forward + backward (128) float32",
-    "minimax_d_loss forward + backward (16x1x30x30) float32",
-    "minimax_d_loss and what is logged with it, forward + backward (128) float32",
-    "minimax_d_loss and what is logged with it, forward + backward (16x1x30x30) float32",
-    "minimax_g_loss forward + backward (128) float32",
-    "hinge_d_loss forward + backward (128) float32",
-    "least_squares_d_loss forward + backward (128) float32",
-    "relativistic_d_loss average forward + backward (128) float32",
-    "sample_norm_penalty center 1 forward + backward (32x3x64x64) float32",
-    "DCGAN iteration 16 px, 1 channels, width 64, batch 64 float32",
-    "DCGAN iteration 64 px, 3 channels, width 64, batch 32 float32",
-    "one-stage DCGAN iteration against our alternating one, 64 px, batch 32, no norm in D, float32",
-)
-# What takes most of the time in networks that are fused: benchmarks/bench_fuse.py.
-FUSED_KINDS = ("blocks of convolution, norm, activation", "other")
-# What README shows of a GPU's parts; the others' figures are in the results.
-README_STEPS = ("step", "critic_iteration", "compiled_step", "autotuned_step", "large_step")
-README_OPS = ("norms", "blocks", "losses", "leaky_relu", "penalty", "sample_norm_penalty", "noise")
+def _gpu_section(run: Mapping[str, Any]) -> str:
+    facts = f"{run['device']}, torch {run['torch']}, Triton {run['triton']}, {_origin(run)}"
+    rates = [_rate(p) for part, _, _, p in providers_of(run) if part == "rates" and "time_ms" in p]
+    facts += f"; measured rates: {', '.join(rates)}" if rates else ""
+    lines = [f"### {run['device']}", "", f"{facts}."]
+    for rows in (_step_rows(run), _op_rows(run)):
+        lines += ["", *markdown(rows)] if len(rows) > 1 else []
+    return "\n".join(lines)
 
 
-def cpu_section(results: Iterable[Mapping[str, Any]]) -> str:
-    """README's table of a CPU: eager as most people write it, and ours."""
-    sections = []
-    for run in results:
-        if "cases" not in run:
-            continue
-        by_name = {figures["case"]: figures for figures in run["cases"]}
-        rows: list[tuple[str, ...]] = [
-            ("forward + backward where nothing else is said", "eager ms", f"{OURS} ms", "ratio")
-        ]
-        for name in README_CASES:
-            if name in by_name:
-                eager, ours = (by_name[name]["providers"][key] for key in (by_name[name]["baseline"], OURS))
-                rows.append(
-                    (re.sub(",? forward \\+ backward", "", name), f"{eager['time_ms']['median']:.3g}",
-                     f"{ours['time_ms']['median']:.3g}", f"{ours['speedup']['median']:.2f}x")
-                )  # fmt: skip
-        facts = f"{run['device']}, {run['cores']} cores, {run['instruction_set']}, torch {run['torch']}, {_when(run)}"
-        kept = [_held_briefly(figures) for figures in run["cases"] if "held" in figures]
-        kept += _fused_briefly(run["cases"])
-        sections += [f"{facts}:", "", *markdown(rows), "", *kept, ""]
-    return "\n".join(sections).rstrip("\n")
-
-
-def _held_briefly(figures: Mapping[str, Any]) -> str:
-    mib = {provider: f"{kept['process_mib']:.1f} MiB" for provider, kept in figures["held"].items()}
-    baseline, *others = mib.items()
-    name = figures["case"].replace(" forward + backward", "")
-    held = ", ".join(f"{provider} {size}" for provider, size in others)
-    return f"- {name}: between forward and backward {baseline[0]} holds {baseline[1]}, {held} (process memory)."
-
-
-def _fused_briefly(cases: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The ratios of all fused networks in a few numbers: they are too many for rows."""
-    lines = []
-    for kind in FUSED_KINDS:
-        ratios = {
-            figures["case"].removeprefix("fuse: ").split(",")[0]: figures["providers"][OURS]["speedup"]["median"]
-            for figures in cases
-            if figures["case"].startswith("fuse: ") and kind in figures["case"]
-        }
-        if ratios:
-            slow, quick = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
-            lines.append(
-                f"- `fuse` on {len(ratios)} networks as people write them ({kind}), forward + backward: median "
-                f"{statistics.median(ratios.values()):.2f}x, from {ratios[slow]:.2f}x ({slow}) to {ratios[quick]:.2f}x "
-                f"({quick})."
-            )
-    return lines
-
-
-def _when(run: Mapping[str, Any]) -> str:
-    commit, *changes = run["commit"].split(", ")
-    return f"commit {', '.join([commit[:10], *changes])}, {run['date'][:10]}"
-
-
-def gpu_section(results: Iterable[Mapping[str, Any]]) -> str:
-    """README's tables of a GPU: whole steps, then ops as automatic choice runs them."""
-    sections = []
-    for run in results:
-        if "parts" not in run:
-            continue
-        facts = f"{run['device']}, torch {run['torch']}, Triton {run['triton']}, {_when(run)}"
-        rates = [_rate(p) for part, _, _, p in providers_of(run) if part == "rates" and "time_ms" in p]
-        sections += [f"{facts}" + (f"; measured there: {', '.join(rates)}" if rates else "") + ":", ""]
-        for rows in (_step_rows(run), _op_rows(run)):
-            sections += [*markdown(rows), ""] if len(rows) > 1 else []
-    return "\n".join(sections).rstrip("\n")
+def _gpu_ratio(speedup: Mapping[str, float]) -> str:
+    return ratio_text(speedup) if {"q1", "q3"} <= speedup.keys() else f"{speedup['median']:.2f}x"
 
 
 def _step_rows(run: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [("step", "by", "ms", "ratio", "peak MiB", "of the matrix rate")]
+    rows: list[tuple[str, ...]] = [("step", "provider", "ms", "ratio", "peak MiB", "of the matrix rate")]
     seen = set()
     for part, case, provider, p in providers_of(run):
-        if part in README_STEPS and "time_ms" in p and "failed" not in p and (case, provider) not in seen:
+        if part in STEP_PARTS and "time_ms" in p and "failed" not in p and (case, provider) not in seen:
             seen.add((case, provider))
-            ms, ratio = p["time_ms"]["median"], p["speedup"]["median"]
-            rows.append((case, provider, f"{ms:.3g}", f"{ratio:.2f}x", f"{p['peak_memory_mib']:.0f}", _share(p)))
+            ms = f"{p['time_ms']['median']:.3g}"
+            rows.append((case, provider, ms, _gpu_ratio(p["speedup"]), f"{p['peak_memory_mib']:.0f}", _share(p)))
     return rows
 
 
 def _op_rows(run: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [("op", "eager us", "torch.compile us", f"{OURS} us", "ratio", "of the chip's rate")]
-    for part in README_OPS:
+    rows: list[tuple[str, ...]] = [
+        ("op", "eager us", "torch.compile us", f"{GAN_FAST} us", "ratio", "of the chip's rate")
+    ]
+    for part in OP_PARTS:
         for record in run["parts"].get(part, {"records": []})["records"]:
             timed = {n: p for n, p in record["providers"].items() if "time_ms" in p and "failed" not in p}
-            if OURS not in timed or record["baseline"] not in timed:
+            if GAN_FAST not in timed or record["baseline"] not in timed:
                 continue
             us = {name: f"{1e3 * p['time_ms']['median']:.3g}" for name, p in timed.items()}
+            absent = NOT_AVAILABLE if COMPILED in record["providers"] else NOT_MEASURED
             rows.append(
-                (record["case"], us[record["baseline"]], us.get("torch.compile", ""), us[OURS],
-                 f"{timed[OURS]['speedup']['median']:.2f}x", _share(timed[OURS]))
+                (record["case"], us[record["baseline"]], us.get(COMPILED, absent), us[GAN_FAST],
+                 _gpu_ratio(timed[GAN_FAST]["speedup"]), _share(timed[GAN_FAST]))
             )  # fmt: skip
     return rows
-
-
-SECTIONS = {"cpu": cpu_section, "gpu": gpu_section}
 
 
 def read_results(folder: Path = RESULTS) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
-def with_tables(text: str, results: Sequence[Mapping[str, Any]]) -> str:
-    """README with what stands between its markers written from results: nothing where there are none.
+def between_markers(text: str, begin: str, body: str) -> str:
+    """Replace the text from a begin marker to the next end marker.
 
     Raises:
-        ValueError: a marker is missing.
+        ValueError: there is not exactly one begin marker, or no end marker after it.
     """
-    for name, section in SECTIONS.items():
-        begin, end = f"<!-- {name}: python -m benchmarks.table -->\n", f"<!-- end of {name} -->"
-        if text.count(begin) != 1 or text.count(end) != 1:
-            raise ValueError(f"table: expected README to have one {begin.strip()} and one {end}, got another number")
-        body = section(results)
-        before, _, rest = text.partition(begin)
-        text = before + begin + (f"\n{body}\n\n" if body else "") + end + rest.partition(end)[2]
-    return text
+    before, found, rest = text.partition(begin)
+    _, ended, after = rest.partition(END)
+    if not found or not ended or begin in rest:
+        raise ValueError(f"table: expected the text to have one {begin} and {END} after it, got {text.count(begin)}")
+    return before + begin + (f"\n\n{body}\n\n" if body else "\n") + END + after
 
 
 def slug(device: str) -> str:
-    """A device's name as a file's."""
+    """Return a device's name as a file name."""
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((R|TM)\)", "", device).lower()).strip("-")
 
 
 def add(path: Path, folder: Path = RESULTS) -> Path:
-    """Keep what benchmarks.gpu_suite found as the results of its device.
+    """Copy a result of benchmarks.gpu_suite to the results, under its device's name.
 
     Raises:
-        ValueError: a dry run: its figures mean nothing.
+        ValueError: the file is from a dry run, whose figures mean nothing.
     """
     found = json.loads(path.read_text())
     if found.get("dry", True):
-        raise ValueError(f"table: expected {path} from a GPU, got a dry run")
+        raise ValueError(f"table: expected {path} to be from a GPU, got a dry run")
     folder.mkdir(parents=True, exist_ok=True)
     return Path(shutil.copyfile(path, folder / f"{slug(found['device'])}.json"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__.partition("\n")[0])
-    parser.add_argument("--add", type=Path, metavar="SUITE.json", help="what benchmarks.gpu_suite wrote")
-    parser.add_argument("--results", type=Path, default=RESULTS, help=f"folder of the results (default: {RESULTS})")
-    parser.add_argument("--readme", type=Path, default=README, help=f"file to write (default: {README})")
+    parser.add_argument("--add", type=Path, metavar="SUITE.json", help="a result of benchmarks.gpu_suite")
+    parser.add_argument("--results", type=Path, default=RESULTS, help=f"folder of results (default: {RESULTS})")
+    parser.add_argument("--readme", type=Path, default=README, help=f"file with the small table (default: {README})")
+    parser.add_argument("--docs", type=Path, default=DOCS, help=f"file with the full tables (default: {DOCS})")
     options = parser.parse_args(arguments)
     if options.add is not None:
         print(f"wrote {add(options.add, options.results)}", file=sys.stderr)
-    options.readme.write_text(with_tables(options.readme.read_text(), read_results(options.results)))
+    results = read_results(options.results)
+    for path, begin, body in (
+        (options.docs, DOCS_BEGIN, docs_tables(results)),
+        (options.readme, README_BEGIN, readme_table(results)),
+    ):
+        path.write_text(between_markers(path.read_text(), begin, body))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-// Table of contents of the library: every op's schema, and the Python module that carries them. A result that the flags
-// `..._wanted` do not ask for is undefined: None in Python.
-// Kernels register themselves for their device in csrc/<device>/<op>.cpp.
+// The schemas of all ops, and the Python module gan_fast._C. Kernels register themselves in csrc/<device>/<op>.cpp.
+// If a flag `..._wanted` is false, the result is an undefined tensor, which is None in Python.
 
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/library.h>
@@ -30,11 +29,12 @@ STABLE_TORCH_LIBRARY(gan_fast, m) {
 
   m.def(
       "adversarial_loss_forward(Tensor logits, float target, Tensor? other_logits, float other_target, float scale,"
-      " str kind, str relation, bool means_wanted, bool grad_wanted, bool other_grad_wanted)"
+      " str kind, str relativistic, bool means_wanted, bool grad_wanted, bool other_grad_wanted)"
       " -> (Tensor loss, Tensor means, Tensor grad_logits, Tensor grad_other_logits)");
   m.def(
       "adversarial_loss_backward(Tensor grad_loss, Tensor logits, float target, Tensor? other_logits,"
-      " float other_target, float scale, str kind, str relation) -> (Tensor grad_logits, Tensor grad_other_logits)");
+      " float other_target, float scale, str kind, str relativistic) -> (Tensor grad_logits, Tensor "
+      "grad_other_logits)");
 
   m.def(
       "sample_norm_penalty_forward(Tensor input, Tensor? coefficients, float center, float scale)"
@@ -83,7 +83,7 @@ constexpr const char* kCompiler = "gcc " __VERSION__;
 constexpr const char* kCompiler = "unknown";
 #endif
 
-// setup.py names the architectures when it adds csrc/cuda.
+// setup.py defines the architectures if it compiles csrc/cuda.
 #if defined(GAN_FAST_CUDA_ARCHITECTURES)
 constexpr const char* kCudaArchitectures = GAN_FAST_STRING(GAN_FAST_CUDA_ARCHITECTURES);
 #else
@@ -93,7 +93,7 @@ constexpr const char* kCudaArchitectures = "";
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Native kernels of gan_fast; importing it registers torch.ops.gan_fast.";
+  m.doc() = "Compiled kernels of gan_fast; importing it registers torch.ops.gan_fast.";
   m.def(
       "build_info",
       [] {
@@ -106,5 +106,6 @@ PYBIND11_MODULE(_C, m) {
         info["cuda_architectures"] = kCudaArchitectures;
         return info;
       },
-      "Compiler and torch of the build, the instruction set in use here and the best one, CUDA architectures.");
+      "Return the compiler, torch and CUDA architectures of the build, and the CPU instruction sets used and "
+      "available.");
 }

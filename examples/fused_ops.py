@@ -1,10 +1,12 @@
-"""Fused ops in a model of one's own: functions that take any weights, here ones that no torch.nn layer has.
+"""Call the fused ops as functions, in networks whose weights no torch.nn layer could hold.
 
     python examples/fused_ops.py --steps 1200 --out runs/fused_ops
 
-Both networks keep their weights as N(0, 1) and scale them by 1 / sqrt(fan-in) when they are used, so that Adam moves
-all layers at one relative rate (equalized learning rate; Karras et al., 2018, arXiv 1710.10196). A convolution, batch
-norm and activation are one op, and so is each loss. Writes samples.png: 64 digits of 16x16 pixels.
+The ops of ``gan_fast.ops`` take weights as arguments, like those of torch.nn.functional. Here a weight is drawn from
+N(0, 1) and scaled by 1 / sqrt(fan-in) each time it is used, so that Adam changes all layers at the same relative rate
+(equalized learning rate; Karras et al., 2018, arXiv 1710.10196). Convolution, batch norm and activation are one op, and
+each loss is another. The program prints the losses and the time of a step. samples.png then shows 64 generated images
+of 16x16 pixels that look like digits.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ LATENT_DIM, WIDTH, BATCH_SIZE = 16, 32, 64
 
 
 class ScaledConv(nn.Module):
-    """What one layer owns: a weight and a bias, or with ``norm`` the parameters and statistics of a batch norm."""
+    """The tensors of one layer: a weight and a bias; with ``norm``, also the weight and statistics of a batch norm."""
 
     def __init__(self, shape: tuple[int, ...], out_channels: int, norm: bool) -> None:
         super().__init__()
@@ -41,7 +43,7 @@ class ScaledConv(nn.Module):
         return self.raw_weight * self.scale
 
     def norm(self) -> dict[str, Tensor | bool | None]:
-        """What the ops call their batch norm's arguments."""
+        """Return the batch norm's tensors as keyword arguments of the ops."""
         return {
             "running_mean": self.mean, "running_var": self.var, "bn_weight": self.gain, "bn_bias": self.bias,
             "training": self.training,
@@ -49,7 +51,7 @@ class ScaledConv(nn.Module):
 
 
 class Generator(nn.Module):
-    """(N, LATENT_DIM) to (N, 1, 16, 16) in [-1, 1]."""
+    """Map latents (N, LATENT_DIM) to images (N, 1, 16, 16) in [-1, 1]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +67,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """(N, 1, 16, 16) to logits (N,)."""
+    """Map images (N, 1, 16, 16) to logits (N,)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +82,7 @@ class Discriminator(nn.Module):
 
 
 def main(steps: int = 1200, out: Path = Path("runs/fused_ops")) -> list[tuple[float, float]]:
-    """Train, write samples.png, and return the losses of D and G that were printed."""
+    """Train, write samples.png to the folder ``out``, and return the printed losses of D and G."""
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loader = DeviceLoader(load_images("digits", image_size=16).images, BATCH_SIZE, seed=0, device=device)
@@ -101,7 +103,7 @@ def main(steps: int = 1200, out: Path = Path("runs/fused_ops")) -> list[tuple[fl
         if step == 1 or step % max(1, steps // 8) == 0:
             losses.append((d_loss.item(), g_loss.item()))
             time_ms = (time.perf_counter() - start) / step * 1e3
-            print(f"step {step:5}: D loss {losses[-1][0]:.3f}, G loss {losses[-1][1]:.3f}, {time_ms:.1f} ms a step")
+            print(f"step {step:5}: D loss {losses[-1][0]:.3f}, G loss {losses[-1][1]:.3f}, {time_ms:.1f} ms per step")
     out.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), open(out / "samples.png", "wb") as file:
         write_grid(file, generator.eval()(torch.randn(64, LATENT_DIM, device=device)))

@@ -1,11 +1,12 @@
-"""pix2pix: a U-Net with hand-written forward and skip connections, on fused ops by ``gan_fast.fuse``.
+"""Train pix2pix on fused ops: ``gan_fast.fuse`` rewrites a U-Net with a hand-written forward and skip connections.
 
     python examples/pix2pix_unet.py --steps 400 --out runs/pix2pix_unet
 
-A square of each digit is hidden; the U-Net paints it anew, held to the digit by L1 and by a PatchGAN that sees both
-(Isola et al., 2017, arXiv 1611.07004). No line of the networks knows of gan_fast: their functional activations join
-the layers before them, where nothing else uses what lies between; the report says where. Writes samples.png from
-digits that were not trained on, in threes: hidden, painted, true.
+A gray square hides a part of each digit, and the U-Net learns to fill it in. Its loss adds the L1 distance to the digit
+and the loss from a PatchGAN that is given input and output (Isola et al., 2017, arXiv 1611.07004). The networks are
+plain PyTorch: ``fuse`` joins a functional activation with the layers before it, unless something else uses the values
+in between. The program prints which layers were fused, then the losses and the L1 distance on held-out digits, which
+falls. samples.png shows held-out digits in threes: with the square, filled in, original.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class UNet(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """A logit for each of 7x7 patches of 16x16 pixels, of an image beside what it was made from."""
+    """Return a logit for each of 7x7 patches of 16x16 pixels, given an input and the image made from it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +68,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def hide(images: Tensor) -> Tensor:
-    """Grey out a square of each image, somewhere."""
+    """Cover a random square of each image with gray."""
     corner = torch.randint(IMAGE_SIZE - HIDDEN_SIZE + 1, (2, len(images), 1, 1, 1), device=images.device)
     offset = torch.arange(IMAGE_SIZE, device=images.device) - corner
     inside = (offset >= 0) & (offset < HIDDEN_SIZE)
@@ -75,13 +76,13 @@ def hide(images: Tensor) -> Tensor:
 
 
 def main(steps: int = 400, out: Path = Path("runs/pix2pix_unet")) -> list[tuple[float, float, float]]:
-    """Train, write samples.png, and return what was printed: losses of D and G, and the L1 of held-out digits."""
+    """Train, write samples.png to the folder ``out``, and return the printed losses of D and G and held-out L1."""
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     digits = load_images("digits", image_size=IMAGE_SIZE).images
     loader = DeviceLoader(digits[:-HELD_OUT], BATCH_SIZE, seed=0, device=device)
-    true = DeviceLoader(digits[-HELD_OUT:], HELD_OUT, seed=0, device=device).batch(0)
-    hidden = hide(true)
+    original = DeviceLoader(digits[-HELD_OUT:], HELD_OUT, seed=0, device=device).batch(0)
+    hidden = hide(original)
     unet, discriminator = gan_fast.fuse(UNet()).to(device), gan_fast.fuse(PatchDiscriminator()).to(device)
     print(gan_fast.fuse_report(unet), gan_fast.fuse_report(discriminator), sep="\n")
     g_adam = torch.optim.Adam(unet.parameters(), lr=1e-3, betas=(0.5, 0.999))
@@ -101,16 +102,16 @@ def main(steps: int = 400, out: Path = Path("runs/pix2pix_unet")) -> list[tuple[
         g_adam.step()
         if step == 1 or step % max(1, steps // 8) == 0:
             with torch.no_grad():
-                l1 = F.l1_loss(unet.eval()(hidden), true)
+                l1 = F.l1_loss(unet.eval()(hidden), original)
             unet.train()
             history.append((d_loss.item(), g_loss.item(), l1.item()))
             time_ms = (time.perf_counter() - start) / step * 1e3
-            print("step {:5}: D loss {:.3f}, G loss {:.3f}, L1 {:.4f}".format(step, *history[-1]), end="")
-            print(f", {time_ms:.1f} ms a step")
+            print(f"step {step:5}: D loss {d_loss.item():.3f}, G loss {g_loss.item():.3f}, ", end="")
+            print(f"held-out L1 {l1.item():.4f}, {time_ms:.1f} ms per step")
     out.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), open(out / "samples.png", "wb") as file:
-        painted = unet.eval()(hidden)
-        write_grid(file, torch.stack((hidden, painted, true), dim=1).flatten(0, 1)[:81])
+        filled = unet.eval()(hidden)
+        write_grid(file, torch.stack((hidden, filled, original), dim=1).flatten(0, 1)[:81])
     print(f"samples: {out / 'samples.png'}")
     return history
 

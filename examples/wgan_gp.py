@@ -1,10 +1,14 @@
-"""WGAN-GP with a critic of torch.nn's layers and ``ops.gradient_penalty``, in four passes of it instead of six.
+"""Train WGAN-GP with ``ops.gradient_penalty``, which needs four passes of the critic instead of six.
 
-    python examples/wgan_gp.py --steps 320 --out runs/wgan_gp              # --no-fuse: networks as they are
+    python examples/wgan_gp.py --steps 320 --out runs/wgan_gp
 
-The penalty runs any critic on ops with a lean double backward, fused or not; ``gan_fast.fuse`` is for the other passes.
-The critic has no batch norm: it would have every gradient depend on the whole batch. Writes samples.png: 64 digits of
-16x16 pixels. Source: Gulrajani et al., 2017 (arXiv 1704.00028), algorithm 1.
+``ops.gradient_penalty`` takes any critic, here one of plain torch.nn layers, and uses a cheaper double backward for it,
+fused or not. ``gan_fast.fuse`` speeds up the other passes; ``--no-fuse`` leaves the networks unchanged. The critic has
+no batch norm, with which the gradient of each image would depend on the whole batch. The program prints the estimated
+Wasserstein distance between real and generated images, which first rises and then falls, the penalty and the time of a
+step. samples.png then shows 64 generated images of 16x16 pixels that look like digits.
+
+Source: Gulrajani et al., 2017 (arXiv 1704.00028), algorithm 1.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ LATENT_DIM, WIDTH, BATCH_SIZE = 32, 32, 64
 CRITIC_UPDATES, PENALTY_WEIGHT = 5, 10.0
 
 
-def generator_of_digits() -> nn.Sequential:
+def make_generator() -> nn.Sequential:
     return nn.Sequential(
         nn.ConvTranspose2d(LATENT_DIM, 2 * WIDTH, 4, 1, 0, bias=False), nn.BatchNorm2d(2 * WIDTH), nn.ReLU(),
         nn.ConvTranspose2d(2 * WIDTH, WIDTH, 4, 2, 1, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU(),
@@ -33,7 +37,7 @@ def generator_of_digits() -> nn.Sequential:
     )  # fmt: skip
 
 
-def critic_of_digits() -> nn.Sequential:
+def make_critic() -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(1, WIDTH, 4, 2, 1), nn.LeakyReLU(0.2),
         nn.Conv2d(WIDTH, 2 * WIDTH, 4, 2, 1), nn.LeakyReLU(0.2),
@@ -42,17 +46,17 @@ def critic_of_digits() -> nn.Sequential:
 
 
 def main(steps: int = 320, out: Path = Path("runs/wgan_gp"), fuse: bool = True) -> list[tuple[float, float]]:
-    """Train, write samples.png, and return what was printed: the critic's estimated distance, and the penalty.
+    """Train, write samples.png, and return the printed distances and penalties.
 
     Args:
-        steps: updates of the generator, with five of the critic before each.
-        out: folder of the picture.
-        fuse: whether both networks run on fused ops.
+        steps: updates of the generator, each after five updates of the critic.
+        out: folder of samples.png.
+        fuse: whether to fuse both networks.
     """
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loader = DeviceLoader(load_images("digits", image_size=16).images, BATCH_SIZE, seed=0, device=device)
-    generator, critic = generator_of_digits().to(device), critic_of_digits().to(device)
+    generator, critic = make_generator().to(device), make_critic().to(device)
     if fuse:
         generator, critic = gan_fast.fuse(generator), gan_fast.fuse(critic)
     g_adam = torch.optim.Adam(generator.parameters(), lr=1e-3, betas=(0.0, 0.9))
@@ -67,7 +71,7 @@ def main(steps: int = 320, out: Path = Path("runs/wgan_gp"), fuse: bool = True) 
             real = loader.batch(step * CRITIC_UPDATES + update)
             with torch.no_grad():
                 fake = generator(latents())
-            # mean critic(fake) - mean critic(real): less the distance between the two, as this critic sees it.
+            # mean critic(fake) - mean critic(real), the negative of the estimated Wasserstein distance
             critic_loss = ops.wasserstein_d_loss(critic(real), critic(fake))
             penalty = ops.gradient_penalty(critic, real, fake)
             critic_adam.zero_grad()
@@ -80,8 +84,8 @@ def main(steps: int = 320, out: Path = Path("runs/wgan_gp"), fuse: bool = True) 
         if step == 1 or step % max(1, steps // 8) == 0:
             history.append((-critic_loss.item(), penalty.item()))
             time_ms = (time.perf_counter() - start) / step * 1e3
-            distance, penalized = history[-1]
-            print(f"step {step:5}: distance {distance:.3f}, penalty {penalized:.3f}, {time_ms:.1f} ms a step")
+            print(f"step {step:5}: distance {history[-1][0]:.3f}, penalty {history[-1][1]:.3f}, ", end="")
+            print(f"{time_ms:.1f} ms per step")
     out.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), open(out / "samples.png", "wb") as file:
         write_grid(file, generator(latents(64)))

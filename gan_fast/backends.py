@@ -1,8 +1,20 @@
-"""Which implementation serves an op here, and why.
+"""Choose the kernel that a call uses.
 
-Device choice is PyTorch's dispatcher's. What is chosen here is whether an op runs on our kernels at all, and on which:
-the native module's for the tensors' device, Triton's where there is no such kernel, else the reference (plain ATen),
-which says so once.
+A call requests a backend: the one of ``use_backend``, else of GAN_FAST_BACKEND, else "auto".
+
+- "cpu", "cuda" and "triton" use that backend's kernel, or raise a RuntimeError that says why it cannot run.
+- "reference" uses plain PyTorch (ATen's ops).
+- "auto" uses, for each op, device and dtype, the first of these that applies:
+  1. ATen's ops under functorch transforms and forward-mode AD, and for small tensors where they are faster;
+  2. on a GPU with several candidates, the fastest, timed at the first call of each class of shapes;
+  3. the compiled extension's kernel for the device, which PyTorch's dispatcher finds;
+  4. Triton's kernel on a GPU;
+  5. the reference, with a warning that is logged once.
+
+>>> import torch, gan_fast
+>>> with gan_fast.use_backend("reference"):
+...     gan_fast.ops.leaky_relu(torch.tensor([-1.0, 2.0]), 0.2)
+tensor([-0.2000,  2.0000])
 """
 
 from __future__ import annotations
@@ -37,27 +49,27 @@ logger = logging.getLogger("gan_fast")
 
 NAMES = ("auto", "reference", "cpu", "cuda", "triton")
 
-# Looked up once: this module stands before every call of an op.
+# Bound once, since every op call uses them.
 _functorch_active = torch._C._are_functorch_transforms_active
 _tracing = torch._C._get_tracing_state
 
-# Public op -> the native op whose kernel serves it, or None where ours are autograd nodes that serve without one; ops/
-# registers its entries at import.
-_native_ops: dict[str, str | None] = {}
-# Public op -> the file of triton_kernels/ that serves it.
+# Public op -> the op of torch.ops.gan_fast whose kernel it uses, or None for autograd functions that also work with
+# ATen's kernels alone. The files of ops/ register their entries at import.
+_torch_ops: dict[str, str | None] = {}
+# Public op -> the file of triton_kernels/ that has its Triton kernels.
 _triton_files: dict[str, str] = {}
-# Public ops that draw random numbers: what serves decides what is drawn, so that none is chosen by its time.
+# Public ops that draw random numbers. The numbers depend on the kernel, so it is never chosen by its time.
 _random_ops: set[str] = set()
-# Public ops that ask :func:`is_small`, themselves or in their parts.
+# Public ops that call :func:`is_small`, directly or through other ops.
 _aten_when_small: set[str] = set()
-# Native ops whose kernel for a device is Triton's.
+# (Op of torch.ops.gan_fast, device type) pairs that the dispatcher sends to Triton.
 _by_triton: set[tuple[str, str]] = set()
 
 
 def register(
-    op: str, native_op: str | None, triton_file: str | None = None, random: bool = False, aten_when_small: bool = False
+    op: str, torch_op: str | None, triton_file: str | None = None, random: bool = False, aten_when_small: bool = False
 ) -> None:
-    _native_ops[op] = native_op
+    _torch_ops[op] = torch_op
     if aten_when_small:
         _aten_when_small.add(op)
     if random:
@@ -72,40 +84,39 @@ def _check_name(name: str, origin: str) -> str:
     return name
 
 
-# Empty where the environment asks for what there is not: an error of the first call that wants to know, so that the
-# command line, which is part of what is imported, can say it in a line of its own.
+# Empty if GAN_FAST_BACKEND is invalid: that is reported on first use, so that the command line can print it cleanly.
 _requested = os.environ.get("GAN_FAST_BACKEND", "auto")
 _requested = _requested if _requested in NAMES else ""
 
-
-# What a measured choice asks for, of the calls of its own thread.
-_own = threading.local()
+# The backend of a measured choice, for calls of one thread.
+_thread = threading.local()
 
 
 def requested() -> str:
-    """The implementation that the running call asks for.
+    """Return the backend that a call requests now.
 
     Raises:
-        ValueError: GAN_FAST_BACKEND has no name of one.
+        ValueError: GAN_FAST_BACKEND is not the name of a backend.
     """
-    return getattr(_own, "name", None) or _requested or _check_name(os.environ["GAN_FAST_BACKEND"], "GAN_FAST_BACKEND")
+    name = getattr(_thread, "name", None) or _requested
+    return name or _check_name(os.environ["GAN_FAST_BACKEND"], "GAN_FAST_BACKEND")
 
 
 def use_backend(name: str) -> AbstractContextManager[None]:
-    """Ask for one implementation of every op inside the ``with`` block.
+    """Request one backend for every op inside the ``with`` block.
 
     Args:
-        name: "auto" (our kernel where there is one, else the reference), "reference" (plain ATen), or "cpu", "cuda",
-            "triton": that kernel or an error, never a silent fallback.
+        name: "auto" (a fused kernel where there is one, else the reference), "reference" (plain PyTorch), or "cpu",
+            "cuda" or "triton" (that backend's kernel or an error, never a silent fallback).
 
     Raises:
-        ValueError: for another name.
+        ValueError: ``name`` is not one of these.
 
     Notes:
-        The choice is made when an op is called, for the whole process; backward runs on what its forward chose.
-        ``GAN_FAST_BACKEND`` sets the choice outside of any block.
+        The request holds for the whole process. The backend is chosen when an op is called, and backward uses the
+        backend of its forward. ``GAN_FAST_BACKEND`` is the request outside of any block.
     """
-    # Now, not on entering: a call without `with` does nothing else.
+    # Checked here and not on entering, so that a call without `with` also raises.
     return _use(_check_name(name, "use_backend"))
 
 
@@ -121,22 +132,22 @@ def _use(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def use_backend_in_thread(name: str) -> Iterator[None]:
-    """As :func:`use_backend`, for this thread alone: nobody has asked for it."""
-    previous, _own.name = getattr(_own, "name", None), name
+    """Use a backend in this thread only: for a measured choice, which must not change the user's request."""
+    previous, _thread.name = getattr(_thread, "name", None), name
     try:
         yield
     finally:
-        _own.name = previous
+        _thread.name = previous
 
 
-def _unavailable(op: str, device_type: str) -> str | None:
-    """Why the native module cannot serve ``op`` on a device, or None where it can."""
-    native_op = _native_ops[op]
-    if native_op is None:
+def _extension_unavailable(op: str, device_type: str) -> str | None:
+    """Return why the compiled extension cannot run ``op`` on a device, or None."""
+    torch_op = _torch_ops[op]
+    if torch_op is None:
         return None
     if not extension.available():
-        return f"the native module is not built (build: {extension.BUILD_COMMAND})"
-    if not extension.has_kernel(native_op, device_type) or (native_op, device_type) in _by_triton:
+        return f"the compiled extension is not built (build: {extension.BUILD_COMMAND})"
+    if not extension.has_kernel(torch_op, device_type) or (torch_op, device_type) in _by_triton:
         return f"no kernel for device {device_type}"
     return None
 
@@ -150,64 +161,65 @@ def _triton_is_installed() -> bool:
 
 
 def _triton_unavailable(op: str, device_type: str, dtype: torch.dtype) -> str | None:
-    """Why Triton cannot serve ``op`` on a device, or None where it can."""
+    """Return why Triton cannot run ``op`` on a device, or None."""
     if op not in _triton_files:
         return "no Triton kernel for this op"
     if not _triton_is_installed():
         return _TRITON_MISSING
     if not extension.available():
-        return f"the native module, which has the ops' schemas, is not built (build: {extension.BUILD_COMMAND})"
+        return f"the compiled extension, which defines the ops, is not built (build: {extension.BUILD_COMMAND})"
     if dtype not in DTYPES:
         return f"no Triton kernel for {dtype}"
     if device_type == "cuda":
         return _launch_failure()
     if device_type != "cpu" or os.environ.get("TRITON_INTERPRET") != "1":
-        return f"no Triton for device {device_type} (on a CPU TRITON_INTERPRET=1 interprets it, for tests)"
+        return f"no Triton for device {device_type} (TRITON_INTERPRET=1 runs it on a CPU, slowly, for tests)"
     return None
 
 
-# Why Triton launches nothing on this machine's GPUs, or None where it does; absent where it was not tried.
-_launch_failures: dict[str, str | None] = {}
+# Why Triton cannot launch a kernel on this machine: empty if it can, None before the first attempt.
+_launch_error: str | None = None
 
 
 def _launch_failure() -> str | None:
-    """Why Triton launches nothing here: no C compiler for its launchers, a driver or a GPU that it does not know.
+    """Return why Triton cannot launch kernels here, or None: launches an empty kernel, once.
 
-    Tried once, on a kernel that does nothing.
+    Triton needs a C compiler for its launchers, and a driver and a GPU that it supports.
     """
+    global _launch_error
     if not torch.cuda.is_available():
         return "no GPU that torch can use"
-    if "cuda" not in _launch_failures:
+    if _launch_error is None:
         if torch.cuda.is_current_stream_capturing():
-            # A graph would hold the trial, and may not load kernels.
+            # The graph would record the empty kernel, and a capture may not load kernels.
             return None
         try:
-            importlib.import_module("gan_fast.triton_kernels.launch").nothing()
-        except Exception as error:
-            # Of any kind: an import, a compiler's, a driver's.
+            importlib.import_module("gan_fast.triton_kernels.launch").launch_empty_kernel()
+        except Exception as error:  # an import, the compiler or the driver: of any type
             first_line = (str(error).splitlines() or [""])[0]
-            _launch_failures["cuda"] = f"Triton cannot launch a kernel: {type(error).__name__}: {first_line}"
-            logger.warning("Triton's kernels are left out: %s", _launch_failures["cuda"])
+            _launch_error = f"Triton cannot launch a kernel: {type(error).__name__}: {first_line}"
+            logger.warning("not using Triton kernels: %s", _launch_error)
         else:
-            _launch_failures["cuda"] = None
-    return _launch_failures["cuda"]
+            _launch_error = ""
+    return _launch_error or None
 
 
-# Whether Triton's kernels of ops that are never measured run, for each op, device and dtype.
+# (Op, device, dtype) -> whether the Triton kernels of an op that is never measured have passed their trial.
 _tried: dict[tuple[str, torch.device, torch.dtype], bool] = {}
 
 
 def runs_on_triton(
     op: str, input: torch.Tensor, trial: Callable[[], tuple[list[torch.Tensor], list[torch.Tensor]]]
 ) -> bool:
-    """Whether Triton's kernels of an op that is never measured run here; where they do not, that is logged once.
+    """Whether the Triton kernels of an op that is never measured run here; a failure is logged once.
 
     Args:
-        trial: runs them on values of its own and returns the results beside those expected. It draws nothing.
+        trial: runs the kernels on fixed values and returns the results and the expected results. It draws no random
+            numbers from torch's generators.
 
     Notes:
-        Tried at the first call, before anything is drawn: the kernels, and so what a seed gives, do not change within
-        a run. Not tried while a graph is captured or under a mode that records what is called.
+        The trial runs at the first call, before that call draws anything: the kernels, and so the numbers of a seed, do
+        not change within a process. It is skipped during CUDA graph capture and under a dispatch mode.
     """
     key = (op, input.device, input.dtype)
     if key not in _tried:
@@ -215,52 +227,52 @@ def runs_on_triton(
         if capturing or torch._C._len_torch_dispatch_stack():
             return True
 
-        def fault(_: str) -> str | None:
+        def find_fault(_: str) -> str | None:
             with torch.no_grad():
-                found, want = trial()
-            return tuning.disagreement(found, want, want)
+                actual, expected = trial()
+            return tuning.disagreement(actual, expected, expected)
 
-        _tried[key] = tuning.runs(input.device, op, str(input.dtype), "triton", fault)
+        _tried[key] = tuning.runs_correctly(input.device, op, str(input.dtype), "triton", find_fault)
     return _tried[key]
 
 
-# Answers of automatic choice, so that each falling back is logged once.
+# Results of :func:`_default_backend`: read on every op call, and each fallback is logged once.
 _default_backends: dict[tuple[str, str, torch.dtype], str] = {}
 
 
 def _default_backend(op: str, device_type: str, dtype: torch.dtype) -> str:
-    """What automatic choice takes: "native", "triton" or "reference"."""
+    """Return the backend that "auto" uses without measuring: ``device_type``, "triton" or "reference"."""
     key = (op, device_type, dtype)
     if key not in _default_backends:
-        reason = _unavailable(op, device_type)
+        reason = _extension_unavailable(op, device_type)
         if reason is None and op not in _random_ops:
-            _default_backends[key] = "native"
+            _default_backends[key] = device_type
         elif device_type == "cuda" and _triton_unavailable(op, device_type, dtype) is None:
             _default_backends[key] = "triton"
         elif reason is None:
-            _default_backends[key] = "native"
+            _default_backends[key] = device_type
         else:
-            # Without a native module extension.py has said so already, for all ops.
+            # If the extension is missing, extension.py has already logged that once for all ops.
             if extension.available():
-                logger.warning("%s on %s: the reference serves, because %s", op, device_type, reason)
+                logger.warning("%s on %s: using the reference (plain PyTorch): %s", op, device_type, reason)
             _default_backends[key] = "reference"
     return _default_backends[key]
 
 
-# As torch.compiler.assume_constant_result does, which imports all of torch.compile for it: seconds, for every user.
+# What torch.compiler.assume_constant_result does; calling it would import all of torch.compile, which takes seconds.
 _default_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def is_transformed() -> bool:
-    """Whether functorch (vmap, grad, jvp) or forward-mode AD is active: neither can look into an autograd.Function."""
+    """Whether functorch (vmap, grad, jvp) or forward-mode AD is active: they cannot trace an autograd.Function."""
     return _functorch_active() or forward_ad._current_level >= 0
 
 
 def uses_kernel(op: str, device_type: str, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether kernels of ours serve this call; False sends it to the reference.
+    """Whether this call uses a fused kernel; otherwise it uses the reference.
 
     Raises:
-        RuntimeError: the backend asked for by name is not there; the message says how to get it.
+        RuntimeError: the requested backend cannot run the op; the message says why and what to install.
     """
     name = requested()
     if name == "auto":
@@ -273,33 +285,33 @@ def uses_kernel(op: str, device_type: str, dtype: torch.dtype = torch.float32) -
     elif name != device_type:
         raise RuntimeError(f"{op}: expected input device {name} for backend {name}, got {device_type}")
     else:
-        reason = _unavailable(op, device_type)
+        reason = _extension_unavailable(op, device_type)
     if reason is not None:
         raise RuntimeError(f"{op}: expected backend {name} to be available, got: {reason}")
     return True
 
 
 def uses_cpu_kernel(op: str) -> bool:
-    """Whether the native CPU kernel serves plain CPU tensors, in a fraction of :func:`uses_kernel`'s time.
+    """Whether a call with plain CPU tensors uses the extension's CPU kernel.
 
-    False sends a call to :func:`uses_kernel`, which knows why.
+    A faster test than :func:`uses_kernel`. If it is False, call :func:`uses_kernel`, which raises the right error.
     """
     name = requested()
     return (
         (name == "auto" or name == "cpu")
         and not _functorch_active()
-        and _default_backend(op, "cpu", torch.float32) == "native"
+        and _default_backend(op, "cpu", torch.float32) == "cpu"
     )
 
 
-def dispatch_to_triton(native_op: str, file: str, function: str) -> Callable[..., Any] | None:
-    """Return what the dispatcher shall call for ``native_op`` on a GPU: Triton's, where the native module has nothing.
+def dispatch_to_triton(torch_op: str, file: str, function: str) -> Callable[..., Any] | None:
+    """Return the function to register with the dispatcher for ``torch_op`` on a GPU, or None if it has a CUDA kernel.
 
-    Called by hand and from compiled graphs ``torch.ops.gan_fast.*`` finds it.
+    This makes direct calls and compiled graphs of ``torch.ops.gan_fast.*`` work on a GPU.
     """
-    if not extension.available() or extension.has_kernel(native_op, "cuda"):
+    if not extension.available() or extension.has_kernel(torch_op, "cuda"):
         return None
-    _by_triton.add((native_op, "cuda"))
+    _by_triton.add((torch_op, "cuda"))
 
     def call(*args: Any) -> Any:
         return getattr(importlib.import_module(f"gan_fast.triton_kernels.{file}"), function)(*args)
@@ -307,55 +319,56 @@ def dispatch_to_triton(native_op: str, file: str, function: str) -> Callable[...
     return call
 
 
-# Others stand for tensors that Triton could not read.
+# Other tensor classes may have no memory that Triton can read.
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def triton_module(op: str) -> ModuleType:
-    """The Triton functions of an op that has some."""
+    """Return the module with the Triton functions of an op."""
     return importlib.import_module(f"gan_fast.triton_kernels.{_triton_files[op]}")
 
 
 def triton_kernels(op: str, input: torch.Tensor) -> ModuleType | None:
-    """The Triton functions that serve this call, or None where the dispatcher finds the kernel."""
+    """Return the module whose Triton functions this call uses, or None to call the op through the dispatcher."""
     name = requested()
     if type(input) not in _PLAIN:
         if name == "triton" and not isinstance(input, FakeTensor):
-            raise RuntimeError(f"{op}: expected for backend triton input type Tensor, got {type(input).__name__}")
+            raise RuntimeError(f"{op}: expected input type Tensor for backend triton, got {type(input).__name__}")
         return None
     if name == "auto" and not input.is_cpu:
         return triton_module(op) if _default_backend(op, input.device.type, input.dtype) == "triton" else None
     return triton_module(op) if name == "triton" else None
 
 
-# Up to so many values ATen's own chain of ops is the quicker one: nodes in Python cost more than our kernels save.
+# Up to this number of values ATen's chain of ops is faster: an autograd function in Python costs more than a fused
+# kernel saves.
 SMALL = 8192
 
 
-def is_small(input: object, *beside: object) -> bool:
-    """Whether automatic choice leaves a call to ATen: tensors (or None) on one device, of a few values each."""
+def is_small(input: object, *others: object) -> bool:
+    """Whether "auto" leaves this call to ATen: tensors (or None) on one device, each of at most SMALL values."""
     if requested() != "auto" or not isinstance(input, torch.Tensor) or _tracing() or torch.compiler.is_compiling():
-        # Sizes that are looked at become part of a trace or a graph.
+        # Reading a size would fix it in the trace or add a guard to the compiled graph.
         return False
     if input.numel() > SMALL or not input.dtype.is_floating_point:
         return False
     device = input.device
-    for t in beside:
+    for t in others:
         if t is not None and not (isinstance(t, torch.Tensor) and t.numel() <= SMALL and t.device == device):
             return False
     return True
 
 
-# Devices on which automatic choice measures: where kernels of several kinds serve one op.
+# Device types on which "auto" measures: those where an op has kernels of several backends.
 _MEASURED_ON = ("cuda",)
-# What each class of calls was found to be served best by.
+# Class of calls -> the backend that was fastest.
 _fastest: dict[tuple[Any, ...], str] = {}
 
 
 def is_measured(input: torch.Tensor) -> bool:
-    """Whether calls with such an input go to :func:`call_fastest_of`.
+    """Whether a call with this input chooses its backend by measured times.
 
-    Not where others look on: transforms, tracers, modes that record or count, hooks that keep tensors their own way.
+    False under functorch, tracing, dispatch modes or saved-tensor hooks, which would observe the measurements.
     """
     return (
         requested() == "auto"
@@ -369,8 +382,8 @@ def is_measured(input: torch.Tensor) -> bool:
 
 
 def candidates(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
-    """What can serve an op, as names for :func:`use_backend`; the first is what automatic choice takes unmeasured."""
-    found = [device_type] if _unavailable(op, device_type) is None else []
+    """Return the backends that can run an op; the first is what "auto" uses without measuring."""
+    found = [device_type] if _extension_unavailable(op, device_type) is None else []
     found += ["triton"] if _triton_unavailable(op, device_type, dtype) is None else []
     return [*found, "reference"]
 
@@ -382,12 +395,12 @@ def call_fastest(
     shape_class: Callable[[], tuple[Any, ...]],
     unmeasured: str | None = None,
 ) -> Any:
-    """Return ``call(*arguments)``, under the backend that is quickest at it where calls are measured.
+    """Return ``call(*arguments)``, under the fastest backend where calls are measured.
 
     Args:
-        call, arguments: as for :func:`call_fastest_of`.
-        shape_class: gives what :func:`call_fastest_of` takes.
-        unmeasured: what serves where nothing may be measured, if it can.
+        call, arguments: as in :func:`call_fastest_of`.
+        shape_class: returns the ``shape_class`` of :func:`call_fastest_of`.
+        unmeasured: the backend to use while nothing may be measured, if it can run the op.
     """
     input = arguments[0]
     if not is_measured(input):
@@ -405,37 +418,40 @@ def call_fastest_of(
     arguments: tuple[Any, ...],
     trial: tuple[Any, ...] | None = None,
 ) -> Any:
-    """Return ``call(*arguments)`` under the backend that is quickest at it.
+    """Return ``call(*arguments)`` under the fastest of some backends.
 
     Args:
-        names: candidates, for :func:`use_backend`; the first serves where nothing may be measured.
-        shape_class: calls that are alike in it are served alike.
-        call: obeys :func:`use_backend`; the first of its arguments is a tensor on the device, what it returns a tensor
-            to differentiate or several, of which that is the first.
-        trial: what to call it with to measure, where ``arguments`` would have effects; stand-ins are made of both.
+        names: the candidates. The first is used while nothing may be measured.
+        shape_class: calls of one class use the same backend.
+        call: follows :func:`use_backend`. Its first argument is a tensor on the device. It returns a tensor to
+            differentiate, or a tuple that begins with one.
+        trial: arguments to measure with, if calling with ``arguments`` would have side effects. Measurements run on
+            random copies of them.
 
     Notes:
-        A class is measured at its first call, forward and, where gradients are wanted, backward; never while a CUDA
-        graph is captured. GAN_FAST_TUNE=0 turns it off: then the first serves that runs and has the reference's values.
+        A class is measured at its first call: forward and, if gradients are needed, backward. Nothing is measured
+        during CUDA graph capture. With GAN_FAST_TUNE=0 nothing is timed, and the first candidate that runs and agrees
+        with the reference is used.
     """
     device = arguments[0].device
-    wanted = torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in arguments)
-    at = (op, device, *names, *shape_class, wanted)
-    name = _fastest.get(at)
+    needs_grad = torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in arguments)
+    call_class = (op, device, *names, *shape_class, needs_grad)
+    name = _fastest.get(call_class)
     if name is None:
-        key = f"{' '.join(map(str, shape_class))} {'with gradient' if wanted else 'alone'} of {' '.join(names)}"
-        times = tuning.known(device, op, key) if tuning.enabled() else None
-        if times is None and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
-            fault = _fault(call, trial or arguments, wanted)
+        key = f"{' '.join(map(str, shape_class))} {'with gradient' if needs_grad else 'alone'} of {' '.join(names)}"
+        times_ms = tuning.known_times(device, op, key) if tuning.enabled() else None
+        if times_ms is None and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+            find_fault = _fault_finder(call, trial or arguments, needs_grad)
             if tuning.enabled():
-                times = tuning.measure(device, op, key, names, _work(call, trial or arguments, wanted), fault)
+                work = _work(call, trial or arguments, needs_grad)
+                times_ms = tuning.measure(device, op, key, names, work, find_fault)
             else:
-                # One alone serves whatever it does.
-                found = (name for name in names if len(names) == 1 or tuning.runs(device, op, key, name, fault))
-                times = dict.fromkeys(itertools.islice(found, 1), 0.0)
-        name = min(times, key=times.__getitem__) if times else names[0]
-        if times is not None:
-            _fastest[at] = name
+                only = len(names) == 1  # a single candidate is used without a check
+                usable = (n for n in names if only or tuning.runs_correctly(device, op, key, n, find_fault))
+                times_ms = dict.fromkeys(itertools.islice(usable, 1), 0.0)
+        name = min(times_ms, key=times_ms.__getitem__) if times_ms else names[0]
+        if times_ms is not None:
+            _fastest[call_class] = name
     if name == "auto":
         return call(*arguments)
     with use_backend_in_thread(name):
@@ -443,111 +459,120 @@ def call_fastest_of(
 
 
 def _work(call: Callable[..., Any], arguments: tuple[Any, ...], gradient: bool) -> Callable[[str], Callable[[], Any]]:
+    """Return a function that gives, for a backend, the work to time: the call and, with ``gradient``, its backward."""
+
     def work(name: str) -> Callable[[], Any]:
-        copies = tuple(map(tuning.stand_in, arguments))
-        wanted = [t for t in copies if isinstance(t, torch.Tensor) and t.requires_grad]
+        copies = tuple(map(tuning.random_like, arguments))
+        differentiable = [t for t in copies if isinstance(t, torch.Tensor) and t.requires_grad]
 
         def run() -> None:
             with use_backend_in_thread(name), torch.set_grad_enabled(gradient):
                 output = call(*copies)
             output = output[0] if isinstance(output, tuple) else output
             if gradient:
-                torch.autograd.grad(output, wanted, torch.ones_like(output), allow_unused=True)
+                torch.autograd.grad(output, differentiable, torch.ones_like(output), allow_unused=True)
 
         return run
 
     return work
 
 
-def _fault(call: Callable[..., Any], arguments: tuple[Any, ...], gradient: bool) -> Callable[[str], str | None]:
-    """As :func:`tuning.measure` takes it: what is wrong with a backend's results, beside those of the reference."""
+def _fault_finder(call: Callable[..., Any], arguments: tuple[Any, ...], gradient: bool) -> Callable[[str], str | None]:
+    """Return a function that says how a backend's results differ from the reference's, or None if they agree."""
 
-    def results(name: str, moved: bool = False) -> tuple[list[Any], list[Any]]:
-        copies = tuple(tuning.stand_in(argument, moved) for argument in arguments)
+    def results(name: str, perturbed: bool = False) -> tuple[list[Any], list[Any]]:
+        copies = tuple(tuning.random_like(argument, perturbed) for argument in arguments)
         with use_backend_in_thread(name), torch.set_grad_enabled(gradient):
             output = call(*copies)
         outputs = output if isinstance(output, tuple) else (output,)
         grads: tuple[torch.Tensor | None, ...] = ()
         if gradient:
-            wanted = [t for t in copies if isinstance(t, torch.Tensor) and t.requires_grad]
-            # Drawn: of gradients that are all the same a norm's sums vanish.
-            grad = tuning.stand_in(outputs[0].detach())
-            grads = torch.autograd.grad(outputs[0], wanted, grad, allow_unused=True)
-        # What is written in place, such as running statistics.
+            differentiable = [t for t in copies if isinstance(t, torch.Tensor) and t.requires_grad]
+            # Random: for a constant output gradient the sums in a norm's backward vanish.
+            grad = tuning.random_like(outputs[0].detach())
+            grads = torch.autograd.grad(outputs[0], differentiable, grad, allow_unused=True)
+        # Tensors written in place, such as running statistics.
         written = [t for t in copies if isinstance(t, torch.Tensor) and not t.requires_grad]
         return [t.detach() if isinstance(t, torch.Tensor) else None for t in outputs], [*grads, *written]
 
     @functools.cache
     def expected() -> tuple[tuple[list[Any], list[Any]], tuple[list[Any], list[Any]]] | None:
         try:
-            return results("reference"), results("reference", moved=True)
+            return results("reference"), results("reference", perturbed=True)
         except Exception as error:
             first_line = (str(error).splitlines() or [""])[0]
-            logger.warning("values of kernels are not compared with the reference's, which failed: %s", first_line)
+            logger.warning("kernel results are not checked: the reference failed: %s", first_line)
             return None
 
-    def fault(name: str) -> str | None:
-        # For a convolution "auto" is ATen's.
+    def find_fault(name: str) -> str | None:
+        # For a convolution "auto" is ATen's kernel.
         if name in ("reference", "auto"):
             return None
         outputs, others = results(name)
-        if (want := expected()) is None:
+        if (references := expected()) is None:
             return None
-        # A kernel leaves out a second output that is not wanted.
-        there = [index for index, t in enumerate(outputs) if t is not None]
-        compared = [[own[index] for index in there] + rest for own, rest in ((outputs, others), *want)]
+        # A kernel may return None for a second output that is not needed.
+        present = [index for index, t in enumerate(outputs) if t is not None]
+        compared = [[first[index] for index in present] + rest for first, rest in ((outputs, others), *references)]
         return tuning.disagreement(*compared)
 
-    return fault
+    return find_fault
 
 
 def _explain(op: str, device_type: str) -> str:
-    asked = requested()
-    if asked == "reference":
-        return "reference: asked for by name"
-    small = f"; ATen's own op for tensors of up to {SMALL} values" if op in _aten_when_small else ""
-    if asked == "auto" and op in _random_ops:
-        return "Triton kernel" if _default_backend(op, device_type, torch.float32) == "triton" else "ATen's ops"
-    if asked == "auto":
-        names = candidates(op, device_type, torch.float32)
-        if device_type in _MEASURED_ON and len(names) > 2:
-            return f"the quickest of {', '.join(names)}, measured for each class of shapes{small}"
-        served = _default_backend(op, device_type, torch.float32)
-        if served == "native" and _native_ops[op] is None:
-            kernels = "the quicker kernel, ATen's or ours" if extension.available() else "ATen's kernels"
-            return f"our autograd nodes around {kernels}{small}"
-        if served == "native":
-            return f"{device_type} kernel: native kernel registered{small}"
-        return "Triton kernel" if served == "triton" else f"reference: {_unavailable(op, device_type)}"
-    try:
-        uses_kernel(op, device_type)
-    except RuntimeError as error:
-        return f"error: {error}"
-    return f"{'Triton' if asked == 'triton' else device_type} kernel: asked for by name"
+    """Return what runs an op on a device and why, for :func:`info`."""
+    name = requested()
+    if name == "reference":
+        return "reference (plain PyTorch): requested by name"
+    if name != "auto":
+        try:
+            uses_kernel(op, device_type)
+        except RuntimeError as error:
+            return f"error: {error}"
+        return f"{'Triton' if name == 'triton' else device_type} kernel: requested by name"
+    backend, reason = _default_backend(op, device_type, torch.float32), _extension_unavailable(op, device_type)
+    if op in _random_ops:
+        if backend == "triton":
+            return "Triton kernel: the only fused kernel of this op"
+        missing = _triton_unavailable(op, device_type, torch.float32) if device_type == "cuda" else None
+        return f"ATen's ops: {missing or f'no kernel for device {device_type}'}"
+    small = f"; ATen's ops for tensors of up to {SMALL} values" if op in _aten_when_small else ""
+    names = candidates(op, device_type, torch.float32)
+    if device_type in _MEASURED_ON and len(names) > 2:
+        return f"the fastest of {', '.join(names)}: measured for each class of shapes{small}"
+    if backend == "triton":
+        return f"Triton kernel: {reason} in the compiled extension{small}"
+    if backend == "reference":
+        return f"reference (plain PyTorch): {reason}"
+    if _torch_ops[op] is not None:
+        return f"{device_type} kernel: compiled extension{small}"
+    if not extension.available():
+        return f"ATen's kernels: the compiled extension is not built; gan_fast's autograd functions call them{small}"
+    return f"ATen's or gan_fast's kernel: the faster one for the shape{small}"
 
 
 def _measurements(device: torch.device) -> list[str]:
-    lines = [f"measured on {device}:"] if (found := tuning.described(device)) else []
-    for call, times in found:
-        shown = ", ".join(f"{name} {ms:.4f} ms" for name, ms in sorted(times.items(), key=lambda item: item[1]))
+    lines = [f"measured on {device}:"] if (found := tuning.all_times(device)) else []
+    for call, times_ms in found:
+        shown = ", ".join(f"{name} {ms:.4f} ms" for name, ms in sorted(times_ms.items(), key=lambda item: item[1]))
         lines.append(f"  {call}: {shown or 'all candidates failed'}")
     return lines
 
 
 def devices() -> list[str]:
-    """The kinds of devices that are here."""
+    """Return the types of the devices that torch can use here."""
     return ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
 def op_names() -> list[str]:
-    """The ops that more than ATen may serve."""
-    return sorted(_native_ops)
+    """Return the ops that have kernels besides ATen's."""
+    return sorted(_torch_ops)
 
 
 def _triton_version() -> str:
     if not _triton_is_installed():
         return _TRITON_MISSING
-    # Not imported for it: Triton reads its settings from the environment then. A torch may bring its own build.
+    # Read without importing Triton, which would fix its settings from the environment. A torch may bring its own build.
     for distribution in ("triton", "pytorch-triton", "triton-windows"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return f"Triton {importlib.metadata.version(distribution)}"
@@ -555,49 +580,56 @@ def _triton_version() -> str:
 
 
 def _nvcc_version() -> str:
-    """Of the compiler that a build would take, as torch.utils.cpp_extension looks for it."""
+    """Return the version of the nvcc that a build would use, searched for as torch.utils.cpp_extension does."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = shutil.which("nvcc", path=os.path.join(home, "bin") if home else None)
     nvcc = nvcc or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if nvcc is None:
-        return "nvcc not found (a build without it has no CUDA C++ kernels)"
+        return "nvcc not found (CUDA C++ kernels cannot be built without it)"
     try:
-        said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+        output = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         return f"nvcc does not run: {error}"
-    release = re.search(r"release ([\d.]+)", said)
+    release = re.search(r"release ([\d.]+)", output)
     return f"nvcc {release[1] if release else 'of an unknown version'}"
 
 
+def _count(number: int | None, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _machine() -> list[str]:
-    """What the kernels stand on."""
+    """Return the lines of :func:`info` about software and hardware."""
     cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-    # A container or a scheduler may grant fewer than the machine has, and torch count them all.
+    # A container or scheduler may allow fewer CPUs than os.cpu_count() and torch count.
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     lines = [
         f"gan_fast {__version__}, Python {platform.python_version()}, {platform.platform()}",
         f"torch {torch.__version__}, {cuda}; {_triton_version()}; {_nvcc_version()}",
-        f"{torch.get_num_threads()} CPU threads on {cpus} CPUs",
+        f"{_count(torch.get_num_threads(), 'CPU thread')} on {_count(cpus, 'CPU')}",
     ]
     if build := extension.build_info():
-        have, best = build["instruction_set"], build["best_instruction_set"]
-        which = "the best here" if have == best else f"lowered by GAN_FAST_ISA; the best here is {best}"
+        used, best = build["instruction_set"], build["best_instruction_set"]
+        which = "the best of this CPU" if used == best else f"set by GAN_FAST_ISA; the best of this CPU is {best}"
         lines.append(
-            f"native module: {build['compiler']}, built with torch {build['torch']}, "
-            f"CPU instruction set {have} ({which}), CUDA {build['cuda_architectures'] or 'not built'}"
+            f"compiled extension: {build['compiler']}, built with torch {build['torch']}, "
+            f"CPU instruction set {used} ({which}), CUDA {build['cuda_architectures'] or 'not built'}"
         )
     else:
-        lines.append(f"native module: not loaded: {extension.load_error} (build: {extension.BUILD_COMMAND})")
+        lines.append(f"compiled extension: not loaded: {extension.load_error} (build: {extension.BUILD_COMMAND})")
     return lines
 
 
 def info() -> str:
-    """Tell what serves each op on this machine and why, as text; also ``gan-fast info``, which checks the ops too."""
+    """Return a text that lists what runs each op on this machine, and why.
+
+    The command ``gan-fast info`` prints it and also checks the ops.
+    """
     lines = _machine()
     gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     lines += [f"GPU {index}: {torch.cuda.get_device_name(index)}" for index in gpus]
-    lines.append(f"backend asked for: {requested()}")
-    width = max(len(op) for op in _native_ops)
+    lines += [f"requested backend: {requested()}", "what runs each op, and why:"]
+    width = max(len(op) for op in _torch_ops)
     for op in op_names():
         for device in devices():
             lines.append(f"  {op:<{width}}  {device:<4}  {_explain(op, device)}")

@@ -1,4 +1,4 @@
-"""Work on a GPU recorded as a CUDA graph, undone without a trace where that fails."""
+"""Record work on a GPU as a CUDA graph, and restore all state if that fails."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 
 import torch
 
-# CUDA allows one capture at a time in a process, in which no thread may wait for the device. A capture also changes two
-# settings of the whole process and restores them, which works only if another capture cannot begin in between.
-one_at_a_time = threading.RLock()
+# Held during a capture, and by code that waits for the device. CUDA allows one capture at a time in a process, during
+# which no thread may synchronize. A capture also changes two process-wide settings and restores them afterwards.
+capture_lock = threading.RLock()
 
-# Graphs whose capture did not end.
+# Graphs whose capture did not end: never freed, since the allocator may refer to them for the rest of the process.
 _failed: list[torch.cuda.CUDAGraph] = []
 
 
 class CudaGraphs:
-    """CUDA's graphs, recorded on a stream of their own or on the one given.
+    """Records CUDA graphs on one stream.
 
     Args:
         device: the GPU.
-        stream: to record on.
-        shared_pool: the graphs use the same memory. Their results must be read before another of them is replayed.
+        stream: the stream to record on; None creates one.
+        shared_pool: let the graphs share memory. Read the results of one before you replay another.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class CudaGraphs:
         self._stream = stream or torch.cuda.Stream(self._device)
 
     def warm_up(self, function: Callable[[], Any]) -> Any:
+        """Run ``function`` on the stream without recording, and return its result."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         try:
@@ -48,7 +49,12 @@ class CudaGraphs:
     def capture(
         self, function: Callable[[], Any], generator: torch.Generator | None = None
     ) -> tuple[Callable[[], None], Any]:
-        with one_at_a_time, _without_collections():
+        """Record ``function``; return a function that replays the graph, and the result whose memory it rewrites.
+
+        Args:
+            generator: a generator that ``function`` draws from, besides the device's default one.
+        """
+        with capture_lock, _without_collections():
             return self._capture(function, generator)
 
     def _capture(
@@ -67,12 +73,12 @@ class CudaGraphs:
         ended = False
         try:
             with torch.cuda.stream(self._stream):
-                # Other threads may go on allocating: a loader of the user's, for one.
+                # "thread_local" lets other threads, such as a data loader's, allocate memory meanwhile.
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
-                    values = _without_synchronising(function)
+                    values = _without_synchronizing(function)
                 except BaseException:
-                    # A capture that CUDA has given up ends with an error that says less.
+                    # Ending an invalidated capture raises too, with a less helpful error.
                     with contextlib.suppress(RuntimeError):
                         graph.capture_end()
                         ended = True
@@ -82,9 +88,8 @@ class CudaGraphs:
         except BaseException:
             if not ended:
                 self._pool = None
-                # The allocator may refer to the graph as long as the process lives, also when this object is gone. A
-                # generator may stay in the capture: it goes on from a state that never was in one.
                 _failed.append(graph)
+                # The generators may still be in capture mode: give them fresh states with the same numbers.
                 for g, state in zip(generators, states, strict=True):
                     fresh = torch.Generator(self._device)
                     fresh.set_state(state)
@@ -95,10 +100,10 @@ class CudaGraphs:
 
 @contextlib.contextmanager
 def _without_collections() -> Iterator[None]:
-    """Pause automatic garbage collection: destroying another graph during a capture would spoil the capture.
+    """Pause garbage collection: if it destroyed another graph during a capture, the capture would be invalid.
 
-    A collection before each capture would do as well, but takes some 100 ms where much is imported, and a user's first
-    step makes dozens of captures.
+    Collecting before each capture would also work, but takes about 100 ms in a large process, and a first training step
+    makes dozens of captures.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -109,12 +114,12 @@ def _without_collections() -> Iterator[None]:
             gc.enable()
 
 
-def _without_synchronising(function: Callable[[], Any]) -> Any:
-    """Run ``function``; an error where the host would wait, before CUDA sees it and gives up the capture."""
-    # Of the whole process: a thread of the user's that waits for the device just now is told so too.
+def _without_synchronizing(function: Callable[[], Any]) -> Any:
+    """Run ``function``; raise if it would wait for the device, before CUDA notices and invalidates the capture."""
+    # This setting is process-wide: another thread that synchronizes meanwhile also gets an error.
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
-        # It says that not every synchronisation is found; CUDA finds the rest.
+        # torch warns that it does not detect every synchronization; CUDA detects the rest.
         warnings.simplefilter("ignore")
         torch.cuda.set_sync_debug_mode("error")
     try:

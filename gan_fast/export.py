@@ -1,7 +1,14 @@
-"""Trained models for programs without gan_fast: ONNX files and torch.export's programs.
+"""Export trained models as ONNX files or torch.export programs, which run without gan_fast.
 
-Both hold a model as evaluation runs it, in operators of ATen or of the ONNX standard alone. What does not depend on the
-inputs is computed once, and batch norm is folded into the convolution or linear layer in front of it.
+Both contain the model in evaluation mode, in ATen's or ONNX's standard operators only. Everything that does not depend
+on the inputs is computed once, and batch norm is folded into the convolution or linear layer before it.
+
+>>> import torch
+>>> from gan_fast.export import to_exported_program
+>>> from gan_fast.models import DCGANGenerator
+>>> program = to_exported_program(DCGANGenerator(latent_dim=8, image_size=16, width=4), torch.randn(1, 8))
+>>> program.module()(torch.randn(5, 8)).shape
+torch.Size([5, 3, 16, 16])
 """
 
 from __future__ import annotations
@@ -13,7 +20,7 @@ import logging
 import operator
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +33,13 @@ from gan_fast import backends
 from gan_fast.files import write_bytes_safely
 from gan_fast.nn.fuse import copied, unfuse
 from gan_fast.ops import checks
+from gan_fast.ops.batch_norm_folding import fold_batch_norm
 
 logger = logging.getLogger("gan_fast")
 
 _aten = torch.ops.aten
 
-# All have (input, weight, bias) in front; ATen's transposed ones keep the output channels of a group in dim 1.
+# All begin with (input, weight, bias). Transposed weights have a group's output channels in dim 1.
 _TRANSPOSED = (_aten.conv_transpose1d.default, _aten.conv_transpose2d.input, _aten.conv_transpose3d.input)
 _FOLDABLE = (
     _aten.linear.default, _aten.convolution.default,
@@ -41,37 +49,36 @@ _FOLDABLE = (
 )  # fmt: skip
 _BATCH_NORM = _aten._native_batch_norm_legit_no_training.default
 
-# Of the largest value, or of one where that is less; wider where a dtype resolves less.
+# The allowed difference from the model, relative to max(1, largest output): 1e-5, or 16 eps of the dtype if larger.
 _TOLERANCE = 1e-5
 _TOLERANCE_EPS = 16
-# What a protobuf, and so an ONNX model in one file, can hold.
-_ONNX_BYTES = 2**31 - 1
+# The size limit of a protobuf message, and so of an ONNX model in one file.
+_MAX_ONNX_BYTES = 2**31 - 1
 
 
 def to_exported_program(
     model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], *, dynamic_batch: bool = True
 ) -> torch.export.ExportedProgram:
-    """Export a model's evaluation as a program of ATen operators, with batch norm folded.
+    """Export a model in evaluation mode as a program of ATen operators, with batch norm folded.
 
     Args:
-        model: of torch.nn, of gan_fast, or a mixture; left exactly as it is, also in training mode.
-        example_inputs: what ``forward`` takes: a tensor, or a tuple of tensors.
-        dynamic_batch: the program takes any batch size, in dim 0 of every input that has dims; False: the shapes of
-            ``example_inputs`` alone.
+        model: modules of torch.nn, gan_fast or both. It is left unchanged, also in training mode.
+        example_inputs: the inputs of ``forward``, a tensor or a tuple of tensors.
+        dynamic_batch: True: the program accepts any batch size in dim 0 of every input that has dimensions. False: it
+            accepts the shapes of ``example_inputs`` only.
 
     Returns:
-        The program, for ``torch.export.save``, ``program.module()`` or a compiler; it shares no memory with the model.
+        The program, for ``torch.export.save``, ``program.module()`` or a compiler. It shares no memory with the model.
 
     Raises:
-        TypeError: not a module; inputs that are not tensors.
-        ValueError: the model does not take the inputs, or cannot be traced (its Python looks at values of tensors), or
-            holds for some batch sizes only; the message says which, and the cause is chained.
+        TypeError: ``model`` is not a module, or an input is not a tensor.
+        ValueError: the model rejects the inputs, cannot be traced (its Python code depends on tensor values), or works
+            for some batch sizes only.
 
     Notes:
-        Folded where the convolution (1-d to 3-d, plain or transposed, grouped) or linear layer feeds nothing but the
-            norm. Weights are folded in float64.
-        Weights that are computed (spectral norm, weight norm) are in it as they evaluate.
-        Batch norm that has no running statistics, or no convolution in front, stays an operator.
+        A norm is folded if the convolution (1-d to 3-d, plain, transposed or grouped) or linear layer before it feeds
+        nothing else. Weights are folded in float64. A norm without running statistics stays an operator.
+        Parametrized weights (spectral norm, weight norm) are stored as evaluation computes them.
     """
     op = "to_exported_program"
     inputs = _inputs(op, example_inputs, dynamic_batch)
@@ -88,28 +95,32 @@ def to_onnx(
     dynamic_batch: bool = True,
     check: bool | None = None,
     opset_version: int | None = None,
+    output_names: Sequence[str] | None = None,
 ) -> None:
-    """Write a model's evaluation as one ONNX file of standard operators, with batch norm folded.
+    """Write a model in evaluation mode as one ONNX file of standard operators, with batch norm folded.
+
+    The inputs in the file have the names of ``forward``'s parameters, and their first dimension is called "batch".
 
     Args:
-        model, example_inputs, dynamic_batch: as for :func:`to_exported_program`. The file's inputs have the names that
-            ``forward`` gives them, their first dim is called "batch".
-        path: the file; its folder must exist. It is complete or, where anything fails, as it was.
-        check: run the file's content with onnxruntime before it is written, at the batch size given and at one more,
-            and compare with the model: at most 1e-5 of the largest value or of one, 16 roundings in half precision.
-            None: where onnxruntime is installed; a line in the log says where not.
-        opset_version: of the ONNX standard; None takes torch.onnx's default.
+        model, example_inputs, dynamic_batch: see :func:`to_exported_program`.
+        path: the file to write, in an existing folder. An error leaves an existing file unchanged.
+        check: run the exported model with onnxruntime before it is written, at the given batch size and one more, and
+            compare with ``model``. The largest allowed difference is 1e-5 (in half precision 16 eps) times
+            max(1, largest output). None: check if onnxruntime is installed, and log a warning if not.
+        opset_version: of the ONNX standard; None is torch.onnx's default.
+        output_names: one name per output tensor, which no input or parameter has. None: "output", or "output_0",
+            "output_1", ... for several.
 
     Raises:
-        TypeError, ValueError: as :func:`to_exported_program`; a path that cannot be written to; outputs that are not
-            tensors; an operator that ONNX has no counterpart of; parameters of more than 2 GiB.
-        ImportError: packages of the extra ``onnx`` are missing.
-        RuntimeError: onnxruntime cannot run it, or its results differ; the message has the largest difference. With
-            ``files.FileError``, the file could not be written.
+        TypeError, ValueError: see :func:`to_exported_program`. Also: a path that cannot be written, an output that is
+            not a tensor, an operator that ONNX does not have, parameters of more than 2 GiB, a wrong number of names.
+        ImportError: the packages of the extra ``onnx`` are not installed.
+        RuntimeError: onnxruntime cannot run the model, or its results differ.
+        FileError: the file could not be written.
 
     Notes:
-        Exported on the CPU, wherever the model is. float64 and half precision are written; whether they run is up to
-            the runtime: onnxruntime's CPU kernels have no float64 or bfloat16 convolutions.
+        The export runs on the CPU, wherever the model is. float64 and half precision models are written, but
+        onnxruntime's CPU kernels have no float64 or bfloat16 convolutions.
     """
     op = "to_onnx"
     destination = _destination(op, path)
@@ -117,23 +128,41 @@ def to_onnx(
     inputs = tuple(x.cpu() for x in _inputs(op, example_inputs, dynamic_batch))
     plain = _plain_copy(op, model).cpu()
     size = sum(t.nbytes for t in (*plain.parameters(), *plain.buffers()))
-    if size > _ONNX_BYTES:
-        raise ValueError(f"{op}: expected model parameters of at most {_ONNX_BYTES} bytes in one file, got {size}")
-    for index, output in enumerate(_evaluate(op, plain, inputs)):
+    if size > _MAX_ONNX_BYTES:
+        raise ValueError(f"{op}: expected model parameters of at most {_MAX_ONNX_BYTES} bytes in one file, got {size}")
+    outputs = _evaluate(op, plain, inputs)
+    for index, output in enumerate(outputs):
         checks.tensor(op, f"model output {index}", output)
     program = _program(op, plain, inputs, dynamic_batch)
+    taken = {*program.graph_signature.user_inputs, *program.state_dict, *program.constants}
+    names = _output_names(op, output_names, len(outputs), taken)
     buffers = program.graph_signature.inputs_to_buffers
-    moved = [buffers[name] for name in _overwritten(program.graph) if name in buffers]
-    if moved:
-        raise ValueError(f"{op}: expected model without buffers that evaluation moves, got {', '.join(moved)}")
-    content = _onnx(op, program, inputs, dynamic_batch, opset_version)
+    changed = [buffers[name] for name in _overwritten(program.graph) if name in buffers]
+    if changed:
+        raise ValueError(
+            f"{op}: expected model whose forward changes no buffers in evaluation mode, got {', '.join(changed)}"
+        )
+    content = _onnx(op, program, inputs, dynamic_batch, opset_version, names)
     if check or (check is None and _installed("onnxruntime")):
         _check(op, content, plain, inputs)
         if dynamic_batch:
             _check(op, content, plain, tuple(torch.cat([x, x[:1]]) if x.dim() else x for x in inputs))
     elif check is None:
-        logger.warning("%s: %s is not checked, because onnxruntime is not installed", op, destination)
+        logger.warning("%s: %s was not checked, because onnxruntime is not installed", op, destination)
     write_bytes_safely(destination, content)
+
+
+def _output_names(op: str, names: Sequence[str] | None, count: int, taken: set[Any]) -> list[str]:
+    if names is None:
+        names = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+        while not taken.isdisjoint(names):
+            names = [f"{name}_" for name in names]
+    if isinstance(names, str) or len(names) != count or len(set(names)) != count:
+        raise ValueError(f"{op}: expected output_names {count} different names, got {names!r}")
+    if not taken.isdisjoint(names):
+        used = ", ".join(sorted(taken.intersection(names)))
+        raise ValueError(f"{op}: expected output_names that no input or parameter has, got {used}")
+    return list(names)
 
 
 def _installed(package: str) -> bool:
@@ -154,49 +183,51 @@ def _destination(op: str, path: str | os.PathLike[str]) -> Path:
         raise TypeError(f"{op}: expected path type str or Path, got {type(path).__name__}")
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{op}: expected path a file, got the folder {path}")
+        raise ValueError(f"{op}: expected path of a file, got the folder {path}")
     if not path.parent.is_dir():
-        raise ValueError(f"{op}: expected path in a folder that is there, got {path}")
+        raise ValueError(f"{op}: expected path in an existing folder, got {path}")
     if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"{op}: expected path in a folder that can be written to, got {path}")
+        raise ValueError(f"{op}: expected path in a writable folder, got {path}")
     return path
 
 
 def _inputs(op: str, example_inputs: object, dynamic_batch: bool) -> tuple[Tensor, ...]:
     given = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     if not given:
-        raise ValueError(f"{op}: expected example_inputs at least one tensor, got ()")
+        raise ValueError(f"{op}: expected example_inputs to contain at least one tensor, got ()")
     inputs = tuple(checks.tensor(op, f"example_inputs[{i}]", x).detach() for i, x in enumerate(given))
     if not dynamic_batch:
         return inputs
     sizes = {x.size(0) for x in inputs if x.dim()}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(
-            f"{op}: expected example_inputs batch size above 0 and the same in all, got shapes "
-            f"{', '.join(str(tuple(x.shape)) for x in inputs)}; dynamic_batch=False exports for these alone"
+            f"{op}: expected example_inputs with the same batch size, at least 1, got shapes "
+            f"{', '.join(str(tuple(x.shape)) for x in inputs)}; dynamic_batch=False exports for these shapes only"
         )
-    # What is traced with a batch of one holds for one alone.
+    # torch.export specializes on a batch size of 1.
     return tuple(torch.cat([x, x]) if x.dim() else x for x in inputs) if sizes == {1} else inputs
 
 
 def _plain_copy(op: str, model: nn.Module) -> nn.Module:
-    """The model in evaluation mode, frozen and of modules that can be traced, in memory of its own."""
+    """An unfused copy of the model in evaluation mode, without gradients, for torch.export to trace."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{op}: expected model type Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(f"{op}: expected model type Module in Python, got {type(model).__name__}")
-    # What torch.compile wraps.
+        raise TypeError(
+            f"{op}: expected model that is not scripted, got {type(model).__name__}; pass the model that was scripted"
+        )
+    # torch.compile wraps the model.
     model = getattr(model, "_orig_mod", model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
-            raise ValueError(f"{op}: expected model with shapes, got a lazy {name}; call the model once")
+            raise ValueError(f"{op}: expected model without lazy parameters, got {name}; run the model once first")
     with torch.inference_mode(False):
         plain = unfuse(copied(op, model))
         return plain.eval().requires_grad_(False)
 
 
 def _evaluate(op: str, model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Any]:
-    """The outputs, flat; nothing has changed then: inputs, buffers, or the state of random numbers."""
+    """Run the model and return its outputs, flattened; inputs, buffers and random number generators stay unchanged."""
     devices = {x.device for x in inputs if x.is_cuda}
     with _evaluating(inputs), torch.random.fork_rng(devices):
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -205,13 +236,13 @@ def _evaluate(op: str, model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Any
         except Exception as error:
             shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
             raise ValueError(
-                f"{op}: expected example_inputs that model takes, got shapes {shapes}: {_reason(error)}"
+                f"{op}: expected example_inputs that model accepts, got shapes {shapes}: {_reason(error)}"
             ) from error
 
 
 @contextlib.contextmanager
 def _evaluating(inputs: tuple[Tensor, ...]) -> Iterator[None]:
-    """Plain ATen, without what the caller may be in the midst of and traces would keep: autocast, inference mode."""
+    """Run on plain ATen, outside the caller's autocast and inference modes, which a trace would record."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
@@ -228,17 +259,17 @@ def _program(
         try:
             program = _trace(model, inputs, dynamic_batch)
         except Exception as error:
-            if dynamic_batch and _is_traced(model, inputs):
+            if dynamic_batch and _can_trace(model, inputs):
                 raise ValueError(
-                    f"{op}: expected model of any batch size, got one of some: {_reason(error)}; "
-                    "dynamic_batch=False exports it for that of example_inputs"
+                    f"{op}: expected model that works for any batch size, got {_reason(error)}; "
+                    "dynamic_batch=False exports it for the batch size of example_inputs"
                 ) from error
-            raise ValueError(f"{op}: expected model that torch.export traces, got {_reason(error)}") from error
+            raise ValueError(f"{op}: expected model that torch.export can trace, got {_reason(error)}") from error
         graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, fx.GraphModule)]
-        ours = {str(n.target) for g in graphs for n in g.nodes if getattr(n.target, "namespace", None) == "gan_fast"}
-        if ours:
-            raise ValueError(f"{op}: expected model of ATen's operators, got one that calls {', '.join(sorted(ours))}")
-        # With an empty table of decompositions operators stay what they are, but none writes over its input any more.
+        fused = {str(n.target) for g in graphs for n in g.nodes if getattr(n.target, "namespace", None) == "gan_fast"}
+        if fused:
+            raise ValueError(f"{op}: expected model of ATen operators, got one that calls {', '.join(sorted(fused))}")
+        # An empty decomposition table keeps the operators and only replaces in-place ones.
         return _trace(_fold(program.run_decompositions({}).module(check_guards=False)), inputs, dynamic_batch)
 
 
@@ -246,7 +277,7 @@ def _trace(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) ->
     shapes: Any = None
     if dynamic_batch:
         batch, shapes = torch.export.Dim("batch"), torch.export.ShapesCollection()
-        # Keyed by identity.
+        # ShapesCollection is keyed by identity, and one tensor may be passed twice.
         inputs = tuple(x.view_as(x) for x in inputs)
         for x in inputs:
             if x.dim():
@@ -254,7 +285,7 @@ def _trace(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) ->
     return torch.export.export(model, inputs, dynamic_shapes=shapes)
 
 
-def _is_traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+def _can_trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
     try:
         _trace(model, inputs, dynamic_batch=False)
     except Exception:
@@ -263,11 +294,11 @@ def _is_traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
 
 
 def _fold(module: fx.GraphModule) -> fx.GraphModule:
-    """Compute what does not depend on inputs, and fold batch norm into the layers in front."""
+    """Compute everything that does not depend on the inputs, and fold batch norm into the layers before it."""
     graph = module.graph
     attributes = {n.target: operator.attrgetter(n.target)(module) for n in graph.nodes if n.op == "get_attr"}
-    moved = _overwritten(graph)
-    # Nodes that do not depend on inputs, and what they give.
+    overwritten = _overwritten(graph)
+    # The nodes that do not depend on inputs, and their values.
     values: dict[fx.Node, Any] = {}
 
     def put(value: Tensor, name: str, before: fx.Node) -> fx.Node:
@@ -279,7 +310,7 @@ def _fold(module: fx.GraphModule) -> fx.GraphModule:
 
     for node in graph.nodes:
         if node.op == "get_attr":
-            if isinstance(attributes[node.target], Tensor) and node.name not in moved:
+            if isinstance(attributes[node.target], Tensor) and node.name not in overwritten:
                 values[node] = attributes[node.target]
         elif _is_computable(node, values):
             values[node] = node.target(*map_arg(node.args, values.get), **map_arg(node.kwargs, values.get))
@@ -291,7 +322,7 @@ def _fold(module: fx.GraphModule) -> fx.GraphModule:
 
     for norm in graph.find_nodes(op="call_function", target=_BATCH_NORM):
         layer = norm.args[0]
-        if not _folds(layer, norm, values):
+        if not _can_fold(layer, norm, values):
             continue
         weight, bias = _argument(layer, "weight"), _argument(layer, "bias")
         names = [weight.target, _name_of_bias(weight.target) if bias is None else bias.target]
@@ -301,7 +332,7 @@ def _fold(module: fx.GraphModule) -> fx.GraphModule:
         folded = [put(value, name, layer) for value, name in zip(_folded(layer, norm, values), names)]
         layer.args = (layer.args[0], *folded, *layer.args[3:])
         layer.kwargs = {name: value for name, value in layer.kwargs.items() if name != "bias"}
-        # The norm returns what training would save beside its output.
+        # The users are getitem nodes: the norm also returns the statistics that training would save.
         for user in list(norm.users):
             user.replace_all_uses_with(layer)
             graph.erase_node(user)
@@ -313,7 +344,7 @@ def _fold(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _overwritten(graph: fx.Graph) -> set[str]:
-    """Names of the nodes that a graph without other writes copies new values into, at its end."""
+    """The names of the nodes (buffers) that the graph updates with copy_ at its end."""
     return {node.args[0].name for node in graph.find_nodes(op="call_function", target=_aten.copy_.default)}
 
 
@@ -336,38 +367,35 @@ def _name_of_bias(weight: str) -> str:
     return f"{weight.removesuffix('weight')}bias" if weight.endswith("weight") else f"{weight}_bias"
 
 
-def _folds(layer: fx.Node, norm: fx.Node, values: dict[fx.Node, Any]) -> bool:
+def _can_fold(layer: fx.Node, norm: fx.Node, values: dict[fx.Node, Any]) -> bool:
     if layer.target not in _FOLDABLE or len(layer.users) > 1 or any(user.args[1] != 0 for user in norm.users):
         return False
     needed = [_argument(layer, "weight"), _argument(layer, "bias"), *norm.args[1:5]]
     if any(node is not None and node not in values for node in needed):
         return False
-    # A linear layer over more dims has its outputs last, a convolution without a batch has them first: not in dim 1.
+    # The norm normalizes dim 1. A linear layer of more dims has its outputs last, an unbatched convolution first.
     return layer.meta["val"].dim() == values[needed[0]].dim()
 
 
 def _folded(layer: fx.Node, norm: fx.Node, values: dict[fx.Node, Any]) -> tuple[Tensor, Tensor]:
-    """Weight and bias with which the layer alone gives what the norm gave."""
+    """The weight and bias of the layer that replaces both, computed in float64."""
     eps: Any = norm.args[6]
     nodes = _argument(layer, "weight"), _argument(layer, "bias"), *norm.args[1:5]
     tensors: list[Any] = [None if node is None else values[node].double() for node in nodes]
     weight, bias, bn_weight, bn_bias, mean, var = tensors
-    scale = (var + eps).rsqrt() if bn_weight is None else bn_weight * (var + eps).rsqrt()
-    shift = -mean * scale if bias is None else (bias - mean) * scale
-    shift = shift if bn_bias is None else shift + bn_bias
-    if layer.target in _TRANSPOSED or (layer.target is _aten.convolution.default and _argument(layer, "transposed")):
-        # (C_in, C_out / groups, *kernel): rows of C_in / groups belong to a group of outputs each.
-        scales = scale.view(_argument(layer, "groups"), 1, -1, *(1 for _ in weight.shape[2:]))
-        folded = (weight.unflatten(0, (scales.size(0), -1)) * scales).flatten(0, 1)
-    else:
-        folded = weight * scale.view(-1, *(1 for _ in weight.shape[1:]))
+    transposed = layer.target in _TRANSPOSED or (
+        layer.target is _aten.convolution.default and _argument(layer, "transposed")
+    )
+    groups = _argument(layer, "groups") if transposed else 1
+    folded, shift = fold_batch_norm(weight, bias, mean, var, bn_weight, bn_bias, eps, transposed, groups)
     dtype = values[nodes[0]].dtype
     return folded.to(dtype), shift.to(dtype)
 
 
 def _onnx(
-    op: str, program: torch.export.ExportedProgram, inputs: tuple[Tensor, ...], dynamic_batch: bool, opset: int | None
-) -> bytes:
+    op: str, program: torch.export.ExportedProgram, inputs: tuple[Tensor, ...], dynamic_batch: bool,
+    opset: int | None, output_names: list[str],
+) -> bytes:  # fmt: skip
     with _quiet():
         import onnx
         import onnxscript.optimizer
@@ -377,9 +405,9 @@ def _onnx(
         try:
             converted: Any = torch.onnx.export(
                 program, inputs, dynamo=True, verbose=False, optimize=False, dynamic_shapes=shapes,
-                opset_version=opset,
+                opset_version=opset, output_names=output_names,
             )  # fmt: skip
-            # What else `optimize` does takes 1e-8 for zero and 1.00001 for one, and an eps is gone.
+            # Not optimize=True, which rounds 1e-8 to zero and 1.00001 to one, and so removes an eps.
             onnxscript.optimizer.fold_constants(converted.model)
             onnxscript.optimizer.remove_unused_nodes(converted.model)
             model = converted.model_proto
@@ -388,17 +416,17 @@ def _onnx(
             cause: BaseException = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
-            raise ValueError(f"{op}: expected model of operators that ONNX has, got {_reason(cause)}") from error
+            raise ValueError(f"{op}: expected model of operators that ONNX supports, got {_reason(cause)}") from error
     graph = model.graph
-    # Where each value comes from in the source: paths on this machine, which are nobody else's business.
-    for described in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        del described.metadata_props[:]
+    # The metadata hold stack traces with this machine's paths.
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
     content: bytes = model.SerializeToString()
     return content
 
 
 def _check(op: str, content: bytes, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Raise where onnxruntime and the model differ."""
+    """Raise if onnxruntime cannot run the exported model or its outputs differ from the model's."""
     import onnxruntime
 
     expected = _evaluate(op, model, inputs)
@@ -409,12 +437,12 @@ def _check(op: str, content: bytes, model: nn.Module, inputs: tuple[Tensor, ...]
         results = session.run(None, {value.name: x.numpy() for value, x in zip(session.get_inputs(), inputs)})
     except Exception as error:
         raise RuntimeError(
-            f"{op}: expected model that onnxruntime runs, got {_reason(error)}; check=False writes it all the same"
+            f"{op}: expected model that onnxruntime can run, got {_reason(error)}; check=False writes it unchecked"
         ) from error
     for index, (result, want) in enumerate(zip(map(torch.from_numpy, results), expected)):
         if result.shape != want.shape:
             raise RuntimeError(
-                f"{op}: expected onnxruntime's output {index} shape {tuple(want.shape)}, got {tuple(result.shape)}"
+                f"{op}: expected onnxruntime's output {index} of shape {tuple(want.shape)}, got {tuple(result.shape)}"
             )
         if not want.numel():
             continue
@@ -424,43 +452,42 @@ def _check(op: str, content: bytes, model: nn.Module, inputs: tuple[Tensor, ...]
         difference = (result - want).abs().max().item()
         if not difference <= allowed:
             raise RuntimeError(
-                f"{op}: expected onnxruntime's output {index} within {allowed:.3g} of model's, "
-                f"got a largest difference of {difference:.3g}; check=False writes it all the same "
-                "(a model that draws random numbers never agrees)"
+                f"{op}: expected onnxruntime's output {index} to be within {allowed:.3g} of the model's, "
+                f"got a difference of {difference:.3g}; check=False writes it unchecked "
+                "(the outputs of a model that draws random numbers always differ)"
             )
 
 
 def _reason(error: BaseException) -> str:
-    """The line of an error that says most: torch's own have advice around it, in a list what it is about."""
+    """The most informative line of an error: the first list item of torch.export's long messages, or the first line."""
     lines = [" ".join(line.split()) for line in str(error).splitlines()] or [""]
     listed = (line.removeprefix("- ").partition(". ")[0] for line in lines if line.startswith("- "))
-    told = next(listed, lines[0])
-    return f"{type(error).__name__}: {told}"
+    return f"{type(error).__name__}: {next(listed, lines[0])}"
 
 
-# What torch's exporters log and warn about: packages that are not installed, deprecations of their own.
+# Loggers of torch's exporters, which report missing optional packages and their own deprecations.
 _NOISY = ("torch", "onnxscript", "onnx_ir")
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporters warn of, log and print, but for what TORCH_LOGS asks for."""
+    """Suppress the warnings, log lines and prints of torch's exporters; TORCH_LOGS keeps the log lines."""
     loggers = [value for value in logging.root.manager.loggerDict.values() if isinstance(value, logging.Logger)]
     handlers = {handler for log in (logging.root, *loggers) for handler in log.handlers}
     if logging.lastResort is not None:
         handlers.add(logging.lastResort)
 
-    def is_of_others(record: logging.LogRecord) -> bool:
+    def is_not_noisy(record: logging.LogRecord) -> bool:
         return record.name.partition(".")[0] not in _NOISY
 
     quieted = [] if "TORCH_LOGS" in os.environ else list(handlers)
     for handler in quieted:
-        handler.addFilter(is_of_others)
+        handler.addFilter(is_not_noisy)
     try:
-        # To stderr goes the graph of a trace that fails.
+        # torch.export prints the graph of a failed trace to stderr.
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         for handler in quieted:
-            handler.removeFilter(is_of_others)
+            handler.removeFilter(is_not_noisy)

@@ -1,4 +1,4 @@
-"""Load the native module ``gan_fast._C``; importing it registers ``torch.ops.gan_fast``."""
+"""Load the compiled extension ``gan_fast._C``; importing it registers ``torch.ops.gan_fast``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ logger = logging.getLogger("gan_fast")
 
 BUILD_COMMAND = "pip install torch pybind11 ninja setuptools wheel; in the clone: pip install --no-build-isolation ."
 
-# csrc/cpu/isa.h lowers its choice to what GAN_FAST_ISA names.
+# csrc/cpu/isa.h uses at most the instruction set named by GAN_FAST_ISA.
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 if (_isa := os.environ.get("GAN_FAST_ISA", INSTRUCTION_SETS[-1])) not in INSTRUCTION_SETS:
     raise ValueError(f"GAN_FAST_ISA: expected one of {', '.join(INSTRUCTION_SETS)}, got {_isa!r}")
@@ -33,7 +33,7 @@ def _load() -> tuple[ModuleType | None, str]:
     try:
         module = importlib.import_module("gan_fast._C")
     except ImportError as error:
-        # Not built and built for another torch need different remedies: keep the loader's own words.
+        # The import error tells a missing build from a build for another torch, which need different remedies.
         return None, str(error)
     missing = [op for op in OPS if not hasattr(torch.ops.gan_fast, op)]
     if missing:
@@ -44,7 +44,11 @@ def _load() -> tuple[ModuleType | None, str]:
 _C, load_error = _load()
 
 if _C is None:
-    logger.warning("native kernels are not available, the reference serves: %s (build: %s)", load_error, BUILD_COMMAND)
+    logger.warning(
+        "the compiled extension is not available, using the reference (plain PyTorch): %s (build: %s)",
+        load_error,
+        BUILD_COMMAND,
+    )
 
 
 def available() -> bool:
@@ -52,7 +56,7 @@ def available() -> bool:
 
 
 def build_info() -> dict[str, str]:
-    """Compiler and torch of the build, instruction sets and CUDA architectures; empty without a build."""
+    """Return the build's compiler, torch, instruction sets and CUDA architectures; empty if there is no build."""
     return {} if _C is None else dict(_C.build_info())
 
 
@@ -60,6 +64,6 @@ _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 
 
 def has_kernel(op: str, device_type: str) -> bool:
-    """Whether ``torch.ops.gan_fast.<op>`` has a native kernel for tensors on a device such as "cpu"."""
+    """Whether the dispatcher has a kernel of ``torch.ops.gan_fast.<op>`` for a device type such as "cpu"."""
     key = _DISPATCH_KEYS.get(device_type)
     return _C is not None and key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"gan_fast::{op}", key)

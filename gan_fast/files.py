@@ -1,4 +1,4 @@
-"""Files that hold either their old or their complete new content, whatever happens while they are written."""
+"""Write files so that a crash, a kill or a full disk never leaves a partly written one."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ class FileError(RuntimeError):
 
 
 def previous_of(path: Path) -> Path:
-    """Return where the checkpoint before the one at ``path`` is kept."""
+    """Return the path of the backup that ``write_safely(path, ..., keep_previous=True)`` keeps."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def write_safely(path: Path, write: Callable[[BinaryIO], None], *, keep_previous: bool = False) -> None:
-    """Write a file so that ``path`` holds either the old or the complete new content, whatever happens.
+    """Replace a file atomically: ``path`` always holds either the old or the complete new content.
 
     Args:
         path: the file; its folder must exist.
-        write: writes the content to the open file that it is given.
-        keep_previous: keep the file that was there as :func:`previous_of`.
+        write: called with the open file to write the content.
+        keep_previous: keep the old file as :func:`previous_of`. Between the two renames only that backup exists.
 
     Raises:
-        FileError: the disk is full, or another fault; the old file stands.
+        FileError: the file cannot be written, for example because the disk is full; the old file is unchanged.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -37,21 +37,28 @@ def write_safely(path: Path, write: Callable[[BinaryIO], None], *, keep_previous
         if keep_previous and path.exists():
             os.replace(path, previous_of(path))
         os.replace(temporary, path)
-        # The new names are safe only when the folder is on the disk too.
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    # A full disk is an OSError from a file and a RuntimeError from torch.save.
+        _flush_folder(path.parent)
+    # On a full disk, file methods raise OSError, torch.save raises RuntimeError.
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FileError(f"{path}: cannot be saved ({reason}); what was there before stands") from error
+        raise FileError(f"{path}: cannot be saved ({reason}); an existing file is unchanged") from error
+
+
+def _flush_folder(folder: Path) -> None:
+    """Write a folder's entries to the disk: until then, a power failure could undo the renames."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # folders cannot be opened on Windows, nor without read permission
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_bytes_safely(path: Path, content: bytes | str) -> None:
-    """As :func:`write_safely`, for content that is there already; text becomes UTF-8."""
+    """Replace a file atomically, like :func:`write_safely`, by bytes or by text in UTF-8."""
     data = content.encode() if isinstance(content, str) else content
 
     def write(file: BinaryIO) -> None:

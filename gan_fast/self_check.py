@@ -1,9 +1,9 @@
-"""Whether the kernels of this machine compute what they should: each op, on each device and backend that is here.
+"""Check that every op computes correct results on this machine, on every device and backend.
 
-The reference in float64 is the truth. What an op gives in float32 (its outputs with and without gradients to come, what
-it writes in place, first gradients, and the gradients of those) may be twice as far from that as the reference in
-float32, eager PyTorch, is. An op that draws random numbers is held to its own law: the numbers are read off one call,
-must be what the law says, and must explain another call with the same seed.
+The reference in float64 gives the exact results. In float32 an op's results (outputs with and without autograd, tensors
+written in place, gradients, and gradients of gradients) may be off by at most twice the error of the reference in
+float32, which is eager PyTorch. For an op that draws random numbers, one call reveals the numbers. They must have the
+right distribution, and must reproduce the results of another call with the same seed.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from gan_fast import backends, fp32_precision, ops
 
 Arguments = dict[str, Any]
 
-# Where eager happens to be exact the bound falls back on this many roundings of the largest value of a result.
+# If eager happens to be exact, the bound is this many roundings of the result's largest value.
 _ROUNDINGS = 16
-# Of a sum of a thousand products in float32 no rounding leaves more: an eager error above it says nothing.
+# Rounding in a sum of a thousand float32 products stays below this, so a larger eager error is itself a fault.
 _LARGEST_EAGER_ERROR = 1e-4
 
 
 class Draw:
-    """Normal numbers in float64 that float32 has too, the same at each run."""
+    """Draws normal numbers in float64 that float32 represents exactly; the same numbers in every run."""
 
     def __init__(self, seed: int = 0) -> None:
         self._generator = torch.Generator().manual_seed(seed)
@@ -84,15 +84,15 @@ def _conv(
 
 
 def _convs(dims: int, transposed: bool, norm: bool, activated: bool) -> Iterator[Callable[[Draw], Arguments]]:
-    """The arguments of a convolution with what follows it, for each of its kernels."""
-    # Before batch statistics a bias has the gradient zero, of which rounding leaves anything.
+    """Yield arguments of a convolution op that together reach each of its kernels."""
+    # No bias before a norm with batch statistics: its exact gradient is zero, so the computed one is rounding noise.
     curved: Arguments = {"activation": "tanh"} if activated else {}
     rectified: Arguments = {"activation": "leaky_relu", "negative_slope": 0.2} if activated else {}
     by_batch: Arguments = {"norm": True, "training": True, "bias": False} if norm else {}
     given: Arguments = {"norm": True, "training": False} if norm else {}
     down: Arguments = {"stride": 2, "padding": 1}
     space, kernel = (7, 6, 5)[:dims], (3, 4, 3)[:dims]
-    # Triton's kernels, of 2 dims, have no groups.
+    # Triton's kernels, which are 2-d, do not support groups.
     groups = 1 if dims == 2 else 2
     weight = (4, 6 // groups, *kernel) if transposed else (6, 4 // groups, *kernel)
     shapes = _Shapes((3, 4, *space), weight, 6)
@@ -100,16 +100,16 @@ def _convs(dims: int, transposed: bool, norm: bool, activated: bool) -> Iterator
     yield lambda draw: _conv(draw, shapes, groups=groups, **down, **curved, **given)
     if dims != 2:
         return
-    # A product of matrices on the CPU: a weight that is large beside the maps.
+    # On the CPU a matrix product: the weight is large compared to the feature maps.
     plain, other = _Shapes((4, 64, 8, 8), (128, 64, 4, 4), 128), _Shapes((4, 128, 4, 4), (128, 64, 4, 4), 64)
     wide = other if transposed else plain
     yield lambda draw: _conv(draw, wide, channels_last=True, **down, **rectified, **by_batch)
     if transposed:
-        # A generator's last layer.
+        # The last layer of a generator, which has a special kernel.
         last = _Shapes((6, 64, 16, 16), (64, 3, 4, 4), 3)
         yield lambda draw: _conv(draw, last, **down, **curved, **given)
     elif norm:
-        # More values than weights: without gradients the norm goes into the weight.
+        # More values than weights: without autograd the norm is folded into the weight.
         large = _Shapes((4, 16, 16, 16), (8, 16, 3, 3), 8)
         yield lambda draw: _conv(draw, large, padding=1, **rectified, **given)
 
@@ -124,7 +124,7 @@ def _spectral_norm(draw: Draw, n_power_iterations: int, dim: int) -> Arguments:
 
 
 def _logits(draw: Draw, real: int = 700, fake: int = 500, **options: Any) -> Arguments:
-    # Apart, so that no loss is what is left of two that cancel.
+    # Means apart, so that the loss is no difference of two almost equal terms.
     return {"real_logits": draw(real, mean=1.0, std=2.0), "fake_logits": draw(fake, mean=-1.0, std=2.0), **options}
 
 
@@ -133,7 +133,7 @@ def _fake_logits(draw: Draw, **options: Any) -> Arguments:
 
 
 def _cases() -> dict[str, list[Callable[[Draw], Arguments]]]:
-    """The one table of what each op is tried on."""
+    """Return the arguments on which each op is checked."""
     cases: dict[str, list[Callable[[Draw], Arguments]]] = {
         "batch_norm_act": [
             lambda draw: _norm(draw, 6, 12, 13, 11, training=True, activation="leaky_relu", negative_slope=0.2),
@@ -158,7 +158,7 @@ def _cases() -> dict[str, list[Callable[[Draw], Arguments]]]:
         "spectral_norm": [lambda draw: _spectral_norm(draw, 1, 0), lambda draw: _spectral_norm(draw, 0, 1)],
         "relativistic_d_loss": [
             lambda draw: _logits(draw, 600, 600, real_target=0.9),
-            lambda draw: _logits(draw, average=True, kind="squared"),
+            lambda draw: _logits(draw, average=True, kind="least_squares"),
         ],
         "relativistic_g_loss": [
             lambda draw: _logits(draw, 600, 600, kind="hinge"),
@@ -186,54 +186,54 @@ CASES = _cases()
 
 @dataclass(frozen=True)
 class Law:
-    """What holds of an op that draws random numbers."""
+    """How an op uses random numbers."""
 
     numbers: Callable[[Callable[..., Tensor], Arguments], Tensor]
-    """Reads the numbers off a call of the op, with other arguments of the same shapes."""
+    """Calls the op with arguments of the same shapes that reveal the random numbers, and returns these."""
     holds: Callable[[Tensor], bool]
-    """Whether the numbers are distributed as they should be; of some thousand drawn from a fixed seed."""
+    """Whether some thousand numbers drawn from a fixed seed have the right distribution."""
     result: Callable[..., Tensor]
-    """The op's result, of its arguments and the numbers."""
+    """The op's result as a function of the numbers and its arguments."""
 
 
 def _signs(like: Tensor) -> Tensor:
-    """As many of 1 as of -1."""
+    """Return a tensor of alternating 1 and -1."""
     signs = torch.ones_like(like).flatten()
     signs[::2] = -1
     return signs.view(like.shape)
 
 
-def _shares(u: Tensor) -> bool:
-    """U[0, 1), one a sample."""
+def _are_uniform_per_sample(u: Tensor) -> bool:
+    """Whether u has one number of U[0, 1) for each sample."""
     per_sample = u.flatten(1)
     return bool((u >= 0).all() and (u < 1).all() and (per_sample == per_sample[:, :1]).all() and u.std() > 0.2)
 
 
-def _products(w: Tensor) -> bool:
-    """Products of U[0, 1) for a sample and U[0, 1) for an element of it, to the rounding that they were read with."""
+def _are_uniform_products(w: Tensor) -> bool:
+    """Whether each w is a product of one U[0, 1) per sample and one U[0, 1) per element, up to rounding."""
     of_samples = w.flatten(1).mean(1)
     in_range = bool((w > -1e-6).all() and (w < 1 + 1e-6).all())
     return in_range and bool((of_samples.mean() - 0.25).abs() < 0.1 and of_samples.std() > 0.1 and w.std() > 0.15)
 
 
-def _normal(z: Tensor) -> bool:
+def _are_normal(z: Tensor) -> bool:
     return bool(z.mean().abs() < 0.1 and (z.std() - 1).abs() < 0.1 and (z.abs() > 2).double().mean() > 0.02)
 
 
 LAWS = {
     "interpolate_samples": Law(
         lambda op, a: op(real=torch.zeros_like(a["real"]), fake=torch.ones_like(a["real"])),
-        _shares,
+        _are_uniform_per_sample,
         lambda u, real, fake: real + u * (fake - real),
     ),
     "perturb": Law(
         lambda op, a: (op(real=_signs(a["real"]), scale=1.0).double() - _signs(a["real"])) / _signs(a["real"]).std(),
-        _products,
+        _are_uniform_products,
         lambda w, real, scale: real + w * (scale * real.std()),
     ),
     "add_noise": Law(
         lambda op, a: op(input=torch.zeros_like(a["input"]), std=1.0),
-        _normal,
+        _are_normal,
         lambda z, input, std: input + std * z,
     ),
 }
@@ -241,18 +241,18 @@ LAWS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of an op on a device and backend: of all its results the one nearest its bound."""
+    """The check of an op on one device and backend: the result whose error is nearest its bound."""
 
     op: str
     device: str
     backend: str
     result: str = ""
     error: float = 0.0
-    """Like the two below relative to the largest value of the result."""
+    """This and the next two are relative to the largest value of the result."""
     eager_error: float = 0.0
     bound: float = 0.0
     raised: str | None = None
-    """What came instead of results to compare."""
+    """The error, if the op raised one."""
 
     @property
     def ok(self) -> bool:
@@ -276,17 +276,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """The findings of :func:`check`; its text has a line for each op."""
+    """The findings of :func:`check`; ``str(report)`` has a line for each op."""
 
     ops: tuple[str, ...]
     findings: tuple[Finding, ...]
     backend: str
-    """What was asked for; "auto": all that can serve."""
+    """The requested backend; "auto" checks all that can run an op."""
     time_s: float
 
     @property
     def failed(self) -> list[str]:
-        """The ops of which something failed."""
+        """The ops that failed on some device and backend."""
         return sorted({finding.op for finding in self.findings if not finding.ok})
 
     @property
@@ -294,55 +294,55 @@ class Report:
         return bool(self.findings) and not self.failed
 
     def __str__(self) -> str:
-        which = "all that can serve" if self.backend == "auto" else f"{self.backend} alone, as asked for"
+        which = "every backend that can run an op" if self.backend == "auto" else f"backend {self.backend}"
         lines = [
-            f"self-check of backends: {which}; in float32 against the reference in float64, to second gradients",
-            "(error nearest its bound, of the result's largest value; in brackets that of eager PyTorch)",
+            f"self-check of {which}: float32 results, gradients and second gradients against float64",
+            "(worst result's error, as a fraction of its largest value; in parentheses, eager PyTorch's error)",
         ]
         width = max(map(len, self.ops))
         for op in self.ops:
             found = [finding for finding in self.findings if finding.op == op]
             if not found:
-                lines.append(f"  {op:<{width}}  not checked: not served by backend {self.backend} here")
+                lines.append(f"  {op:<{width}}  not checked: backend {self.backend} cannot run it here")
                 continue
-            # The reference's own line says nothing beside others.
+            # The reference is worth showing only if it failed or is the only backend.
             shown = [f for f in found if not f.ok] or [f for f in found if f.backend != "reference"] or found
             verdict = "FAILED" if op in self.failed else "ok"
             lines.append(f"  {op:<{width}}  {verdict:<6}  {'; '.join(map(str, shown))}")
         checked = len({finding.op for finding in self.findings})
-        lines.append(f"{checked - len(self.failed)} of {checked} ops ok, in {self.time_s:.1f} s")
+        lines.append(f"{checked - len(self.failed)} of {checked} ops ok in {self.time_s:.1f} s")
         return "\n".join(lines)
 
 
 def check(names: Sequence[str] | None = None) -> Report:
-    """Run ops on every device here and every backend that can serve them there, and compare.
+    """Run ops on every device and backend that can run them, and compare the results with the reference in float64.
 
     Args:
-        names: the ops; None stands for all.
+        names: the ops; None checks all.
 
     Returns:
-        A report: ``ok``, whether all agree; ``str(report)``, a line for each op.
+        A report. ``report.ok`` says whether all results agree; ``str(report)`` has a line for each op.
 
     Notes:
-        Inside ``use_backend`` or with GAN_FAST_BACKEND set that backend alone is checked.
-        An op that raises is part of the report.
-        While it runs, backends are chosen for the whole process.
+        Inside ``use_backend``, or with GAN_FAST_BACKEND set, only that backend is checked.
+        An op that raises is reported as failed.
+        The check requests backends for the whole process while it runs.
     """
     begin = time.perf_counter()
     names = backends.op_names() if names is None else names
-    # In float32 proper: the bound of an op's error is eager's, which TF32 would widen.
+    # Without TF32: it would increase eager's error, which is the bound for the kernels.
     with torch.enable_grad(), fp32_precision.full():
         findings = tuple(finding for op in names for finding in _check(op))
     return Report(tuple(names), findings, backends.requested(), time.perf_counter() - begin)
 
 
 def _check(op: str) -> list[Finding]:
-    """Check one op; of each device and backend the finding of the case that came off worst."""
-    asked, found = backends.requested(), []
+    """Check one op: return the worst finding of its cases for each device and backend."""
+    requested, found = backends.requested(), []
     for device in backends.devices():
-        names = [name for name in backends.candidates(op, device, torch.float32) if asked in ("auto", name)]
-        if asked == "auto" and device == "cpu":
-            # There Triton's interpreter takes minutes, and automatic choice does not take it.
+        names = [name for name in backends.candidates(op, device, torch.float32) if requested in ("auto", name)]
+        if requested == "auto" and device == "cpu":
+            # On a CPU Triton is an interpreter that takes minutes and that "auto" never uses.
             names = [name for name in names if name != "triton"]
         by_case = [_check_case(op, device, names, case(Draw())) for case in CASES[op]]
         found += [max(findings, key=lambda finding: finding.badness) for findings in zip(*by_case)]
@@ -350,7 +350,7 @@ def _check(op: str) -> list[Finding]:
 
 
 def _check_case(op: str, device: str, names: Sequence[str], arguments: Arguments) -> list[Finding]:
-    """The finding of each backend."""
+    """Return the finding of each backend for one case."""
     function = getattr(ops, op)
     double, single = (
         functools.partial(_converted, arguments, torch.float64, "cpu"),
@@ -361,34 +361,34 @@ def _check_case(op: str, device: str, names: Sequence[str], arguments: Arguments
         with backends.use_backend("reference"):
             return _results(reference, double()), _results(reference, single())
 
-    # Of most ops that of all backends; what is drawn is each one's own.
+    # The same for all backends, except for an op whose random numbers depend on the backend.
     shared = functools.cache(lambda: measures(function))
 
     def find(name: str) -> Finding:
         finding = functools.partial(Finding, op, device, name)
         try:
             if op in LAWS:
-                call, reference = _by_law(LAWS[op], function, arguments, device, name)
+                call, reference = _with_known_numbers(LAWS[op], function, arguments, device, name)
                 exact, eager = measures(reference)
             else:
                 call, (exact, eager) = function, shared()
             if name == "reference" and call is function:
-                ours = eager
+                actual = eager
             else:
                 with backends.use_backend(name):
-                    ours = _results(call, single())
-            return max((finding(**_compare(*item)) for item in _aligned(ours, eager, exact)), key=lambda f: f.badness)
-        # Whatever it is, it is what the user wants to know.
-        except Exception as error:
+                    actual = _results(call, single())
+            compared = (finding(**_compare(*item)) for item in _aligned(actual, eager, exact))
+            return max(compared, key=lambda f: f.badness)
+        except Exception as error:  # of any type: the report shows it
             return finding(raised=f"{type(error).__name__}: {' '.join(str(error).split())}")
 
     return [find(name) for name in names]
 
 
-def _by_law(
+def _with_known_numbers(
     law: Law, op: Callable[..., Tensor], arguments: Arguments, device: str, name: str
 ) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """Return the op with a seed, and what it must then give."""
+    """Return the op with a fixed seed, and a function that computes its exact result from that seed's numbers."""
 
     def seeded(seed: int, **arguments: Any) -> Tensor:
         return op(**arguments, generator=torch.Generator(device).manual_seed(seed))
@@ -397,9 +397,9 @@ def _by_law(
     with backends.use_backend(name), torch.no_grad():
         numbers, others = (law.numbers(functools.partial(seeded, seed), single).double().cpu() for seed in (0, 1))
     if not law.holds(numbers):
-        raise ValueError("numbers drawn by another law than the op's")
+        raise ValueError("the random numbers have the wrong distribution")
     if torch.equal(numbers, others):
-        raise ValueError("the same numbers drawn from two seeds")
+        raise ValueError("two seeds give the same random numbers")
 
     def result(**arguments: Any) -> Tensor:
         like = next(value for value in arguments.values() if isinstance(value, Tensor))
@@ -409,7 +409,7 @@ def _by_law(
 
 
 def _converted(arguments: Arguments, dtype: torch.dtype, device: str) -> Arguments:
-    """Copies, since an op may write to some."""
+    """Return copies, since an op may write to its arguments."""
     return {
         name: value.detach().to(device, dtype, copy=True).requires_grad_(value.requires_grad)
         if isinstance(value, Tensor)
@@ -419,14 +419,14 @@ def _converted(arguments: Arguments, dtype: torch.dtype, device: str) -> Argumen
 
 
 def _results(function: Callable[..., Any], arguments: Arguments) -> dict[str, Tensor]:
-    """What comes of an op, by name."""
+    """Return all results of an op by name: outputs, tensors written in place, gradients and second gradients."""
     tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
     named = {name: t for name, t in tensors.items() if t.requires_grad}
     written = {name: t for name, t in tensors.items() if not t.requires_grad}
     with torch.no_grad():
         alone = function(**arguments | {name: t.clone() for name, t in written.items()})
     outputs = function(**arguments)
-    results = written | {"output without gradient": alone[0] if isinstance(alone, tuple) else alone}
+    results = written | {"output without autograd": alone[0] if isinstance(alone, tuple) else alone}
     if isinstance(outputs, tuple):
         results |= {f"output {index}": t for index, t in enumerate(outputs)}
     output = outputs[0] if isinstance(outputs, tuple) else outputs
@@ -438,40 +438,40 @@ def _results(function: Callable[..., Any], arguments: Arguments) -> dict[str, Te
     def direction(like: Tensor) -> Tensor:
         return draw(*like.shape, mean=1.0, grad=False).to(like)
 
-    # Of a loss what backward() begins with.
+    # A loss gets the output gradient 1, with which backward() begins.
     grad_output = direction(output) if output.dim() else torch.ones_like(output)
     first = torch.autograd.grad(output, list(named.values()), grad_output, retain_graph=True)
-    results |= {f"gradient by {name}": g for name, g in zip(named, first)}
+    results |= {f"gradient wrt {name}": g for name, g in zip(named, first)}
     grad_output = direction(output).requires_grad_()
     recorded = torch.autograd.grad(output, list(named.values()), grad_output, create_graph=True)
-    results |= {f"recorded gradient by {name}": g for name, g in zip(named, recorded)}
+    results |= {f"differentiable gradient wrt {name}": g for name, g in zip(named, recorded)}
     along = torch.stack([(g * direction(g)).sum() for g in recorded]).sum()
     by = {"the output's gradient": grad_output, **named}
     second = torch.autograd.grad(along, list(by.values()), allow_unused=True)
-    # Where nothing depends on a tensor there may be no gradient instead of zeros.
+    # autograd returns None for a tensor that the gradient does not depend on.
     results |= {
-        f"second gradient by {name}": torch.zeros_like(t) if g is None else g
+        f"second gradient wrt {name}": torch.zeros_like(t) if g is None else g
         for (name, t), g in zip(by.items(), second)
     }
     return results
 
 
 def _aligned(
-    ours: dict[str, Tensor], eager: dict[str, Tensor], exact: dict[str, Tensor]
+    actual: dict[str, Tensor], eager: dict[str, Tensor], exact: dict[str, Tensor]
 ) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-    for name, truth in exact.items():
-        have, want = ours[name], eager[name]
+    for name in exact:
+        have, want = actual[name], eager[name]
         if have.shape != want.shape or have.dtype != want.dtype or have.device != want.device:
             described = (f"{t.dtype} {tuple(t.shape)} on {t.device}" for t in (want, have))
             raise ValueError("{}: expected {}, got {}".format(name, *described))
-        yield name, have, want, truth
+        yield name, have, want, exact[name]
 
 
-def _compare(result: str, ours: Tensor, eager: Tensor, exact: Tensor) -> Arguments:
-    """Errors and bound of one result, for a :class:`Finding`."""
-    ours, eager, exact = (t.detach().double().cpu() for t in (ours, eager, exact))
+def _compare(result: str, actual: Tensor, eager: Tensor, exact: Tensor) -> Arguments:
+    """Return the errors and the bound of one result, as arguments of :class:`Finding`."""
+    actual, eager, exact = (t.detach().double().cpu() for t in (actual, eager, exact))
     largest = exact.abs().max().item() or 1.0
-    error, eager_error = (_largest(t - exact) / largest for t in (ours, eager))
+    error, eager_error = (_largest(t - exact) / largest for t in (actual, eager))
     floor = _ROUNDINGS * torch.finfo(torch.float32).eps / 2
     bound = 2 * min(max(eager_error, floor), _LARGEST_EAGER_ERROR)
     return {"result": result, "error": error, "eager_error": eager_error, "bound": bound}

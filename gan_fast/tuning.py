@@ -1,8 +1,7 @@
-"""Which of some candidates is the quickest at a piece of work on this device: measured once, remembered on disk.
+"""Measure which candidate does a piece of work fastest on this device, and remember the times on disk.
 
-A candidate whose values are not those of the reference is left out before it is timed.
-
-A file for each device and set of versions lies in $GAN_FAST_CACHE, else in gan_fast's folder of the user's caches.
+A candidate whose results differ from the reference's is excluded before it is timed. There is one file per device and
+set of versions, in $GAN_FAST_CACHE or else in $XDG_CACHE_HOME/gan_fast or ~/.cache/gan_fast.
 """
 
 from __future__ import annotations
@@ -25,22 +24,22 @@ from typing import Any
 
 import torch
 
-from gan_fast.capture import CudaGraphs, one_at_a_time
+from gan_fast.capture import CudaGraphs, capture_lock
 from gan_fast.version import __version__
 
 logger = logging.getLogger("gan_fast")
 
 _WARMUPS = 3
 _ROUNDS = 7
-# Calls between two readings of the clock: about so long, so that the clock's own steps do not count.
+# A round repeats the work for about this time, so that the resolution of the clock does not matter.
 _ROUND_MS = 1.0
-_MOST_CALLS = 100
+_MAX_CALLS = 100
 
-# Key -> milliseconds of each candidate, for each device.
+# Name of a device and its versions -> key of a class of calls -> milliseconds of each candidate.
 _measured: dict[str, dict[str, dict[str, float]]] = {}
-# What was said to have failed: once for each op and candidate.
-_told: set[tuple[str, str]] = set()
-# Of the file; nothing is held while candidates run, which may ask for choices in threads of autograd's.
+# (Op, candidate) pairs whose exclusion has been logged.
+_logged: set[tuple[str, str]] = set()
+# Guards the file. Not held while candidates run: they may start measurements in autograd's threads.
 _lock = threading.Lock()
 
 
@@ -49,13 +48,13 @@ def enabled() -> bool:
 
 
 def _folder() -> Path:
-    if given := os.environ.get("GAN_FAST_CACHE"):
-        return Path(given)
+    if folder := os.environ.get("GAN_FAST_CACHE"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gan_fast"
 
 
-def _kernels() -> str:
-    """Tells one build from another: a kernel that was changed is measured again."""
+def _kernels_hash() -> str:
+    """Identify the build, so that changed kernels are measured again."""
     package, digest = Path(__file__).parent, hashlib.sha256()
     for path in sorted([*package.glob("triton_kernels/*.py"), *package.glob("_C*")]):
         digest.update(path.read_bytes())
@@ -81,10 +80,10 @@ _names: dict[torch.device, str] = {}
 
 
 def _name(device: torch.device) -> str:
-    """Of the device, the versions and the kernels: choices hold for them alone."""
+    """Return a name for the device, the versions and the kernels; times hold only for these."""
     if device not in _names:
         versions = f"torch {torch.__version__} cuda {torch.version.cuda} triton {_triton_version()}"
-        _names[device] = f"{_device_name(device)}, {versions}, gan_fast {__version__} {_kernels()}"
+        _names[device] = f"{_device_name(device)}, {versions}, gan_fast {__version__} {_kernels_hash()}"
     return _names[device]
 
 
@@ -102,7 +101,7 @@ def _read(name: str) -> dict[str, dict[str, float]]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        logger.warning("choices in %s cannot be read and are measured again: %s", path, error)
+        logger.warning("cannot read measured times from %s, measuring again: %s", path, error)
         return {}
 
 
@@ -110,7 +109,7 @@ def _write(name: str, key: str, times: dict[str, float]) -> None:
     path, unfinished = _file(name), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Beside what another process has found meanwhile; a reader finds the old file or the new one.
+        # Keep what other processes have added since. The replacement is atomic: a reader gets the old or the new file.
         content = {**_read(name), key: times}
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
             unfinished = file.name
@@ -120,11 +119,11 @@ def _write(name: str, key: str, times: dict[str, float]) -> None:
         if unfinished is not None:
             with contextlib.suppress(OSError):
                 os.unlink(unfinished)
-        logger.warning("choices are not remembered beyond this process: %s", error)
+        logger.warning("cannot write measured times, keeping them for this process only: %s", error)
 
 
-def known(device: torch.device, op: str, key: str) -> dict[str, float] | None:
-    """Milliseconds of each candidate, where they were measured; the quickest is the choice."""
+def known_times(device: torch.device, op: str, key: str) -> dict[str, float] | None:
+    """Return the milliseconds of each candidate, or None if they have not been measured."""
     return _all(device).get(f"{op} {key}")
 
 
@@ -135,8 +134,8 @@ def _all(device: torch.device) -> dict[str, dict[str, float]]:
     return _measured[name]
 
 
-def described(device: torch.device) -> Iterable[tuple[str, dict[str, float]]]:
-    """What was measured on a device, for people."""
+def all_times(device: torch.device) -> Iterable[tuple[str, dict[str, float]]]:
+    """Return (class of calls, milliseconds of each candidate) pairs for a device, sorted."""
     return sorted(_all(device).items())
 
 
@@ -146,140 +145,149 @@ def measure(
     key: str,
     candidates: Iterable[str],
     work: Callable[[str], Callable[[], Any]],
-    fault: Callable[[str], str | None] = lambda candidate: None,
+    find_fault: Callable[[str], str | None] = lambda candidate: None,
 ) -> dict[str, float]:
-    """Time each candidate and return milliseconds; one that fails or has a fault is left out, which is logged once.
+    """Time each candidate and return milliseconds; a candidate that fails or is faulty is excluded, logged once.
 
     Args:
-        work: gives what a candidate has to do, a function of no arguments that can run any number of times.
-        fault: says what is wrong with a candidate's values, if anything.
+        work: returns the work of a candidate: a function without arguments that can run any number of times.
+        find_fault: returns what is wrong with a candidate's results, or None.
 
     Raises:
-        RuntimeError: a candidate broke the device, on which nothing runs any more in this process.
+        RuntimeError: a candidate made the device unusable for this process.
 
     Notes:
-        Kept for the process, and on disk where all candidates ran: the next process gives a failed one another chance.
+        Times are kept for the process. They are written to disk only if all candidates ran, so that the next process
+        tries a failed one again.
     """
-    times = known(device, op, key)
-    if times is not None:
-        return times
-    times, complete = {}, True
+    times_ms = known_times(device, op, key)
+    if times_ms is not None:
+        return times_ms
+    times_ms, complete = {}, True
     for candidate in candidates:
-        if runs(device, op, key, candidate, fault):
+        if runs_correctly(device, op, key, candidate, find_fault):
             try:
-                times[candidate] = _time_ms(device, work(candidate))
+                times_ms[candidate] = _time_ms(device, work(candidate))
                 continue
             except Exception as error:
-                _leave_out(device, op, key, candidate, f"it failed ({key}): {error}", error)
+                _exclude(device, op, key, candidate, f"it failed ({key}): {error}", error)
         complete = False
-    _all(device)[f"{op} {key}"] = times
+    _all(device)[f"{op} {key}"] = times_ms
     if complete:
         with _lock:
-            _write(_name(device), f"{op} {key}", times)
-    return times
+            _write(_name(device), f"{op} {key}", times_ms)
+    return times_ms
 
 
-def runs(device: torch.device, op: str, key: str, candidate: str, fault: Callable[[str], str | None]) -> bool:
-    """Whether a candidate runs and has no fault; where not, that is logged once.
+def runs_correctly(
+    device: torch.device, op: str, key: str, candidate: str, find_fault: Callable[[str], str | None]
+) -> bool:
+    """Whether a candidate runs and has no fault; otherwise it is excluded, logged once.
 
-    Args, Raises: as for :func:`measure`.
+    Args and Raises are those of :func:`measure`.
     """
     try:
-        found = fault(candidate)
-    except Exception as error:
-        # Of any kind, a compiler's or a driver's: training goes on with the others.
-        _leave_out(device, op, key, candidate, f"it failed ({key}): {error}", error)
+        fault = find_fault(candidate)
+    except Exception as error:  # a compiler's or a driver's: of any type; training continues with the other candidates
+        _exclude(device, op, key, candidate, f"it failed ({key}): {error}", error)
         return False
-    if found is not None:
-        _leave_out(device, op, key, candidate, f"{found} ({key})")
-    return found is None
+    if fault is not None:
+        _exclude(device, op, key, candidate, f"{fault} ({key})")
+    return fault is None
 
 
-def _leave_out(
+def _exclude(
     device: torch.device, op: str, key: str, candidate: str, reason: str, error: Exception | None = None
 ) -> None:
-    if error is not None and not _alive(device):
-        # An illegal access, as a rule. Without this error whatever runs next would be blamed.
+    if error is not None and not _is_usable(device):
+        # Usually an illegal memory access. Every later CUDA call would fail too, and its error would name another op.
         raise RuntimeError(
-            f"{op}: expected {candidate} to run, got a device that it broke ({key}): {error}; start again with "
+            f"{op}: the kernel of backend {candidate} made the device unusable ({key}): {error}; start again with "
             "GAN_FAST_BACKEND=reference, which runs no kernel of gan_fast"
         ) from error
-    if (op, candidate) not in _told:
-        _told.add((op, candidate))
-        logger.warning("%s: %s is left out, because %s", op, candidate, reason)
+    if (op, candidate) not in _logged:
+        _logged.add((op, candidate))
+        logger.warning("%s: not using backend %s: %s", op, candidate, reason)
 
 
-def _alive(device: torch.device) -> bool:
+def _is_usable(device: torch.device) -> bool:
     if device.type != "cuda":
         return True
     try:
-        with one_at_a_time:
+        with capture_lock:
             torch.cuda.synchronize(device)
     except RuntimeError:
         return False
     return True
 
 
-# Relative: about what one rounding of a number changes, for float32 in TF32.
+# Relative size of a perturbation: about one rounding of a number; for float32, one rounding to TF32.
 _ROUNDING = {torch.float64: 2**-44, torch.float32: 2**-10, torch.bfloat16: 2**-7, torch.float16: 2**-10}
-# How many times what a rounding of all arguments changes, and a rounding of the result, two right results may differ:
-# kernels round on the way, each in its own order.
-_OF_ARGUMENTS, _OF_RESULT = 4.0, 2.0
-# Of so many values a few may lie on the other side of an activation's kink, each as far off as the largest value.
+# Two correct results may differ by this many times the effect of rounding all arguments, plus this many roundings of
+# the result, since kernels round intermediate values and add in different orders.
+_ARGUMENT_ROUNDINGS, _RESULT_ROUNDINGS = 4.0, 2.0
+# In results of at least _MANY values up to _KINKS may land on the other side of an activation's kink, each off by as
+# much as the largest value.
 _MANY, _KINKS = 4096, 4
 
 
 def disagreement(
-    found: Sequence[torch.Tensor | None], expected: Sequence[torch.Tensor | None], moved: Sequence[torch.Tensor | None]
+    actual: Sequence[torch.Tensor | None],
+    expected: Sequence[torch.Tensor | None],
+    perturbed: Sequence[torch.Tensor | None],
 ) -> str | None:
-    """Say which of some results is not as expected, if one is; None stands for zeros.
+    """Return how a list of results differs from the expected one, or None if it agrees; a None tensor means zeros.
 
     Args:
-        found, expected: the same results by two implementations.
-        moved: those expected for arguments that differ by about a rounding. How far they lie from ``expected`` is how
-            far right results may, whatever the condition of the problem.
+        actual, expected: the same results by two implementations.
+        perturbed: the expected results for arguments perturbed by about one rounding. Their distance from ``expected``
+            measures the conditioning of the problem, and so how far apart correct results may be.
     """
-    named, sizes = [], []
-    for index, (own, want, other) in enumerate(zip(found, expected, moved, strict=True)):
-        like = next((t for t in (own, want, other) if t is not None), None)
+    checked, sizes = [], []
+    for index, (have, want, other) in enumerate(zip(actual, expected, perturbed, strict=True)):
+        like = next((t for t in (have, want, other) if t is not None), None)
         if like is None or not like.is_floating_point() or not like.numel():
             continue
-        if any(t is not None and t.shape != like.shape for t in (own, want, other)):
-            return f"result {index} has another shape than the reference's"
+        if any(t is not None and t.shape != like.shape for t in (have, want, other)):
+            return f"result {index} has a shape other than the reference's"
         wide = torch.float64 if like.dtype == torch.float64 else torch.float32
-        own, want, other = (torch.zeros_like(like, dtype=wide) if t is None else t.to(wide) for t in (own, want, other))
-        named.append((index, torch.finfo(like.dtype).eps, like.numel() >= _MANY))
-        norms = [torch.linalg.vector_norm(t) for t in (own - want, other - want, want)]
+        have, want, other = (
+            torch.zeros_like(like, dtype=wide) if t is None else t.to(wide) for t in (have, want, other)
+        )
+        checked.append((index, torch.finfo(like.dtype).eps, like.numel() >= _MANY))
+        norms = [torch.linalg.vector_norm(t) for t in (have - want, other - want, want)]
         sizes.append(torch.stack([*norms, want.abs().amax()]).double())
     if not sizes:
         return None
-    # Read while no other thread captures a graph, in which reading is an error.
-    with one_at_a_time:
+    # While another thread captures a CUDA graph, reading from the device is an error.
+    with capture_lock:
         distances: list[list[float]] = torch.stack(sizes).tolist()
-    for (index, eps, many), (distance, slack, size, largest) in zip(named, distances, strict=True):
-        # Nothing is known where the reference itself overflows. A result that a rounding changes by a tenth is a sum of
-        # values that cancel, such as the gradient of a bias before a norm: of such a one only that it is a number.
-        bound = _OF_ARGUMENTS * slack + _OF_RESULT * eps * size + _KINKS**0.5 * largest * many
+    for (index, eps, many), (distance, slack, size, largest) in zip(checked, distances, strict=True):
+        bound = _ARGUMENT_ROUNDINGS * slack + _RESULT_ROUNDINGS * eps * size + _KINKS**0.5 * largest * many
+        # A result that one rounding changes by a tenth is a sum of values that cancel, such as the gradient of a bias
+        # before a norm. Such a result only has to be finite. If the reference itself overflows, nothing is checked.
         bound = bound if slack < 0.1 * size else math.inf
         if math.isfinite(size + slack) and not (distance <= bound and math.isfinite(distance)):
             off = distance / size if size else math.inf
-            return f"its values are off: result {index} differs from the reference's by {off:.2g} of its size"
+            return f"wrong values: result {index} differs from the reference's by {off:.2g} of its norm"
     return None
 
 
-def stand_in(value: Any, moved: bool = False) -> Any:
-    """A tensor of the same shape, strides and kind with values of its own, in [0, 1); anything else as it is.
+def random_like(value: Any, perturbed: bool = False) -> Any:
+    """Return a tensor with the shape, strides and properties of ``value`` and fixed random values in [0, 1).
+
+    Values other than tensors are returned unchanged.
 
     Args:
-        moved: each value is another by about a rounding.
+        perturbed: multiply each value by a random factor within one rounding of 1.
     """
     if not isinstance(value, torch.Tensor):
         return value
-    # A generator of its own: what a program draws is not to depend on what was measured.
+    # A separate generator: measuring must not change the random numbers that a program draws.
     generator = torch.Generator(value.device).manual_seed(0)
     extent = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride())) if value.numel() else 0
     memory = torch.empty(extent, dtype=value.dtype, device=value.device).uniform_(generator=generator)
-    if moved and value.dtype in _ROUNDING:
+    if perturbed and value.dtype in _ROUNDING:
         rounding = _ROUNDING[value.dtype]
         memory.mul_(
             torch.empty_like(memory, dtype=torch.float32).uniform_(1 - rounding, 1 + rounding, generator=generator)
@@ -291,14 +299,14 @@ def _time_ms(device: torch.device, work: Callable[[], Any]) -> float:
     if device.type != "cuda":
         return _median_ms(work, time.perf_counter, lambda: None)
     with torch.cuda.device(device):
-        recorded = _recorded(device, work)
-        # Waiting for the device would spoil another thread's capture, and another thread's work this one's times.
-        with one_at_a_time:
+        recorded = _as_graph(device, work)
+        # Synchronizing here would invalidate another thread's capture, and its work would disturb these times.
+        with capture_lock:
             return _median_ms(recorded, time.perf_counter, torch.cuda.synchronize)
 
 
-def _recorded(device: torch.device, work: Callable[[], Any]) -> Callable[[], Any]:
-    """The work as a CUDA graph, in which what Python takes to launch it does not count; else as it is."""
+def _as_graph(device: torch.device, work: Callable[[], Any]) -> Callable[[], Any]:
+    """Return the work as a CUDA graph, whose time excludes Python's launch overhead, or unchanged if capture fails."""
     graphs = CudaGraphs(device)
     for _ in range(_WARMUPS):
         graphs.warm_up(work)
@@ -320,5 +328,5 @@ def _median_ms(work: Callable[[], Any], clock: Callable[[], float], synchronize:
 
     for _ in range(_WARMUPS):
         round_ms(1)
-    calls = int(min(_MOST_CALLS, max(1, _ROUND_MS / max(round_ms(1), 1e-3))))
+    calls = int(min(_MAX_CALLS, max(1, _ROUND_MS / max(round_ms(1), 1e-3))))
     return statistics.median(round_ms(calls) for _ in range(_ROUNDS))

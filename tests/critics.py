@@ -1,4 +1,4 @@
-"""The one table of critics: what penalties and shared passes are tried on. Images are (N, 3, 8, 8)."""
+"""Critics for the tests of penalties and shared passes. Images are (N, 3, 8, 8)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Residual(nn.Module):
         return x + 0.5 * self.second(F.leaky_relu(self.first(torch.relu(x)), 0.2))
 
 
-class Shared(nn.Module):
-    """One layer used twice, positions as rows of a linear one, and an average."""
+class SharedLayer(nn.Module):
+    """Uses one convolution twice, a linear layer on every position, and an average over positions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Shared(nn.Module):
         return self.last(rows).mean(dim=(1, 2))
 
 
-class Cube(nn.Module):
+class Conv3dConv1d(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.last = nn.Conv3d(1, 2, 3, padding=1), nn.Conv1d(2, 1, 192)
@@ -47,7 +47,7 @@ class Cube(nn.Module):
 
 
 class Attention(nn.Module):
-    """The samples of a batch look at each other."""
+    """Attention among the samples of a batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Attention(nn.Module):
 
 
 class Broadcast(nn.Module):
-    """Each logit sees all, by dims that numpy's rules line up."""
+    """Adds (N, 1) and (N,), which broadcasts to (N, N): each logit depends on all samples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Broadcast(nn.Module):
         return (y + y.flatten()).mean(1)
 
 
-class Scaled(nn.Module):
+class LearnedScale(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.scale = nn.Conv2d(3, 1, 8), nn.Parameter(torch.ones(1, 1, 1, 1))
@@ -80,7 +80,7 @@ class Scaled(nn.Module):
 
 
 class Conditional(nn.Module):
-    """A layer that sees labels alone."""
+    """Has a linear layer that depends only on labels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,8 +92,8 @@ class Conditional(nn.Module):
         return (self.conv(x).flatten(1) * self.embed(labels)).sum(1)
 
 
-class FromImages(nn.Module):
-    """A weight that the images have a say in."""
+class WeightFromImages(nn.Module):
+    """Computes a weight from the images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,8 +104,8 @@ class FromImages(nn.Module):
         return self.last(F.leaky_relu(F.linear(x.flatten(1), weight, self.first.bias + x.mean()), 0.2))
 
 
-class LowRank(nn.Module):
-    """A weight that a layer computes."""
+class WeightFromLayer(nn.Module):
+    """Computes a weight with another layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,8 +116,8 @@ class LowRank(nn.Module):
         return self.last(F.relu(F.linear(x.flatten(1), F.linear(self.left, self.right))))
 
 
-class Shifted(nn.Module):
-    """Each sample meets the one before."""
+class BatchShift(nn.Module):
+    """Multiplies each sample by the one before it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class Shifted(nn.Module):
 
 
 class Mish(torch.autograd.Function):
-    """The mean over the batch, by a name that torch gives to something else."""
+    """Adds the batch's mean, under the name of an elementwise activation of torch."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class Mish(torch.autograd.Function):
         return grad + grad.mean(0, keepdim=True)
 
 
-class Named(nn.Module):
+class MisleadingName(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.last = nn.Linear(192, 1)
@@ -167,8 +167,8 @@ def chain(*activation: nn.Module, norm: Callable[[int], nn.Module] = lambda _: n
     )  # fmt: skip
 
 
-# Each takes samples by themselves, in layers that factors pass through.
-APART: dict[str, Callable[[], nn.Module]] = {
+# Critics whose losses can share a backward pass.
+SHARABLE: dict[str, Callable[[], nn.Module]] = {
     "leaky_relu": lambda: chain(nn.LeakyReLU(0.2)),
     "in_place": lambda: chain(nn.LeakyReLU(0.2, inplace=True), nn.ReLU(inplace=True)),
     "relu": lambda: chain(nn.ReLU()),
@@ -181,8 +181,8 @@ APART: dict[str, Callable[[], nn.Module]] = {
     "residual": lambda: nn.Sequential(
         nn.Conv2d(3, 4, 3, 1, 1), Residual(4), nn.AvgPool2d(2), Residual(4), nn.Flatten(), nn.Linear(64, 1)
     ),
-    "shared": Shared,
-    "cube": Cube,
+    "shared_layer": SharedLayer,
+    "conv3d_conv1d": Conv3dConv1d,
     "dcgan": lambda: nn.Sequential(nn.Upsample(scale_factor=2), DCGANDiscriminator(3, 16, 4, "none")),
     "frozen": lambda: _with_frozen_weight(chain(nn.LeakyReLU(0.2))),
     "spectral_norm": lambda: nn.Sequential(
@@ -192,27 +192,33 @@ APART: dict[str, Callable[[], nn.Module]] = {
     "perceptron": lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 1)),
 }  # fmt: skip
 
-# What keeps factors away from each of these.
-TOGETHER: dict[str, tuple[Callable[[], nn.Module], str]] = {
+# Critics whose losses cannot share a pass, and the reason that the log and the error must give.
+UNSHARABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "batch_norm": (
         lambda: chain(nn.LeakyReLU(0.2), norm=nn.BatchNorm2d),
-        "BatchNorm is not known to keep samples apart",
+        "the shared pass does not support batch norm",
     ),
     "patches": (
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 3)),
-        "not return one logit each",
+        "the critic does not return exactly one logit per sample",
     ),
-    "attention": (Attention, "is not known to keep samples apart"),
-    "broadcast": (Broadcast, "broadcasts the batch"),
-    "scaled": (Scaled, "a parameter is used outside of convolutions and linear layers"),
-    "group_norm": (lambda: chain(nn.ReLU(), norm=lambda c: nn.GroupNorm(2, c)), "NativeGroupNorm is not known"),
-    "instance_norm": (lambda: chain(nn.ReLU(), norm=nn.InstanceNorm2d), "changes the first dim"),
-    "from_images": (FromImages, "a weight depends on the images"),
-    "low_rank": (LowRank, "a layer computes another one's weight"),
-    "shifted": (Shifted, "ConstantPadNd is not known to keep samples apart"),
-    "named": (Named, "Mish is not known to keep samples apart"),
-    "checkpointed": (Checkpointed, "Convolution is not known to keep samples apart"),
-    "conditional": (Conditional, "a layer does not see the images"),
+    "attention": (Attention, "the shared pass does not support matrix products other than linear layers"),
+    "broadcast": (Broadcast, "the operation add broadcasts the batch dimension"),
+    "learned_scale": (LearnedScale, "a parameter is used outside of convolutions and linear layers"),
+    "group_norm": (
+        lambda: chain(nn.ReLU(), norm=lambda c: nn.GroupNorm(2, c)),
+        "the shared pass does not support group norm",
+    ),
+    "instance_norm": (
+        lambda: chain(nn.ReLU(), norm=nn.InstanceNorm2d),
+        "a reshape changes the batch dimension, as inside instance norm",
+    ),
+    "weight_from_images": (WeightFromImages, "a layer's weight is computed from the images"),
+    "weight_from_layer": (WeightFromLayer, "a layer's weight is computed by another layer"),
+    "batch_shift": (BatchShift, "the shared pass does not support padding along the batch dimension"),
+    "misleading_name": (MisleadingName, "the shared pass does not support the custom autograd function Mish"),
+    "checkpointed": (Checkpointed, "the shared pass does not support convolutions under activation checkpointing"),
+    "conditional": (Conditional, "a convolution or linear layer does not depend on the images"),
 }
 
 
@@ -223,7 +229,7 @@ def _with_frozen_weight(critic: nn.Module) -> nn.Module:
 
 def make(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
     torch.manual_seed(0)
-    critic = APART[name]() if name in APART else TOGETHER[name][0]()
+    critic = SHARABLE[name]() if name in SHARABLE else UNSHARABLE[name][0]()
     return critic.to(dtype)
 
 

@@ -1,4 +1,7 @@
-"""csrc/cuda's kernels on a CPU, behind the native ops' signatures: what the .cu files do around them, in Python."""
+"""The kernels of csrc/cuda emulated on a CPU, as functions with the signatures of torch.ops.gan_fast.*.
+
+The classes do in Python what csrc/cuda/*_host.cpp does: allocate results and pass pointers.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,21 @@ from typing import Any
 
 import pytest
 import torch
-from samples import LOSS_KINDS, LOSS_RELATIONS
+from samples import LOSS_KINDS, LOSS_RELATIVISTIC
 from torch import Tensor
 
-from gan_fast import backends, extension, layout
+from gan_fast import backends, extension
+from gan_fast.choices import ACTIVATIONS
+from gan_fast.memory_format import suggest_memory_format
 from gan_fast.ops import dispatch
+from gan_fast.ops.checks import FLOATING as DTYPES
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(__file__).parent / "cuda" / "emulated.cpp"
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-ACTIVATIONS = ("identity", "relu", "leaky_relu", "tanh", "sigmoid")
 
 
 def build(folder: Path) -> ctypes.CDLL:
-    """Compile tests/cuda/emulated.cpp; a misaligned access or an index out of bounds ends the process."""
+    """Compile tests/cuda/emulated.cpp with sanitizers: a misaligned access or an index out of bounds aborts."""
     library = folder / "emulated.so"
     command = ["g++", "-std=c++20", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
     command += ["-Wno-unknown-pragmas", "-fsanitize=alignment,bounds", "-fno-sanitize-recover=all"]
@@ -76,17 +80,17 @@ class LogitsBatch(ctypes.Structure):
 
 
 def on_cuda(op: str, names: Iterable[str]) -> SimpleNamespace:
-    """The same kernels as torch.ops.gan_fast.<op>_<name> on a GPU, where there is one and the build has them."""
+    """Return torch.ops.gan_fast.<op>_<name> on a GPU; skip the test if the build has no CUDA kernels."""
     for name in names:
-        native_op = f"{op}_{name}"
-        if not extension.has_kernel(native_op, "cuda") or (native_op, "cuda") in backends._by_triton:
+        torch_op = f"{op}_{name}"
+        if not extension.has_kernel(torch_op, "cuda") or (torch_op, "cuda") in backends._by_triton:
             pytest.skip("needs a build with CUDA kernels")
     functions = {name: dispatch.kernel(f"{op}_{name}") for name in names}
     return SimpleNamespace(device=torch.device("cuda"), **functions)
 
 
 def on_device(arguments: dict[str, Any], kernels: Any) -> dict[str, Any]:
-    """The arguments where the kernels run, storage and strides as they are."""
+    """Move the arguments to the device of the kernels, with the same storage offsets and strides."""
 
     def moved(t: Tensor) -> Tensor:
         if t.device.type == kernels.device.type:
@@ -97,18 +101,18 @@ def on_device(arguments: dict[str, Any], kernels: Any) -> dict[str, Any]:
     return {name: moved(value) if isinstance(value, Tensor) else value for name, value in arguments.items()}
 
 
-# Values on either side of a result that nobody may write to.
+# Number of values on either side of a result, which kernels must not write.
 _MARGIN = 64
 
 
 def shape_of(x: Tensor) -> Shape:
-    channels_last = layout.suggest_memory_format(x) != torch.contiguous_format
+    channels_last = suggest_memory_format(x) != torch.contiguous_format
     space = math.prod(x.shape[2:])
     return Shape(x.size(0), x.size(1), space, x.size(1) > 1 and (space == 1 or channels_last))
 
 
 def _dense(x: Tensor) -> Tensor:
-    return x.detach().contiguous(memory_format=layout.suggest_memory_format(x))
+    return x.detach().contiguous(memory_format=suggest_memory_format(x))
 
 
 def _pointer(t: Tensor | None) -> ctypes.c_void_p:
@@ -120,10 +124,10 @@ def _is_aligned(*tensors: Tensor | None) -> bool:
 
 
 class Kernels:
-    """Functions of the native ops' names and signatures.
+    """The functions of torch.ops.gan_fast.batch_norm_act_*, emulated.
 
-    multiprocessors and backwards (the order in which threads and blocks run) may be set; `results` are checked for
-    writes beyond their ends.
+    Tests may set ``multiprocessors`` and ``backwards`` (the order in which threads and blocks run). Each call checks
+    that kernels do not write outside their results.
     """
 
     device = torch.device("cpu")
@@ -135,7 +139,7 @@ class Kernels:
         self._results: list[Tensor] = []
 
     def _new(self, shape: Iterable[int], stride: Iterable[int], dtype: torch.dtype) -> Tensor:
-        """A result of NaN, between margins."""
+        """Return a tensor of NaN in memory with a margin on both sides."""
         shape = tuple(shape)
         size = torch.Size(shape).numel()
         storage = torch.full((size + 2 * _MARGIN,), float("nan"), dtype=dtype)
@@ -157,7 +161,7 @@ class Kernels:
     def _finish(self) -> None:
         for storage in self._results:
             margins = torch.cat([storage[:_MARGIN], storage[-_MARGIN:]])
-            assert bool((margins == 7).all()), "a kernel wrote beyond its result"
+            assert bool((margins == 7).all()), "a kernel wrote outside its result"
         self._results.clear()
 
     def _options(self, x: Tensor, aligned: bool, activation: str, negative_slope: float, **others: Any) -> Options:
@@ -217,7 +221,7 @@ class Kernels:
         affine_wanted: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
         x = _dense(input)
-        grad = grad_output.detach().contiguous(memory_format=layout.suggest_memory_format(input))
+        grad = grad_output.detach().contiguous(memory_format=suggest_memory_format(input))
         grad_input = self._like(x, input_wanted)
         grads = self._parameter_grads(x, *((weight, bias) if affine_wanted else (None, None)))
         options = self._options(
@@ -237,7 +241,7 @@ class Kernels:
         training: bool, activation: str, negative_slope: float, grad_output_wanted: bool, input_wanted: bool,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         x = _dense(input)
-        memory_format = layout.suggest_memory_format(input)
+        memory_format = suggest_memory_format(input)
         grad = grad_output.detach().contiguous(memory_format=memory_format)
         cotangent = None if cotangent_input is None else cotangent_input.contiguous(memory_format=memory_format)
         grad_grad, grad_input = self._like(x, grad_output_wanted), self._like(x, input_wanted)
@@ -255,6 +259,8 @@ class Kernels:
 
 
 class LossKernels(Kernels):
+    """The functions of torch.ops.gan_fast.adversarial_loss_*, emulated."""
+
     def _batch(self, logits: Tensor | None, target: float, grad: Tensor | None) -> LogitsBatch:
         if logits is None:
             return LogitsBatch()
@@ -262,7 +268,7 @@ class LossKernels(Kernels):
 
     def _launch(
         self, forward: bool, grad_loss: Tensor | None, logits: Tensor, target: float, other_logits: Tensor | None,
-        other_target: float, scale: float, kind: str, relation: str, wanted: tuple[bool, bool],
+        other_target: float, scale: float, kind: str, relativistic: str, wanted: tuple[bool, bool],
         loss: Tensor | None = None, means: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
         x = logits.detach().contiguous()
@@ -272,23 +278,23 @@ class LossKernels(Kernels):
         self.library.adversarial_loss(
             DTYPES.index(x.dtype), self.backwards, forward, _pointer(grad_loss), self._batch(x, target, grad),
             self._batch(other, other_target, other_grad), other is not None, ctypes.c_double(scale),
-            LOSS_KINDS.index(kind), LOSS_RELATIONS.index(relation), _pointer(loss), _pointer(means),
+            LOSS_KINDS.index(kind), LOSS_RELATIVISTIC.index(relativistic), _pointer(loss), _pointer(means),
         )  # fmt: skip
         self._finish()
         return grad, other_grad
 
     def forward(  # type: ignore[override]
         self, logits: Tensor, target: float, other_logits: Tensor | None, other_target: float, scale: float, kind: str,
-        relation: str, means_wanted: bool, grad_wanted: bool, other_grad_wanted: bool,
+        relativistic: str, means_wanted: bool, grad_wanted: bool, other_grad_wanted: bool,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         loss = self._new((), (), logits.dtype)
         means = self._new((1 if other_logits is None else 3,), (1,), logits.dtype) if means_wanted else None
-        arguments = (logits, target, other_logits, other_target, scale, kind, relation)
+        arguments = (logits, target, other_logits, other_target, scale, kind, relativistic)
         return loss, means, *self._launch(True, None, *arguments, (grad_wanted, other_grad_wanted), loss, means)
 
     def backward(  # type: ignore[override]
         self, grad_loss: Tensor, logits: Tensor, target: float, other_logits: Tensor | None, other_target: float,
-        scale: float, kind: str, relation: str,
+        scale: float, kind: str, relativistic: str,
     ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-        arguments = (logits, target, other_logits, other_target, scale, kind, relation)
+        arguments = (logits, target, other_logits, other_target, scale, kind, relativistic)
         return self._launch(False, grad_loss, *arguments, (True, True))

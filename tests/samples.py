@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-ACTIVATIONS = ("identity", "relu", "leaky_relu", "tanh", "sigmoid")
+from gan_fast.choices import ACTIVATIONS
+from gan_fast.ops import checks
+
+DTYPES = checks.FLOATING
 
 
 def _gaps(t: Tensor) -> Tensor:
@@ -150,8 +152,8 @@ def _norm_samples() -> list[NormSample]:
 NORM_SAMPLES = _norm_samples()
 
 
-LOSS_KINDS = ("bce", "hinge", "linear", "squared")
-LOSS_RELATIONS = ("none", "paired", "average")
+LOSS_KINDS = ("minimax", "hinge", "wasserstein", "least_squares")
+LOSS_RELATIVISTIC = ("none", "paired", "average")
 
 
 @dataclass(frozen=True)
@@ -165,24 +167,24 @@ class LossSample:
     scale: float = 2.0
     layout: str = "contiguous"
     small: bool = True
-    kind: str = "bce"
-    relation: str = "none"
+    kind: str = "minimax"
+    relativistic: str = "none"
 
     def __str__(self) -> str:
         shapes = "_".join("x".join(map(str, s)) or "scalar" for s in (self.real_shape, self.fake_shape))
-        loss = f"{self.kind}-{self.relation}"
+        loss = f"{self.kind}-{self.relativistic}"
         return f"{loss}-{shapes}-{self.real_target:g}-{self.fake_target:g}-{self.scale:g}-{self.layout}"
 
     @property
     def options(self) -> dict[str, Any]:
         """Keyword arguments of ops.d_loss_and_means."""
         targets = {"real_target": self.real_target, "fake_target": self.fake_target}
-        return {"kind": self.kind, "relation": self.relation, **targets}
+        return {"kind": self.kind, "relativistic": self.relativistic, **targets}
 
     @property
     def arguments(self) -> tuple[float, float, float, str, str]:
         """Arguments of the registered ops after the logits."""
-        return self.real_target, self.fake_target, 1.0, self.kind, self.relation
+        return self.real_target, self.fake_target, 1.0, self.kind, self.relativistic
 
     def make(self, dtype: torch.dtype, seed: int = 0, requires_grad: bool = True) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -211,11 +213,11 @@ def _loss_samples() -> list[LossSample]:
         LossSample((70000,), (40000,), small=False),
     ]
     for kind in LOSS_KINDS:
-        for relation in LOSS_RELATIONS:
-            if (kind, relation) == ("bce", "none"):
+        for relativistic in LOSS_RELATIVISTIC:
+            if (kind, relativistic) == ("minimax", "none"):
                 continue
-            which: dict[str, Any] = {"kind": kind, "relation": relation}
-            paired = relation == "paired"
+            which: dict[str, Any] = {"kind": kind, "relativistic": relativistic}
+            paired = relativistic == "paired"
             samples += [
                 LossSample((13,), (13,) if paired else (7,), **which),
                 LossSample((3, 1, 5), (3, 1, 5), 0.9, 0.0 if paired else 0.1, layout="transposed", **which),

@@ -32,50 +32,52 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_info_names_what_serves_every_op() -> None:
+def test_info_lists_the_kernel_of_each_op() -> None:
     text = gan_fast.info()
     for op in ("batch_norm_act", "minimax_d_loss", "minimax_g_loss", "sample_norm_penalty"):
         (line,) = (line for line in text.splitlines() if line.split()[:2] == [op, "cpu"])
-        assert "cpu kernel: native kernel registered" in line
+        assert "cpu kernel: compiled extension" in line
     assert extension.build_info()["compiler"] in text
     with gan_fast.use_backend("reference"):
-        assert "reference: asked for by name" in gan_fast.info()
+        assert "reference (plain PyTorch): requested by name" in gan_fast.info()
 
 
-def test_info_says_of_those_ops_that_small_tensors_go_to_aten_of_which_it_is_so(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: list[object] = []
-    monkeypatch.setattr(backends, "small", lambda *tensors: asked.append(tensors))
-    found = set()
+def test_info_marks_the_ops_that_leave_small_tensors_to_aten(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr(backends, "is_small", lambda *tensors: calls.append(tensors))
+    expected = set()
     for op, cases in self_check.CASES.items():
-        asked.clear()
+        calls.clear()
         for case in cases:
             self_check._check_case(op, "cpu", ["cpu"], case(self_check.Draw()))
-        found |= {op} if asked else set()
-    told = {line.split()[0] for line in gan_fast.info().splitlines() if f"up to {backends.SMALL} values" in line}
-    assert told == found
+        expected |= {op} if calls else set()
+    actual = {line.split()[0] for line in gan_fast.info().splitlines() if f"up to {backends.SMALL} values" in line}
+    assert actual == expected
 
 
-def test_info_names_what_the_kernels_stand_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_info_reports_software_and_hardware(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     text = gan_fast.info()
     build = extension.build_info()
     assert f"Python {platform.python_version()}, {platform.platform()}" in text
-    assert f"{torch.get_num_threads()} CPU threads on {len(os.sched_getaffinity(0))} CPUs" in text
+    for threads, cpus, line in ((1, 1, "1 CPU thread on 1 CPU\n"), (2, 4, "2 CPU threads on 4 CPUs\n")):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+            patch.setattr(os, "sched_getaffinity", lambda _, cpus=cpus: set(range(cpus)), raising=False)
+            assert line in gan_fast.info()
     assert f"torch {torch.__version__}, " in text
     if torch.version.cuda is None:
         assert "built without CUDA; " in text
     if backends._triton_is_installed():
         assert f"; Triton {importlib.metadata.version('triton')}; " in text
     if build and build["instruction_set"] == build["best_instruction_set"]:
-        assert f"CPU instruction set {build['best_instruction_set']} (the best here)" in text
+        assert f"CPU instruction set {build['best_instruction_set']} (the best of this CPU)" in text
     monkeypatch.setattr(backends, "_triton_is_installed", lambda: False)
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(extension, "build_info", lambda: {**build, "instruction_set": "avx1"})
     nvcc = tmp_path / "bin" / "nvcc"
     for script, want in (
         ("echo Cuda compilation tools, release 12.8, V12.8.61", "; nvcc 12.8\n"),
-        ("echo so be it", "; nvcc of an unknown version\n"),
+        ("echo no version", "; nvcc of an unknown version\n"),
         ("exit 3", "; nvcc does not run: "),
     ):
         nvcc.parent.mkdir(exist_ok=True)
@@ -85,11 +87,12 @@ def test_info_names_what_the_kernels_stand_on(monkeypatch: pytest.MonkeyPatch, t
         assert want in gan_fast.info()
     assert "Triton is not installed (install: pip install triton)" in gan_fast.info()
     if build:
-        assert f"avx1 (lowered by GAN_FAST_ISA; the best here is {build['best_instruction_set']})" in gan_fast.info()
+        best = build["best_instruction_set"]
+        assert f"avx1 (set by GAN_FAST_ISA; the best of this CPU is {best})" in gan_fast.info()
 
 
-def test_environment_with_a_name_of_no_backend_is_refused_at_first_use() -> None:
-    """Not while the package is imported: of that the command line could only make a traceback."""
+def test_invalid_backend_in_the_environment_raises_at_first_use() -> None:
+    """Raising at import would give the command line's user a traceback."""
     code = """
 import torch, gan_fast
 x = torch.ones(3)
@@ -102,8 +105,8 @@ with gan_fast.use_backend("cpu"):
     print(gan_fast.ops.minimax_g_loss(torch.zeros(3)).item())
 """
     message = "GAN_FAST_BACKEND: expected name one of auto, reference, cpu, cuda, triton, got 'bogus'"
-    *said, value = run(code, GAN_FAST_BACKEND="bogus").stdout.splitlines()
-    assert said == [message] * 3
+    *errors, value = run(code, GAN_FAST_BACKEND="bogus").stdout.splitlines()
+    assert errors == [message] * 3
     assert float(value) == pytest.approx(0.6931472)
     program = subprocess.run(
         [sys.executable, "-m", "gan_fast", "info"],
@@ -115,7 +118,7 @@ with gan_fast.use_backend("cpu"):
     assert (program.returncode, program.stdout, program.stderr) == (2, "", f"gan-fast: {message}\n")
 
 
-def test_backend_choice_nests_and_is_restored() -> None:
+def test_use_backend_nests_and_restores_the_previous_request() -> None:
     with gan_fast.use_backend("reference"):
         with gan_fast.use_backend("cpu"):
             assert backends.uses_kernel("batch_norm_act", "cpu")
@@ -133,7 +136,7 @@ def test_backend_choice_nests_and_is_restored() -> None:
         ("triton", RuntimeError, "batch_norm_act: expected backend triton to be available, got: no Triton for"),
     ],
 )
-def test_a_backend_that_is_not_there_raises(
+def test_unavailable_backend_raises(
     name: str, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
@@ -142,7 +145,7 @@ def test_a_backend_that_is_not_there_raises(
     assert str(caught.value).startswith(message)
 
 
-def test_the_kernel_really_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ops_call_their_kernel_and_not_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise every comparison with the reference would compare it with itself."""
     from gan_fast.ops import batch_norm_act as module_function  # noqa: F401
 
@@ -156,8 +159,7 @@ def test_the_kernel_really_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     sample_norm_penalty(torch.ones(2, 3))
 
 
-def test_falls_back_to_the_reference_with_one_logged_line() -> None:
-    """Without a build the package imports, works, and says so once."""
+def test_without_the_extension_ops_use_the_reference_and_log_one_line() -> None:
     code = """
 import logging, sys
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -175,22 +177,22 @@ except RuntimeError as error:
     print("error:", error)
 """
     result = run(code)
-    assert "reference: the native module is not built (build: pip install" in result.stdout
-    assert "error: minimax_d_loss: expected backend cpu to be available, got: the native module is not built" in (
+    assert "reference (plain PyTorch): the compiled extension is not built (build: pip install" in result.stdout
+    assert "error: minimax_d_loss: expected backend cpu to be available, got: the compiled extension is not built" in (
         result.stdout
     )
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
-    assert "native kernels are not available, the reference serves" in result.stderr
+    assert "the compiled extension is not available, using the reference (plain PyTorch)" in result.stderr
 
 
-def test_unserved_device_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_device_without_kernel_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     x = torch.ones(2, 3, device="meta")
-    backends._default_backends.pop(("batch_norm_act", "meta"), None)
+    backends._default_backends.pop(("batch_norm_act", "meta", torch.float32), None)
     with caplog.at_level(logging.WARNING, "gan_fast"):
         for _ in range(3):
             assert batch_norm_act(x, None, None, training=True).shape == (2, 3)
     assert [r.getMessage() for r in caplog.records] == [
-        "batch_norm_act on meta: the reference serves, because no kernel for device meta"
+        "batch_norm_act on meta: using the reference (plain PyTorch): no kernel for device meta"
     ]
 
 
@@ -207,31 +209,33 @@ def test_unserved_device_is_logged_once(caplog: pytest.LogCaptureFixture) -> Non
         ),
         ("leaky_relu", "forward", lambda: gan_fast.ops.leaky_relu(torch.ones(3))),
         ("sample_norm_penalty", "forward", lambda: gan_fast.ops.sample_norm_penalty(torch.ones(3, 2))),
-        ("noise", "interpolate_samples", lambda: gan_fast.ops.interpolate_samples(torch.ones(3, 2), torch.ones(3, 2))),
+        ("noise", "interpolate", lambda: gan_fast.ops.interpolate_samples(torch.ones(3, 2), torch.ones(3, 2))),
         ("noise", "perturb", lambda: gan_fast.ops.perturb(torch.ones(3, 2))),
         ("noise", "add_noise", lambda: gan_fast.ops.add_noise(torch.ones(3, 2), 0.1)),
         ("conv", "convolve", lambda: gan_fast.ops.conv2d(torch.ones(1, 2, 4, 4), torch.ones(2, 2, 3, 3))),
     ],
 )
-def test_triton_really_serves(file: str, function: str, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def serve(*_: Any, **__: Any) -> None:
-        raise InterruptedError("served by Triton")
+def test_triton_runs_only_when_requested_on_a_cpu(
+    file: str, function: str, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise InterruptedError("Triton was called")
 
-    monkeypatch.setattr(importlib.import_module(f"gan_fast.triton_kernels.{file}"), function, serve)
+    monkeypatch.setattr(importlib.import_module(f"gan_fast.triton_kernels.{file}"), function, interrupt)
     call()
-    with gan_fast.use_backend("triton"), pytest.raises(InterruptedError, match="served by Triton"):
+    with gan_fast.use_backend("triton"), pytest.raises(InterruptedError, match="Triton was called"):
         call()
 
 
-def test_native_cuda_kernels_are_preferred_to_triton_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Op by op, as a build that has only some of them serves, and in float64, which Triton's have not."""
+def test_compiled_cuda_kernels_are_preferred_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each op separately, since a build may have only some CUDA kernels; also in float64, which Triton lacks."""
     monkeypatch.setattr(extension, "available", lambda: True)
     monkeypatch.setattr(extension, "has_kernel", lambda op, device: op.startswith("batch_norm_act"))
     monkeypatch.setattr(backends, "_by_triton", set())
-    monkeypatch.setattr(backends, "_served", {})
+    monkeypatch.setattr(backends, "_default_backends", {})
     assert backends.dispatch_to_triton("batch_norm_act_forward", "batch_norm_act", "forward") is None
     for dtype in (torch.float32, torch.float64):
-        assert backends._default_backend("batch_norm_act", "cuda", dtype) == "native"
+        assert backends._default_backend("batch_norm_act", "cuda", dtype) == "cuda"
         with gan_fast.use_backend("cuda"):
             assert backends.uses_kernel("batch_norm_act", "cuda", dtype)
     with (
@@ -242,25 +246,25 @@ def test_native_cuda_kernels_are_preferred_to_triton_s(monkeypatch: pytest.Monke
 
 
 @needs_triton
-def test_where_triton_launches_nothing_it_is_left_out_which_is_said_once(
+def test_triton_is_excluded_and_logged_once_if_it_cannot_launch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No compiler for its launchers, say: of every op, in automatic choice; asked for by name it is an error."""
+    """Without a C compiler, for example: "auto" excludes Triton for every op, and requesting it raises."""
     from gan_fast.triton_kernels import launch
 
-    launch.nothing()
+    launch.launch_empty_kernel()
     trials: list[int] = []
 
-    def nothing() -> None:
+    def fail() -> None:
         trials.append(1)
-        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nOr not.")
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nA second line.")
 
-    monkeypatch.setattr(launch, "nothing", nothing)
+    monkeypatch.setattr(launch, "launch_empty_kernel", fail)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for name in ("_launch_failures", "_served"):
-        monkeypatch.setattr(backends, name, {})
+    monkeypatch.setattr(backends, "_launch_error", None)
+    monkeypatch.setattr(backends, "_default_backends", {})
     caplog.set_level(logging.WARNING, logger="gan_fast")
-    # During a capture nothing may be tried, nor is anything known from then on.
+    # During a capture nothing may be launched, and nothing is remembered.
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert backends._triton_unavailable("conv2d", "cuda", torch.float32) is None
     assert not trials
@@ -277,10 +281,10 @@ def test_where_triton_launches_nothing_it_is_left_out_which_is_said_once(
         assert str(caught.value) == f"{op}: expected backend triton to be available, got: {reason}"
     assert len(trials) == 1
     messages = [r.getMessage() for r in caplog.records if "Triton" in r.getMessage()]
-    assert messages == [f"Triton's kernels are left out: {reason}"]
+    assert messages == [f"not using Triton kernels: {reason}"]
 
 
-@pytest.mark.skipif(not extension.available(), reason="needs the native module")
+@pytest.mark.skipif(not extension.available(), reason="needs the compiled extension")
 def test_every_instruction_set_gives_the_same_bits() -> None:
     code = """
 import hashlib, torch
@@ -308,10 +312,10 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             )
             for t in (y, g, h, penalty, norms, by_norms, pairs, p, q, normalized, sigma):
                 digest.update(t.detach().double().contiguous().numpy().tobytes())
-    for kind in ("bce", "hinge", "linear", "squared"):
-        for relation in ("none", "paired", "average"):
+    for kind in ("minimax", "hinge", "wasserstein", "least_squares"):
+        for relativistic in ("none", "paired", "average"):
             logits = [t.detach().flatten().requires_grad_() for t in (x, y)]
-            loss, means = d_loss_and_means(*logits, kind=kind, relation=relation, real_target=0.9)
+            loss, means = d_loss_and_means(*logits, kind=kind, relativistic=relativistic, real_target=0.9)
             for t in (loss, means, *torch.autograd.grad(loss, logits)):
                 digest.update(t.detach().double().numpy().tobytes())
 print(extension.build_info()["instruction_set"], digest.hexdigest())
@@ -323,9 +327,9 @@ print(extension.build_info()["instruction_set"], digest.hexdigest())
     assert len({r[1] for r in results}) == 1
 
 
-@pytest.mark.skipif(not extension.available(), reason="needs the native module")
+@pytest.mark.skipif(not extension.available(), reason="needs the compiled extension")
 @pytest.mark.parametrize("level", extension.INSTRUCTION_SETS)
-def test_every_instruction_set_convolves(level: str) -> None:
+def test_sub_pixel_conv_is_correct_with_every_instruction_set(level: str) -> None:
     code = """
 import torch, torch.nn.functional as F, gan_fast
 torch.manual_seed(0)
@@ -339,7 +343,7 @@ for format in (torch.contiguous_format, torch.channels_last):
     assert all(float(error) < 1e-4 for error in run(code, GAN_FAST_ISA=level).stdout.split())
 
 
-def test_unknown_instruction_set_is_refused() -> None:
+def test_unknown_instruction_set_raises() -> None:
     with pytest.raises(subprocess.CalledProcessError) as caught:
         run("import gan_fast", GAN_FAST_ISA="sse9")
     assert "GAN_FAST_ISA: expected one of baseline, avx2, avx512, got 'sse9'" in caught.value.stderr
@@ -348,10 +352,10 @@ def test_unknown_instruction_set_is_refused() -> None:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("transposed", [True, False])
-def test_small_tensors_go_to_aten(
+def test_auto_leaves_small_tensors_to_aten(
     transposed: bool, norm: bool, training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Automatic choice alone, with the results and running statistics of the kernels."""
+    """The results and running statistics are those of the kernels."""
     kind = f"Conv{'Transpose' if transposed else ''}{'BN' if norm else ''}Act2d"
     x = torch.randn(2, 3, 6, 6)
     results = []
@@ -361,22 +365,22 @@ def test_small_tensors_go_to_aten(
         monkeypatch.setattr(gan_fast.backends, "SMALL", small)
         with gan_fast.use_backend(backend):
             output = block(x)
-        ours = type(output.grad_fn).__name__ in ("BatchNormActBackward", "ConvolutionBackward")
-        assert ours == ((small, backend) != (8192, "auto"))
+        is_fused = type(output.grad_fn).__name__ in ("BatchNormActBackward", "ConvolutionBackward")
+        assert is_fused == ((small, backend) != (8192, "auto"))
         results.append([output, *torch.autograd.grad(output.square().sum(), block.parameters()), *block.buffers()])
     for other in results[1:]:
-        for ours, want in zip(other, results[0]):
-            torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-5)
+        for actual, expected in zip(other, results[0]):
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif(not extension.available(), reason="needs the native module")
-def test_the_ops_of_the_native_module_are_those_of_the_sources() -> None:
+@pytest.mark.skipif(not extension.available(), reason="needs the compiled extension")
+def test_extension_defines_the_ops_of_the_sources() -> None:
     registered = {name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if "gan_fast::" in name}
     assert registered == set(extension.OPS)
 
 
-@pytest.mark.skipif(not extension.available(), reason="needs the native module")
-def test_an_older_native_module_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(not extension.available(), reason="needs the compiled extension")
+def test_outdated_extension_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extension, "OPS", (*extension.OPS, "later_op"))
     module, error = extension._load()
     assert module is None

@@ -1,4 +1,4 @@
-"""Drawn runs, killed, damaged and resumed: each resumes or is refused in one line, and nothing is lost."""
+"""Random runs that are killed, damaged and resumed: each resumes or is refused in one line, and nothing is lost."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from gan_fast.train.checkpoint import load_checkpoint
 
 
 class Killed(BaseException):
-    """The process ends here: nothing that handles errors may run."""
+    """Simulates the end of the process; a BaseException, so that no error handler runs."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def draw_options(rng):
         "--checkpoint-every": rng.randint(1, 4),
         "--seed": rng.choice([0, 1, 2**63 - 1]),
         "--objective": rng.choice(["non_saturating", "hinge", "relativistic", "least_squares"]),
-        "--penalty": rng.choice(["none", "none", "r1", "r1+r2"]),
+        "--penalty": rng.choice([["none"], ["none"], ["r1"], ["r1", "r2"]]),
         "--d-norm": rng.choice(["batch", "none"]),
         "--d-steps": rng.choice([1, 1, 2]),
         "--bad-files": rng.choice(["raise", "skip"]),
@@ -60,11 +60,12 @@ def draw_options(rng):
 
 
 def words(options):
-    return [str(word) for pair in options.items() for word in pair]
+    values = {name: value if isinstance(value, list) else [value] for name, value in options.items()}
+    return [str(word) for name, value in values.items() for word in (name, *value)]
 
 
 def call(capsys, *args):
-    """Run the command; return its exit code and what it said, one line where it failed."""
+    """Run the command; return its exit code and output. An error must be one line."""
     capsys.readouterr()
     code = 0
     try:
@@ -81,13 +82,14 @@ def call(capsys, *args):
 
 
 def killed_run(monkeypatch, rng, args):
-    """Train until a drawn moment: a step, or a system call that writes."""
-    moments = {"left": rng.randint(0, 60)}
+    """Train and die at a random step or system call that writes; return whether it died."""
+    calls_left = rng.randint(0, 60)
 
     def or_die(function):
         def wrapped(*args, **kwargs):
-            moments["left"] -= 1
-            if moments["left"] < 0:
+            nonlocal calls_left
+            calls_left -= 1
+            if calls_left < 0:
                 raise Killed
             return function(*args, **kwargs)
 
@@ -105,12 +107,12 @@ def killed_run(monkeypatch, rng, args):
 
 
 def damage(rng, out):
-    """Spoil one file of the run; return it and what it held."""
+    """Damage one file of the run; return its path and former content."""
     path = rng.choice(sorted(path for path in out.rglob("*") if path.is_file()))
     content = path.read_bytes()
     at = rng.randrange(len(content)) if content else 0
     how = rng.choice(["flip", "cut", "remove", "append", "zero"])
-    spoilt = {
+    damaged = {
         "flip": content[:at] + bytes(b ^ 1 << rng.randrange(8) for b in content[at : at + 1]) + content[at + 1 :],
         "cut": content[:at],
         "append": content + b"\xff\x00",
@@ -119,7 +121,7 @@ def damage(rng, out):
     if how == "remove":
         path.unlink()
     else:
-        path.write_bytes(spoilt[how])
+        path.write_bytes(damaged[how])
     return path, content
 
 
@@ -128,7 +130,7 @@ def snapshot(folder):
 
 
 def spelling(rng, path, tmp_path, monkeypatch):
-    """Another name of a folder."""
+    """Return another path to the same folder."""
     kind = rng.choice(["slash", "dots", "relative", "link", "plain", "home"])
     if kind == "link":
         link = tmp_path / f"link to {path.name}"
@@ -142,17 +144,17 @@ def spelling(rng, path, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("seed", seeds(12))
-def test_a_drawn_run_resumes_or_is_refused_and_loses_nothing(seed, data, tmp_path, monkeypatch, capsys):
+def test_random_run_resumes_or_is_refused_without_loss(seed, data, tmp_path, monkeypatch, capsys):
     rng = random.Random(seed)
     options, out, whole = draw_options(rng), tmp_path / "run", tmp_path / "whole"
     monkeypatch.chdir(tmp_path)
     first = ["--out", out, "--data", data, "--threads", 1, *words(options)]
     killed = killed_run(monkeypatch, rng, first)
     if not (out / "config.json").exists():
-        # Killed before there was a run: it can only be started again.
+        # Killed before the run was recorded, so it can only be started again.
         shutil.rmtree(out, ignore_errors=True)
         assert call(capsys, *first)[0] == 0
-    # Damage, then a resume with a drawn spelling and drawn options that may change, or one that may not.
+    # Damage a file, then resume with another path and with random options, some of which must not change.
     damaged, content = damage(rng, out) if rng.random() < 0.6 else (None, b"")
     before = snapshot(out)
     monkeypatch.chdir(rng.choice([tmp_path, data, "/"]))
@@ -168,7 +170,7 @@ def test_a_drawn_run_resumes_or_is_refused_and_loses_nothing(seed, data, tmp_pat
         assert after == before, said
     if code and damaged is not None:
         damaged.write_bytes(content)
-    # Whatever happened: with the options that it was started with it goes on to the end.
+    # In any case it then continues to the end with the options that it was started with.
     config = json.loads((out / "config.json").read_text())["config"]
     steps = config["steps"]
     if not code and "--steps" in changed:
@@ -180,10 +182,10 @@ def test_a_drawn_run_resumes_or_is_refused_and_loses_nothing(seed, data, tmp_pat
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
     assert not list(out.rglob("run.lock"))
-    # A run that was ended before its first row was due has none.
+    # A run that stopped before its first log row has none.
     if (damaged is None or damaged.name != "metrics.jsonl") and (rows or steps >= config["log_every"]):
         assert rows[-1]["step"] == steps
-    # The same as one that was never stopped, where it learned by the same rates.
+    # With unchanged learning rates it equals a run that was not interrupted.
     if "--g-lr" not in changed and killed:
         monkeypatch.chdir(tmp_path)
         first[1] = whole

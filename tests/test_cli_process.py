@@ -1,4 +1,4 @@
-"""The command line as a process: its streams, names that no encoding has, equal bytes, a budget of minutes."""
+"""The command line as a process: streams, undecodable file names, reproducible bytes, a time limit."""
 
 import json
 import os
@@ -50,7 +50,7 @@ STREAMS = [">&- 2>&- <&-", ">/dev/full 2>/dev/full", "2>&1 | head -n 1"]
 
 @pytest.fixture(scope="module")
 def runs(data, tmp_path_factory):
-    """The same training with streams of each kind, each with sets in another order: the process and the folder."""
+    """The same training with each kind of streams and another hash seed: the process and the folder."""
     done = {}
     for index, streams in enumerate(STREAMS):
         out = tmp_path_factory.mktemp("runs") / "run"
@@ -60,7 +60,7 @@ def runs(data, tmp_path_factory):
 
 
 @pytest.mark.parametrize("streams", STREAMS)
-def test_a_training_outlives_its_streams(runs, streams):
+def test_training_continues_without_its_streams(runs, streams):
     done, out = runs[streams]
     assert done.returncode == 0, done
     assert b"Traceback" not in done.stdout + done.stderr
@@ -81,7 +81,7 @@ def test_a_training_outlives_its_streams(runs, streams):
         ("train --out x --data 2>/dev/full", 2, b""),
     ],
 )
-def test_what_only_prints_says_that_it_could_not(command, code, said):
+def test_lost_output_is_an_error_of_commands_that_only_print(command, code, said):
     done = shell(f"set -o pipefail; {GAN_FAST} {command}")
     assert (done.returncode, done.stderr) == (code, said)
 
@@ -90,7 +90,7 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIO
 UTF_8 = {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "0", "PYTHONIOENCODING": "utf-8:strict"}
 
 
-def test_names_that_no_encoding_has(tmp_path):
+def test_undecodable_names_can_be_used_and_resumed(tmp_path):
     data, out = os.path.join(os.fsencode(tmp_path), b"d\xff d"), os.path.join(os.fsencode(tmp_path), b"r\xfc/\xff")
     make_images(data, [b"a\xe9/\xff%d.png" % index for index in range(6)])
     with open(os.path.join(data, b"a\xe9", b"bad\xfd.png"), "wb") as file:
@@ -102,20 +102,20 @@ def test_names_that_no_encoding_has(tmp_path):
     assert done.returncode == 0, done.stderr
     assert b"bad\\xfd.png" in done.stdout
     lines = done.stdout.decode().splitlines()
-    assert lines[-2] == "stopped after 1e-05 minutes after step 1; saved. Go on with:"
+    assert lines[-2] == "stopped at step 1 (1e-05 minutes are over) and saved; to continue, run:"
     assert lines[-1].startswith("  gan-fast train --out $'")
-    # Another locale resumes what this one has started.
+    # The run is resumed in another locale.
     done = shell(lines[-1].replace("gan-fast", GAN_FAST, 1), **UTF_8)
     assert done.returncode == 0, done.stderr
     assert b"resuming at step 1" in done.stdout
 
 
-def test_tensorboard_refuses_a_name_that_it_cannot_write(tmp_path, data, capsys):
+def test_tensorboard_needs_a_utf_8_folder_name(tmp_path, data, capsys):
     out = os.path.join(tmp_path, "\udcff")
     with pytest.raises(SystemExit) as raised:
         cli.main([*TRAIN, "--data", str(data), "--out", out, "--tensorboard"])
     assert raised.value.code == 2
-    assert "--out: expected a folder whose name is UTF-8 for tensorboard" in capsys.readouterr().err
+    assert "--out: expected a folder whose name is UTF-8 for --tensorboard" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -126,7 +126,7 @@ def test_equal_runs_write_equal_bytes(runs):
     ]
     differ = {str(name) for name in contents[0] if contents[0][name] != contents[1][name]}
     assert contents[0].keys() == contents[1].keys()
-    # These hold times and the command line.
+    # These two files hold times and the command line.
     assert differ == {"metrics.jsonl", "history.jsonl"}
     rows = [[json.loads(line) for line in content["metrics.jsonl"].splitlines()] for content in map(by_name, contents)]
     for row in (*rows[0], *rows[1]):
@@ -138,11 +138,11 @@ def by_name(contents):
     return {str(path): content for path, content in contents.items()}
 
 
-def test_minutes_end_a_training_that_goes_on_later(data, tmp_path, capsys):
+def test_minutes_end_a_training_that_can_be_continued(data, tmp_path, capsys):
     out = tmp_path / "my run"
     cli.main([*TRAIN, "--data", str(data), "--out", str(out), "--steps", "9", "--minutes", "0.00001"])
     said = capsys.readouterr().out
-    assert "stopped after 1e-05 minutes after step 1; saved. Go on with:" in said
+    assert "stopped at step 1 (1e-05 minutes are over) and saved; to continue, run:" in said
     assert said.splitlines()[-1] == f"  gan-fast train --out '{out}' --resume"
     assert load_checkpoint(out / "checkpoint.pt")["trainer"]["steps_done"] == 1
     assert (out / "samples" / "step_000001.png").exists()
@@ -156,7 +156,7 @@ def test_minutes_end_a_training_that_goes_on_later(data, tmp_path, capsys):
         assert {"date", "git", "host", "device", "system", "cpu_threads", "folder"} <= set(start)
 
 
-def test_git_commit_runs_nothing_of_the_repository(tmp_path, monkeypatch):
+def test_git_commit_runs_no_program_of_the_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert git_commit() is None

@@ -1,4 +1,4 @@
-"""Exported models give what evaluation gives, without batch norm, gan_fast or a trace on the model."""
+"""Exported models give the outputs of evaluation, without batch norm or gan_fast, and leave the model unchanged."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from gan_fast.files import FileError
 from gan_fast.models import DCGANDiscriminator, DCGANGenerator
 
 
-def lived_in(model):
-    """With norms that have seen data: statistics, weights and biases of no layer are what they began as."""
+def with_random_norms(model):
+    """Give norms random statistics, weights and biases, as after training."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):
             for tensor in (module.running_mean, module.weight, module.bias):
@@ -34,8 +34,8 @@ def lived_in(model):
     return model
 
 
-def chain(dims):
-    """A norm behind each kind of layer, plain and grouped, with and without biases and parameters of the norm."""
+def layers_with_norms(dims):
+    """A norm after each kind of layer, plain and grouped, with and without biases and norm parameters."""
     conv, transpose, norm = (getattr(nn, f"{kind}{dims}d") for kind in ("Conv", "ConvTranspose", "BatchNorm"))
     return nn.Sequential(
         conv(4, 6, 3, padding="same"), norm(6), nn.ReLU(True),
@@ -47,18 +47,18 @@ def chain(dims):
 class EveryLayer(nn.Module):
     def __init__(self):
         super().__init__()
-        self.chains = nn.ModuleList(map(chain, (1, 2, 3)))
+        self.parts = nn.ModuleList(map(layers_with_norms, (1, 2, 3)))
         self.linear = nn.Sequential(
             nn.Linear(16, 5), nn.BatchNorm1d(5), nn.Linear(5, 3, bias=False), nn.BatchNorm1d(3)
         )  # fmt: skip
 
     def forward(self, line, image, volume):
-        line, image, volume = (chain(x) for chain, x in zip(self.chains, (line, image, volume)))
+        line, image, volume = (part(x) for part, x in zip(self.parts, (line, image, volume)))
         return {"line": self.linear(line.flatten(1)), "rest": (image, volume)}
 
 
 class HandWritten(nn.Module):
-    """Functional calls, a layer used twice, tied weights, a computed weight, and norms that cannot be folded."""
+    """Functional calls, a layer called twice, tied weights, a computed weight, and norms that cannot be folded."""
 
     def __init__(self):
         super().__init__()
@@ -74,8 +74,8 @@ class HandWritten(nn.Module):
         x = F.relu(self.norms[0](self.conv(self.norms[1](x))))
         x = F.relu_(self.norms[2](self.again(x))) + self.norms[2](self.conv(x))
         x = self.norms[3](F.conv2d(x, weight=self.filter.tanh(), bias=None))
-        seen = self.conv(x)
-        x = self.instance_norm(self.batch_statistics(self.norms[4](seen) + seen))
+        y = self.conv(x)
+        x = self.instance_norm(self.batch_statistics(self.norms[4](y) + y))
         return self.over_positions(self.linear(x.mean(2)))
 
 
@@ -90,17 +90,17 @@ class Counting(nn.Module):
 
 
 def spectral():
-    torchs = nn.utils.parametrizations.spectral_norm(nn.Linear(144, 2))
-    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.LeakyReLU(0.2), nn.Flatten(), torchs
+    linear = nn.utils.parametrizations.spectral_norm(nn.Linear(144, 2))
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.LeakyReLU(0.2), nn.Flatten(), linear
     return gan_fast.nn.spectral_norm(nn.Sequential(*layers))
 
 
 def hooked():
-    """Torch's older norm of weights, which leaves tensors with gradients in the modules."""
+    """torch.nn.utils.spectral_norm leaves tensors with gradients in the module."""
     return nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4))
 
 
-def of_ours():
+def gan_fast_modules():
     act = {"activation": "leaky_relu", "negative_slope": 0.2}
     return gan_fast.nn.ChannelsLastSequential(
         gan_fast.nn.ConvBNAct2d(3, 8, 4, 2, 1, **act),
@@ -119,7 +119,7 @@ def images(n):
     return (torch.randn(n, 3, 8, 8),)
 
 
-# What builds a model, what draws a batch of n for it, and how many of its norms stay.
+# For each model: its constructor, a function that draws a batch of n inputs, and the number of norms that stay.
 MODELS = {
     "generator": (lambda: DCGANGenerator(8, 3, 16, 4), lambda n: (torch.randn(n, 8),), 0),
     "discriminator": (lambda: DCGANDiscriminator(3, 16, 4), lambda n: (torch.randn(n, 3, 16, 16),), 0),
@@ -130,16 +130,16 @@ MODELS = {
     "hand-written, fused": (lambda: gan_fast.fuse(HandWritten()), images, 4),
     "spectral norm": (spectral, images, 0),
     "hooks": (hooked, images, 0),
-    "ours": (of_ours, images, 0),
+    "gan_fast": (gan_fast_modules, images, 0),
 }  # fmt: skip
 
 
 def built(name):
-    """A model in training mode that has trained, and its draw and norms."""
+    """A model in training mode that has run, and its draw and norms."""
     build, draw, norms = MODELS[name]
     model = build()
     model(*draw(4))
-    return lived_in(model), draw, norms
+    return with_random_norms(model), draw, norms
 
 
 def close(results, wanted):
@@ -177,10 +177,10 @@ def named_tensors(model):
     return [*model.named_parameters(), *model.named_buffers()]
 
 
-def assert_untouched(model, before):
-    tensors, modules, random = before
+def assert_unchanged(model, before):
+    tensors, modules, random_state = before
     assert [(type(module), module.training) for module in model.modules()] == modules
-    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(torch.get_rng_state(), random_state)
     assert [name for name, _ in named_tensors(model)] == list(tensors)
     for name, tensor in named_tensors(model):
         same, version, value, requires_grad = tensors[name]
@@ -190,12 +190,12 @@ def assert_untouched(model, before):
 
 
 @pytest.mark.parametrize("name", ["generator", "hand-written", "hand-written, fused", "spectral norm", "hooks"])
-def test_program_is_evaluation_without_its_norms(name):
+def test_program_matches_evaluation_and_has_no_norms(name):
     model, draw, norms = built(name)
     inputs = draw(1)
     before = state_of(model)
     program = export.to_exported_program(model, inputs)
-    assert_untouched(model, before)
+    assert_unchanged(model, before)
     assert sum("batch_norm" in operator for operator in operators(program)) == norms
     assert not any("gan_fast" in operator for operator in operators(program))
     saved = io.BytesIO()
@@ -207,24 +207,67 @@ def test_program_is_evaluation_without_its_norms(name):
         close(loaded(*inputs), evaluated(model, *inputs))
 
 
-@pytest.mark.parametrize("name", ["discriminator", "every layer, fused", "ours"])
-def test_onnx_is_evaluation_without_its_norms(name, tmp_path):
+@pytest.mark.parametrize("name", ["discriminator", "every layer, fused", "gan_fast"])
+def test_onnx_matches_evaluation_and_has_no_norms(name, tmp_path):
     model, draw, _ = built(name)
     inputs = draw(1)
     before = state_of(model)
     export.to_onnx(model, tmp_path / "model.onnx", inputs)
-    assert_untouched(model, before)
+    assert_unchanged(model, before)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     written = onnx.load(tmp_path / "model.onnx")
     assert "BatchNormalization" not in {node.op_type for node in written.graph.node}
     assert {node.domain for node in written.graph.node} == {""}
     assert not written.functions
     assert {value.type.tensor_type.shape.dim[0].dim_param for value in written.graph.input} == {"batch"}
-    # Stack traces, which name folders of this machine.
+    # No stack traces, which contain this machine's paths.
     assert b'File "' not in (tmp_path / "model.onnx").read_bytes()
     for n in (1, 2, 5):
         inputs = draw(n)
         close(run(tmp_path / "model.onnx", *inputs), evaluated(model, *inputs))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("generator", {}, ["output"]),
+        ("generator", {"output_names": ["images"]}, ["images"]),
+        ("every layer, fused", {}, ["output_0", "output_1", "output_2"]),
+    ],
+)
+def test_output_names_are_given_or_default(name, options, expected, tmp_path):
+    model, draw, _ = built(name)
+    export.to_onnx(model, tmp_path / "x.onnx", draw(2), check=False, **options)
+    assert [value.name for value in onnx.load(tmp_path / "x.onnx").graph.output] == expected
+
+
+class NamedOutput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.output = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return x + self.output
+
+
+def test_default_output_name_avoids_parameter_names(tmp_path):
+    export.to_onnx(NamedOutput(), tmp_path / "x.onnx", X)
+    assert [value.name for value in onnx.load(tmp_path / "x.onnx").graph.output] == ["output_"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], r"1 different names, got \[\]"),
+        (["a", "b"], "1 different names, got"),
+        ("a", "1 different names, got 'a'"),
+        (["output"], "that no input or parameter has, got output"),
+        (["x"], "that no input or parameter has, got x"),
+    ],
+)
+def test_wrong_output_names_raise(names, message, tmp_path):
+    with pytest.raises(ValueError, match=f"^to_onnx: expected output_names {message}"):
+        export.to_onnx(NamedOutput(), tmp_path / "x.onnx", X, output_names=names)
 
 
 class PixelNorm(nn.Module):
@@ -232,22 +275,22 @@ class PixelNorm(nn.Module):
         return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt() * 1.00001
 
 
-def test_small_constants_stay(tmp_path):
-    """onnxscript's own optimizer takes them for zero and one."""
+def test_small_constants_are_kept(tmp_path):
+    """onnxscript's optimizer would round them to zero and one."""
     x = torch.tensor([[0.0, 0.0], [1e-4, 1e-4], [100.0, 0.0]])
     export.to_onnx(PixelNorm(), tmp_path / "x.onnx", x)
     (result,) = run(tmp_path / "x.onnx", x)
     assert torch.allclose(result, PixelNorm()(x), rtol=1e-6, atol=0)
 
 
-def test_fixed_batch(tmp_path):
-    """A group of four, and a shape that is written out, hold for no other batch."""
+def test_fixed_batch_size_rejects_other_sizes():
+    """Groups of four and a constant shape work for no other batch size."""
     model, x = nn.Sequential(gan_fast.nn.MinibatchStdDev(4), nn.Unflatten(0, (2, 4))), torch.randn(8, 6)
     program = export.to_exported_program(model, x, dynamic_batch=False).module()
     assert torch.equal(program(x), model(x))
     with pytest.raises(AssertionError):
         program(torch.randn(4, 6))
-    # Dims without a batch size in common, and none at all.
+    # Inputs without a common batch size.
     scaled = export.to_exported_program(Scaling(), (torch.ones(2, 3), torch.ones(3)), dynamic_batch=False).module()
     assert torch.equal(scaled(torch.ones(2, 3), 3 * torch.ones(3)), 3 * torch.ones(2, 3))
 
@@ -257,30 +300,30 @@ class Scaling(nn.Module):
         return x * scale
 
 
-def test_scalars_have_no_batch():
+def test_scalar_input_has_no_batch_dimension():
     program = export.to_exported_program(Scaling(), (torch.ones(1, 3), torch.tensor(2.0))).module()
     assert torch.equal(program(torch.ones(4, 3), torch.tensor(5.0)), 5 * torch.ones(4, 3))
 
 
-def test_buffers_that_evaluation_moves(tmp_path):
+def test_buffer_changed_by_evaluation_is_exported_but_not_to_onnx(tmp_path):
     model = Counting()
     model(torch.zeros(1, 1))
     program = export.to_exported_program(model, torch.zeros(2, 1)).module()
     assert [program(torch.zeros(3, 1))[0].item() for _ in range(3)] == [2, 3, 4]
     assert model.calls == 1
-    with pytest.raises(ValueError, match="expected model without buffers that evaluation moves, got calls"):
+    with pytest.raises(ValueError, match="whose forward changes no buffers in evaluation mode, got calls"):
         export.to_onnx(model, tmp_path / "x.onnx", torch.zeros(2, 1))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_random_numbers_are_those_to_come():
+def test_random_state_is_unchanged_and_not_exported():
     state = torch.get_rng_state()
     program = export.to_exported_program(Noisy(), X).module()
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.equal(program(X), program(X))
 
 
-def test_in_the_midst_of_other_modes():
+def test_export_ignores_the_callers_modes():
     model, x = DCGANGenerator(8, 1, 16, 2), torch.randn(2, 8, requires_grad=True)
     with torch.inference_mode(), torch.autocast("cpu"), gan_fast.use_backend("cpu"):
         program = export.to_exported_program(model, x)
@@ -289,10 +332,10 @@ def test_in_the_midst_of_other_modes():
     assert x.grad.abs().max() > 0
 
 
-def test_float64_and_half_precision(tmp_path):
+def test_half_precision_is_written_and_float64_convolution_rejected(tmp_path):
     """onnxruntime has float16 convolutions, but no float64 ones."""
-    conv = lived_in(nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4)))
-    with pytest.raises(RuntimeError, match=r"expected model that onnxruntime runs, got .*NOT_IMPLEMENTED.*check=False"):
+    conv = with_random_norms(nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4)))
+    with pytest.raises(RuntimeError, match=r"model that onnxruntime can run, got .*NOT_IMPLEMENTED.*check=False"):
         export.to_onnx(conv.double(), tmp_path / "conv.onnx", torch.randn(2, 2, 8, dtype=torch.double))
     assert not (tmp_path / "conv.onnx").exists()
     export.to_onnx(conv.half(), tmp_path / "conv.onnx", torch.randn(2, 2, 8).half())
@@ -339,41 +382,56 @@ X = torch.ones(2, 4)
 BAD = [
     (None, X, TypeError, "expected model type Module, got NoneType"),
     (torch.relu, X, TypeError, "expected model type Module, got builtin_function_or_method"),
-    (nn.LazyLinear(2), X, ValueError, "expected model with shapes, got a lazy weight; call the model once"),
-    (Locked(), X, ValueError, "expected model that copy.deepcopy takes, got TypeError: cannot pickle"),
+    (nn.LazyLinear(2), X, ValueError, "expected model without lazy parameters, got weight; run the model once first"),
+    (Locked(), X, ValueError, "expected model that copy.deepcopy can copy, got TypeError: cannot pickle"),
     (nn.Tanh(), [X], TypeError, r"expected example_inputs\[0\] type Tensor, got list"),
     (nn.Tanh(), (X, 1), TypeError, r"expected example_inputs\[1\] type Tensor, got int"),
-    (nn.Tanh(), (), ValueError, r"expected example_inputs at least one tensor, got \(\)"),
-    (nn.Tanh(), X[:0], ValueError, r"expected example_inputs batch size above 0 and .*, got shapes \(0, 4\)"),
-    (Scaling(), (X, X[0]), ValueError, r"the same in all, got shapes \(2, 4\), \(4,\); dynamic_batch=False"),
-    (Scaling(), X, ValueError, r"expected example_inputs that model takes, got shapes \(2, 4\): TypeError: .*scale"),
-    (nn.Linear(3, 1), X, ValueError, r"expected example_inputs that model takes, got shapes \(2, 4\): RuntimeError"),
-    (Branching(), X, ValueError, "expected model that torch.export traces, got GuardOnDataDependentSymNode: Could not"),
-    (nn.Unflatten(0, (2, 1)), X, ValueError, r"expected model of any batch size, got .*\(2\); dynamic_batch=False"),
-    (gan_fast.nn.MinibatchStdDev(4), torch.ones(8, 4), ValueError, "expected model of any batch size, got one of some"),
-    (Direct(), X, ValueError, "expected model of ATen's operators, got one that calls gan_fast.batch_norm_act_forward"),
+    (nn.Tanh(), (), ValueError, r"expected example_inputs to contain at least one tensor, got \(\)"),
+    (
+        nn.Tanh(),
+        X[:0],
+        ValueError,
+        r"example_inputs with the same batch size, at least 1, got shapes \(0, 4\)",
+    ),
+    (Scaling(), (X, X[0]), ValueError, r"at least 1, got shapes \(2, 4\), \(4,\); dynamic_batch=False"),
+    (Scaling(), X, ValueError, r"expected example_inputs that model accepts, got shapes \(2, 4\): TypeError: .*scale"),
+    (nn.Linear(3, 1), X, ValueError, r"expected example_inputs that model accepts, got shapes \(2, 4\): RuntimeError"),
+    (
+        Branching(),
+        X,
+        ValueError,
+        "model that torch.export can trace, got GuardOnDataDependentSymNode: Could not",
+    ),
+    (
+        nn.Unflatten(0, (2, 1)),
+        X,
+        ValueError,
+        r"model that works for any batch size, got .*\(2\); dynamic_batch=False",
+    ),
+    (gan_fast.nn.MinibatchStdDev(4), torch.ones(8, 4), ValueError, "expected model that works for any batch size, got"),
+    (Direct(), X, ValueError, "expected model of ATen operators, got one that calls gan_fast.batch_norm_act_forward"),
 ]
 BAD_FOR_ONNX = [
     (Dual(), X, TypeError, "expected model output 1 type Tensor, got NoneType"),
-    (Noisy(), X, RuntimeError, "expected onnxruntime's output 0 within .* got a largest difference of [0-9]"),
+    (Noisy(), X, RuntimeError, "expected onnxruntime's output 0 to be within .* got a difference of [0-9]"),
     (
         SingularValues(),
         X,
         ValueError,
-        "expected model of operators that ONNX has, got DispatchError: No ONNX function.*svd",
+        "expected model of operators that ONNX supports, got DispatchError: No ONNX function.*svd",
     ),
 ]
 
 
 @pytest.mark.parametrize(("model", "inputs", "error", "message"), BAD)
-def test_bad_input(model, inputs, error, message, capfd):
+def test_bad_argument_raises(model, inputs, error, message, capfd):
     with pytest.raises(error, match=f"^to_exported_program: .*{message}"):
         export.to_exported_program(model, inputs)
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(("model", "inputs", "error", "message"), [BAD[0], BAD[4], BAD[-4], *BAD_FOR_ONNX])
-def test_what_cannot_be_onnx_leaves_the_file_as_it_was(model, inputs, error, message, tmp_path, capfd):
+def test_failed_export_keeps_the_existing_file(model, inputs, error, message, tmp_path, capfd):
     path = tmp_path / "x.onnx"
     path.write_bytes(b"before")
     with pytest.raises(error, match=f"^to_onnx: .*{message}"):
@@ -386,23 +444,23 @@ def test_what_cannot_be_onnx_leaves_the_file_as_it_was(model, inputs, error, mes
     ("path", "error", "message"),
     [
         (3, TypeError, "expected path type str or Path, got int"),
-        (".", ValueError, r"expected path a file, got the folder \."),
-        ("nowhere/x.onnx", ValueError, "expected path in a folder that is there, got nowhere/x.onnx"),
+        (".", ValueError, r"expected path of a file, got the folder \."),
+        ("nowhere/x.onnx", ValueError, "expected path in an existing folder, got nowhere/x.onnx"),
     ],
 )
-def test_bad_path(path, error, message):
+def test_bad_path_raises(path, error, message):
     with pytest.raises(error, match=f"^to_onnx: {message}"):
         export.to_onnx(nn.Tanh(), path, X)
 
 
-def test_a_folder_without_permission(tmp_path, monkeypatch):
-    # Whoever runs the tests may write everywhere.
+def test_unwritable_folder_raises(tmp_path, monkeypatch):
+    # The tests may run as root, to whom every folder is writable.
     monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
-    with pytest.raises(ValueError, match=r"^to_onnx: expected path in a folder that can be written to, got"):
+    with pytest.raises(ValueError, match=r"^to_onnx: expected path in a writable folder, got"):
         export.to_onnx(nn.Tanh(), tmp_path / "x.onnx", X)
 
 
-def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+def test_full_disk_keeps_the_existing_file(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
@@ -415,32 +473,32 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
-def test_missing_packages(package, tmp_path, monkeypatch):
+def test_missing_package_raises(package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     message = rf"to_onnx: expected onnx .*to be installed, got no {package}; run: pip install 'gan_fast\[onnx\]'"
     with pytest.raises(ImportError, match=message):
         export.to_onnx(nn.Tanh(), tmp_path / "x.onnx", X, check=True)
 
 
-def test_without_onnxruntime_the_log_says_so(tmp_path, monkeypatch, caplog):
+def test_missing_onnxruntime_is_logged(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(export, "_onnx", lambda *_: b"after")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with caplog.at_level(logging.WARNING):
         export.to_onnx(nn.Tanh(), tmp_path / "x.onnx", X)
     assert [record.message for record in caplog.records] == [
-        f"to_onnx: {tmp_path / 'x.onnx'} is not checked, because onnxruntime is not installed"
+        f"to_onnx: {tmp_path / 'x.onnx'} was not checked, because onnxruntime is not installed"
     ]
     assert (tmp_path / "x.onnx").read_bytes() == b"after"
 
 
-def test_a_parameter_too_large_for_one_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "_ONNX_BYTES", 79)
+def test_model_too_large_for_one_file_raises(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_MAX_ONNX_BYTES", 79)
     with pytest.raises(ValueError, match="expected model parameters of at most 79 bytes in one file, got 80"):
         export.to_onnx(nn.Linear(4, 4), tmp_path / "x.onnx", X)
 
 
-def test_nothing_is_said_and_nothing_imported_before(tmp_path):
-    """In a process of its own: the exporters' noise comes with their first import."""
+def test_export_prints_nothing_and_imports_late(tmp_path):
+    """In a new process, because the exporters print when they are imported first."""
     code = f"""
 import sys, gan_fast
 assert not {{"onnx", "onnxscript", "onnxruntime", "torch._dynamo"}} & set(sys.modules)

@@ -1,4 +1,4 @@
-"""torch's float32 precision, set by a user in any way: nothing raises, all is seen, and all is put back."""
+"""However a user sets torch's float32 precision, gan_fast reads it, never raises, and restores it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from test_backends import run
 
 from gan_fast import fp32_precision
 
-# Of each way, what settings read as without and with gan_fast's work between.
+# Statement -> the settings that it leads to without gan_fast, and those with a run of gan_fast in between.
 Found = dict[str, tuple[list[list[str]], dict[str, Any]]]
 
-# Each in a process of its own: some settings cannot be undone.
-WAYS = [
+# Each statement runs in a forked process, since some settings cannot be undone.
+STATEMENTS = [
     "pass",
     "b.fp32_precision = 'ieee'",
     "b.fp32_precision = 'tf32'",
@@ -69,8 +69,8 @@ def state():
     newer = [b.fp32_precision, b.cudnn.fp32_precision, b.mkldnn.fp32_precision, *(o.fp32_precision for o in ops_of)]
     return [*newer, *map(read, older)]
 
-def later():
-    # What inherits must still inherit: seen when parents change.
+def states_as_parents_change():
+    # A setting that inherits must still inherit afterwards, which shows when its parents change.
     found = [state()]
     for backend, op in (("generic", "all"), ("cuda", "all"), ("mkldnn", "all")):
         for value in ("ieee", "tf32", "none"):
@@ -78,17 +78,17 @@ def later():
             found.append(state())
     return found
 
-def untouched(way):
-    exec(way)
-    return later()
+def without_gan_fast(statement):
+    exec(statement)
+    return states_as_parents_change()
 
-def used(way):
-    def taken():
+def with_gan_fast(statement):
+    def cache_keys():
         return [list(graph._of_torch_itself([torch.zeros(1)])), list(conv._settings())]
 
-    first, fresh = taken(), state()
-    exec(way)
-    found = {"before": state(), "is a change": state() != fresh, "is seen": taken() != first}
+    first, fresh = cache_keys(), state()
+    exec(statement)
+    found = {"before": state(), "changed": state() != fresh, "detected": cache_keys() != first}
     x, weight = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(4, 3, 3, 3, requires_grad=True)
     with backends.use_backend("cpu"):
         ops.conv2d(x, weight).sum().backward()
@@ -99,16 +99,16 @@ def used(way):
             found["inside"] = list(fp32_precision.current())
             raise KeyError
     except KeyError:
-        found["later"] = later()
+        found["after"] = states_as_parents_change()
     return found
 
-def in_child(function, way):
+def in_child(function, statement):
     source, sink = os.pipe()
     child = os.fork()
     if not child:
         os.close(source)
         with os.fdopen(sink, "w") as file:
-            file.write(json.dumps(function(way)))
+            file.write(json.dumps(function(statement)))
             file.flush()
             os._exit(0)
     os.close(sink)
@@ -117,29 +117,29 @@ def in_child(function, way):
     os.waitpid(child, 0)
     return json.loads(text) if text else None
 
-ways = json.loads(os.environ["WAYS"])
-print(json.dumps({way: [in_child(function, way) for function in (untouched, used)] for way in ways}))
+functions = without_gan_fast, with_gan_fast
+print(json.dumps({s: [in_child(function, s) for function in functions] for s in json.loads(os.environ["STATEMENTS"])}))
 """
 
 
 @pytest.fixture(scope="module")
 def found() -> Found:
-    found: Found = json.loads(run(PROGRAM, WAYS=json.dumps(WAYS)).stdout)
+    found: Found = json.loads(run(PROGRAM, STATEMENTS=json.dumps(STATEMENTS)).stdout)
     return found
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_any_way_to_set_it_is_seen_and_put_back(way: str, found: Found) -> None:
-    untouched, used = found[way]
-    assert used is not None, "raised"
-    assert used["op ok"]
-    assert used["is seen"] == used["is a change"] or "disable_global_flags" in way
-    assert set(used["inside"]) == {"ieee"}
-    assert used["before"] == untouched[0]
-    assert used["later"] == untouched
+@pytest.mark.parametrize("statement", STATEMENTS)
+def test_settings_are_detected_and_restored(statement: str, found: Found) -> None:
+    expected, actual = found[statement]
+    assert actual is not None, "raised"
+    assert actual["op ok"]
+    assert actual["detected"] == actual["changed"] or "disable_global_flags" in statement
+    assert set(actual["inside"]) == {"ieee"}
+    assert actual["before"] == expected[0]
+    assert actual["after"] == expected
 
 
-def test_the_command_line_checks_ops_under_mixed_settings() -> None:
+def test_info_checks_ops_under_mixed_settings() -> None:
     code = """
 import torch
 torch.backends.cuda.matmul.allow_tf32 = True
@@ -149,9 +149,9 @@ torch.backends.cuda.matmul.fp32_precision = "ieee"
 from gan_fast import cli
 raise SystemExit(cli.main(["info"]))
 """
-    assert " ops ok, in " in run(code).stdout
+    assert " ops ok in " in run(code).stdout
 
 
-def test_settings_are_named_by_backend_and_op() -> None:
+def test_of_reads_the_setting_of_a_backend_and_op() -> None:
     assert fp32_precision.of("cuda", "matmul") == torch.backends.cuda.matmul.fp32_precision
     assert fp32_precision.of("mkldnn", "conv") == torch.backends.mkldnn.conv.fp32_precision

@@ -1,4 +1,4 @@
-"""The check that users run on their machine: all is well here, and whatever is broken on purpose is found."""
+"""The self-check passes on this machine and finds every fault that a test injects."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from gan_fast import backends, cli, extension, ops, self_check
 from gan_fast.ops import conv_kernels
 
 OPS = backends.op_names()
-# Its points have no gradient.
+# perturb is not differentiable.
 DIFFERENTIABLE = [op for op in OPS if op != "perturb"]
-needs_native = pytest.mark.skipif(not extension.available(), reason="needs the native module")
+needs_extension = pytest.mark.skipif(not extension.available(), reason="needs the compiled extension")
 
 
 class WrongBackward(torch.autograd.Function):
@@ -43,12 +43,12 @@ class WrongDoubleBackward(torch.autograd.Function):
         return WrongBackward.apply(grad_output)
 
 
-def mend_reference_alone(monkeypatch: pytest.MonkeyPatch, op: str, broken: Callable[[Tensor], Tensor]) -> None:
-    """Break the op on every backend but the reference."""
-    whole = getattr(ops, op)
+def break_all_but_reference(monkeypatch: pytest.MonkeyPatch, op: str, broken: Callable[[Tensor], Tensor]) -> None:
+    """Break the op on every backend except the reference."""
+    correct = getattr(ops, op)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        result = whole(*args, **kwargs)
+        result = correct(*args, **kwargs)
         if backends.requested() == "reference":
             return result
         return (broken(result[0]), *result[1:]) if isinstance(result, tuple) else broken(result)
@@ -62,7 +62,7 @@ def test_every_op_has_cases() -> None:
     assert set(self_check.LAWS) == backends._random_ops
 
 
-def test_all_is_well_here() -> None:
+def test_every_op_passes_here() -> None:
     before = torch.get_rng_state()
     report = self_check.check()
     text = str(report)
@@ -73,54 +73,54 @@ def test_all_is_well_here() -> None:
         (line,) = (line for line in lines if line.split()[:2] == [op, "ok"])
         assert "(eager " in line
         checked = {(f.device, f.backend) for f in report.findings if f.op == op}
-        # An interpreter that serves nobody is not among what can serve.
-        want = {
+        # Triton's interpreter on the CPU is checked only if it is requested.
+        expected = {
             (device, name)
             for device in backends.devices()
             for name in backends.candidates(op, device, torch.float32)
             if (device, name) != ("cpu", "triton")
         }
-        assert checked == want
-    assert lines[-1].startswith(f"{len(OPS)} of {len(OPS)} ops ok, in ")
-    # About two seconds on a 2-core CPU that has nothing else to do.
+        assert checked == expected
+    assert lines[-1].startswith(f"{len(OPS)} of {len(OPS)} ops ok in ")
+    # About two seconds on an idle 2-core CPU.
     assert report.time_s < 120
 
 
-@needs_native
+@needs_extension
 @pytest.mark.parametrize("op", OPS)
-def test_a_result_off_by_a_hundredth_is_found(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    mend_reference_alone(monkeypatch, op, lambda output: output * 1.01)
+def test_result_off_by_one_percent_is_found(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_all_but_reference(monkeypatch, op, lambda output: output * 1.01)
     report = self_check.check([op])
     assert report.failed == [op]
     assert not report.ok
     assert f"{op}  FAILED  cpu: " in str(report)
 
 
-@needs_native
+@needs_extension
 @pytest.mark.parametrize("op", OPS)
-def test_a_single_wrong_value_is_found(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_wrong_value_is_found(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(output: Tensor) -> Tensor:
         one = torch.zeros_like(output)
         one.view(-1)[-1] = 1e-3 * output.detach().abs().max()
         return output + one
 
-    mend_reference_alone(monkeypatch, op, broken)
+    break_all_but_reference(monkeypatch, op, broken)
     assert self_check.check([op]).failed == [op]
 
 
-@needs_native
+@needs_extension
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
 @pytest.mark.parametrize(("function", "what"), [(WrongBackward, "gradient"), (WrongDoubleBackward, "second gradient")])
-def test_gradients_off_by_a_hundredth_are_found(
+def test_gradients_off_by_one_percent_are_found(
     function: Any, what: str, op: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mend_reference_alone(monkeypatch, op, function.apply)
+    break_all_but_reference(monkeypatch, op, function.apply)
     report = self_check.check([op])
     assert report.failed == [op]
-    assert f"{what} by " in str(report)
+    assert f"{what} wrt " in str(report)
 
 
-@needs_native
+@needs_extension
 @pytest.mark.parametrize(
     ("module", "kernel", "found"),
     [
@@ -139,27 +139,27 @@ def test_gradients_off_by_a_hundredth_are_found(
         *(("adversarial_loss", "backward", op) for op in sys.modules["gan_fast.ops.adversarial_loss"].OPS),
     ],
 )
-def test_a_broken_native_kernel_is_found(module: str, kernel: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    native: SimpleNamespace = sys.modules[f"gan_fast.ops.{module}"]._native
-    whole = getattr(native, kernel)
+def test_broken_kernel_is_found(module: str, kernel: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels: SimpleNamespace = sys.modules[f"gan_fast.ops.{module}"]._native
+    correct = getattr(kernels, kernel)
 
     def broken(*args: Any) -> Any:
-        result = whole(*args)
+        result = correct(*args)
         return result * 1.01 if isinstance(result, Tensor) else (result[0] * 1.01, *result[1:])
 
-    monkeypatch.setattr(native, kernel, broken)
+    monkeypatch.setattr(kernels, kernel, broken)
     assert self_check.check([found]).failed == [found]
 
 
-@needs_native
+@needs_extension
 @pytest.mark.parametrize("op", sys.modules["gan_fast.ops.adversarial_loss"].OPS)
 @pytest.mark.parametrize("output", [0, 2], ids=["loss", "unit gradient"])
-def test_a_broken_loss_kernel_is_found(output: int, op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_loss_kernel_is_found(output: int, op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules["gan_fast.ops.adversarial_loss"]
-    whole = module._forward_on_cpu
+    correct = module._forward_on_cpu
 
     def broken(*args: Any) -> Any:
-        results = list(whole(*args))
+        results = list(correct(*args))
         results[output] = None if results[output] is None else results[output] * 1.01
         return tuple(results)
 
@@ -167,7 +167,7 @@ def test_a_broken_loss_kernel_is_found(output: int, op: str, monkeypatch: pytest
     assert self_check.check([op]).failed == [op]
 
 
-@needs_native
+@needs_extension
 @pytest.mark.parametrize(
     ("kernel", "target", "found"),
     [
@@ -179,13 +179,13 @@ def test_a_broken_loss_kernel_is_found(output: int, op: str, monkeypatch: pytest
         ),
     ],
 )
-def test_a_broken_kernel_of_a_convolution_is_found(
+def test_broken_convolution_kernel_is_found(
     kernel: str, target: int | None, found: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = getattr(conv_kernels, kernel)
+    correct = getattr(conv_kernels, kernel)
 
     def broken(*args: Any) -> Any:
-        result = whole(*args)
+        result = correct(*args)
         if target is None:
             return result * 1.01
         args[target].mul_(1.01)
@@ -195,42 +195,42 @@ def test_a_broken_kernel_of_a_convolution_is_found(
     assert self_check.check(found).failed == found
 
 
-def test_a_norm_folded_wrongly_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrongly_folded_norm_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules["gan_fast.ops.conv_bn_act"]
-    whole = module.fold
+    correct = module.fold
 
     def broken(*args: Any) -> Any:
-        folded = whole(*args)
+        folded = correct(*args)
         return folded and (folded[0] * 1.01, folded[1])
 
     monkeypatch.setattr(module, "fold", broken)
     report = self_check.check(["conv2d_bn_act", "conv_transpose2d_bn_act"])
     assert report.failed == ["conv2d_bn_act", "conv_transpose2d_bn_act"]
-    assert "output without gradient: error" in str(report)
+    assert "output without autograd: error" in str(report)
 
 
 def test_nan_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    mend_reference_alone(monkeypatch, "leaky_relu", lambda output: output / 0 * 0)
+    break_all_but_reference(monkeypatch, "leaky_relu", lambda output: output / 0 * 0)
     assert "FAILED  cpu: output" in str(self_check.check(["leaky_relu"]))
 
 
-def test_a_reference_that_is_no_measure_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ours could hide behind an eager that is off by much: nothing in float32 is."""
-    whole = ops.linear
+def test_broken_float32_reference_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large error of eager PyTorch must not widen the bound so far that it hides an equally wrong kernel."""
+    correct = ops.linear
 
     def broken(input: Tensor, *others: Tensor) -> Tensor:
-        return whole(input, *others) * (1.01 if input.dtype == torch.float32 else 1)
+        return correct(input, *others) * (1.01 if input.dtype == torch.float32 else 1)
 
     monkeypatch.setattr(ops, "linear", lambda **arguments: broken(*arguments.values()))
     report = self_check.check(["linear"])
     assert {f.backend for f in report.findings if not f.ok} == {"cpu", "reference"}
 
 
-def test_an_op_that_raises_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_op_that_raises_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(output: Tensor) -> Tensor:
         raise RuntimeError("no such\nkernel image")
 
-    mend_reference_alone(monkeypatch, "leaky_relu", broken)
+    break_all_but_reference(monkeypatch, "leaky_relu", broken)
     report = self_check.check(["leaky_relu", "linear"])
     assert report.failed == ["leaky_relu"]
     first, second = str(report).splitlines()[2:4]
@@ -239,64 +239,64 @@ def test_an_op_that_raises_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(report).splitlines()[-1].startswith("1 of 2 ops ok")
 
 
-def test_numbers_by_another_law_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_distributions_and_ignored_seeds_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     noise = sys.modules["gan_fast.ops.noise"]
     with monkeypatch.context() as patch:
-        # One share an element, where it is one a sample.
+        # One number per element instead of one per sample.
         patch.setattr(noise, "_per_sample", lambda like, generator: torch.rand(like.shape, generator=generator))
         report = self_check.check(["interpolate_samples", "perturb"])
     assert report.failed == ["interpolate_samples", "perturb"]
-    assert "numbers drawn by another law" in str(report)
+    assert "the random numbers have the wrong distribution" in str(report)
     for name in self_check.LAWS:
-        whole = getattr(ops, name)
+        correct = getattr(ops, name)
         with monkeypatch.context() as patch:
-            patch.setattr(ops, name, lambda *, generator, whole=whole, **arguments: whole(**arguments))
+            patch.setattr(ops, name, lambda *, generator, correct=correct, **arguments: correct(**arguments))
             unseeded = self_check.check([name])
-        assert unseeded.failed == [name], "not the same numbers from a seed again"
+        assert unseeded.failed == [name], "a seed does not reproduce its numbers"
         with monkeypatch.context() as patch:
             patch.setattr(
                 *(ops, name),
-                lambda *, generator, whole=whole, **a: whole(**a, generator=torch.Generator().manual_seed(3)),
+                lambda *, generator, correct=correct, **a: correct(**a, generator=torch.Generator().manual_seed(3)),
             )
-            deaf = self_check.check([name])
-        assert "the same numbers drawn from two seeds" in str(deaf)
+            always_same = self_check.check([name])
+        assert "two seeds give the same random numbers" in str(always_same)
 
 
-def test_what_is_asked_for_is_what_is_checked() -> None:
+def test_only_the_requested_backend_is_checked() -> None:
     names = ["conv1d", "hinge_d_loss", "interpolate_samples"]
     with gan_fast.use_backend("reference"):
         report = self_check.check(names)
     assert report.ok
     assert {f.backend for f in report.findings} == {"reference"}
-    assert "backends: reference alone, as asked for" in str(report)
+    assert "self-check of backend reference: " in str(report)
     assert "reference on cpu" in str(report)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_nothing_checked_is_not_well() -> None:
+def test_report_without_checked_ops_is_not_ok() -> None:
     with gan_fast.use_backend("cuda"):
         report = self_check.check(["conv2d", "linear"])
     assert not report.ok
-    assert "linear  not checked: not served by backend cuda here" in str(report)
+    assert "linear  not checked: backend cuda cannot run it here" in str(report)
     assert "0 of 0 ops ok" in str(report)
 
 
 @needs_triton
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_triton_is_checked_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ops that the interpreter is quick at, and one that Triton does not have."""
+def test_triton_is_checked_if_requested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ops that are fast in the interpreter, and one without a Triton kernel."""
     names = ["hinge_g_loss", "interpolate_samples", "spectral_norm"]
     with gan_fast.use_backend("triton"):
         report = self_check.check(names)
         assert report.ok, str(report)
         assert {f.op for f in report.findings} == set(names[:-1])
         noise = backends.triton_module("interpolate_samples")
-        whole = noise.interpolate
-        monkeypatch.setattr(noise, "interpolate_samples", lambda *args: (whole(*args)[0] * 1.01, whole(*args)[1]))
+        correct = noise.interpolate
+        monkeypatch.setattr(noise, "interpolate", lambda *args: (correct(*args)[0] * 1.01, correct(*args)[1]))
         assert self_check.check(["interpolate_samples"]).failed == ["interpolate_samples"]
 
 
-def test_without_a_build_the_reference_is_checked() -> None:
+def test_reference_is_checked_without_the_extension() -> None:
     code = """
 import sys
 sys.modules["gan_fast._C"] = None
@@ -311,8 +311,8 @@ print(report)
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_no_case_lies_where_rounding_decides(op: str) -> None:
-    """At the kink of a rectifier two right answers differ: inputs moved by some roundings keep to one side."""
+def test_no_case_has_a_value_at_an_activation_kink(op: str) -> None:
+    """At a kink two correct results differ, so small changes of the input must not move any value across one."""
     generator = torch.Generator().manual_seed(0)
     if op in self_check.LAWS:
         return
@@ -331,13 +331,13 @@ def test_no_case_lies_where_rounding_decides(op: str) -> None:
             assert moved < 3e-4, name
 
 
-def test_info_checks_and_its_exit_code_tells(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(backends, "names_of_ops", lambda: ["leaky_relu", "linear"])
+def test_exit_code_of_info_reports_a_failed_check(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(backends, "op_names", lambda: ["leaky_relu", "linear"])
     cli.main(["info"])
     out = capsys.readouterr().out
     assert out.startswith(f"gan_fast {gan_fast.__version__}, Python ")
     assert "2 of 2 ops ok" in out
-    mend_reference_alone(monkeypatch, "linear", lambda output: output * 1.01)
+    break_all_but_reference(monkeypatch, "linear", lambda output: output * 1.01)
     with pytest.raises(SystemExit) as raised:
         cli.main(["info"])
     assert raised.value.code == 1

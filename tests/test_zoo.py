@@ -1,4 +1,4 @@
-"""The zoo is sound before anything is tried on it: its networks run, differentiate twice, and repeat themselves."""
+"""The networks of the zoo run, are deterministic and can be differentiated twice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zoo import ZOO, Entry
 each = pytest.mark.parametrize("entry", ZOO, ids=lambda entry: entry.name)
 
 
-# Layers that their networks have and do not call.
+# Parameters of layers that the network has but does not call.
 UNUSED = {
     "wavegan_generator_upsampling": {"bn1.weight", "bn1.bias"},
     "progressive_generator": {"initial_rgb.bias", "initial_rgb.conv.weight"},
@@ -43,28 +43,28 @@ def test_names_are_unique() -> None:
 
 
 @each
-def test_runs_and_repeats_itself(entry: Entry) -> None:
+def test_network_is_deterministic(entry: Entry) -> None:
     model, inputs = build(entry), entry.inputs()
     assert all(t.dtype in (torch.float32, torch.int64) for t in inputs)
     again = build(entry)
     assert model.state_dict().keys() == again.state_dict().keys()
-    twin = copy.deepcopy(model)
+    copied = copy.deepcopy(model)
     for training in (True, False):
-        outputs = [run(m.train(training), entry.inputs()) for m in (model, again, twin)]
+        outputs = [run(m.train(training), entry.inputs()) for m in (model, again, copied)]
         for first, *others in zip(*outputs):
             assert first.dtype == torch.float32
             assert first.isfinite().all()
-            # A constant output would equal any other network's.
+            # Any two networks with constant outputs would compare equal.
             assert first.numel() == 1 or first.std() > 0
             for other in others:
                 assert torch.equal(first, other)
-    for name, moved in model.state_dict().items():
-        assert torch.equal(moved, twin.state_dict()[name]), name
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, copied.state_dict()[name]), name
 
 
 @each
-def test_differentiates_twice(entry: Entry) -> None:
-    """Like a gradient penalty, with both orders summed so that every parameter has a share."""
+def test_gradient_penalty_reaches_every_parameter(entry: Entry) -> None:
+    """Together with the loss, since some parameters have no second derivative."""
     model, inputs = build(entry).double(), double(entry.inputs())
     floats = [t for t in inputs if t.requires_grad]
     loss = sum(t.square().mean() for t in run(model, inputs))
@@ -82,8 +82,7 @@ def test_differentiates_twice(entry: Entry) -> None:
 
 
 @each
-def test_workload_fits_its_network(entry: Entry) -> None:
-    """Two samples of it: all of them are for benchmarks."""
+def test_workload_runs_on_two_samples(entry: Entry) -> None:
     model, inputs = entry.workload()
     with torch.no_grad():
         outputs = run(model.eval(), tuple(t[:2] for t in inputs))
@@ -91,11 +90,10 @@ def test_workload_fits_its_network(entry: Entry) -> None:
 
 
 @each
-def test_classes_are_found_by_name(entry: Entry) -> None:
-    """What pickle, and whoever reads the source of a class, relies on."""
+def test_network_can_be_pickled(entry: Entry) -> None:
     model = build(entry)
     if any(nn.utils.parametrize.is_parametrized(module) for module in model.modules()):
-        # torch makes a class for each such layer and refuses to pickle it.
+        # torch refuses to pickle parametrized layers.
         model.load_state_dict(copy.deepcopy(model).state_dict())
         return
     loaded = pickle.loads(pickle.dumps(model))

@@ -1,4 +1,4 @@
-// The activations by name; cpu/activation.h and cuda/activation.cuh compute them.
+// The names of the activations. cpu/activation.h and cuda/activation.cuh compute them.
 #pragma once
 
 #include <string_view>
@@ -7,7 +7,7 @@ namespace gan_fast {
 
 enum class Activation { identity, relu, leaky_relu, tanh, sigmoid };
 
-// gan_fast/ops/activation.py has the same names and checks them first.
+// Sets *activation and returns true if `name` is one of the names in gan_fast/ops/activation.py.
 inline bool parse_activation(std::string_view name, Activation* activation) {
   constexpr std::string_view names[] = {"identity", "relu", "leaky_relu", "tanh", "sigmoid"};
   for (int i = 0; i < 5; ++i) {

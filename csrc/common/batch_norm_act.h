@@ -1,4 +1,4 @@
-// What batch_norm_act checks on every device, in the words of gan_fast/ops/batch_norm_act.py.
+// Argument checks of batch_norm_act for every device, with the error texts of gan_fast/ops/batch_norm_act.py.
 #pragma once
 
 #include <string>
@@ -23,7 +23,7 @@ inline void check_input(const Tensor& input) {
                   check::shape_of(input));
 }
 
-// Parameters and statistics have the input's dtype, or float32 beside a half input.
+// Parameters and running statistics have the input's dtype, or float32 with a half-precision input.
 inline void check_parameter(const char* name, const MaybeTensor& t, const Tensor& input) {
   if (!t) return;
   check::same_device(kOp, name, *t, input);

@@ -1,5 +1,6 @@
-// Errors in the form `<op>: expected <argument> <property> <want>, got <have>`, the words that gan_fast/ops/checks.py
-// uses. Python checks first; these keep a direct call of torch.ops.gan_fast.* from reading memory that is not there.
+// Argument checks, with errors of the form `<op>: expected <argument> <property> <want>, got <have>`. The Python
+// functions check first (gan_fast/ops/checks.py); these checks keep direct calls of torch.ops.gan_fast.* from invalid
+// memory access.
 #pragma once
 
 #include <torch/headeronly/util/Exception.h>
@@ -41,19 +42,19 @@ inline void length(const char* op, const char* argument, const Tensor& t, int64_
                   shape_of(t));
 }
 
-// NaN is in no range.
+// Written so that NaN fails.
 inline void in_range(const char* op, const char* argument, double value, double low, double high) {
-  STD_TORCH_CHECK(low <= value && value <= high, op, ": expected ", argument, " in [", low, ", ", high, "], got ",
+  STD_TORCH_CHECK(low <= value && value <= high, op, ": expected ", argument, " between ", low, " and ", high, ", got ",
                   value);
 }
 
-// Tensors that stand for values without holding them (fake ones, efficient zeros) must not come this far.
+// Fails for tensors without memory, such as fake tensors and efficient zero tensors.
 inline void has_data(const char* op, const char* argument, const Tensor& t) {
   STD_TORCH_CHECK(t.numel() == 0 || t.const_data_ptr(), op, ": expected ", argument,
                   " with data, got a tensor without");
 }
 
-// The dispatcher picks the kernel from any argument's device; the others must be there too.
+// The dispatcher selects the kernel by the device of any argument, so the others must be checked.
 inline void cpu(const char* op, const char* argument, const Tensor& t) {
   STD_TORCH_CHECK(t.is_cpu(), op, ": expected ", argument, " device cpu as its other arguments");
   has_data(op, argument, t);

@@ -1,3 +1,4 @@
+// Calls a template for the C++ type of a dtype.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -7,7 +8,7 @@
 
 namespace gan_fast {
 
-// Calls f with a value of the storage type, for its type alone.
+// Calls f with a value of the C++ type; only the argument's type matters.
 template <class F>
 auto for_dtype_below_double(ScalarType dtype, const F& f) {
   switch (dtype) {

@@ -1,4 +1,4 @@
-// What kernels ask of tensors, on top of LibTorch's stable ABI.
+// Memory formats and allocation of tensors, on top of LibTorch's stable ABI.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -19,8 +19,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
-// Calls f(d, stride) for each dim of t, innermost first, with the stride it has when t is dense in `format`, until f
-// returns false; whether it never did.
+// Calls f(d, stride) for each dim d of t, innermost first, with the stride of d if t were dense in `format`. Stops and
+// returns false when f returns false.
 template <class F>
 bool for_dense_strides(const Tensor& t, MemoryFormat format, const F& f) {
   const auto size = t.sizes();
@@ -48,15 +48,16 @@ inline std::vector<int64_t> strides_for(const Tensor& t, MemoryFormat format) {
   return strides;
 }
 
-// Sizes of one may have any stride; the data is where it should be all the same.
+// Whether t is dense in `format`. The stride of a dim of size one does not matter.
 inline bool is_dense(const Tensor& t, MemoryFormat format) {
   const auto size = t.sizes();
   const auto strides = t.strides();
   return for_dense_strides(t, format, [&](int64_t d, int64_t stride) { return size[d] == 1 || strides[d] == stride; });
 }
 
-// The format that ATen's batch norm gives its result: channels-last when the strides of a 4-d or 5-d tensor are ordered
-// so (even with gaps), contiguous otherwise. gan_fast/layout.py tells fake tensors the same.
+// The memory format that ATen's batch norm gives its output for input t: channels-last if t is 4-d or 5-d and its
+// strides have that order (with or without gaps), else contiguous. gan_fast/memory_format.py is the same rule for fake
+// tensors.
 inline MemoryFormat suggest_memory_format(const Tensor& t) {
   const int64_t dim = t.dim();
   if ((dim != 4 && dim != 5) || t.numel() == 0) return MemoryFormat::Contiguous;
@@ -68,7 +69,7 @@ inline MemoryFormat suggest_memory_format(const Tensor& t) {
   if (stride[1] == 0) return MemoryFormat::Contiguous;
   int64_t least = 0;
   for (int64_t i = 0; i < dim; ++i) {
-    const int64_t d = i == 0 ? 1 : (i == dim - 1 ? 0 : dim - i);  // channels, then space from the last, then batch
+    const int64_t d = i == 0 ? 1 : (i == dim - 1 ? 0 : dim - i);  // channels, spatial dims from the last, batch
     if (stride[d] < least || (d == 0 && least == stride[1])) return MemoryFormat::Contiguous;
     least = stride[d] * size[d];
   }
@@ -88,25 +89,25 @@ inline Tensor empty_strided(const Tensor& device_of, const std::vector<int64_t>&
   return Tensor(handle);
 }
 
-// What was not asked for: None in Python.
+// The value of a result that a caller does not need: an undefined tensor, None in Python.
 inline Tensor nothing() { return Tensor(); }
 
 inline Tensor empty_vector(const Tensor& device_of, int64_t length, ScalarType dtype) {
   return empty_strided(device_of, {length}, {1}, dtype);
 }
 
-// A new dense tensor of t's shape and dtype.
+// A new tensor of t's shape and dtype, dense in `format`.
 inline Tensor empty_like(const Tensor& t, MemoryFormat format) {
   const auto size = t.sizes();
   return empty_strided(t, {size.begin(), size.end()}, strides_for(t, format), t.scalar_type());
 }
 
-// t itself where it is dense in `format`, else a copy that is.
+// t, or a copy, dense in `format`.
 inline Tensor dense(const Tensor& t, MemoryFormat format) {
   return is_dense(t, format) ? t : torch::stable::contiguous(t, format);
 }
 
-// Whether t's elements fill memory without gaps or overlaps, in whatever order of its dims.
+// Whether t's elements fill memory without gaps or overlaps, in any order of its dims.
 inline bool is_dense_in_some_order(const Tensor& t) {
   const auto size = t.sizes();
   const auto stride = t.strides();
@@ -128,7 +129,7 @@ inline bool is_floating(ScalarType dtype) {
          dtype == ScalarType::Half;
 }
 
-// Statistics and sums of half types are kept in single precision.
+// The dtype of statistics and sums: float32 for half types.
 inline ScalarType compute_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }

@@ -1,4 +1,4 @@
-// Activations and their first two derivatives on vectors of lanes; V is F32 or F64.
+// Activations and their first two derivatives, on vectors V = F32 or F64 of lanes.h.
 #pragma once
 
 #include <type_traits>
@@ -10,8 +10,7 @@
 
 namespace gan_fast {
 
-// identity, relu and leaky_relu: two slopes. NaN takes the branch it takes in ATen: through for relu, scaled for
-// leaky_relu.
+// identity, relu and leaky_relu. NaN propagates as in ATen: relu returns it unchanged.
 template <class V>
 class PiecewiseLinear {
  public:
@@ -26,7 +25,7 @@ class PiecewiseLinear {
     return is_relu_ ? (z < zero ? zero : z) : (z > zero ? z : z * slope_);
   }
 
-  // grad * f'(z). Selecting instead of multiplying keeps an infinite grad out of relu's dead half, as in ATen.
+  // grad * f'(z). It selects instead of multiplying, as ATen does, since an infinite grad times 0 would be NaN.
   GAN_FAST_INLINE V backward(V grad, V z) const {
     const V zero{};
     return is_relu_ ? (z <= zero ? zero : grad) : (z > zero ? grad : grad * slope_);
@@ -37,12 +36,12 @@ class PiecewiseLinear {
  private:
   using Scalar = std::remove_reference_t<decltype(V{}[0])>;
 
-  // Scalars, not vectors: kernels are handed between functions compiled for different vector widths.
+  // Scalars, not vectors: kernels are passed between functions that are compiled for different vector widths.
   Scalar slope_;
   bool is_relu_;
 };
 
-// tanh and sigmoid.
+// tanh and sigmoid, whose second derivative is not zero.
 template <class V>
 struct Curved {
   static constexpr bool kCurved = true;

@@ -1,4 +1,4 @@
-// The adversarial losses over one or two batches of logits, with their gradients and the means that go with them.
+// Adversarial losses of one or two batches of logits, with their gradients, the means of D's answers, and its accuracy.
 
 #include "../common/adversarial_loss.h"
 
@@ -12,23 +12,23 @@
 namespace gan_fast {
 namespace {
 
-using namespace adversarial;  // kinds, relations, checks, logits without gaps
+using namespace adversarial;
 
-// Logits are summed in blocks of this many, each by one thread, and the blocks in order: the result does not depend on
-// the number of threads.
+// Logits are summed in blocks of this size, and the blocks are added in order. So results do not depend on the number
+// of threads.
 constexpr int64_t kBlock = 2048;
-// Fewer blocks than this are done sooner than a second thread is woken: a logit takes some thirty times as long as what
-// ATen has its threshold for (at::internal::GRAIN_SIZE, 32768 values).
+// Blocks per thread: with fewer, another thread costs more than it saves. ATen's threshold is 32768 values
+// (at::internal::GRAIN_SIZE) of a cheap op; a logit takes about thirty times as long.
 constexpr int64_t kGrain = 4;
 
-// Over a block, or a batch.
+// Sums over a block or a batch.
 struct Sums {
   double logits = 0;
   double loss = 0;
-  double slopes = 0;
-  double answers = 0;  // D(x)
-  double other_answers = 0;
-  double right = 0;  // how many logits D places rightly
+  double slopes = 0;         // phi'
+  double answers = 0;        // D(x): sigmoid(x) for minimax if not relativistic, else x
+  double other_answers = 0;  // of the paired logits
+  double correct = 0;        // number of logits on the correct side of the threshold
 
   void operator+=(const Sums& s) {
     logits += s.logits;
@@ -36,7 +36,7 @@ struct Sums {
     slopes += s.slopes;
     answers += s.answers;
     other_answers += s.other_answers;
-    right += s.right;
+    correct += s.correct;
   }
 };
 
@@ -45,8 +45,8 @@ GAN_FAST_INLINE F32 exp_nonpositive(F32 x) { return math::exp_nonpositive(x); }
 GAN_FAST_INLINE F64 log1p_unit(F64 x) { return math::log1p_unit<F64>(x); }
 GAN_FAST_INLINE F32 log1p_unit(F32 x) { return math::log1p_unit(x); }
 
-// phi on lanes: bce in the logits' precision V (single for half types), what takes no exponential in double, where
-// arguments may cancel.
+// phi and its derivative. minimax is computed in V, the logits' precision or float for half types. The kinds without an
+// exponential are computed in double, since their arguments may cancel.
 template <class V, Kind kKind>
 class Phi {
   using A = std::remove_reference_t<decltype(V{}[0])>;
@@ -54,23 +54,23 @@ class Phi {
  public:
   explicit Phi(double target) : target_(target), rest_(1 - target) {}
 
-  // bce's exp(-|u|), which its value, slope and probability share.
+  // exp(-|u|), which value, slope and probability of minimax use.
   GAN_FAST_INLINE V exponential(F64 u) const {
-    if constexpr (kKind != Kind::bce) return V{};
+    if constexpr (kKind != Kind::minimax) return V{};
     return exp_nonpositive(narrow<V>(u < 0.0 ? u : -u));
   }
 
   GAN_FAST_INLINE F64 value(F64 u, V e) const {
     const F64 zero{};
-    if constexpr (kKind == Kind::bce) {  // the form whose infinities and NaN are those of ATen
+    if constexpr (kKind == Kind::minimax) {  // this form gives the same infinities and NaN as ATen
       const V x = narrow<V>(u), none{};
       return widen(static_cast<A>(rest_) * x + ((x < none ? -x : none) + log1p_unit(e)));
     } else if constexpr (kKind == Kind::hinge) {
-      // A side without weight is left out: zero times infinity would be NaN.
+      // Skip a side with weight 0, since 0 times infinity is NaN.
       const F64 below = 1.0 - u, above = 1.0 + u;
       const F64 real = target_ == 0 ? zero : target_ * (below < zero ? zero : below);
       return rest_ == 0 ? real : real + rest_ * (above < zero ? zero : above);
-    } else if constexpr (kKind == Kind::linear) {
+    } else if constexpr (kKind == Kind::wasserstein) {
       return (rest_ - target_) * u;
     } else {
       const F64 distance = u - target_;
@@ -80,12 +80,12 @@ class Phi {
 
   GAN_FAST_INLINE F64 slope(F64 u, V e) const {
     const F64 zero{};
-    if constexpr (kKind == Kind::bce) {  // sigmoid(u) - target, without cancellation where the target is 0 or 1
+    if constexpr (kKind == Kind::minimax) {  // sigmoid(u) - target, without cancellation if the target is 0 or 1
       const A target = static_cast<A>(target_), rest = static_cast<A>(rest_);
       return widen((narrow<V>(u) < V{} ? e * rest - target : rest - e * target) / (A{1} + e));
-    } else if constexpr (kKind == Kind::hinge) {  // at the kinks 0, and through for NaN, as in ATen
+    } else if constexpr (kKind == Kind::hinge) {  // as in ATen: 0 at a kink, and NaN counts as inside the margin
       return (1.0 + u <= zero ? zero : zero + rest_) - (1.0 - u <= zero ? zero : zero + target_);
-    } else if constexpr (kKind == Kind::linear) {
+    } else if constexpr (kKind == Kind::wasserstein) {
       return zero + (rest_ - target_);
     } else {
       return u - target_;
@@ -95,20 +95,20 @@ class Phi {
   GAN_FAST_INLINE static F64 probability(V x, V e) { return widen((x >= A{0} ? V{} + A{1} : e) / (A{1} + e)); }
 
  private:
-  double target_, rest_;  // rest: 1 - target
+  double target_, rest_;  // rest = 1 - target
 };
 
-// A batch of logits as the kernels below see it.
+// A batch of logits, and what to compute from it.
 template <class T>
 struct Batch {
   const T* logits = nullptr;
   const T* paired = nullptr;  // u = logits - paired, else logits - shift
-  T* grad = nullptr;          // where wanted: factor (phi' - offset), for `paired` times minus one
-  T* paired_grad = nullptr;
+  T* grad = nullptr;          // factor (phi' - offset); null if not needed
+  T* paired_grad = nullptr;   // the same times -1
   int64_t count = 0;
-  Kind kind = Kind::bce;
+  Kind kind = Kind::minimax;
   double target = 0, shift = 0, factor = 0, offset = 0;
-  // D's answers, and how many of them are right: above the threshold, or below. Where `means_wanted`.
+  // With means_wanted: sum D's answers, and count the logits above the threshold (below it if not `above`).
   bool means_wanted = false, probabilities = false, above = true;
   double threshold = 0;
   bool slopes_wanted = false;
@@ -126,7 +126,7 @@ struct Batch {
   }
 };
 
-// step(i, lanes) over a block: with all lanes, known when it is compiled, and once with those that are left.
+// Calls step(i, lanes) for the vectors of a block: with the constant kLanes, and once with the remaining lanes.
 template <class Step>
 GAN_FAST_INLINE void for_lanes(int64_t begin, int64_t end, const Step& step) {
   int64_t i = begin;
@@ -134,7 +134,7 @@ GAN_FAST_INLINE void for_lanes(int64_t begin, int64_t end, const Step& step) {
   if (i < end) step(i, static_cast<int>(end - i));
 }
 
-// The logits' sum.
+// The sum of the logits.
 template <class T>
 struct SumBlock : Batch<T> {
   GAN_FAST_INLINE void operator()(Sums* sums, int64_t begin, int64_t end) const {
@@ -145,7 +145,7 @@ struct SumBlock : Batch<T> {
   }
 };
 
-// All sums but that, and the gradients where they are wanted.
+// All other sums, and the gradients if needed.
 template <class T, Kind kKind>
 struct LossBlock : Batch<T> {
   GAN_FAST_INLINE void operator()(Sums* sums, int64_t begin, int64_t end) const {
@@ -153,7 +153,7 @@ struct LossBlock : Batch<T> {
     using P = Phi<V, kKind>;
     const P phi(this->target);
     const F64 zero{}, one = zero + 1.0;
-    F64 loss{}, slopes{}, answers{}, other_answers{}, right{};
+    F64 loss{}, slopes{}, answers{}, other_answers{}, correct{};
     for_lanes(begin, end, [&](int64_t i, int lanes) GAN_FAST_INLINE_LAMBDA {
       const V x = load(this->logits + i, lanes);
       const F64 u = this->argument(x, i, lanes);
@@ -164,18 +164,18 @@ struct LossBlock : Batch<T> {
       if (!this->means_wanted) return;
       answers += keep(this->probabilities ? P::probability(x, e) : widen(x), lanes);
       const F64 at = widen(x);
-      F64 than = zero + this->threshold;
+      F64 limit = zero + this->threshold;
       if (this->paired) {
-        than = widen(load(this->paired + i, lanes));
-        other_answers += keep(than, lanes);
+        limit = widen(load(this->paired + i, lanes));
+        other_answers += keep(limit, lanes);
       }
-      right += keep(this->above ? (at > than ? one : zero) : (at < than ? one : zero), lanes);
+      correct += keep(this->above ? (at > limit ? one : zero) : (at < limit ? one : zero), lanes);
     });
-    *sums = {0, sum(loss), sum(slopes), sum(answers), sum(other_answers), sum(right)};
+    *sums = {0, sum(loss), sum(slopes), sum(answers), sum(other_answers), sum(correct)};
   }
 };
 
-// The gradients alone, to the same bits.
+// Only the gradients, with the same bits.
 template <class T, Kind kKind>
 struct GradBlock : Batch<T> {
   GAN_FAST_INLINE void operator()(Sums*, int64_t begin, int64_t end) const {
@@ -187,7 +187,7 @@ struct GradBlock : Batch<T> {
   }
 };
 
-// One kernel over the blocks of one or two batches.
+// Runs a kernel over the blocks of one or two batches, and adds their sums to the totals.
 template <class Kernel, class T>
 void walk(const Batch<T> (&batches)[2], Sums (&totals)[2]) {
   const int64_t first = batches[0].blocks(), blocks = first + batches[1].blocks();
@@ -209,63 +209,63 @@ void walk(const Batch<T> (&batches)[2], Sums (&totals)[2]) {
   for (int64_t b = 0; b < blocks; ++b) totals[b >= first] += sums[b];
 }
 
-// The same with the kernel for the batches' kind.
+// The same for a kernel template, with the kind of the batches.
 template <template <class, Kind> class Kernel, class T>
 void walk_kind(const Batch<T> (&batches)[2], Sums (&totals)[2]) {
   switch (batches[0].kind) {
-    case Kind::bce:
-      return walk<Kernel<T, Kind::bce>>(batches, totals);
+    case Kind::minimax:
+      return walk<Kernel<T, Kind::minimax>>(batches, totals);
     case Kind::hinge:
       return walk<Kernel<T, Kind::hinge>>(batches, totals);
-    case Kind::linear:
-      return walk<Kernel<T, Kind::linear>>(batches, totals);
+    case Kind::wasserstein:
+      return walk<Kernel<T, Kind::wasserstein>>(batches, totals);
     default:
-      return walk<Kernel<T, Kind::squared>>(batches, totals);
+      return walk<Kernel<T, Kind::least_squares>>(batches, totals);
   }
 }
 
-// What a call of either op works on.
+// A call of the forward or the backward op.
 struct Call {
-  Relation relation;
+  Relativistic relativistic;
   Kind kind;
-  int count;         // of batches
-  Tensor logits[2];  // without gaps; those of a pair in one order
+  int count;         // number of batches
+  Tensor logits[2];  // without gaps; paired logits have the same strides
   Tensor grads[2];
   double targets[2];
   double factor;  // of the gradients
 
   Call(const Tensor& x, double target, const MaybeTensor& other, double other_target, double factor, Kind kind,
-       Relation relation, bool grad_wanted, bool other_grad_wanted)
-      : relation(relation),
+       Relativistic relativistic, bool grad_wanted, bool other_grad_wanted)
+      : relativistic(relativistic),
         kind(kind),
         count(other ? 2 : 1),
         logits{without_gaps(x), nothing()},
         grads{nothing(), nothing()},
         targets{target, other_target},
         factor(factor) {
-    if (other) logits[1] = relation == Relation::paired ? in_order_of(logits[0], *other) : without_gaps(*other);
+    if (other) logits[1] = relativistic == Relativistic::paired ? in_order_of(logits[0], *other) : without_gaps(*other);
     if (grad_wanted) grads[0] = empty_as(logits[0]);
     if (other && other_grad_wanted) grads[1] = empty_as(logits[1]);
   }
 
-  // The loss before it is scaled; the gradients that are wanted; where `means` is not null mean D(x), mean D(G(z)) and
-  // accuracy. Means over no logits are 0 / 0, as in ATen.
+  // Returns the loss without `scale`, and computes the gradients that are needed. If `means` is not null, it gets mean
+  // D(x), mean D(G(z)) and the accuracy. Means of no logits are 0 / 0 = NaN, as in ATen.
   template <class T>
   double forward(double* means) const {
     Batch<T> batches[2];
     fill(batches);
-    const bool two = count == 2, none = relation == Relation::none;
+    const bool two = count == 2, none = relativistic == Relativistic::none;
     for (int i = 0; i < 2; ++i) {
       batches[i].means_wanted = means;
-      batches[i].probabilities = none && kind == Kind::bce;
+      batches[i].probabilities = none && kind == Kind::minimax;
       batches[i].above = i == 0;
-      batches[i].threshold = kind == Kind::squared ? 0.5 : 0;
+      batches[i].threshold = kind == Kind::least_squares ? 0.5 : 0;
     }
     Sums sums[2];
-    if (relation == Relation::average) {
+    if (relativistic == Relativistic::average) {
       against_averages(batches, sums);
     } else {
-      if (means && two && none && kind == Kind::linear) {
+      if (means && two && none && kind == Kind::wasserstein) {
         double averages[2];
         take_averages(batches, averages);
         for (Batch<T>& batch : batches) batch.threshold = (averages[0] + averages[1]) / 2;
@@ -273,11 +273,11 @@ struct Call {
       walk_kind<LossBlock>(batches, sums);
     }
     const double counts[2] = {static_cast<double>(batches[0].count), static_cast<double>(batches[1].count)};
-    const bool second = two && relation != Relation::paired;
+    const bool second = two && relativistic != Relativistic::paired;
     if (means) {
       means[0] = sums[0].answers / counts[0];
       means[1] = second ? sums[1].answers / counts[1] : sums[0].other_answers / counts[0];
-      means[2] = (sums[0].right + sums[1].right) / (counts[0] + counts[1]);
+      means[2] = (sums[0].correct + sums[1].correct) / (counts[0] + counts[1]);
     }
     return sums[0].loss / counts[0] + (second ? sums[1].loss / counts[1] : 0);
   }
@@ -287,7 +287,7 @@ struct Call {
     Batch<T> batches[2];
     fill(batches);
     Sums sums[2];
-    if (relation == Relation::average) {
+    if (relativistic == Relativistic::average) {
       against_averages(batches, sums);
     } else {
       walk_kind<GradBlock>(batches, sums);
@@ -298,7 +298,7 @@ struct Call {
   template <class T>
   void fill(Batch<T> (&batches)[2]) const {
     const auto data = [](const Tensor& t) { return t.defined() ? static_cast<T*>(t.mutable_data_ptr()) : nullptr; };
-    const bool paired = relation == Relation::paired;
+    const bool paired = relativistic == Relativistic::paired;
     for (int i = 0; i < (paired ? 1 : count); ++i) {
       Batch<T>& batch = batches[i];
       batch.logits = static_cast<const T*>(logits[i].const_data_ptr());
@@ -321,8 +321,8 @@ struct Call {
     for (int i = 0; i < 2; ++i) averages[i] = sums[i].logits / static_cast<double>(batches[i].count);
   }
 
-  // Each batch against the other's average. A gradient waits for the slopes of the other batch, which reach it through
-  // its own average.
+  // Compares each batch with the average of the other. A batch also gets a gradient through its average, from phi' of
+  // the other batch. So all sums come before the gradients.
   template <class T>
   static void against_averages(Batch<T> (&batches)[2], Sums (&sums)[2]) {
     double averages[2];
@@ -338,7 +338,7 @@ struct Call {
     walk_kind<LossBlock>(first, sums);
     if (!grads_wanted) return;
     for (int i = 0; i < 2; ++i) {
-      // Where there are no logits nothing flows.
+      // An empty other batch contributes no gradient.
       const int64_t others = batches[1 - i].count;
       batches[i].offset = others ? sums[1 - i].slopes / static_cast<double>(others) : 0;
     }
@@ -360,10 +360,10 @@ double scalar_value(const Tensor& t) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& logits, double target, const MaybeTensor& other,
                                                    double other_target, double scale, std::string kind,
-                                                   std::string relation, bool means_wanted, bool grad_wanted,
+                                                   std::string relativistic, bool means_wanted, bool grad_wanted,
                                                    bool other_grad_wanted) {
   check::cpu(kForward, "logits", logits);
-  const Relation related = parse_relation(kForward, relation);
+  const Relativistic related = parse_relativistic(kForward, relativistic);
   check_batches(kForward, logits, target, other, other_target, related);
   const Call call(logits, target, other, other_target, scale, parse_kind(kForward, kind), related, grad_wanted,
                   other_grad_wanted);
@@ -381,9 +381,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& logits, double 
 
 std::tuple<Tensor, Tensor> backward(const Tensor& grad_loss, const Tensor& logits, double target,
                                     const MaybeTensor& other, double other_target, double scale, std::string kind,
-                                    std::string relation) {
+                                    std::string relativistic) {
   check::cpu(kBackward, "logits", logits);
-  const Relation related = parse_relation(kBackward, relation);
+  const Relativistic related = parse_relativistic(kBackward, relativistic);
   check_batches(kBackward, logits, target, other, other_target, related);
   check_grad_loss(grad_loss, logits);
   const Call call(logits, target, other, other_target, scale * scalar_value(grad_loss), parse_kind(kBackward, kind),

@@ -1,7 +1,7 @@
-// Batch norm and the activation behind it, forward, backward and double backward.
+// Batch norm followed by an activation: forward, backward and double backward.
 //
-// Notation, per channel with m values: xc = x - mean, r = 1 / sqrt(var + eps), z = gamma r xc + beta, y = f(z),
-// u = dL/dy f'(z). Derivations are in docs/batch_norm_act.md.
+// Notation, for a channel with m values: xc = x - mean, r = 1 / sqrt(var + eps), z = gamma r xc + beta, y = f(z),
+// u = dL/dy f'(z). docs/batch_norm_act.md derives the formulas.
 
 #include "../common/batch_norm_act.h"
 
@@ -16,7 +16,7 @@ namespace {
 
 using namespace norm;  // checks
 
-// Slots of the coefficients that every pass shares; passes add their own behind these.
+// Coefficients per channel: all passes use the first three; those of a single pass begin at kOwn.
 enum Slot : int { kMean, kScale, kShift, kOwn };
 
 template <class T>
@@ -26,7 +26,7 @@ struct Moments {
   static constexpr bool kCheap = true;
   const T* x;
 
-  // Distances from a pivot near the mean, squared in double: no cancellation worth the name.
+  // Deviations from a pivot near the mean, squared in double, so that almost nothing cancels.
   GAN_FAST_INLINE void terms(int64_t i, int count, const Vec<T>* c, F64* out) const {
     const F64 d = widen(load(x + i, count)) - widen(c[kMean]);
     out[0] = d;
@@ -49,7 +49,7 @@ struct Normalize {
   }
 };
 
-// x, dL/dy and the activation: what the two backward passes see of a value.
+// xc, z and u of a value, which all backward passes need.
 template <class T, class Act>
 struct Point {
   using A = Compute<T>;
@@ -85,7 +85,7 @@ struct BackwardMap {
   static constexpr bool kCheap = !Act::kCurved;
   enum : int { kU = kOwn, kXc, kOne, kCoefficients };
   Point<T, Act> point;
-  bool through_statistics;  // a branch, not zero coefficients: zero times an infinite xc is NaN
+  bool through_statistics;  // zero coefficients would not do: 0 times an infinite xc is NaN
   T* grad_input;
 
   GAN_FAST_INLINE void apply(int64_t i, int count, const Vec<T>* c) const {
@@ -97,7 +97,7 @@ struct BackwardMap {
   }
 };
 
-// a = the cotangent of grad_input; null stands for zeros.
+// a: the cotangent of grad_input; null means zeros.
 template <class T, class Act>
 struct DoubleSums {
   using A = Compute<T>;
@@ -118,7 +118,8 @@ struct DoubleSums {
   }
 };
 
-// w = kWa a + kWxc xc + kWone is the derivative of the scalar by u; q = dL/dy f''(z) w its derivative by z.
+// The scalar that double backward differentiates has the derivative w = kWa a + kWxc xc + kWone by u, and
+// q = dL/dy f''(z) w by z.
 enum DoubleSlot : int { kWa = kOwn, kWxc, kWone, kWCoefficients };
 
 template <class T>
@@ -152,8 +153,8 @@ struct DoubleMap {
   Point<T, Act> point;
   const T* a;
   bool through_statistics;
-  T* grad_grad;   // null where nobody asked
-  T* grad_input;  // null where nobody asked
+  T* grad_grad;   // null if not needed
+  T* grad_input;  // null if not needed
 
   GAN_FAST_INLINE void apply(int64_t i, int count, const Vec<T>* c) const {
     Vec<T> xc, z, u;
@@ -216,7 +217,8 @@ const T* data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
 }
 
-// A value near each channel's mean: its first. An infinite one would make the mean NaN instead of infinite.
+// Uses the first value of each channel as a pivot near its mean. An infinite pivot would make the mean NaN instead of
+// infinite.
 template <class T, class A>
 void set_pivots(const T* x, const Extent& extent, Coefficients<A>& coefficients) {
   for (int64_t c = 0; c < extent.C; ++c) {
@@ -287,7 +289,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const MaybeTenso
                              set_affine(coefficients, c, mean[c], invstd[c], gamma[c], beta[c]);
                            }};
       if constexpr (std::is_same_v<T, double>) {
-        // No wider type to square in: find the mean first.
+        // double has no wider type to square in, so a first pass finds the mean.
         const Reduce pivot{Moments<T>{in}, [&](int64_t c, const double* sums) {
                              const double shift = sums[0] / m;
                              if (std::isfinite(shift)) coefficients.at(kMean, c) += shift;
@@ -303,7 +305,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const MaybeTenso
   return {output, new_vector(x, mean, statistics), new_vector(x, invstd, statistics)};
 }
 
-// The output of a forward pass once more, to the last bit, from the statistics that it returned.
+// Recomputes the output of a forward pass, to the last bit, from the statistics that it returned.
 Tensor normalize(const Tensor& input, const Tensor& mean, const Tensor& invstd, const MaybeTensor& weight,
                  const MaybeTensor& bias, const std::string& activation, double negative_slope) {
   check::cpu(kOp, "input", input);
@@ -432,7 +434,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
       const T* a = cotangent ? data<T>(*cotangent) : nullptr;
       for (int64_t c = 0; c < extent.C; ++c) set_affine(coefficients, c, mu[c], r[c], gamma[c], beta[c]);
 
-      // Means over the channel that the last pass needs again; in eval the statistics do not depend on x: zeros.
+      // Means over a channel, which the curvature pass also needs. In evaluation mode all but the last stay zero, since
+      // the statistics do not depend on x.
       struct Means {
         double u = 0, a = 0, u_xhat = 0, a_xhat = 0, covariance = 0;
       };

@@ -1,10 +1,11 @@
-// Passes over a tensor that is a set of channels: sums per channel, then maps with coefficients per channel.
+// Passes over the channels of a tensor: a pass either sums per channel (Reduce), or maps values with coefficients per
+// channel (Map). N: samples, C: channels, S: values per sample and channel.
 //
-// An op names its passes in order; two drivers run them, one per memory order:
-//   channels first (N, C, S): every channel is N runs of S values. One thread takes a channel through all passes while
-//     it is in the cache.
-//   channels last (N * S, C): rows of C values. Every pass goes over all rows, in chunks; sums of chunks are added in
-//     order, so results do not depend on the number of threads.
+// An op lists its passes in order. There are two implementations, one per memory order:
+//   channels first (N, C, S): a channel is N runs of S values. A thread runs all passes on a group of channels, while
+//     the cache holds them.
+//   channels last (N * S, C): the tensor is rows of C values. A pass covers all rows, in chunks. The sums of the chunks
+//     are added in order, so results do not depend on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -26,14 +27,15 @@ struct Extent {
   static Extent of(const Tensor& t, MemoryFormat format) {
     Extent extent{t.size(0), t.size(1), 1, false};
     for (int64_t d = 2; d < t.dim(); ++d) extent.S *= t.size(d);
-    // One value per run is a matrix of rows in either format; one channel is one run in either.
+    // With S = 1 the tensor is a matrix of rows in both formats. With C = 1 it is runs of one channel in both.
     extent.channels_last = extent.C > 1 && (extent.S == 1 || format != MemoryFormat::Contiguous);
     return extent;
   }
 };
 
-// Coefficients per channel, `count` arrays one after the other. Rows are taken `repeat` at a time, so that lanes are
-// whole vectors also for channel counts that are no multiple of eight.
+// Coefficients per channel: `count` arrays, one after the other. With channels last, an array is repeated until its
+// length (width) is a multiple of eight: so many rows are processed at once, in full vectors for any number of
+// channels.
 template <class A>
 class Coefficients {
  public:
@@ -57,7 +59,7 @@ class Coefficients {
   std::vector<A> values_;
 };
 
-// Sums of kernel.terms over every channel; then finish(channel, sums) turns them into results and coefficients.
+// Sums kernel.terms over each channel, then calls finish(channel, sums) to compute results and coefficients.
 template <class Kernel, class Finish>
 struct Reduce {
   Kernel kernel;
@@ -75,24 +77,24 @@ Map(Kernel) -> Map<Kernel>;
 
 namespace detail {
 
-// Below this many values a second thread costs more than it saves.
+// Values per thread: with fewer, another thread costs more than it saves.
 constexpr int64_t kGrain = 32768;
-// Rows are visited a block of lanes at a time, with coefficients and sums in registers, and as many rows per block as
-// stay in the first-level cache.
+// Rows are processed in blocks of this size, which stay in the first-level cache. Within a block, eight columns at a
+// time go through all rows, with coefficients and sums in registers.
 constexpr int64_t kFirstLevelBytes = 16384;
-// Channels first, neighbours are taken together where their runs are short: reads are then long enough to prefetch, and
-// the group still fits into the second-level cache.
+// With channels first, adjacent channels with short runs form a group of up to this size. So reads are long enough for
+// the hardware prefetcher, and the group stays in the second-level cache.
 constexpr int64_t kSecondLevelBytes = 262144;
-constexpr int64_t kMostChannels = 16;
+constexpr int64_t kMaxChannels = 16;
 
 template <class A>
 inline int64_t rows_in_cache(int64_t width) {
   return std::max<int64_t>(1, kFirstLevelBytes / (width * static_cast<int64_t>(sizeof(A))));
 }
 
-// Adds the terms of vectors of values at begin, begin + step and so on, before end, to the totals. Cheap kernels get a
-// loop of their own with two sets of totals, so that one addition need not wait for the last; for the others a second
-// copy of their code would only cost.
+// Adds the terms of the vectors at begin, begin + step, ..., before end, to the totals. Cheap kernels get an unrolled
+// loop with two sets of totals, since they are limited by the latency of additions. For others a second copy of their
+// code would not pay.
 template <class Kernel>
 GAN_FAST_INLINE void add_run(const Kernel& kernel, int64_t begin, int64_t end, int64_t step,
                              const Vec<typename Kernel::A>* c, F64* total) {
@@ -120,7 +122,7 @@ GAN_FAST_INLINE void add_run(const Kernel& kernel, int64_t begin, int64_t end, i
   }
 }
 
-// Applies the kernel to vectors of values at begin, begin + step and so on, before end.
+// Applies the kernel to the vectors at begin, begin + step, ..., before end.
 template <class Kernel>
 GAN_FAST_INLINE void map_run(const Kernel& kernel, int64_t begin, int64_t end, int64_t step,
                              const Vec<typename Kernel::A>* c) {
@@ -138,22 +140,22 @@ struct SumChannels {
   Extent extent;
   const A* coefficients;
 
-  // At most kMostChannels; sums[(channel - first) * kSums + k].
+  // Writes sums[(channel - first) * kSums + k] for at most kMaxChannels channels.
   GAN_FAST_INLINE void operator()(int64_t first, int64_t last, double* sums) const {
-    F64 total[kMostChannels * Kernel::kSums] = {};
+    F64 total[kMaxChannels * Kernel::kSums] = {};
     for (int64_t n = 0; n < extent.N; ++n) {
       for (int64_t channel = first; channel < last; ++channel) {
         Vec<A> c[Kernel::kCoefficients];
         GAN_FAST_UNROLL
         for (int k = 0; k < Kernel::kCoefficients; ++k) c[k] = Vec<A>{} + coefficients[k * extent.C + channel];
         const int64_t begin = (n * extent.C + channel) * extent.S;
-        F64* own = total + (channel - first) * Kernel::kSums;
+        F64* of_channel = total + (channel - first) * Kernel::kSums;
         F64 run[Kernel::kSums];
         GAN_FAST_UNROLL
-        for (int k = 0; k < Kernel::kSums; ++k) run[k] = own[k];
+        for (int k = 0; k < Kernel::kSums; ++k) run[k] = of_channel[k];
         add_run(kernel, begin, begin + extent.S, kLanes, c, run);
         GAN_FAST_UNROLL
-        for (int k = 0; k < Kernel::kSums; ++k) own[k] = run[k];
+        for (int k = 0; k < Kernel::kSums; ++k) of_channel[k] = run[k];
       }
     }
     for (int64_t i = 0; i < (last - first) * Kernel::kSums; ++i) sums[i] = sum(total[i]);
@@ -180,7 +182,7 @@ struct MapChannels {
   }
 };
 
-// Adds the sums of the values in [begin, end), where begin is the start of a row, to sums[k * width + lane].
+// Adds the terms of the values in [begin, end) to sums[k * width + lane]. begin is the start of a row.
 template <class Kernel>
 struct SumRows {
   using A = typename Kernel::A;
@@ -231,7 +233,7 @@ struct MapRows {
 template <class A, class Kernel, class Finish>
 void run_channels(const Reduce<Kernel, Finish>& pass, const Extent& extent, Coefficients<A>& coefficients,
                   int64_t first, int64_t last) {
-  double sums[kMostChannels * Kernel::kSums];
+  double sums[kMaxChannels * Kernel::kSums];
   isa::run(SumChannels<Kernel>{pass.kernel, extent, coefficients.data()}, first, last, static_cast<double*>(sums));
   for (int64_t c = first; c < last; ++c) pass.finish(c, sums + (c - first) * Kernel::kSums);
 }
@@ -242,15 +244,15 @@ void run_channels(const Map<Kernel>& pass, const Extent& extent, Coefficients<A>
   isa::run(MapChannels<Kernel>{pass.kernel, extent, coefficients.data()}, first, last);
 }
 
-// Chunks of whole rows; their number depends on the shape alone.
+// A partition into chunks of whole rows that depends only on the shape.
 struct Chunks {
   int64_t total, size, count;
 
   Chunks(const Extent& extent, int64_t width) : total(extent.N * extent.C * extent.S) {
-    constexpr int64_t kMost = 1024;
-    constexpr int64_t kLeastRows = 16;  // a chunk's sums must stay small beside its values, however wide the rows
+    constexpr int64_t kMax = 1024;
+    constexpr int64_t kMinRows = 16;  // so that a chunk's sums are few compared to its values, also for wide rows
     const int64_t rows = (total + width - 1) / width;
-    size = std::max({kLeastRows, kGrain / width, (rows + kMost - 1) / kMost}) * width;
+    size = std::max({kMinRows, kGrain / width, (rows + kMax - 1) / kMax}) * width;
     count = (total + size - 1) / size;
   }
 
@@ -295,7 +297,7 @@ void run_rows(const Map<Kernel>& pass, const Extent& extent, Coefficients<A>& co
 
 }  // namespace detail
 
-// Runs the passes in order on every channel of a tensor that has at least one value.
+// Runs the passes in order on every channel of a tensor with at least one value.
 template <class A, class... Passes>
 void run_passes(const Extent& extent, Coefficients<A>& coefficients, const Passes&... passes) {
   if (extent.channels_last) {
@@ -304,7 +306,7 @@ void run_passes(const Extent& extent, Coefficients<A>& coefficients, const Passe
     return;
   }
   const int64_t bytes = extent.per_channel() * static_cast<int64_t>(sizeof(A));
-  const int64_t group = std::clamp<int64_t>(detail::kSecondLevelBytes / bytes, 1, detail::kMostChannels);
+  const int64_t group = std::clamp<int64_t>(detail::kSecondLevelBytes / bytes, 1, detail::kMaxChannels);
   const int64_t grain = std::max<int64_t>(1, detail::kGrain / extent.per_channel());
   torch::stable::parallel_for(0, extent.C, grain, [&](int64_t from, int64_t to) {
     for (int64_t first = from; first < to; first += group) {

@@ -1,12 +1,12 @@
-// im2col and col2im: what makes a convolution one product of matrices.
+// im2col and col2im, which turn a convolution into a matrix product.
 //
-// Two maps of values: a small one, of which every position meets a whole kernel, and a big one that the kernels move
-// over. A plain convolution reads the big one and gives the small one, a transposed one the other way round. A row of
-// the columns holds, for one position of the small map, all values of the big one under the kernel, channel by channel:
-// columns[(n, position), (channel, tap)], taps in the order of the weight, so that the weight is a matrix as it lies.
+// A convolution reads a big map and writes a small map; a transposed convolution reads the small map and writes the big
+// one. The kernel moves over the big map, and each of its positions is a pixel of the small map. A row of the matrix
+// `columns` has the values of the big map under the kernel at one position: columns[(n, position), (channel, tap)].
+// Taps have the order of the weight, so that the contiguous weight is the other matrix.
 //
-// Both work on one sample and a few channels at a time, in a padded copy of the big map that stays in the cache: no
-// value is tested for lying in the padding, and every memory format is served by the same loops.
+// A task handles a few channels of one sample in a tile: a padded copy of these channels of the big map that fits the
+// cache. So the inner loops need no bounds checks, and are the same for every memory format.
 
 #include <algorithm>
 #include <cstring>
@@ -24,27 +24,26 @@ namespace {
 
 using Ints = std::vector<int64_t>;
 
-constexpr int kMostDims = 3;
-// The padded copy of the channels that one task works on.
+constexpr int kMaxDims = 3;
 constexpr int64_t kTileBytes = 65536;
-constexpr int64_t kMostTileChannels = 64;
+constexpr int64_t kMaxTileChannels = 64;
 
-// One dim of space; dims that are missing stand first, with sizes of one.
+// A spatial dim. 1-d and 2-d convolutions have leading dims of size one.
 struct Dim {
   int64_t size = 1;       // of the big map
-  int64_t positions = 1;  // of the small one
+  int64_t positions = 1;  // size of the small map
   int64_t kernel = 1, stride = 1, padding = 0, dilation = 1;
-  int64_t map_stride = 0;  // elements from one value of the big map to the next
+  int64_t map_stride = 0;  // of the big map in memory
 
-  // Of the padded copy: what the kernels touch, which may be less or more than the big map.
+  // Size of the tile: the part of the padded big map that the kernel covers.
   int64_t extent() const { return (positions - 1) * stride + dilation * (kernel - 1) + 1; }
-  // The part of the padded copy that lies in the map.
+  // The range of the tile that is inside the map.
   int64_t first() const { return std::min(padding, extent()); }
   int64_t last() const { return std::clamp(padding + size, first(), extent()); }
 };
 
 struct PatchGrid {
-  Dim dims[kMostDims];
+  Dim dims[kMaxDims];
   int64_t N = 0, C = 0, batch_stride = 0, channel_stride = 0;
 
   int64_t positions() const { return dims[0].positions * dims[1].positions * dims[2].positions; }
@@ -54,14 +53,14 @@ struct PatchGrid {
   int64_t columns() const { return C * taps(); }
 
   int64_t tile_channels(int64_t element_size) const {
-    return std::clamp<int64_t>(kTileBytes / (plane() * element_size), 1, std::min(C, kMostTileChannels));
+    return std::clamp<int64_t>(kTileBytes / (plane() * element_size), 1, std::min(C, kMaxTileChannels));
   }
 };
 
 PatchGrid geometry_of(const char* op, const Tensor& map, const Ints& kernel_size, const Ints& stride,
                       const Ints& padding, const Ints& dilation, const Ints& positions) {
   const int64_t space = map.dim() - 2;
-  STD_TORCH_CHECK(space >= 1 && space <= kMostDims, op, ": expected 3 to 5 dimensions (N, C, ...), got ",
+  STD_TORCH_CHECK(space >= 1 && space <= kMaxDims, op, ": expected 3 to 5 dimensions (N, C, ...), got ",
                   check::shape_of(map));
   PatchGrid g;
   g.N = map.size(0), g.C = map.size(1);
@@ -71,7 +70,7 @@ PatchGrid geometry_of(const char* op, const Tensor& map, const Ints& kernel_size
                     values.size());
     for (int64_t d = 0; d < space; ++d) {
       STD_TORCH_CHECK(values[d] >= least, op, ": expected ", name, " at least ", least, ", got ", values[d]);
-      g.dims[kMostDims - space + d].*member = values[d];
+      g.dims[kMaxDims - space + d].*member = values[d];
     }
   };
   read("kernel_size", kernel_size, 1, &Dim::kernel);
@@ -80,15 +79,14 @@ PatchGrid geometry_of(const char* op, const Tensor& map, const Ints& kernel_size
   read("dilation", dilation, 1, &Dim::dilation);
   read("positions", positions, 1, &Dim::positions);
   for (int64_t d = 0; d < space; ++d) {
-    Dim& dim = g.dims[kMostDims - space + d];
+    Dim& dim = g.dims[kMaxDims - space + d];
     dim.size = map.size(2 + d);
     dim.map_stride = map.stride(2 + d);
   }
   return g;
 }
 
-// Calls f(offset in the padded plane, offset in the map) for every run of `length` values along the last dim that lies
-// in both.
+// Calls f(offset in the tile, offset in the map, length) for every run of values along the last dim that is in both.
 template <class F>
 GAN_FAST_INLINE void for_runs(const PatchGrid& g, const F& f) {
   const Dim& d0 = g.dims[0];
@@ -105,7 +103,7 @@ GAN_FAST_INLINE void for_runs(const PatchGrid& g, const F& f) {
   }
 }
 
-// Calls f(row of the columns within the sample, offset in the padded plane) for every position.
+// Calls f(row of the columns within the sample, offset in the tile) for every position.
 template <class F>
 GAN_FAST_INLINE void for_positions(const PatchGrid& g, const F& f) {
   const Dim& d0 = g.dims[0];
@@ -120,7 +118,7 @@ GAN_FAST_INLINE void for_positions(const PatchGrid& g, const F& f) {
   }
 }
 
-// Where in the padded plane every row of taps along the last dim begins, from the kernel's first tap.
+// The offset in the tile of each row of taps along the last dim, relative to the kernel's first tap.
 std::vector<int64_t> tap_rows(const PatchGrid& g) {
   const Dim& d0 = g.dims[0];
   const Dim& d1 = g.dims[1];
@@ -133,7 +131,7 @@ std::vector<int64_t> tap_rows(const PatchGrid& g) {
   return offsets;
 }
 
-// Samples and tiles of channels, each the work of one task.
+// Calls f(sample, first channel, number of channels) in parallel for all tiles.
 template <class F>
 void for_tiles(const PatchGrid& g, int64_t tile, const F& f) {
   const int64_t tiles = (g.C + tile - 1) / tile;
@@ -145,8 +143,9 @@ void for_tiles(const PatchGrid& g, int64_t tile, const F& f) {
   });
 }
 
-// Calls f(offset in the tile, its step, offset in the map, its step, count) for runs that cover what tile and map
-// share: along the channels where they lie side by side and are many, else along the last dim.
+// Calls f(offset in the tile, its step, offset in the map, its step, count) for runs that together cover the
+// intersection of tile and map. Runs are along the channels if these are adjacent in memory and many, else along the
+// last dim.
 template <class F>
 GAN_FAST_INLINE void for_shared(const PatchGrid& g, int64_t channels, const F& f) {
   const int64_t plane = g.plane(), step = g.dims[2].map_stride;
@@ -159,7 +158,7 @@ GAN_FAST_INLINE void for_shared(const PatchGrid& g, int64_t channels, const F& f
   });
 }
 
-// kTaps = taps along the last dim when they lie side by side and are that many; 0 for any number anywhere.
+// kTaps: the number of adjacent taps along the last dim; 0 for any number with any dilation.
 template <int kTaps, class T>
 void gather_tile(const PatchGrid& g, const std::vector<int64_t>& tap_rows, int64_t channels, const T* tile, T* rows) {
   const int64_t plane = g.plane(), width = g.columns(), dilation = g.dims[2].dilation;
@@ -208,8 +207,8 @@ void scatter_tile(const PatchGrid& g, const std::vector<int64_t>& tap_rows, int6
   });
 }
 
-// Four taps, two apart: what a position adds to its last two values its neighbour adds to its first two. Their sums are
-// formed in registers, so that no value is read back right after half of it was written.
+// For four taps with stride 2: the last two values of a position are the first two of the next one. Their sum is formed
+// in registers, since reading back a vector of which half was just written stalls.
 template <class A>
 void scatter_tile_of_pairs(const PatchGrid& g, const std::vector<int64_t>& tap_rows, int64_t channels, const A* rows,
                            A* tile) {
@@ -258,7 +257,7 @@ void scatter_tile_of_pairs(const PatchGrid& g, const std::vector<int64_t>& tap_r
   }
 }
 
-// Calls f with a compile-time number of taps along the last dim, 0 where none fits.
+// Calls f with the number of taps along the last dim as a constant, or 0 for the general case.
 template <class F>
 void for_taps(const PatchGrid& g, const F& f) {
   const Dim& d2 = g.dims[2];
@@ -323,7 +322,7 @@ void col2im(const Tensor& columns, const Tensor& output, const MaybeTensor& bias
     const int64_t shift_stride = bias ? bias->stride(0) : 0;
     const int64_t plane = g.plane(), tile_channels = g.tile_channels(sizeof(A));
     const auto offsets = tap_rows(g);
-    // Values that no kernel touches: the padded copy does not hold them.
+    // Whether the tile covers the map. If not, some values of the map are under no kernel and get the bias below.
     bool covered = true;
     for (const Dim& dim : g.dims) covered = covered && dim.padding + dim.size <= dim.extent();
     for_tiles(g, tile_channels, [&](int64_t n, int64_t first, int64_t channels) {

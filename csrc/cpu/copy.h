@@ -1,3 +1,4 @@
+// Strided copies with conversion.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,7 @@
 
 namespace gan_fast {
 
-// Values `count` from one `from_stride` apart to one `to_stride` apart, converted.
+// Copies `count` values with a stride, converting them from From to To.
 template <class From, class To>
 GAN_FAST_INLINE void copy_run(const From* from, int64_t from_stride, To* to, int64_t to_stride, int64_t count) {
   if constexpr (std::is_same_v<From, To>) {

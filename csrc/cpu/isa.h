@@ -1,4 +1,4 @@
-// One kernel body, compiled for each instruction set, chosen when it is called.
+// Compiles a kernel once per instruction set, and selects the version for the processor when it is called.
 #pragma once
 
 #include <cstdlib>
@@ -25,22 +25,24 @@ inline Level best() {
   return Level::baseline;
 }
 
-// GAN_FAST_ISA=baseline|avx2 lowers the choice, for tests and for measuring; it never raises it.
+// The instruction set to use. GAN_FAST_ISA=baseline|avx2 selects a smaller one than the best, for tests and
+// measurements.
 inline Level level() {
   static const Level chosen = [] {
-    Level wanted = best();
+    Level result = best();
     if (const char* request = std::getenv("GAN_FAST_ISA")) {
       for (Level candidate : {Level::baseline, Level::avx2}) {
-        if (std::strcmp(request, name(candidate)) == 0 && candidate < wanted) wanted = candidate;
+        if (std::strcmp(request, name(candidate)) == 0 && candidate < result) result = candidate;
       }
     }
-    return wanted;
+    return result;
   }();
   return chosen;
 }
 
-// Each version works on its own copy of the kernel: a local whose address nobody has can live in registers, whatever
-// the kernel stores. It comes by reference because by value vectors would pass differently in each version.
+// Each version copies the kernel to a local variable. Nothing else has its address, so the compiler can keep it in
+// registers whatever the kernel stores. The parameter is a reference, since the calling convention for vectors passed
+// by value depends on the instruction set.
 template <class Kernel, class... Args>
 void run_baseline(const Kernel& kernel, Args... args) {
   const Kernel local = kernel;
@@ -61,7 +63,7 @@ __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))) void run_avx512(co
 }
 #endif
 
-// Calls kernel(args...), whose operator() is GAN_FAST_INLINE, in the version for this processor.
+// Calls kernel(args...) in the version for this processor. The kernel's operator() must be GAN_FAST_INLINE.
 template <class Kernel, class... Args>
 void run(const Kernel& kernel, Args... args) {
   switch (level()) {
@@ -76,7 +78,7 @@ void run(const Kernel& kernel, Args... args) {
   }
 }
 
-// The same for a kernel that is written differently for each instruction set: Kernel<level>{args...}().
+// Calls Kernel<level>{args...}(), for a kernel whose code depends on the instruction set.
 template <template <Level> class Kernel, class... Args>
 void run_each(const Args&... args) {
   switch (level()) {

@@ -1,8 +1,8 @@
-// Eight lanes of float or double, and how the four storage types become them.
+// Vectors of eight float or double values (lanes), and conversions from and to the four storage types.
 //
-// The compiler lowers these vectors to whatever the target has (AVX-512, AVX2, SSE2, NEON). Eight of either width, on
-// purpose: a float vector widens to one double vector, and since no operation is contracted or reordered the result is
-// the same to the last bit on every instruction set.
+// The compiler maps these vectors to the target's instructions (AVX-512, AVX2, SSE2, NEON). Both types have eight
+// lanes, so that a float vector widens to one double vector. No operation is contracted or reordered, so results are
+// the same to the last bit with every instruction set.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -26,7 +26,7 @@ using I32 = int32_t __attribute__((vector_size(32)));
 using U32 = uint32_t __attribute__((vector_size(32)));
 using U16 = uint16_t __attribute__((vector_size(16)));
 
-// The type that values of storage type T are computed in, and its vector.
+// The type in which values of storage type T are computed, and its vector.
 template <class T>
 using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 template <class T>
@@ -59,7 +59,7 @@ GAN_FAST_INLINE V load_raw(const T* p) {
 
 GAN_FAST_INLINE F32 to_lanes(U16 bits, BFloat16) { return bit_cast<F32>(__builtin_convertvector(bits, U32) << 16); }
 
-// binary16 to binary32 by moving the exponent field and scaling by 2^112, which also renormalises subnormals.
+// Converts binary16 to binary32: shifts the fields into place and scales by 2^112, which also normalizes subnormals.
 GAN_FAST_INLINE F32 to_lanes(U16 bits, Half) {
   const U32 wide = __builtin_convertvector(bits, U32);
   const U32 magnitude = (wide & 0x7fffu) << 13;
@@ -69,7 +69,7 @@ GAN_FAST_INLINE F32 to_lanes(U16 bits, Half) {
   return bit_cast<F32>(value | ((wide & 0x8000u) << 16));
 }
 
-// Round to nearest even; NaN becomes the quiet NaN that torch writes.
+// Rounds to nearest even. NaN becomes the quiet NaN that torch uses.
 GAN_FAST_INLINE U16 from_lanes(F32 x, BFloat16) {
   const U32 bits = bit_cast<U32>(x);
   const U32 rounded = (bits + (((bits >> 16) & 1u) + 0x7fffu)) >> 16;
@@ -77,17 +77,17 @@ GAN_FAST_INLINE U16 from_lanes(F32 x, BFloat16) {
   return __builtin_convertvector(value, U16);
 }
 
-// Adding 2^(exponent of the last kept bit + 23) makes the float adder do binary16's rounding, subnormals included.
+// Rounds to nearest even, including subnormal results.
 GAN_FAST_INLINE U16 from_lanes(F32 x, Half) {
   const U32 bits = bit_cast<U32>(x);
   const U32 sign = (bits >> 16) & 0x8000u;
   const U32 magnitude = bits & 0x7fffffffu;
-  // Normal results: round the 13 dropped bits to even in the integer domain, then rebias the exponent by 127 - 15.
+  // Normal results: round off the low 13 bits as an integer, then rebias the exponent by 127 - 15.
   const U32 normal = (magnitude + (((magnitude >> 13) & 1u) + 0xfffu) - 0x38000000u) >> 13;
-  // Below 2^-14 the result is a multiple of 2^-24: 0.5f has that very spacing.
+  // Results below 2^-14 are multiples of 2^-24, the spacing of floats at 0.5: adding 0.5f rounds to them.
   const U32 subnormal = bit_cast<U32>(bit_cast<F32>(magnitude) + 0.5f) - 0x3f000000u;
   U32 value = magnitude < 0x38800000u ? subnormal : normal;
-  value = magnitude >= 0x477ff000u ? U32{} + 0x7c00u : value;  // rounds to 65536 or more: infinity
+  value = magnitude >= 0x477ff000u ? U32{} + 0x7c00u : value;  // infinity: the value rounds to 65536 or more
   value = magnitude > 0x7f800000u ? U32{} + 0x7e00u : value;
   return __builtin_convertvector(value | sign, U16);
 }
@@ -113,7 +113,7 @@ GAN_FAST_INLINE void store(T* p, Vec<T> v) {
   }
 }
 
-// The first `count` (1 to 8) lanes; the others are zero when loaded and left alone when stored.
+// Load and store the first `count` (1 to 8) lanes. The other lanes are zero after a load.
 template <class T>
 GAN_FAST_INLINE Vec<T> load(const T* p, int count) {
   if (count == kLanes) return load(p);
@@ -130,7 +130,7 @@ GAN_FAST_INLINE void store(T* p, Vec<T> v, int count) {
   std::memcpy(p, buffer, count * sizeof(T));
 }
 
-// Lanes past `count` become zero.
+// x with zeros in the lanes from `count` on.
 GAN_FAST_INLINE F64 keep(F64 x, int count) {
   if (count == kLanes) return x;
   for (int lane = 0; lane < kLanes; ++lane) {

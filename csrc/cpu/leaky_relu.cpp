@@ -1,4 +1,4 @@
-// Leaky ReLU written over its input, one sign bit a value kept for the gradient.
+// Leaky ReLU in place. It saves one sign bit per value for the gradient.
 
 #include <algorithm>
 
@@ -13,20 +13,20 @@ namespace {
 constexpr const char* kOver = "leaky_relu_over";
 constexpr const char* kBackward = "leaky_relu_backward";
 
-// Values are taken in the order of memory, in blocks of eight rows of eight: bit k of a block's byte j is set where
-// value j of row k is above zero. So a block packs its bits with vector operations alone.
+// Values are processed in memory order, in blocks of eight rows of eight. Bit k of byte j of a block is set if value j
+// of row k is positive, so that vector operations can pack the bits.
 constexpr int kRows = 8;
 constexpr int64_t kBlock = kRows * kLanes;
-// Below this many blocks a second thread costs more than it saves.
+// Blocks per thread: with fewer, another thread costs more than it saves.
 constexpr int64_t kGrain = 512;
 
 using U8 = uint8_t __attribute__((vector_size(8)));
 using I64 = int64_t __attribute__((vector_size(64)));
-// The integers that a vector of T is compared to.
+// The type of the result of a comparison of vectors of T.
 template <class T>
 using Mask = std::conditional_t<std::is_same_v<T, double>, I64, I32>;
 
-// Calls f(row, offset of its first value, how many values it has) for the rows of a block.
+// Calls f(row, offset of its first value, number of values) for the rows of a block.
 template <class F>
 GAN_FAST_INLINE void for_rows(int64_t block, int64_t count, const F& f) {
   const int64_t first = block * kBlock;
@@ -117,9 +117,9 @@ Tensor backward(const Tensor& grad_output, const Tensor& signs, std::vector<int6
   const auto size = grad_output.sizes();
   Tensor grad_input = empty_strided(grad_output, {size.begin(), size.end()}, stride, grad_output.scalar_type());
   STD_TORCH_CHECK(is_dense_in_some_order(grad_input), kBackward, ": expected stride of a tensor without gaps");
-  const auto own = grad_output.strides();
+  const auto grad_stride = grad_output.strides();
   bool same = true;
-  for (int64_t d = 0; d < grad_output.dim(); ++d) same = same && (size[d] == 1 || own[d] == stride[d]);
+  for (int64_t d = 0; d < grad_output.dim(); ++d) same = same && (size[d] == 1 || grad_stride[d] == stride[d]);
   if (!same) torch::stable::copy_(grad_input, grad_output);
   for_dtype(grad_output.scalar_type(), [&](auto tag) {
     using T = decltype(tag);

@@ -1,10 +1,11 @@
+// Macros for kernels that isa.h compiles once per instruction set.
 #pragma once
 
-// Kernels are compiled once per instruction set from one body: all of it must be inlined into the versioned entry.
+// All of a kernel must be inlined into the function that is compiled for an instruction set.
 #define GAN_FAST_INLINE inline __attribute__((always_inline))
 
-// The same after a lambda's parameters.
+// The same for a lambda, after its parameters.
 #define GAN_FAST_INLINE_LAMBDA __attribute__((always_inline))
 
-// For loops of a few fixed rounds over values that must stay in registers.
+// Unrolls a short loop with a fixed number of rounds, so that its arrays stay in registers.
 #define GAN_FAST_UNROLL _Pragma("GCC unroll 16")

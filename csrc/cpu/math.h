@@ -1,9 +1,8 @@
-// exp, log1p, sigmoid and tanh with the derivatives of the last two, for vectors of lanes in double precision.
+// exp, log1p, sigmoid, tanh and the first two derivatives of sigmoid and tanh, on vectors in double precision.
 //
-// Float lanes go through double: results are then right to the last bit but one, which activations fused behind other
-// arithmetic need to stay within twice ATen's error. V is the vector that the result is meant for: for float lanes
-// series end where a float no longer sees the rest (relative error below 1e-9).
-// Everything here needs exp only of a non-positive argument, so nothing can overflow.
+// Float lanes are computed in double. Their results are then off by at most one unit in the last place, so that fused
+// activations stay within twice ATen's error. V is the vector type of the result. For float, series are cut where the
+// remainder does not matter (relative error below 1e-9). exp is only computed for arguments <= 0, so nothing overflows.
 #pragma once
 
 #include "lanes.h"
@@ -13,7 +12,7 @@ namespace gan_fast::math {
 
 using I64 = int64_t __attribute__((vector_size(64)));
 
-// e^x = 2^n (1 + p) for x <= 0; NaN makes p NaN.
+// e^x = 2^n (1 + p) for x <= 0. If x is NaN, so is p.
 struct Exp {
   F64 p;
   I64 n;
@@ -25,12 +24,12 @@ constexpr bool kShort = std::is_same_v<V, F32>;
 template <class V>
 GAN_FAST_INLINE Exp split_exp(F64 x) {
   constexpr double kLog2e = 1.4426950408889634074;
-  constexpr double kLn2High = 6.93147180369123816490e-01;  // the low 32 bits are zero: exact product with any n here
+  constexpr double kLn2High = 6.93147180369123816490e-01;  // its low 32 bits are zero, so its product with n is exact
   constexpr double kLn2Low = 1.90821492927058770002e-10;
-  // Where nothing is left: e^-746 is below half the smallest subnormal double, e^-700 far below that of float.
+  // Smaller arguments give the same result: e^-746 is below half the smallest double, and e^-700 below that of float.
   constexpr double kUnderflow = kShort<V> ? -700.0 : -746.0;
-  constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer in the low bits
-  // k! for Taylor's series of (e^r - 1 - r) / r^2, |r| <= ln2 / 2.
+  constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer, stored in the low bits
+  // k!, for the Taylor series of (e^r - 1 - r) / r^2, |r| <= ln2 / 2.
   constexpr double kFactorial[] = {1,    1,     2,      6,       24,       120,       720,
                                    5040, 40320, 362880, 3628800, 39916800, 479001600, 6227020800};
   constexpr int kLast = kShort<V> ? 8 : 13;
@@ -50,7 +49,7 @@ template <class V>
 GAN_FAST_INLINE F64 exp_nonpositive(F64 x) {
   const Exp e = split_exp<V>(x);
   if constexpr (kShort<V>) return (1.0 + e.p) * power_of_two(e.n);
-  // n reaches -1076, past the smallest normal exponent: scale in two halves.
+  // Scale in two steps, since n can be as small as -1076, below the smallest normal exponent.
   const I64 half = e.n >> 1;
   return (1.0 + e.p) * power_of_two(half) * power_of_two(e.n - half);
 }
@@ -58,8 +57,8 @@ GAN_FAST_INLINE F64 exp_nonpositive(F64 x) {
 // e^x - 1 without cancellation near zero.
 template <class V>
 GAN_FAST_INLINE F64 expm1_nonpositive(F64 x) {
-  constexpr double kAllLost = -50.0;  // the result is -1 long before; spares the subnormal scale
-  const Exp e = split_exp<V>(x < kAllLost ? F64{} + kAllLost : x);
+  constexpr double kMinusOne = -50.0;  // below this the result is -1, and `scale` could become subnormal
+  const Exp e = split_exp<V>(x < kMinusOne ? F64{} + kMinusOne : x);
   const F64 scale = power_of_two(e.n);
   return scale * e.p + (scale - 1.0);
 }
@@ -76,9 +75,8 @@ GAN_FAST_INLINE F64 log1p_unit(F64 x) {
   return 2.0 * (s + s * s2 * p);
 }
 
-// The same two in single precision, within a unit in the last place, for what is summed up or rounded once more. Their
-// polynomials are fitted to the interval (errors of 1e-8 and 1e-9 of the result) and evaluated in halves, which do not
-// wait for each other.
+// exp and log1p in single precision, within one unit in the last place, for values that are summed or rounded again.
+// The polynomials are fitted to the interval (relative errors 1e-8 and 1e-9), and evaluated in two independent halves.
 
 GAN_FAST_INLINE F32 polynomial(F32 x, const float (&c)[5]) {
   const F32 x2 = x * x;
@@ -87,7 +85,7 @@ GAN_FAST_INLINE F32 polynomial(F32 x, const float (&c)[5]) {
 
 GAN_FAST_INLINE F32 exp_nonpositive(F32 x) {
   constexpr float kLog2e = 1.44269504f;
-  constexpr float kLn2High = 0.693145751953125f;  // the low 9 bits are zero: exact product with any n here
+  constexpr float kLn2High = 0.693145751953125f;  // its low 9 bits are zero, so its product with n is exact
   constexpr float kLn2Low = 1.42860682e-6f;
   constexpr float kUnderflow = -104.0f;  // e^-104 is below half the smallest subnormal float
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
@@ -98,7 +96,7 @@ GAN_FAST_INLINE F32 exp_nonpositive(F32 x) {
   const F32 n = shifted - kRound;
   const F32 r = (x - n * kLn2High) - n * kLn2Low;
   const F32 value = 1.0f + (r + r * r * polynomial(r, kTerms));
-  // n reaches -150: scale in two halves.
+  // Scale in two steps, since n can be as small as -150.
   const I32 exponent = bit_cast<I32>(shifted) - bit_cast<I32>(F32{} + kRound);
   const I32 half = exponent >> 1;
   const auto power = [](I32 e) { return bit_cast<F32>((e + 127) << 23); };
@@ -115,7 +113,7 @@ GAN_FAST_INLINE F32 log1p_unit(F32 x) {
 
 GAN_FAST_INLINE F64 minus_abs(F64 x) { return x < 0.0 ? x : -x; }
 
-// sigmoid from e = exp(-|x|), which callers that need softplus too have at hand.
+// sigmoid of x from e = exp(-|x|), for callers that also need e for softplus.
 GAN_FAST_INLINE F64 sigmoid(F64 x, F64 e) { return (x >= 0.0 ? F64{} + 1.0 : e) / (1.0 + e); }
 
 template <class V>
@@ -130,7 +128,7 @@ GAN_FAST_INLINE F64 tanh(F64 x) {
   return x < 0.0 ? -magnitude : magnitude;
 }
 
-// In terms of e the slopes keep their relative precision where 1 - y^2 and y (1 - y) cancel.
+// Computed from e = exp(-|x|), which keeps the relative precision that 1 - y^2 and y (1 - y) lose by cancellation.
 template <class V>
 GAN_FAST_INLINE F64 sigmoid_slope(F64 x) {
   const F64 e = exp_nonpositive<V>(minus_abs(x));

@@ -1,5 +1,5 @@
-// How close each sample of a batch is to the others, by projected features (N, B, C): exp(-L1 distance over C), summed
-// over the other samples, for each of B; and its first and second derivatives. No tensor of pairs exists.
+// Minibatch discrimination of projected features (N, B, C), with first and second derivatives. The output (N, B) is
+// exp(-L1 distance over C), summed over all other samples. Pairs are never stored.
 
 #include <algorithm>
 #include <vector>
@@ -17,7 +17,7 @@ constexpr const char* kForward = "minibatch_discrimination_forward";
 constexpr const char* kBackward = "minibatch_discrimination_backward";
 constexpr const char* kDoubleBackward = "minibatch_discrimination_double_backward";
 
-// Pairs and components fewer than this are done sooner than a second thread is woken.
+// Pairs times components per thread: with fewer, another thread costs more than it saves.
 constexpr int64_t kGrain = 8192;
 
 struct Sizes {
@@ -26,8 +26,8 @@ struct Sizes {
   int64_t c;  // components of a kernel
 };
 
-// Eight kernels of all samples, a lane each, in double precision: a thread's own copy, [n][width][lane]. Kernels past
-// the last are zero.
+// Copies eight kernels of all samples, one per lane, to to[n][width][lane] in double precision. Kernels beyond the last
+// are zero.
 template <class T>
 GAN_FAST_INLINE void gather(const T* from, double* to, Sizes size, int64_t width, int64_t first, int count) {
   const int64_t row = size.b * width;
@@ -63,7 +63,8 @@ GAN_FAST_INLINE F64 magnitude(F64 x) {
   return bit_cast<F64>(bit_cast<math::I64>(x) & static_cast<int64_t>(0x7fffffffffffffff));
 }
 
-// sign(difference) * value; NaN or infinity of a value survives a difference of zero, as in a product.
+// sign(difference) * value. `none` is the result for a difference of 0 or NaN: value * 0, which keeps NaN and infinity
+// as a product would.
 GAN_FAST_INLINE F64 signed_by(F64 difference, F64 value, F64 none) {
   return difference > 0.0 ? value : (difference < 0.0 ? -value : none);
 }
@@ -76,7 +77,7 @@ GAN_FAST_INLINE F64 closeness(const double* x, const double* y, int64_t componen
   return math::exp_nonpositive<Vec<T>>(-distance);
 }
 
-// output_i = sum over j != i of closeness(i, j). Of each pair once.
+// output_i = sum over j != i of closeness(i, j). Each pair is computed once.
 template <class T>
 struct Forward {
   const T* projected;
@@ -103,7 +104,8 @@ struct Forward {
   }
 };
 
-// With w = closeness(i, j) (grad_output_i + grad_output_j): grad_i -= w sign(x_i - x_j), grad_j += the same.
+// For each pair: with w = closeness(i, j) (grad_output_i + grad_output_j), grad_i -= w sign(x_i - x_j) and
+// grad_j += w sign(x_i - x_j).
 template <class T>
 struct Backward {
   const T* grad_output;
@@ -136,9 +138,9 @@ struct Backward {
   }
 };
 
-// Of <cotangent, grad_projected>, with q = <sign(x_i - x_j), cotangent_i - cotangent_j> and e = closeness(i, j):
-// grad_grad_i -= e q, grad_grad_j -= e q; grad_i += e q (grad_output_i + grad_output_j) sign(x_i - x_j), grad_j the
-// same with the other sign.
+// The gradients of <cotangent, grad_projected>. For each pair, with q = <sign(x_i - x_j), cotangent_i - cotangent_j>
+// and e = closeness(i, j): grad_grad_i -= e q, grad_grad_j -= e q, grad_i += e q (grad_output_i + grad_output_j)
+// sign(x_i - x_j), and grad_j -= the same.
 template <class T>
 struct DoubleBackward {
   const T* cotangent;
@@ -187,8 +189,7 @@ struct DoubleBackward {
   }
 };
 
-// Kernels are independent of each other, so that eight of them, all pairs of samples, are one thread's, in a fixed
-// order.
+// Kernels are independent of each other: one thread handles all pairs of samples for eight kernels, in a fixed order.
 template <class Kernel>
 void run(const Kernel& kernel) {
   const Sizes size = kernel.size;
@@ -220,7 +221,7 @@ void check_grad_output(const char* op, const Tensor& grad_output, const Tensor& 
                   ": expected grad_output shape (", size.n, ", ", size.b, "), got ", check::shape_of(grad_output));
 }
 
-Tensor plain(const Tensor& t) { return dense(t, MemoryFormat::Contiguous); }
+Tensor as_contiguous(const Tensor& t) { return dense(t, MemoryFormat::Contiguous); }
 
 template <class T>
 const T* values(const Tensor& t) {
@@ -234,7 +235,7 @@ T* values_to_write(const Tensor& t) {
 
 Tensor forward(const Tensor& projected) {
   const Sizes size = check_projected(kForward, projected);
-  const Tensor x = plain(projected);
+  const Tensor x = as_contiguous(projected);
   const Tensor output = empty_strided(x, {size.n, size.b}, {size.b, 1}, x.scalar_type());
   for_dtype(x.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
@@ -246,7 +247,7 @@ Tensor forward(const Tensor& projected) {
 Tensor backward(const Tensor& grad_output, const Tensor& projected) {
   const Sizes size = check_projected(kBackward, projected);
   check_grad_output(kBackward, grad_output, projected, size);
-  const Tensor x = plain(projected), g = plain(grad_output);
+  const Tensor x = as_contiguous(projected), g = as_contiguous(grad_output);
   const Tensor grad = empty_like(x, MemoryFormat::Contiguous);
   for_dtype(x.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
@@ -262,7 +263,7 @@ std::tuple<Tensor, Tensor> double_backward(const Tensor& cotangent, const Tensor
   check::cpu(kDoubleBackward, "cotangent", cotangent);
   check::dtype(kDoubleBackward, "cotangent", cotangent, projected.scalar_type());
   check::same_shape(kDoubleBackward, "cotangent", cotangent, "projected", projected);
-  const Tensor x = plain(projected), g = plain(grad_output), v = plain(cotangent);
+  const Tensor x = as_contiguous(projected), g = as_contiguous(grad_output), v = as_contiguous(cotangent);
   const Tensor grad_grad = empty_like(g, MemoryFormat::Contiguous);
   const Tensor grad = empty_like(x, MemoryFormat::Contiguous);
   for_dtype(x.scalar_type(), [&](auto tag) {

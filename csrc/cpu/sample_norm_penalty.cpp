@@ -1,4 +1,5 @@
-// How far the Euclidean norms of samples lie from a center, squared and averaged: what gradient penalties end in.
+// The sample norm penalty, the last step of gradient penalties: scale * mean_n c_n (norm_n - center)^2, where norm_n is
+// the Euclidean norm of sample n.
 
 #include <algorithm>
 #include <cmath>
@@ -15,28 +16,28 @@ namespace {
 constexpr const char* kForward = "sample_norm_penalty_forward";
 constexpr const char* kBackward = "sample_norm_penalty_backward";
 
-// Squares are summed in blocks of this many values of one sample, each by one thread, and the blocks in order: the
-// result does not depend on the number of threads.
+// Squares are summed in blocks of this many values of a sample, and the blocks are added in order. So results do not
+// depend on the number of threads.
 constexpr int64_t kBlock = 16384;
-// Below this many values a second thread costs more than it saves.
+// Values per thread: with fewer, another thread costs more than it saves.
 constexpr int64_t kGrain = 32768;
 
-// A tensor as samples of `length` values each, one after the other.
+// A tensor as `count` samples of `length` values, one after the other in memory.
 struct Samples {
   int64_t count;
   int64_t length;
-  int64_t blocks;  // of one sample
+  int64_t blocks;  // per sample
 
   explicit Samples(const Tensor& t)
       : count(t.size(0)), length(count ? t.numel() / count : 0), blocks((length + kBlock - 1) / kBlock) {}
 };
 
-// Whether samples lie in memory one after the other, each without gaps, in whatever order of their own dims.
+// Whether the samples follow each other in memory, each without gaps and with any order of its dims.
 bool are_blocks(const Tensor& t) {
   return is_dense_in_some_order(t) && (t.size(0) <= 1 || t.stride(0) == t.numel() / t.size(0));
 }
 
-// Sums of squares in double: neither overflow nor underflow of a float's square is lost.
+// Sums of squares in double, in which the square of a float neither overflows nor underflows.
 template <class T>
 struct SumSquares {
   const T* input;
@@ -48,7 +49,7 @@ struct SumSquares {
       const int64_t first = block % samples.blocks * kBlock;
       const T* x = input + block / samples.blocks * samples.length + first;
       const int64_t count = std::min(kBlock, samples.length - first);
-      // One addition need not wait for the last.
+      // Several totals hide the latency of additions.
       constexpr int kTotals = 4;
       F64 total[kTotals] = {};
       int64_t i = 0;
@@ -68,7 +69,7 @@ struct SumSquares {
   }
 };
 
-// input times a factor of its sample.
+// output = input times the factor of its sample.
 template <class T>
 struct Scale {
   const T* input;
@@ -174,7 +175,7 @@ Tensor backward(const Tensor& grad_penalty, const Tensor& input, const Tensor& n
   std::vector<double> factors(static_cast<size_t>(samples.count));
   for (int64_t n = 0; n < samples.count; ++n) {
     const double norm = value_at(norms, n * norms.stride(0));
-    // A quotient of infinities is NaN, as in ATen. A norm of zero has no direction, and no gradient.
+    // Infinity / infinity gives NaN, as in ATen. A sample with norm 0 gets the gradient 0.
     const double slope = center == 0 ? 1 : (norm - center) / norm;
     factors[n] = center != 0 && norm == 0 ? 0 : factor * coefficient(coefficients, n) * slope;
   }
@@ -185,7 +186,7 @@ Tensor backward(const Tensor& grad_penalty, const Tensor& input, const Tensor& n
                samples);
   });
   if (blocks) return grad;
-  // In the strides that ATen's elementwise ops give.
+  // With the strides that ATen's elementwise ops give their results.
   Tensor result = torch::stable::empty_like(input);
   return torch::stable::copy_(result, grad);
 }

@@ -1,7 +1,9 @@
-// weight / sigma, where sigma is the largest singular value of the weight as a matrix, by power iteration.
+// Spectral norm: weight / sigma, where sigma is the largest singular value of the weight as a matrix W, by power
+// iteration.
 //
-// A weight is read once for an iteration, since W^T u is W^T (W v) but for a factor: a row adds to it while it is in
-// the cache for its product with v. sigma = u^T W v is then at hand. ATen's chain reads the weight three times.
+// An iteration reads the weight once, where ATen's ops read it three times. W^T u is W^T (W v) up to a factor, so each
+// row is added to W^T u right after its product with v, while it is in the cache. sigma = u^T W v follows from the
+// norms.
 
 #include <algorithm>
 #include <cmath>
@@ -18,12 +20,12 @@ namespace {
 constexpr const char* kForward = "spectral_norm_forward";
 constexpr const char* kBackward = "spectral_norm_backward";
 
-// Rows go in so many blocks, whose sums are added in order, whatever the number of threads.
+// Number of blocks of rows. Their sums are added in order, so results do not depend on the number of threads.
 constexpr int64_t kBlocks = 16;
-// Values fewer than this are done sooner than a second thread is woken.
+// Values per thread: with fewer, another thread costs more than it saves.
 constexpr int64_t kGrain = 1 << 15;
 
-// A weight (outer, rows, inner), contiguous, as the matrix of `rows` rows and outer * inner columns.
+// A contiguous weight (outer, rows, inner), viewed as a matrix with `rows` rows and outer * inner columns.
 struct Matrix {
   int64_t outer;
   int64_t rows;
@@ -39,7 +41,7 @@ GAN_FAST_INLINE int lanes_at(int64_t i, int64_t count) {
   return static_cast<int>(std::min<int64_t>(kLanes, count - i));
 }
 
-// sum of a[i] b[i] on two chains, which hide each other's latency.
+// The sum of a[i] b[i], in two independent chains of additions to hide their latency.
 template <class A, class B>
 GAN_FAST_INLINE double dot(const A* a, const B* b, int64_t count) {
   F64 even{}, odd{};
@@ -64,8 +66,7 @@ GAN_FAST_INLINE void add_scaled(double* sums, const T* values, double factor, in
   }
 }
 
-// Of a block of rows: products[row] = W_row v and, where `sums` is not null, sums = sum over rows of products[row]
-// W_row.
+// For a block of rows: products[row] = W_row v and, if `sums` is not null, sums = sum over rows of products[row] W_row.
 template <class T>
 struct Products {
   const T* weight;
@@ -76,17 +77,17 @@ struct Products {
 
   GAN_FAST_INLINE void operator()(int64_t block) const {
     const int64_t first = block * size.rows_in_block(), last = std::min(size.rows, first + size.rows_in_block());
-    double* own = sums ? sums + block * size.columns() : nullptr;
-    if (own) std::fill_n(own, size.columns(), 0.0);
+    double* block_sums = sums ? sums + block * size.columns() : nullptr;
+    if (block_sums) std::fill_n(block_sums, size.columns(), 0.0);
     for (int64_t row = first; row < last; ++row) {
       double product = 0;
       for (int64_t o = 0; o < size.outer; ++o) {
         product += dot(size.piece(weight, o, row), v + o * size.inner, size.inner);
       }
       products[row] = product;
-      if (!own) continue;
+      if (!block_sums) continue;
       for (int64_t o = 0; o < size.outer; ++o) {
-        add_scaled(own + o * size.inner, size.piece(weight, o, row), product, size.inner);
+        add_scaled(block_sums + o * size.inner, size.piece(weight, o, row), product, size.inner);
       }
     }
   }
@@ -106,7 +107,7 @@ struct Divide {
   }
 };
 
-// Of a block of rows, the sum of grad * weight.
+// For a block of rows: the sum of grad * weight.
 template <class T>
 struct Inner {
   const T* grad;
@@ -126,7 +127,7 @@ struct Inner {
   }
 };
 
-// grad / sigma - factor u v^T, of a block of rows.
+// For a block of rows: grad / sigma - factor u v^T.
 template <class T>
 struct Gradient {
   const T* grad;
@@ -188,9 +189,8 @@ Matrix check_weight(const char* op, const Tensor& weight, const Tensor& u, const
   check::floating(op, "weight", weight);
   STD_TORCH_CHECK(weight.dim() >= 2, op, ": expected weight dimensions at least 2, got shape ",
                   check::shape_of(weight));
-  STD_TORCH_CHECK(is_dense(weight, MemoryFormat::Contiguous), op, ": expected weight contiguous, got strides of ",
-                  "another order");
-  STD_TORCH_CHECK(0 <= dim && dim < weight.dim(), op, ": expected dim in [0, ", weight.dim() - 1, "], got ", dim);
+  STD_TORCH_CHECK(is_dense(weight, MemoryFormat::Contiguous), op, ": expected weight contiguous, got other strides");
+  STD_TORCH_CHECK(0 <= dim && dim < weight.dim(), op, ": expected dim between 0 and ", weight.dim() - 1, ", got ", dim);
   Matrix size{1, weight.size(dim), 1};
   for (int64_t d = 0; d < weight.dim(); ++d) {
     if (d < dim) size.outer *= weight.size(d);
@@ -219,7 +219,7 @@ Tensor forward_as(const Tensor& weight, Tensor& u, Tensor& v, int64_t iterations
   } else {
     std::vector<double> sums(size.blocks() * size.columns());
     for (int64_t i = 0; i < iterations; ++i) {
-      // u = W v / |W v|; W^T u is what the rows summed up, over the same norm; v = W^T u / |W^T u|.
+      // u = W v / |W v|. W^T u is the sum over the rows divided by |W v|. v = W^T u / |W^T u|.
       run_blocks(size, Products<T>{w, right.data(), left.data(), sums.data(), size});
       const double scale = std::max(norm(left), eps);
       for (double& x : left) x /= scale;

@@ -1,10 +1,10 @@
-// sub_pixel_conv: a transposed convolution of kernel 4 and stride 2 to few channels, the last layer of a generator.
+// sub_pixel_conv: a transposed convolution with kernel 4, stride 2 and few output channels, as in the last layer of a
+// generator.
 //
-// Along each dim an output at 2 q + r meets two of the four taps, those of the parity (r + padding) % 2, at inputs
-// q + d and q + d - 1 with d = (r + padding) / 2. So each of the four phases of an output is a 2x2 convolution of the
-// input, and no zero is multiplied. A vector holds sixteen outputs of one phase and channel, and stays in a register
-// while all input channels are added up; what is loaded of the input serves every phase and channel.
-
+// Along each dim the output at 2 q + r sums two of the four taps, those with parity (r + padding) % 2, at the inputs
+// q + d and q + d - 1, where d = (r + padding) / 2. So each of the four phases of the output is a 2x2 convolution of
+// the input, and no zeros are multiplied. A vector holds sixteen outputs of one phase and channel. It stays in a
+// register while all input channels are summed. Each loaded input is used for all phases and channels.
 #pragma once
 
 #include <algorithm>
@@ -27,19 +27,19 @@ using WideOrder = int32_t __attribute__((vector_size(kWide * sizeof(float))));
 using Four = float __attribute__((vector_size(16)));
 using FourOrder = int32_t __attribute__((vector_size(16)));
 
-constexpr int64_t kMostChannels = 4;
-// Values behind the last vector of a line that shifted loads reach, in whole vectors.
+constexpr int64_t kMaxChannels = 4;
+// Padding of a line for shifted loads, which reach beyond its last vector.
 constexpr int64_t kMargin = kWide;
-// Rows of the input that are at hand: those that meet a pair of output rows.
+// Number of buffered input rows: those that a pair of output rows needs.
 constexpr int64_t kRing = 3;
 
-// What one row of outputs is made of.
+// The arguments for one row of the output. depth: number of input channels.
 struct RowOfPhases {
-  std::array<const float*, 2> lines;    // two rows of the input, each (depth, line_width); null where there is none
-  std::array<const float*, 2> weights;  // of the two taps along the height, each (depth, channels, 4)
+  std::array<const float*, 2> lines;    // two input rows, each (depth, line_width); null outside the input
+  std::array<const float*, 2> weights;  // for the two taps along the height, each (depth, channels, 4)
   const float* bias;                    // (channels,)
   int64_t depth, line_width;
-  int64_t count;  // of q
+  int64_t count;  // number of values of q
   float* out;     // (channels, 2 count)
 };
 
@@ -50,7 +50,7 @@ struct Phases {
     const RowOfPhases& row;
 
     GAN_FAST_INLINE void operator()() const {
-      // Sums and operands of two vectors at a time fill 32 registers.
+      // With two vectors at a time the sums and operands fill AVX-512's 32 registers.
       constexpr int kVectors = kLevel == isa::Level::avx512 ? 2 : 1;
       int64_t q = 0;
       for (; q + kVectors * kWide <= row.count; q += kVectors * kWide) vectors<kVectors>(q);
@@ -72,7 +72,7 @@ struct Phases {
         const float* x = row.lines[line] + q;
         const float* w = row.weights[line];
         for (int64_t first = 0; first < row.depth; first += kChain) {
-          // A part of the sum for itself: short chains of additions round less.
+          // A partial sum of kChain channels: shorter chains of additions accumulate less rounding error.
           Wide part[kChannels][2][kVectors] = {};
           const int64_t last = std::min(row.depth, first + kChain);
           for (int64_t k = first; k < last; ++k, x += row.line_width, w += kChannels * 4) {
@@ -123,10 +123,11 @@ struct Phases {
       }
     }
 
-    // By way of integers, to which adding zero changes nothing: the compiler makes one instruction of it.
+    // x in all lanes. Adding it to zero as an integer is exact, so the compiler can emit a single broadcast
+    // instruction.
     static GAN_FAST_INLINE Wide all(float x) { return bit_cast<Wide>(WideOrder{} + bit_cast<int32_t>(x)); }
 
-    // Keeps the compiler from loading a value again each time it is used: these loads cross cache lines.
+    // Prevents the compiler from repeating the load at each use: these loads may cross cache lines.
     static GAN_FAST_INLINE Wide load_once(const float* from) {
       Wide value;
       std::memcpy(&value, from, sizeof(Wide));
@@ -136,8 +137,8 @@ struct Phases {
       return value;
     }
 
-    // Written so that the compiler makes one instruction of it (-ffp-contract=off does not). Elsewhere this is slow
-    // anyhow, for want of registers, and gan_fast/ops/conv_kernels.py takes another way.
+    // a * b + c. With AVX-512 it is one fused instruction, which -ffp-contract=off requires to be written out. Other
+    // instruction sets have too few registers for this kernel, and gan_fast/ops/conv_kernels.py does not use it there.
     static GAN_FAST_INLINE Wide multiply_add(Wide a, Wide b, Wide c) {
       if constexpr (kLevel != isa::Level::avx512) return a * b + c;
       Wide result;
@@ -163,11 +164,11 @@ inline void run_row(int64_t channels, bool odd_padding, const RowOfPhases& row) 
     case 3:
       return of(std::integral_constant<int, 3>{});
     default:
-      return of(std::integral_constant<int, kMostChannels>{});
+      return of(std::integral_constant<int, kMaxChannels>{});
   }
 }
 
-// to[k * to_step + i] = from[i * from_step + k], in squares as large as a vector.
+// Transposes: to[k * to_step + i] = from[i * from_step + k]. It works on squares whose side is the length of a vector.
 template <isa::Level kLevel>
 struct Transpose {
   static constexpr int kSide = kLevel == isa::Level::avx512 ? kWide : 4;
@@ -195,7 +196,7 @@ struct Transpose {
     }
   }
 
-  // Squares of 2^n change places within squares of twice the side, for every n.
+  // Transposes by exchanging the off-diagonal squares of side 1, 2, 4 and so on within squares of twice the side.
   GAN_FAST_INLINE void square(const float* in, float* out) const {
     V v[kSide];
     GAN_FAST_UNROLL
@@ -228,7 +229,7 @@ struct Transpose {
   }
 };
 
-// Brings what read_line will read into the cache while something else is computed.
+// Prefetches the values that the next read_line reads.
 template <class T>
 void prefetch_line(const T* from, int64_t step, int64_t channel_step, int64_t count, int64_t depth) {
   constexpr int64_t kPerLine = 64 / sizeof(T);
@@ -240,7 +241,7 @@ void prefetch_line(const T* from, int64_t step, int64_t channel_step, int64_t co
   }
 }
 
-// (count, depth) with steps to (depth, count) `line_width` apart.
+// Copies a strided row (count, depth) of the input to lines (depth, count), `line_width` apart.
 template <class T>
 void read_line(const T* from, int64_t step, int64_t channel_step, int64_t count, int64_t depth, float* to,
                int64_t line_width) {
@@ -263,17 +264,17 @@ inline void conv(const Tensor& input, const Tensor& weight, const Tensor& output
   check::dtype(kOp, "output", output, input.scalar_type());
   STD_TORCH_CHECK(input.dim() == 4, kOp, ": expected input dimensions 4, got ", check::shape_of(input));
   STD_TORCH_CHECK(weight.dim() == 4 && weight.size(0) == input.size(1) && weight.size(1) >= 1 &&
-                      weight.size(1) <= kMostChannels && weight.size(2) == 4 && weight.size(3) == 4,
-                  kOp, ": expected weight shape (", input.size(1), ", 1 to ", kMostChannels, ", 4, 4), got ",
+                      weight.size(1) <= kMaxChannels && weight.size(2) == 4 && weight.size(3) == 4,
+                  kOp, ": expected weight shape (", input.size(1), ", 1 to ", kMaxChannels, ", 4, 4), got ",
                   check::shape_of(weight));
   STD_TORCH_CHECK(output.dim() == 4 && output.size(0) == input.size(0) && output.size(1) == weight.size(1), kOp,
                   ": expected output shape (", input.size(0), ", ", weight.size(1), ", ...), got ",
                   check::shape_of(output));
   STD_TORCH_CHECK(padding.size() == 2, kOp, ": expected padding two numbers, got ", padding.size(), " of them");
   for (int64_t d = 0; d < 2; ++d) {
-    // More would leave no output.
-    STD_TORCH_CHECK(padding[d] >= 0 && padding[d] <= input.size(2 + d) + 2, kOp, ": expected padding in [0, ",
-                    input.size(2 + d) + 2, "], got ", padding[d]);
+    // With more padding there is no output.
+    STD_TORCH_CHECK(padding[d] >= 0 && padding[d] <= input.size(2 + d) + 2, kOp, ": expected padding between 0 and ",
+                    input.size(2 + d) + 2, ", got ", padding[d]);
   }
   const int64_t N = input.size(0), depth = input.size(1), H = input.size(2), W = input.size(3);
   const int64_t C = output.size(1), H_out = output.size(2), W_out = output.size(3);
@@ -284,7 +285,7 @@ inline void conv(const Tensor& input, const Tensor& weight, const Tensor& output
   }
   if (!output.numel()) return;
 
-  // Along the width, q and the line's index of the input q + padding / 2 - 1 are the same number.
+  // Index q of a line holds the input at q + padding / 2 - 1 along the width.
   const int64_t count = ((W_out + 1) / 2 + kWide - 1) / kWide * kWide, line_width = count + kMargin;
   const int64_t left = padding[1] / 2 - 1;
   const int64_t first_x = std::max<int64_t>(0, left),
@@ -297,12 +298,12 @@ inline void conv(const Tensor& input, const Tensor& weight, const Tensor& output
     using T = decltype(tag);
     const T* from = static_cast<const T*>(input.const_data_ptr());
     T* to = static_cast<T*>(output.mutable_data_ptr());
-    float start[kMostChannels] = {};
+    float start[kMaxChannels] = {};
     if (bias) {
       const T* values = static_cast<const T*>(bias->const_data_ptr());
       for (int64_t c = 0; c < C; ++c) start[c] = static_cast<float>(values[c * bias->stride(0)]);
     }
-    // (4 taps along the height, depth, C, 4 taps along the width)
+    // Packed weights: (4 taps along the height, depth, C, 4 taps along the width).
     std::vector<float> weights(4 * depth * C * 4);
     const T* taps = static_cast<const T*>(weight.const_data_ptr());
     const int64_t steps[] = {weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)};
@@ -316,7 +317,8 @@ inline void conv(const Tensor& input, const Tensor& weight, const Tensor& output
         }
       }
     }
-    // Bands of pairs of output rows, so that few samples keep all threads busy; each reads two more rows of the input.
+    // A task is a band of pairs of output rows, so that a small batch keeps all threads busy. Each band reads up to two
+    // input rows more than it would as a part of a larger band.
     constexpr int64_t kTasks = 64;
     const int64_t pairs = (H_out + 1) / 2;
     const int64_t bands = std::clamp<int64_t>(kTasks / N, 1, std::max<int64_t>(1, pairs / 8));

@@ -6,14 +6,14 @@
 
 namespace gan_fast::cuda {
 
-// tanh z, and its slope 1 - tanh^2 z.
+// tanh z and its derivative 1 - tanh^2 z.
 template <class A>
 struct Tanh {
   A value, slope;
 
   __device__ explicit Tanh(A z) {
-    // rest = 1 - |tanh z| = 2 e / (1 + e), which keeps its relative precision where 1 - tanh^2 z cancels; what rounding
-    // took from 1 + e and from the quotient is put back, or the errors of both would stay in tanh.
+    // rest = 1 - |tanh z| = 2 e / (1 + e) keeps its relative precision where 1 - tanh^2 z cancels. `missing` corrects
+    // the rounding errors of 1 + e and of the quotient, which would otherwise remain in tanh.
     const A e = std::exp(-2 * std::abs(z)), sum = 1 + e, inverse = 1 / sum;
     const A quotient = 2 * e * inverse;
     const A missing = std::fma(-quotient, sum, 2 * e) - quotient * (e - (sum - 1));
@@ -22,7 +22,7 @@ struct Tanh {
       value = std::tanh(z);
       slope = rest * (2 - rest);
     } else {
-      // Near zero it is `rest` that has lost the digits that matter: there a minimax polynomial, within 1e-9 of tanh.
+      // Near zero 1 - rest would cancel, so a minimax polynomial is used. Its error is below 1e-9.
       constexpr float kTerms[] = {-0.33333322f, 0.13332951f, -0.05391756f, 0.02155583f, -0.00785255f, 0.00187273f};
       const A square = z * z;
       const bool near = square < 0.5f;
@@ -35,8 +35,7 @@ struct Tanh {
   }
 };
 
-// identity, relu and leaky_relu: two slopes. NaN takes the branch it takes in ATen: through for relu, scaled for
-// leaky_relu.
+// identity, relu and leaky_relu. NaN propagates as in ATen: relu returns it unchanged.
 template <class A>
 struct PiecewiseLinear {
   A slope;
@@ -48,13 +47,14 @@ struct PiecewiseLinear {
 
   __device__ A value(A z) const { return is_relu ? (z < 0 ? A{0} : z) : (z > 0 ? z : z * slope); }
 
-  // grad * f'(z). Selecting instead of multiplying keeps an infinite grad out of relu's dead half, as in ATen.
+  // grad * f'(z). It selects instead of multiplying, as ATen does, since an infinite grad times 0 would be NaN.
   __device__ A backward(A grad, A z) const { return is_relu ? (z <= 0 ? A{0} : grad) : (z > 0 ? grad : grad * slope); }
 
   __device__ A curvature(A) const { return 0; }
   __device__ static constexpr bool is_curved() { return false; }
 };
 
+// tanh and sigmoid, whose second derivative is not zero.
 template <class A>
 struct Curved {
   bool is_tanh;
@@ -78,7 +78,7 @@ struct Curved {
   __device__ static constexpr bool is_curved() { return true; }
 };
 
-// Either, where a kernel for each would be more than it is worth.
+// Selects at run time, for kernels where two compiled versions are not worth it.
 template <class A>
 struct AnyActivation {
   PiecewiseLinear<A> linear;

@@ -1,4 +1,4 @@
-// Launches of adversarial_loss.cuh's kernels for every dtype.
+// Launches the kernels of adversarial_loss.cuh for every dtype.
 
 #include "adversarial_loss.cuh"
 #include "launch.cuh"

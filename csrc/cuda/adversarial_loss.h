@@ -1,4 +1,4 @@
-// The adversarial losses on a GPU, as host code sees them: pointers and sizes, no torch.
+// Interface between host code and the kernels of the adversarial losses: pointers and sizes, without torch.
 #pragma once
 
 #include "../common/adversarial_kind.h"
@@ -7,29 +7,29 @@
 namespace gan_fast::cuda {
 
 using adversarial::Kind;
-using adversarial::Relation;
+using adversarial::Relativistic;
 
 template <class T>
 struct LossBatch {
   const T* logits;
-  T* grad;  // null where nobody asked
+  T* grad;  // null if not needed
   int64_t count;
   double target;
 };
 
 template <class T>
 struct LossArguments {
-  const T* grad_loss;  // null: one
+  const T* grad_loss;  // null means 1
   LossBatch<T> first, second;
   bool two;
   double scale;
   Kind kind;
-  Relation relation;
-  T *loss, *means;  // null where nobody asked
+  Relativistic relativistic;
+  T *loss, *means;  // null if not needed
 };
 
-// For double, float, __half and __nv_bfloat16, defined in adversarial_loss.cu. The first gives all that is asked for,
-// the second the gradients alone.
+// Instantiated for double, float, __half and __nv_bfloat16 in adversarial_loss.cu. loss_forward computes everything
+// that has a pointer, loss_backward only the gradients.
 template <class T>
 void loss_forward(const Stream& stream, const LossArguments<T>& arguments);
 template <class T>

@@ -1,4 +1,4 @@
-// The adversarial losses over one or two batches of logits, on a GPU: checks and allocation.
+// The adversarial losses on a GPU: checks and allocation.
 
 #include "../common/adversarial_loss.h"
 #include "adversarial_loss.h"
@@ -7,17 +7,17 @@
 namespace gan_fast {
 namespace {
 
-using namespace adversarial;  // kinds, relations, checks, logits without gaps
+using namespace adversarial;
 
-// Batches of logits without gaps, those of a pair in one order, and room for their gradients.
+// Logits without gaps (paired logits with the same strides), and tensors for their gradients.
 struct Batches {
   Tensor logits[2], grads[2];
   double targets[2];
 
-  Batches(const Tensor& x, double target, const MaybeTensor& other, double other_target, Relation relation,
+  Batches(const Tensor& x, double target, const MaybeTensor& other, double other_target, Relativistic relativistic,
           bool grad_wanted, bool other_grad_wanted)
       : logits{without_gaps(x), nothing()}, grads{nothing(), nothing()}, targets{target, other_target} {
-    if (other) logits[1] = relation == Relation::paired ? in_order_of(logits[0], *other) : without_gaps(*other);
+    if (other) logits[1] = relativistic == Relativistic::paired ? in_order_of(logits[0], *other) : without_gaps(*other);
     if (grad_wanted) grads[0] = empty_as(logits[0]);
     if (other && other_grad_wanted) grads[1] = empty_as(logits[1]);
   }
@@ -31,11 +31,11 @@ struct Batches {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& logits, double target, const MaybeTensor& other,
                                                    double other_target, double scale, std::string kind,
-                                                   std::string relation, bool means_wanted, bool grad_wanted,
+                                                   std::string relativistic, bool means_wanted, bool grad_wanted,
                                                    bool other_grad_wanted) {
   check::cuda(kForward, "logits", logits);
   const Kind phi = parse_kind(kForward, kind);
-  const Relation related = parse_relation(kForward, relation);
+  const Relativistic related = parse_relativistic(kForward, relativistic);
   check_batches(kForward, logits, target, other, other_target, related);
   const cuda::OnDevice device(kForward, logits);
   const Batches batches(logits, target, other, other_target, related, grad_wanted, other_grad_wanted);
@@ -51,10 +51,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& logits, double 
 
 std::tuple<Tensor, Tensor> backward(const Tensor& grad_loss, const Tensor& logits, double target,
                                     const MaybeTensor& other, double other_target, double scale, std::string kind,
-                                    std::string relation) {
+                                    std::string relativistic) {
   check::cuda(kBackward, "logits", logits);
   const Kind phi = parse_kind(kBackward, kind);
-  const Relation related = parse_relation(kBackward, relation);
+  const Relativistic related = parse_relativistic(kBackward, relativistic);
   check_batches(kBackward, logits, target, other, other_target, related);
   check_grad_loss(grad_loss, logits);
   const cuda::OnDevice device(kBackward, logits);

@@ -1,4 +1,4 @@
-// Launches of batch_norm_act.cuh's kernels for every dtype.
+// Launches the kernels of batch_norm_act.cuh for every dtype.
 
 #include "batch_norm_act.cuh"
 #include "launch.cuh"

@@ -1,9 +1,10 @@
-// Batch norm and the activation behind it on a GPU: the passes of csrc/cpu/batch_norm_act.cpp, whose notation this has
-// (xc = x - mean, r = 1 / sqrt(var + eps), z = gamma r xc + beta, u = dL/dy f'(z)). docs/batch_norm_act.md derives
-// them.
+// Kernels of batch norm followed by an activation: the passes of csrc/cpu/batch_norm_act.cpp on a GPU.
 //
-// Reads and writes of the tensor's size: forward 1 and 1 + 1; backward 2 and 2 + 1; double backward 3 (twice where the
-// activation is curved) and 3 + 2.
+// Notation: xc = x - mean, r = 1 / sqrt(var + eps), z = gamma r xc + beta, u = dL/dy f'(z). docs/batch_norm_act.md
+// derives the formulas.
+//
+// Tensor reads + writes: forward 1 + 0 and 1 + 1; backward 2 + 0 and 2 + 1; double backward 3 + 0 (twice for tanh and
+// sigmoid) and 3 + 2.
 #pragma once
 
 #include "activation.cuh"
@@ -27,8 +28,8 @@ __device__ void load_affine(const Affine& affine, int64_t c, AffineChannel<Compu
   for (int j = 0; j < kSlots; ++j) channel.scale[j] *= gamma[j];
 }
 
-// Coefficients of the last passes, from a kernel that finishes sums. What the CPU calls kU (backward), kWa and kQ is
-// kScale.
+// Coefficients of the map passes, computed by a kernel that finishes sums. kScale is also kU (of backward), kWa and kQ
+// of csrc/cpu/batch_norm_act.cpp.
 enum Slot : int { kMean, kScale, kShift, kOwn };
 enum BackwardSlot : int { kXc = kOwn, kOne };
 enum DoubleSlot : int { kWxc = kOwn, kWone, kByU, kByA, kByXc, kByOne };
@@ -55,7 +56,7 @@ struct Moments {
   const T* inputs[1];
 };
 
-// Mean of a chunk, and the sum of squares about it: partial[0] and partial[1] of (2, chunk, channel).
+// Mean and sum of squared deviations of a chunk: partial[0] and partial[1] of (2, chunk, channel).
 template <class Kernel>
 __global__ void __launch_bounds__(kThreads, Kernel::kBlocks)
     moments_kernel(const Kernel kernel, const ChannelGrid g, double* partial) {
@@ -63,8 +64,7 @@ __global__ void __launch_bounds__(kThreads, Kernel::kBlocks)
   constexpr int kSlots = Kernel::kSlots, kWidth = Kernel::kWidth;
   __shared__ double scratch[kSlots * kThreads];
   Walk walk(g);
-  // Squares are taken of distances to a mean of the thread's first values, so that nothing cancels that was not far
-  // apart.
+  // Deviations are taken from the mean of the thread's first values, so that little cancels in the correction below.
   A pivot[kSlots] = {}, sum[kSlots] = {}, squares[kSlots] = {};
   int64_t count = 0;
   while (walk.position < walk.end) {
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, Kernel::kBlocks)
       }
 #pragma unroll
       for (int j = 0; j < kSlots; ++j) {
-        // An infinite one would make the mean NaN instead of infinite.
+        // An infinite pivot would make the mean NaN instead of infinite.
         pivot[j] = std::isfinite(pivot[j]) ? pivot[j] / static_cast<A>(here) : A{0};
       }
     }
@@ -104,23 +104,23 @@ __global__ void __launch_bounds__(kThreads, Kernel::kBlocks)
     }
     count += here;
   }
-  // Chan, Golub and LeVeque's merge, in the form that an infinite mean leaves infinite.
-  double own[kSlots], weighted[kSlots], mean[kSlots], about[kSlots];
+  // Merges threads (Chan, Golub and LeVeque, 1979), in a form in which an infinite mean stays infinite.
+  double thread_mean[kSlots], weighted[kSlots], mean[kSlots], deviations[kSlots];
 #pragma unroll
   for (int j = 0; j < kSlots; ++j) {
     const double shift = count ? static_cast<double>(sum[j]) / static_cast<double>(count) : 0.0;
-    own[j] = pivot[j] + shift;
-    weighted[j] = count ? own[j] * static_cast<double>(count) : 0.0;
-    about[j] = static_cast<double>(squares[j]) - shift * sum[j];
+    thread_mean[j] = pivot[j] + shift;
+    weighted[j] = count ? thread_mean[j] * static_cast<double>(count) : 0.0;
+    deviations[j] = static_cast<double>(squares[j]) - shift * sum[j];
   }
   sum_rows<kSlots>(scratch, g.lanes, weighted);
 #pragma unroll
   for (int j = 0; j < kSlots; ++j) {
     mean[j] = scratch[j * kThreads + walk.lane] / static_cast<double>(g.count(walk.chunk));
-    const double distance = own[j] - mean[j];
-    about[j] = count ? about[j] + static_cast<double>(count) * distance * distance : 0.0;
+    const double distance = thread_mean[j] - mean[j];
+    deviations[j] = count ? deviations[j] + static_cast<double>(count) * distance * distance : 0.0;
   }
-  sum_rows<kSlots>(scratch, g.lanes, about);
+  sum_rows<kSlots>(scratch, g.lanes, deviations);
   if (walk.row == 0 && walk.column < g.columns) {
 #pragma unroll
     for (int j = 0; j < kSlots; ++j) {
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, Kernel::kBlocks)
   }
 }
 
-// Statistics of a channel for a forward pass, from its chunks or, in evaluation, from the running ones.
+// The statistics of a forward pass: from the chunks or, in evaluation mode, from the running statistics.
 template <class T>
 struct Statistics {
   Compute<T>*mean, *invstd;
@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   sum_rows<1>(scratch, kFinishChannels, &value);
   if (first == 0 && c < g.channels) {
-    const double squares = scratch[lane] < 0 ? 0.0 : scratch[lane];  // NaN stays
+    const double squares = scratch[lane] < 0 ? 0.0 : scratch[lane];  // unlike fmax, keeps NaN
     const double old_mean = read<T>(statistics.running_mean, c, 0), old_var = read<T>(statistics.running_var, c, 0);
     statistics.mean[c] = static_cast<A>(mean);
     statistics.invstd[c] = static_cast<A>(1 / std::sqrt(squares / m + statistics.eps));
@@ -232,7 +232,7 @@ struct BackwardMap {
   const T* inputs[2];
   T* outputs[1];
   const A* coefficients;
-  bool through_statistics;  // a branch, not zero coefficients: zero times an infinite xc is NaN
+  bool through_statistics;  // zero coefficients would not do: 0 times an infinite xc is NaN
   Act act;
 
   __device__ void load(Channel& channel, const ChannelGrid& g, int64_t c) const { channel.load(coefficients, g, c); }
@@ -325,7 +325,7 @@ struct CurvatureSums {
   }
 };
 
-// outputs: by dL/dy, by x.
+// outputs: the gradients of dL/dy and of x.
 template <class T_, int kWidth_, int kSlots_, class Act>
 struct DoubleMap {
   using T = T_;
@@ -351,7 +351,7 @@ struct DoubleMap {
   }
 };
 
-// What both kernels that finish sums of a double backward know.
+// Data of the two kernels that finish sums of a double backward.
 template <class T>
 struct DoubleChannels {
   using A = Compute<T>;
@@ -359,12 +359,12 @@ struct DoubleChannels {
   Parameter cotangent_weight, cotangent_bias;
   Parameter grad_weight, grad_bias;
   A* coefficients;
-  double* means;  // of u, a, u xhat, a xhat, and the covariance: (5, channels), for the second of the two
+  double* means;  // (5, channels): means of u, a, u xhat, a xhat, and the covariance; stored for CurvatureFinish
   int64_t channels;
-  double per_channel, part;  // and one by it
+  double per_channel, part;  // part = 1 / per_channel
   bool training;
 
-  // From the means, and the sums of q and q xc.
+  // Computes coefficients and gradients from the means and the sums of q and q xc.
   __device__ void finish(int64_t c, const double* mean, double sum_q, double sum_q_xc) const {
     const double r = read<T>(affine.invstd, c, 0), gamma = read<T>(affine.weight, c, 1), scale = gamma * r;
     const double u = mean[0], a = mean[1], u_xhat = mean[2], a_xhat = mean[3], covariance = mean[4];
@@ -391,7 +391,7 @@ struct DoubleFinish {
     write_affine<T>(all.affine, all.coefficients, all.channels, c);
     const double m = all.per_channel, part = all.part;
     const double r = read<T>(all.affine.invstd, c, 0), scale = read<T>(all.affine.weight, c, 1) * r;
-    // In evaluation the statistics do not depend on x: zeros.
+    // In evaluation mode the statistics do not depend on x, and the other means stay zero.
     double mean[5] = {0, 0, 0, 0, sums[4]};
     if (all.training) {
       mean[0] = sums[0] * part;
@@ -422,15 +422,16 @@ struct CurvatureFinish {
 
 // ---- launches
 //
-// Launch is called with a kernel, its number of blocks, their threads, and its arguments; it knows the multiprocessors.
-// Without a value there is nothing to launch, and no geometry: gradients by parameters are then the host code's zeros.
+// Launch is cuda::Launch of launch.cuh or emulator::Launch of tests/cuda/emulator.h. It is called with a kernel, the
+// number of blocks, the threads per block, and the kernel's arguments. Nothing is launched for an empty tensor; the
+// host code then sets the gradients of the parameters to zero.
 
-// Calls f with kWidth and kSlots as types: 16 bytes at a time where `aligned` pointers and the shape allow.
+// Calls f with kWidth and kSlots as types: accesses of 16 bytes if the alignment and the shape allow them.
 template <class T, class F>
 void for_access(const Shape& shape, bool aligned, const F& f) {
   using One = std::integral_constant<int, 1>;
   using Wide = std::integral_constant<int, kWidest<T>>;
-  // float64 is there to be right, not to be quick: one access for it.
+  // Not for float64, which is for correctness rather than speed.
   if constexpr (!std::is_same_v<T, double>) {
     if (aligned && (shape.channels_last ? shape.C : shape.S) % Wide::value == 0) {
       return shape.channels_last ? f(Wide{}, Wide{}) : f(Wide{}, One{});
@@ -439,7 +440,7 @@ void for_access(const Shape& shape, bool aligned, const F& f) {
   f(One{}, One{});
 }
 
-// Calls f with the activation: one of a type of its own where accesses are wide.
+// Calls f with the activation. Kernels with wide accesses are compiled separately for each class of activations.
 template <class A, int kWidth, class F>
 void for_activation(const ActivationChoice& choice, const F& f) {
   if constexpr (kWidth == 1) {
@@ -483,7 +484,7 @@ void run_forward(const Launch& launch, const ForwardArguments<T>& a) {
   } else {
     launch(running_kernel<T>, ceil_div(a.shape.C, kThreads), kThreads, statistics, a.shape.C);
   }
-  // Allocations of their own begin at 16 bytes.
+  // mean and invstd are new allocations, and therefore aligned to 16 bytes.
   const Affine affine{{a.mean, 1, true, true}, {a.invstd, 1, true, true}, a.weight, a.bias};
   run_normalize(launch, NormalizeArguments<T>{a.shape, a.x, a.y, affine, a.activation, a.aligned});
 }

@@ -1,4 +1,4 @@
-// Batch norm and the activation behind it on a GPU, as host code sees it: pointers and sizes, no torch.
+// Interface between host code and the kernels of batch_norm_act: pointers and sizes, without torch.
 #pragma once
 
 #include "../common/activation.h"
@@ -6,21 +6,21 @@
 
 namespace gan_fast::cuda {
 
-// A dense tensor of channels.
+// A dense tensor: N samples, C channels, S values per sample and channel.
 struct Shape {
   int64_t N, C, S;
-  bool channels_last;  // (N * S, C) in memory, not (N, C, S)
+  bool channels_last;  // memory order (N * S, C) instead of (N, C, S)
 
   int64_t per_channel() const { return N * S; }
   bool is_empty() const { return C == 0 || per_channel() == 0; }
 };
 
-// A vector over channels that the caller owns: any stride, the tensor's dtype or the one it is computed in.
+// A vector over channels from the caller, with any stride. T is the dtype of the input.
 struct Parameter {
-  void* data;  // null where there is none
+  void* data;  // null if there is none
   int64_t stride;
-  bool wide;    // Compute<T>, not T
-  bool packed;  // wide, dense and at 16 bytes
+  bool wide;    // has the type Compute<T> instead of T
+  bool packed;  // is wide, dense and aligned to 16 bytes
 };
 
 // mean, r, gamma and beta.
@@ -33,16 +33,16 @@ struct ActivationChoice {
   double negative_slope;
 };
 
-// Sums of each pass over a channel, and arrays of coefficients for the last passes.
+// Numbers of sums per channel of each pass, and of coefficient arrays for the map passes.
 constexpr int kMomentsSums = 2, kBackwardSums = 2, kDoubleSums = 5;
 constexpr int kBackwardCoefficients = 5, kDoubleCoefficients = 9;
 
-// How many doubles a pass with so many sums writes at most, whatever its access: beyond one for each channel, a
-// multiprocessor has at most four blocks of at most kMostNeighbours channels.
-constexpr int kMostBlocksEach = 4, kMostNeighbours = 64;
+// The largest number of doubles that a pass with `sums` sums writes: one per channel, and for further chunks at most
+// kMaxBlocksEach blocks per multiprocessor with at most kMaxNeighbors channels each.
+constexpr int kMaxBlocksEach = 4, kMaxNeighbors = 64;
 
 inline int64_t partial_size(const Shape& shape, int multiprocessors, int sums) {
-  return sums * (shape.C + static_cast<int64_t>(multiprocessors) * kMostBlocksEach * kMostNeighbours);
+  return sums * (shape.C + static_cast<int64_t>(multiprocessors) * kMaxBlocksEach * kMaxNeighbors);
 }
 
 template <class T>
@@ -55,8 +55,8 @@ struct ForwardArguments {
   bool training;
   double momentum, eps;
   ActivationChoice activation;
-  bool aligned;     // x and y begin at 16 bytes, and so in what follows
-  double* partial;  // room for partial_size
+  bool aligned;     // all tensors are aligned to 16 bytes; also in the structs below
+  double* partial;  // partial_size doubles
 };
 
 template <class T>
@@ -76,7 +76,7 @@ struct BackwardArguments {
   Affine affine;
   bool training, affine_wanted;
   ActivationChoice activation;
-  T* grad_input;  // null where nobody asked
+  T* grad_input;  // null if not needed
   Parameter grad_weight, grad_bias;
   bool aligned;
   Compute<T>* coefficients;  // (kBackwardCoefficients, C)
@@ -86,12 +86,12 @@ struct BackwardArguments {
 template <class T>
 struct DoubleBackwardArguments {
   Shape shape;
-  const T *cotangent, *grad, *x;  // cotangent: null stands for zeros
+  const T *cotangent, *grad, *x;  // cotangent: null means zeros
   Affine affine;
   Parameter cotangent_weight, cotangent_bias;
   bool training;
   ActivationChoice activation;
-  T *grad_grad, *grad_input;  // null where nobody asked
+  T *grad_grad, *grad_input;  // null if not needed
   Parameter grad_weight, grad_bias;
   bool aligned;
   Compute<T>* coefficients;  // (kDoubleCoefficients, C)
@@ -99,7 +99,7 @@ struct DoubleBackwardArguments {
   double* partial;
 };
 
-// For double, float, __half and __nv_bfloat16, defined in batch_norm_act.cu.
+// Instantiated for double, float, __half and __nv_bfloat16 in batch_norm_act.cu.
 template <class T>
 void forward(const Stream& stream, const ForwardArguments<T>& arguments);
 template <class T>

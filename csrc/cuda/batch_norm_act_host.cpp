@@ -1,4 +1,4 @@
-// Batch norm and the activation behind it on a GPU: checks and allocation.
+// Batch norm followed by an activation on a GPU: checks and allocation.
 
 #include "../common/batch_norm_act.h"
 #include "batch_norm_act.h"
@@ -7,14 +7,14 @@
 namespace gan_fast {
 namespace {
 
-using namespace norm;  // checks
+using namespace norm;
 using cuda::data;
 using cuda::mutable_data;
 
 cuda::Shape shape_of(const Tensor& t, MemoryFormat format) {
   cuda::Shape shape{t.size(0), t.size(1), 1, false};
   for (int64_t d = 2; d < t.dim(); ++d) shape.S *= t.size(d);
-  // One value per run is a matrix of rows in either format; one channel is one run in either.
+  // With S = 1 the tensor is a matrix of rows in both formats. With C = 1 it is runs of one channel in both.
   shape.channels_last = shape.C > 1 && (shape.S == 1 || format != MemoryFormat::Contiguous);
   return shape;
 }
@@ -38,14 +38,14 @@ Tensor zeros(const Tensor& input, ScalarType dtype) {
   return torch::stable::zero_(t);
 }
 
-// A gradient by a parameter: zeros where there are no values.
+// A tensor for the gradient of a parameter: zeros if the input is empty, since no kernel is launched then.
 Tensor parameter_grad(const MaybeTensor& parameter, const Tensor& input, bool wanted) {
   if (!parameter || !wanted) return nothing();
   const ScalarType dtype = parameter->scalar_type();
   return input.numel() ? empty_vector(input, input.size(1), dtype) : zeros(input, dtype);
 }
 
-// Where a pass with so many sums puts them.
+// A buffer for the partial sums of a pass with `sums` sums.
 Tensor partial_sums(const cuda::OnDevice& device, const cuda::Shape& shape, const Tensor& input, int sums) {
   const int64_t size = cuda::partial_size(shape, device.stream().multiprocessors, sums);
   return empty_vector(input, size, ScalarType::Double);
@@ -85,11 +85,11 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const MaybeTenso
   return {output, mean, invstd};
 }
 
-// The caller's statistics, dense.
-struct Given {
+// The caller's statistics, copied if they are not dense.
+struct DenseStatistics {
   Tensor mean, invstd;
 
-  Given(const Tensor& mean, const Tensor& invstd)
+  DenseStatistics(const Tensor& mean, const Tensor& invstd)
       : mean(dense(mean, MemoryFormat::Contiguous)), invstd(dense(invstd, MemoryFormat::Contiguous)) {}
 
   cuda::Affine affine(const MaybeTensor& weight, const MaybeTensor& bias, const Tensor& input) const {
@@ -97,7 +97,7 @@ struct Given {
   }
 };
 
-// The output of a forward pass once more, to the last bit, from the statistics that it returned.
+// Recomputes the output of a forward pass, to the last bit, from the statistics that it returned.
 Tensor normalize(const Tensor& input, const Tensor& mean, const Tensor& invstd, const MaybeTensor& weight,
                  const MaybeTensor& bias, const std::string& activation, double negative_slope) {
   check::cuda(kOp, "input", input);
@@ -111,11 +111,11 @@ Tensor normalize(const Tensor& input, const Tensor& mean, const Tensor& invstd, 
   const MemoryFormat format = suggest_memory_format(input);
   const Tensor x = dense(input, format);
   const Tensor output = empty_like(x, format);
-  const Given given(mean, invstd);
+  const DenseStatistics statistics(mean, invstd);
   cuda::for_dtype(x.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     cuda::normalize<T>(device.stream(), {shape_of(x, format), data<T>(x), mutable_data<T>(output),
-                                         given.affine(weight, bias, x), choice, aligned({&x, &output})});
+                                         statistics.affine(weight, bias, x), choice, aligned({&x, &output})});
   });
   return output;
 }
@@ -139,12 +139,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   const Tensor grad_weight = parameter_grad(weight, x, affine_wanted);
   const Tensor grad_bias = parameter_grad(bias, x, affine_wanted);
   const cuda::Shape shape = shape_of(x, format);
-  const Given given(mean, invstd);
+  const DenseStatistics statistics(mean, invstd);
   const Tensor coefficients = empty_vector(x, cuda::kBackwardCoefficients * shape.C, compute_dtype(x.scalar_type()));
   const Tensor partial = partial_sums(device, shape, x, cuda::kBackwardSums);
   cuda::for_dtype(x.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
-    cuda::backward<T>(device.stream(), {shape, data<T>(g), data<T>(x), given.affine(weight, bias, x), training,
+    cuda::backward<T>(device.stream(), {shape, data<T>(g), data<T>(x), statistics.affine(weight, bias, x), training,
                                         affine_wanted, choice, mutable_data<T>(grad_input), parameter(grad_weight, x),
                                         parameter(grad_bias, x), aligned({&x, &g, &grad_input}),
                                         mutable_data<cuda::Compute<T>>(coefficients), mutable_data<double>(partial)});
@@ -176,7 +176,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
   const Tensor grad_input = input_wanted ? empty_like(x, format) : nothing();
   const Tensor grad_weight = parameter_grad(weight, x, true), grad_bias = parameter_grad(bias, x, true);
   const cuda::Shape shape = shape_of(x, format);
-  const Given given(mean, invstd);
+  const DenseStatistics statistics(mean, invstd);
   const Tensor coefficients = empty_vector(x, cuda::kDoubleCoefficients * shape.C, compute_dtype(x.scalar_type()));
   const Tensor means = empty_vector(x, cuda::kDoubleSums * shape.C, ScalarType::Double);
   const Tensor partial = partial_sums(device, shape, x, cuda::kDoubleSums);
@@ -184,7 +184,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
     using T = decltype(tag);
     cuda::double_backward<T>(
         device.stream(),
-        {shape, data<T>(a), data<T>(g), data<T>(x), given.affine(weight, bias, x), parameter(cotangent_weight, x),
+        {shape, data<T>(a), data<T>(g), data<T>(x), statistics.affine(weight, bias, x), parameter(cotangent_weight, x),
          parameter(cotangent_bias, x), training, choice, mutable_data<T>(grad_grad), mutable_data<T>(grad_input),
          parameter(grad_weight, x), parameter(grad_bias, x), aligned({&x, &g, &a, &grad_grad, &grad_input}),
          mutable_data<cuda::Compute<T>>(coefficients), mutable_data<double>(means), mutable_data<double>(partial)});

@@ -1,10 +1,10 @@
-// Passes over a dense tensor that is a set of channels: sums per channel, then maps with coefficients per channel; what
-// csrc/cpu/channels.h is to a CPU.
+// Passes over the channels of a dense tensor on a GPU: sums per channel, and maps with coefficients per channel, as in
+// csrc/cpu/channels.h.
 //
-// A channel, or with channels last the neighbouring ones that one access holds (a column), is a line of positions.
-// Threads of a block take `lanes` columns side by side and share their positions out; blocks share out columns (tiles)
-// and positions (chunks). A channel's sums are those of threads, blocks and chunks in an order that shape, alignment
-// and GPU decide: two runs give the same bits.
+// A column is one channel or, with channels last, the adjacent channels of one access. It has `positions` accesses. A
+// block handles `lanes` adjacent columns (a tile) and a chunk of their positions; its threads are `rows` x `lanes`, and
+// a thread handles every rows-th position of one column. Sums are added over threads and then over chunks, in an order
+// that depends only on the shape, the alignment and the GPU. So results are deterministic.
 #pragma once
 
 #include "batch_norm_act.h"
@@ -13,24 +13,24 @@
 namespace gan_fast::cuda {
 
 constexpr int kThreads = 256;
-// Columns of a block where one is an access of 16 bytes; kMostNeighbours where it is one channel. Whole lines of
-// memory.
-constexpr int kWideNeighbours = 8;
+// Adjacent columns of a block with channels last, if a column is an access of 16 bytes; kMaxNeighbors if it is one
+// channel. Both are whole cache lines.
+constexpr int kWideNeighbors = 8;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct ChannelGrid {
   int64_t channels, columns, positions;
-  int64_t run;  // positions that follow each other at position_stride; then comes the next run, at run_stride
+  int64_t run;  // number of positions at position_stride from each other; runs are run_stride apart
   int64_t position_stride, run_stride, column_stride;
   int64_t tiles, chunks, chunk_positions;
-  int64_t step_in_run, step_offset, carry_offset;  // of a thread from one position to its next
-  int64_t values;                                  // of one channel at a position
-  int lanes, rows;                                 // threads along columns, along positions
+  int64_t step_in_run, step_offset, carry_offset;  // from a thread's position to its next one
+  int64_t values;                                  // values of one channel at a position
+  int lanes, rows;                                 // threads along columns and along positions
 
-  // For `width` values at a time and about so many blocks.
+  // A grid of about `blocks` blocks, for accesses of `width` values.
   static ChannelGrid of(const Shape& shape, int width, int64_t blocks) {
-    constexpr int64_t kLeastPositions = 4;  // of a thread, or its coefficients and sums cost more than its values
+    constexpr int64_t kMinPositions = 4;  // per thread; with fewer, coefficients and sums cost more than the values
     ChannelGrid g{};
     g.channels = shape.C;
     if (shape.channels_last) {
@@ -39,7 +39,7 @@ struct ChannelGrid {
       g.position_stride = shape.C;
       g.column_stride = width;
       g.values = 1;
-      const int64_t most = width > 1 ? kWideNeighbours : kMostNeighbours;
+      const int64_t most = width > 1 ? kWideNeighbors : kMaxNeighbors;
       for (g.lanes = 1; g.lanes < most && g.lanes < g.columns;) g.lanes *= 2;
     } else {
       g.columns = shape.C;
@@ -53,7 +53,7 @@ struct ChannelGrid {
     }
     g.rows = kThreads / g.lanes;
     g.tiles = ceil_div(g.columns, g.lanes);
-    const int64_t most = ceil_div(g.positions, g.rows * kLeastPositions);
+    const int64_t most = ceil_div(g.positions, g.rows * kMinPositions);
     int64_t chunks = blocks / g.tiles;
     chunks = chunks < 1 ? 1 : chunks < most ? chunks : most;
     g.chunk_positions = ceil_div(ceil_div(g.positions, chunks), g.rows) * g.rows;
@@ -77,10 +77,10 @@ struct ChannelGrid {
   }
 };
 
-// The positions of one thread, and where their values are.
+// Iterates over the positions of one thread.
 struct Walk {
   int64_t chunk, column;
-  int64_t position, end;  // end at once for a thread without a column
+  int64_t position, end;  // equal for a thread without a column
   int64_t in_run, offset;
   int lane, row;
 
@@ -138,7 +138,7 @@ __device__ void read(const Parameter& p, int64_t c, Compute<T> otherwise, Comput
   }
 }
 
-// Coefficients of a later pass: arrays over channels, one behind the other.
+// Reads coefficients of a map pass, which are arrays over channels, one after the other.
 template <class A, int kSlots>
 __device__ void read(const A* coefficients, int index, int64_t channels, int64_t c, A* out) {
   const auto pack = *reinterpret_cast<const Pack<A, kSlots>*>(coefficients + index * channels + c);
@@ -146,7 +146,7 @@ __device__ void read(const A* coefficients, int index, int64_t channels, int64_t
   for (int j = 0; j < kSlots; ++j) out[j] = pack.at(j);
 }
 
-// A sum with what its additions round off.
+// A compensated sum: `low` collects the rounding errors of `high`.
 template <class A>
 struct Sum {
   A high = 0, low = 0;
@@ -158,18 +158,18 @@ struct Sum {
     high = sum;
   }
 
-  // Beside an infinity, what was rounded off is NaN.
+  // If `high` is infinite, `low` is NaN.
   __device__ double value() const {
     return std::isfinite(high) ? static_cast<double>(high) + low : static_cast<double>(high);
   }
 };
 
-// Adds up scratch[threadIdx.x] over the rows of a block's threads, `lanes` to a row; the sums are those of row 0, for
-// all to read. kSlots sums at once, kThreads apart.
+// Sums `values` over the rows of a block's threads, which have `lanes` threads each. All threads can then read the
+// sums: sum j of lane l is scratch[j * kThreads + l].
 template <int kSlots>
 __device__ void sum_rows(double* scratch, int lanes, const double* values) {
   const int thread = threadIdx.x;
-  __syncthreads();  // those of the last call have been read
+  __syncthreads();  // all threads have read the sums of the last call
 #pragma unroll
   for (int j = 0; j < kSlots; ++j) scratch[j * kThreads + thread] = values[j];
   for (int half = kThreads / 2; half >= lanes; half /= 2) {
@@ -182,17 +182,19 @@ __device__ void sum_rows(double* scratch, int lanes, const double* values) {
   __syncthreads();
 }
 
-// Kernels are structs: T, kWidth values an access, kSlots channels in it (kWidth or 1), kInputs and `inputs` (null
-// stands for zeros), kUnroll positions in flight, kBlocks a multiprocessor shall hold, a Channel's coefficients and
-// `load`. Sums have kSums and `terms`, maps have kOutputs, `outputs` (null where nobody asked) and `apply`.
+// A Kernel is a struct with T, kWidth values per access, kSlots channels per access (kWidth or 1), kInputs pointers in
+// `inputs` (null means zeros), kUnroll positions in flight per thread, kBlocks blocks per multiprocessor, and a type
+// Channel for the coefficients, which `load` reads. A sum pass has kSums and `terms`; a map pass has kOutputs, `apply`
+// and `outputs` (null if not needed).
 
+// The inputs at kUnroll positions of a thread.
 template <class Kernel>
 struct Batch {
   Pack<typename Kernel::T, Kernel::kWidth> values[Kernel::kUnroll][Kernel::kInputs];
   int64_t offset[Kernel::kUnroll];
   bool valid[Kernel::kUnroll];
 
-  // All loads before the first use of any: memory is far away.
+  // Issues all loads before the first use of any, to hide the latency of memory.
   __device__ void load(const Kernel& kernel, const ChannelGrid& g, Walk& walk) {
     using P = Pack<typename Kernel::T, Kernel::kWidth>;
 #pragma unroll
@@ -229,7 +231,7 @@ __global__ void __launch_bounds__(kThreads, Kernel::kBlocks)
   while (walk.position < walk.end) {
     Batch<Kernel> batch;
     batch.load(kernel, g, walk);
-    // Half types have fewer digits than what a handful of plain additions rounds off.
+    // For half types a few plain additions come first: their rounding error is far below the precision of the inputs.
     constexpr bool kFewFirst = sizeof(typename Kernel::T) == 2;
     A few[kSums][kSlots] = {};
 #pragma unroll
@@ -304,13 +306,13 @@ __global__ void __launch_bounds__(kThreads, Kernel::kBlocks) map_kernel(const Ke
   }
 }
 
-// Threads that finish sums: so many channels beside each other, and the others share their chunks out.
+// Channels of a block that finishes sums. Its other threads share the chunks of these channels.
 constexpr int kFinishChannels = 8;
 
 inline int64_t finish_blocks(const ChannelGrid& g) { return ceil_div(g.channels, kFinishChannels); }
 
-// finish(channel, sums) for every channel. One block a multiprocessor is enough: left to itself ptxas would rather
-// spill.
+// Calls finish(channel, sums) for every channel. The launch bound of one block per multiprocessor keeps ptxas from
+// spilling registers.
 template <class Finish>
 __global__ void __launch_bounds__(kThreads, 1)
     finish_kernel(const Finish finish, const ChannelGrid g, const double* partial) {

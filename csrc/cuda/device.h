@@ -1,5 +1,5 @@
-// What host code tells a kernel's launches. Host code (<op>_host.cpp) knows torch, kernels (<op>.cu, *.cuh) do not:
-// nvcc reads a .cu once for each architecture, and torch's headers would take it longer than the kernels.
+// What host code passes to kernel launches. Host code (<op>_host.cpp) includes torch, kernels (<op>.cu, *.cuh) do not:
+// nvcc compiles a .cu file once per architecture, and torch's headers would take longer than the kernels.
 #pragma once
 
 #include <cstdint>
@@ -7,11 +7,11 @@
 
 namespace gan_fast::cuda {
 
-// What values of a storage type are computed in.
+// The type in which values of storage type T are computed.
 template <class T>
 using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Where to launch, with the device already the current one.
+// A stream of the current device.
 struct Stream {
   const char* op;
   void* stream;  // cudaStream_t

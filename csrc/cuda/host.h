@@ -1,4 +1,4 @@
-// What the host code of kernels shares: the GPU and stream of a tensor, its dtype as CUDA has it.
+// Helpers of host code: the GPU and stream of a tensor, and its CUDA type.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -12,14 +12,14 @@
 
 namespace gan_fast::cuda {
 
-// A tensor's GPU as the current one for as long as this lives, and its current stream.
+// Makes a tensor's GPU the current device while this object lives, and gives its current stream.
 class OnDevice {
  public:
   OnDevice(const char* op, const Tensor& t) : guard_(t.get_device_index()), stream_{op, nullptr, 0} {
     const int32_t device = t.get_device_index();
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream_.stream));
     const cudaError_t error = cudaDeviceGetAttribute(&stream_.multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    STD_TORCH_CHECK(error == cudaSuccess, op, ": expected multiprocessors of cuda:", device, ", got ",
+    STD_TORCH_CHECK(error == cudaSuccess, op, ": expected cuda:", device, " to report its multiprocessors, got ",
                     cudaGetErrorString(error));
   }
 
@@ -30,7 +30,7 @@ class OnDevice {
   Stream stream_;
 };
 
-// Calls f with a value of the storage type, for its type alone.
+// Calls f with a value of the CUDA type; only the argument's type matters.
 template <class F>
 void for_dtype(ScalarType dtype, const F& f) {
   switch (dtype) {

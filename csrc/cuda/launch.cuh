@@ -1,4 +1,4 @@
-// Launches of kernels: what *.cuh call a Launch.
+// Launches kernels on a stream: the Launch of *.cuh.
 #pragma once
 
 #include <stdexcept>
@@ -13,9 +13,8 @@ struct Launch : Stream {
 
   template <class... P, class... A>
   void operator()(void (*kernel)(P...), int64_t blocks, int threads, const A&... arguments) const {
-    constexpr int64_t kMostBlocks = 2147483647;
-    if (blocks > kMostBlocks)
-      fail("input of at most " + std::to_string(kMostBlocks) + " blocks", std::to_string(blocks));
+    constexpr int64_t kMaxBlocks = 2147483647;
+    if (blocks > kMaxBlocks) fail("input of at most " + std::to_string(kMaxBlocks) + " blocks", std::to_string(blocks));
     kernel<<<static_cast<unsigned>(blocks), threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
     const cudaError_t error = cudaGetLastError();
     if (error != cudaSuccess) fail("a CUDA kernel to launch", cudaGetErrorString(error));

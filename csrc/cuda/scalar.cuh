@@ -1,5 +1,5 @@
-// Storage types of tensors on a GPU and the types they are computed in. Headers that end in .cuh know no torch:
-// tests/cuda/emulator.h lets a C++ compiler take them too.
+// Conversions between storage types and the types they are computed in, and vectors of values. Headers ending in .cuh
+// do not include torch, so that a C++ compiler can compile them with tests/cuda/emulator.h.
 #pragma once
 
 #include <cmath>
@@ -32,8 +32,8 @@ __device__ inline T narrow(Compute<T> x) {
   }
 }
 
-// Values that are read and written at once. Half types stay in words: a register for each of them would be twice as
-// many.
+// kWidth values that are read or written in one access. Half types stay in 32-bit words: separate values would need
+// twice as many registers.
 template <class T, int kWidth>
 struct alignas(sizeof(T) * kWidth < 16 ? sizeof(T) * kWidth : 16) Pack {
   static constexpr bool kInWords = sizeof(T) == 2 && kWidth > 1;
@@ -57,7 +57,7 @@ struct alignas(sizeof(T) * kWidth < 16 ? sizeof(T) * kWidth : 16) Pack {
     }
   }
 
-  // In order: the first of two clears its word.
+  // Set the values in order: the first of a word's two values clears the other.
   __device__ void set(int i, Compute<T> x) {
     const T value = narrow<T>(x);
     if constexpr (!kInWords) {

@@ -1,4 +1,4 @@
-"""Training images: read once into a uint8 tensor, then served in exactly resumable batches."""
+"""Training images: decode a folder or zip once into a uint8 tensor, and draw shuffled batches from it."""
 
 from gan_fast.data.errors import DataError
 from gan_fast.data.images import ImageData, load_images

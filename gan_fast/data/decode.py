@@ -1,4 +1,4 @@
-"""Turn the bytes of one image file into a square uint8 array."""
+"""Decode the bytes of one image file into a square uint8 array."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from gan_fast.data.errors import BadFileError, reason_of
 
-# Pillow is told these and no others: some of its further formats start external programs or fetch other files.
+# Pillow may open only these: some of its other formats start external programs or read further files.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
-# Where Pillow begins to warn. A constant of our own, so that neither the warning filters of the process nor its
-# setting of Image.MAX_IMAGE_PIXELS decide what is refused here.
+# Equal to Pillow's default limit, above which it warns. Pillow's own check depends on the warning filters of the
+# process and on Image.MAX_IMAGE_PIXELS, which the caller may have changed.
 MAX_PIXELS = 89_478_485
 
 _TIFF_BITS_PER_SAMPLE = 258
@@ -27,9 +27,9 @@ _TIFF_SAMPLE_FORMAT = 339
 _TIFF_SIGNED = 2
 _TIFF_YCBCR_SUBSAMPLING = 530
 
-_ORIENTATION = 0x0112  # in EXIF as in TIFF
-_EXIF_INTEGERS = {3: "H", 4: "I"}  # type code of a field: struct code
-_TURNS = {
+_ORIENTATION = 0x0112  # the same tag in EXIF and TIFF
+_EXIF_INTEGERS = {3: "H", 4: "I"}  # EXIF type code of a field: code of the struct module
+_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -39,44 +39,51 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-_PNG_GREY_BITS = {"L;2": 2, "L;4": 4, "L": 8}  # by Pillow's raw mode
+_PNG_GRAY_BITS = {"L;2": 2, "L;4": 4, "L": 8}  # bits of a pixel by Pillow's raw mode
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded image: uint8 `pixels` (channels, image_size, image_size), and the `size` (width, height) it had."""
+    """A decoded image.
+
+    Attributes:
+        pixels: uint8 (channels, image_size, image_size).
+        size: (width, height) of the upright image before it is scaled.
+    """
 
     pixels: np.ndarray
     size: tuple[int, int]
 
 
 def decode_image(data: bytes, image_size: int, channels: int) -> np.ndarray:
-    """Decode one image, scale its shorter side to `image_size` and crop the centre square.
+    """Decode one image, scale its shorter side to `image_size`, and crop the square in its center.
 
     Args:
-        data: The whole file. Its content, not its name, decides the format.
-        image_size: Side of the result in pixels, >= 1.
-        channels: 1 (ITU-R 601 luma) or 3 (RGB).
+        data: content of the file, which also determines the format.
+        image_size: side of the result in pixels, at least 1.
+        channels: 1 (gray: ITU-R 601 luma) or 3 (RGB).
 
     Returns:
         uint8 array (channels, image_size, image_size).
 
     Raises:
-        BadFileError: The bytes are not an image, are damaged, or have no defined 8-bit RGB value.
+        BadFileError: the bytes are not an image, are damaged, or have no defined 8-bit RGB value.
 
     Notes:
-        The orientation in EXIF or, without one there, in XMP is applied; other EXIF fields are not read, so that damage
-        to them does no harm. Transparency is composited over white. 16-bit grey is rescaled, round(value / 257);
-        32-bit integer pixels are taken as 16-bit and float pixels as [0, 1], and are refused outside these ranges. Of
-        16-bit color and 16-bit grey with alpha Pillow keeps the high byte. CMYK is converted without its colour
-        profile, and other embedded profiles are ignored. Of an animation or a multi-page file the first frame is taken.
-        Scaling is Lanczos with antialiasing; an image whose shorter side is already `image_size` is only cropped.
+        Orientation: the one in EXIF is applied, or the one in XMP if EXIF has none. Other EXIF fields are not read, so
+        damage to them has no effect.
+        Transparency: the image is composited over white.
+        Depth: 16-bit gray becomes round(value / 257). 32-bit integers must lie in 0..65535 and are treated as 16-bit;
+        floats must lie in [0, 1]. Of 16-bit color, and of 16-bit gray with alpha, Pillow keeps only the high byte.
+        Color: embedded color profiles are ignored, also in CMYK.
+        Frames: the first one of an animation or of a file with several pages.
+        Scaling: Lanczos with antialiasing. An image whose shorter side is `image_size` is only cropped.
     """
     return decode(data, image_size, channels).pixels
 
 
 def decode(data: bytes, image_size: int, channels: int) -> Decoded:
-    """Decode as :func:`decode_image` does; the size that the image had comes along."""
+    """Decode like :func:`decode_image`, and also return the size of the image before it is scaled."""
     if not data:
         raise BadFileError("the file is empty")
     try:
@@ -90,18 +97,18 @@ def decode(data: bytes, image_size: int, channels: int) -> Decoded:
     except UnidentifiedImageError:
         formats = ", ".join(_FORMATS)
         raise BadFileError(
-            f"not an image, damaged at its start, of size 0 or of an unsupported pixel layout (read: {formats})"
+            f"not an image, damaged at its start, of size 0 or of an unsupported pixel layout (supported: {formats})"
         ) from None
-    # On damaged bytes Pillow raises nearly anything: OSError, SyntaxError, struct.error, KeyError, MemoryError.
+    # For damaged bytes Pillow raises almost any error: OSError, SyntaxError, struct.error, KeyError, MemoryError.
     except Exception as error:
         raise BadFileError(f"cannot be decoded: {reason_of(error)}") from error
 
 
 class _Jpeg(JpegImagePlugin.JpegImageFile):
-    """A JPEG, or the first frame of an MPO, whose EXIF Pillow does not parse."""
+    """A JPEG, or the first frame of an MPO, whose resolution is not read from EXIF."""
 
     def _read_dpi_from_exif(self) -> None:
-        """Do nothing: on a resolution of the wrong type Pillow refuses the whole file."""
+        """Do nothing: Pillow refuses the whole file if the resolution has the wrong type."""
 
 
 def _open(data: bytes) -> Image.Image:
@@ -114,50 +121,52 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _check_header(image: Image.Image) -> None:
-    """Refuse, before any pixel is decoded, what would not fit in memory or would come out with wrong values."""
+    """Refuse images that are too large or that Pillow decodes to wrong values, before any pixel is decoded."""
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise BadFileError(f"decompression bomb: {width}x{height} is more than {MAX_PIXELS} pixels")
+        raise BadFileError(
+            f"{width}x{height} pixels are above the limit of {MAX_PIXELS}, as in a decompression bomb; save it smaller"
+        )
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
-        # Pillow decodes each of these without an error, but to wrong values.
+        # Pillow decodes each of the following without an error, but to wrong values.
         white_is_zero = tags.get(_TIFF_PHOTOMETRIC, _TIFF_WHITE_IS_ZERO) == _TIFF_WHITE_IS_ZERO
         if image.mode.startswith("I;16") and (tags[_TIFF_BITS_PER_SAMPLE] != (16,) or white_is_zero):
-            raise BadFileError("12-bit or white-is-zero TIFF is not read here; save it as 16-bit, black at zero")
+            raise BadFileError("12-bit or white-is-zero TIFF is not supported; save it as 16-bit with black at zero")
         if image.mode == "F" and white_is_zero:
-            raise BadFileError("white-is-zero float TIFF is not read here; save it black at zero")
+            raise BadFileError("white-is-zero float TIFF is not supported; save it with black at zero")
         if image.mode == "L" and _TIFF_SIGNED in tags.get(_TIFF_SAMPLE_FORMAT, ()):
-            raise BadFileError("signed 8-bit TIFF is not read here; save it unsigned")
+            raise BadFileError("signed 8-bit TIFF is not supported; save it as unsigned")
         whole_colors = tags.get(_TIFF_YCBCR_SUBSAMPLING, (2, 2)) == (1, 1)  # (2, 2) is the default of the format
         if image.mode == "YCbCr" and not whole_colors:
-            raise BadFileError("uncompressed YCbCr TIFF with subsampled color is not read here; save it as RGB")
+            raise BadFileError("uncompressed YCbCr TIFF with subsampled color is not supported; save it as RGB")
 
 
 def _load(image: Image.Image, data: bytes) -> Image.Image:
-    """Decode the pixels of the file `data`, opened as `image`."""
+    """Decode the pixels of `image`, which was opened from the bytes `data`."""
     raw_mode = image.tile[0][3] if image.format == "PNG" and image.tile else None  # type: ignore[attr-defined]
     if image.format == "TIFF":
-        # Pillow also follows pointers to EXIF directories here and fails on broken ones.
+        # Pillow would also follow pointers to EXIF directories, and fail if they are broken.
         exif = image.getexif()
         for tag in set(exif) - {_ORIENTATION}:
             del exif[tag]
     image.load()
     if image.format == "TIFF" and image.mode in ("P", "PA"):
         colors = image.tag_v2[_TIFF_COLOR_MAP]  # type: ignore[attr-defined]
-        # Some programs write 8-bit values where TIFF has 16-bit ones, and Pillow takes the high byte: all black.
+        # Some programs write 8-bit values into the 16-bit color map. Pillow keeps the high byte, so all would be black.
         if max(colors) < 256:
             image.putpalette(bytes(colors), "RGB;L")
     key = image.info.get("transparency")
     if key is None:
         return image
-    # Pillow leaves the transparent value of a PNG in units of the file, of which the low bits count.
-    if raw_mode in _PNG_GREY_BITS:
-        largest = 2 ** _PNG_GREY_BITS[raw_mode] - 1
+    # Pillow scales the pixels of a PNG to 8 bits, but not its transparent value, of which only the low bits count.
+    if raw_mode in _PNG_GRAY_BITS:
+        largest = 2 ** _PNG_GRAY_BITS[raw_mode] - 1
         image.info["transparency"] = (key & largest) * 255 // largest
     elif raw_mode == "RGB":
         image.info["transparency"] = tuple(value & 255 for value in key)
     elif raw_mode == "RGB;16B":
-        # Pillow has decoded the high bytes only. Read as little-endian, the same file gives the low bytes.
+        # Pillow keeps only the high bytes of big-endian pixels. Decoded as little-endian, it keeps the low bytes.
         with Image.open(io.BytesIO(data), formats=("PNG",)) as low:
             low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
             values = np.asarray(image).astype(np.uint16) * 256 + np.asarray(low)
@@ -167,18 +176,19 @@ def _load(image: Image.Image, data: bytes) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn the image by its orientation. Pillow has already turned a TIFF while decoding it."""
-    turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image.info))
-    return image if turn is None else image.transpose(turn)
+    """Apply the orientation stored in the file. Pillow applies that of a TIFF while decoding."""
+    transpose = None if image.format == "TIFF" else _TRANSPOSES.get(_orientation(image.info))
+    return image if transpose is None else image.transpose(transpose)
 
 
 def _orientation(info: dict) -> int:
     """Return the orientation in the EXIF block, else that in the XMP packet, else 1.
 
-    Pillow's reader stops at the first damaged field of EXIF, and real files have such fields before the orientation.
+    Pillow's EXIF parser is not used: it stops at the first damaged field, and real files have such fields before the
+    orientation.
     """
     exif = info.get("exif", b"")
-    if not exif and "Raw profile type exif" in info:  # how ImageMagick stores EXIF in PNG: three lines, then hex
+    if not exif and "Raw profile type exif" in info:  # ImageMagick stores EXIF in PNG as three lines of text, then hex
         try:
             exif = bytes.fromhex("".join(info["Raw profile type exif"].split("\n")[3:]))
         except ValueError:
@@ -192,7 +202,7 @@ def _orientation(info: dict) -> int:
 
 
 def _exif_orientation(exif: bytes) -> int | None:
-    """Return the orientation in the first directory: None where there is none, 0 where it is not an integer."""
+    """Return the orientation in the first directory: None if it has none, 0 if it is not an integer."""
     exif = re.sub(rb"^(Exif\0\0)+", b"", exif)
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
@@ -204,33 +214,33 @@ def _exif_orientation(exif: bytes) -> int | None:
             tag, kind, length = struct.unpack_from(order + "HHI", exif, at)
             if tag == _ORIENTATION:
                 code = _EXIF_INTEGERS.get(kind)
-                # More than four bytes of values would lie elsewhere.
+                # Values of more than four bytes are stored elsewhere.
                 if code is None or not 1 <= length <= 4 // struct.calcsize(code):
                     return 0
                 return struct.unpack_from(order + code, exif, at + 8)[0]
-    except struct.error:  # the block ends early
+    except struct.error:  # the block is truncated
         pass
     return None
 
 
 def _flatten(image: Image.Image) -> Image.Image:
-    """Reduce to 8 bits a channel and composite transparency over white."""
+    """Reduce each channel to 8 bits and composite transparency over white."""
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image).astype(np.int32)
         if values.min() < 0 or values.max() > 65535:
-            raise BadFileError(f"integer pixels must lie in 0..65535, found {values.min()}..{values.max()}")
+            raise BadFileError(f"integer pixels must lie in 0..65535, got {values.min()}..{values.max()}")
         levels = (values + 128) // 257
         if "transparency" in image.info:
             levels[values == image.info["transparency"]] = 255
         return Image.fromarray(levels.astype(np.uint8))
     if image.mode == "F":
         fractions = np.asarray(image)
-        if not (fractions.min() >= 0 and fractions.max() <= 1):  # written so that NaN is refused too
-            raise BadFileError(f"float pixels must lie in [0, 1], found {fractions.min()}..{fractions.max()}")
+        if not (fractions.min() >= 0 and fractions.max() <= 1):  # also true for NaN
+            raise BadFileError(f"float pixels must lie in [0, 1], got {fractions.min()}..{fractions.max()}")
         return Image.fromarray(np.rint(fractions * 255).astype(np.uint8))
     if image.mode == "P" and image.palette is None:
         raise BadFileError("the palette is missing")
-    # Pillow converts LAB to RGB and La to LA, but neither to anything else.
+    # Pillow converts LAB only to RGB, and La (premultiplied alpha) only to LA.
     if image.mode == "LAB":
         return image.convert("RGB")
     if image.mode == "La":
@@ -241,9 +251,9 @@ def _flatten(image: Image.Image) -> Image.Image:
 
 
 def _resize_and_crop(image: Image.Image, image_size: int) -> Image.Image:
-    """Resample the centre square only, so that a very long image never becomes a larger one on the way."""
+    """Scale only the square in the center: scaling a very long image as a whole could exhaust the memory."""
     side = min(image.size)
-    # Whole pixels: half a pixel of offset would blur an image that needs no scaling.
+    # Whole pixels, as an offset of half a pixel would blur an image that needs no scaling.
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)
     return image.resize((image_size, image_size), Image.Resampling.LANCZOS, box=box)

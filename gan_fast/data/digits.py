@@ -1,4 +1,4 @@
-"""The handwritten digits that come with scikit-learn: real data, no download."""
+"""The handwritten digits that are included in scikit-learn: real images without a download."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from gan_fast.data.errors import DataError
 
 
 def load_digits(image_size: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Load the 1797 scans of 8x8 pixels and scale them to `image_size`.
+    """Load the 1797 digits, which have 8x8 pixels, and scale them to `image_size`.
 
     Args:
-        image_size: Side of the result in pixels, >= 1.
+        image_size: side of the result in pixels, at least 1.
         channels: 1, or 3 for three equal channels.
 
     Returns:
-        uint8 images (1797, channels, image_size, image_size), white on black, and int64 labels (1797,) in 0..9.
+        uint8 images (1797, channels, image_size, image_size), white on black, and int64 labels (1797,) from 0 to 9.
 
     Raises:
         DataError: scikit-learn is not installed.
 
     Notes:
-        Bicubic with antialiasing, then clamped: sharper at 16x16 than bilinear, without the ringing of Lanczos.
+        Scaling is bicubic with antialiasing, then clamped: at 16x16 it is sharper than bilinear and, unlike Lanczos,
+        free of ringing.
         Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998.
     """
     try:

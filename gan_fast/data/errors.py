@@ -1,34 +1,48 @@
-"""The exceptions of the data room, and the one argument check that its functions share."""
+"""The exceptions of this package, and helpers for its error messages.
+
+>>> from gan_fast.data import DataError, load_images
+>>> try:
+...     load_images("no-such-folder", image_size=32)
+... except DataError as error:
+...     print(error)
+load_images: expected source to be "digits", an image folder or a .zip file, got 'no-such-folder', which does not exist
+"""
 
 from __future__ import annotations
 
 
 class DataError(ValueError):
-    """A problem with the data themselves; the message names the file and the reason."""
+    """The data cannot be used; the message names the file and the reason."""
 
 
 class BadFileError(Exception):
-    """One file that cannot be used; the text is the reason, and whoever catches it knows the name.
+    """A file cannot be used; the text is the reason, without the file's name.
 
-    Never leaves `gan_fast.data`: `load_images` turns it into a `DataError` or a skipped file.
+    Internal to `gan_fast.data`: `load_images` turns it into a `DataError` or a skipped file.
     """
 
 
 def printable(text: str) -> str:
-    """Return a name as text that any UTF-8 stream takes on one line.
+    r"""Return a file name as text on one line that can be written to any UTF-8 stream.
 
-    A byte of a file name that is not UTF-8, which Python reads as a lone surrogate, becomes ``\\xNN``; where the file
-    system is taken to be ASCII, what is UTF-8 all the same becomes readable. Control characters are escaped.
+    Python reads a byte of a file name that is not valid UTF-8 as a lone surrogate, which becomes `\xNN` here. If Python
+    takes the file system to be ASCII, the bytes of valid UTF-8 names become readable again. Control characters are
+    escaped.
     """
     text = name_bytes(text).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def quoted(name: str) -> str:
+    """Return :func:`printable` text in quotes, for error messages."""
+    return f"'{printable(name)}'"
+
+
 def name_bytes(name: str) -> bytes:
-    """Return the bytes of a file name, the same in every locale."""
+    """Return the bytes of a file name, which are the same in every locale."""
     try:
         return name.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a surrogate that is no byte's, of a name that came from elsewhere
+    except UnicodeEncodeError:  # a surrogate that does not encode a byte, so the name is not from a file system
         return name.encode("utf-8", "surrogatepass")
 
 
@@ -49,4 +63,4 @@ def require_int(where: str, argument: str, value: object, minimum: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{where}: expected {argument} type int, got {type(value).__name__}")
     if value < minimum:
-        raise ValueError(f"{where}: expected {argument} >= {minimum}, got {value}")
+        raise ValueError(f"{where}: expected {argument} at least {minimum}, got {value}")

@@ -1,4 +1,4 @@
-"""List the image files of a folder or a zip, each with a function that reads its bytes."""
+"""List the image files in a folder or a zip, each with a function that reads its bytes."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from gan_fast.data.errors import BadFileError, DataError, name_bytes, printable, reason_of
+from gan_fast.data.errors import BadFileError, DataError, name_bytes, printable, quoted, reason_of
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
-# Room for any image below the pixel limit of decode.py in 8-bit RGB; what a zip entry may unpack to.
+# Limit on the size of a file and on the unpacked size of a zip entry. It exceeds the pixel limit of decode.py times
+# three bytes, so it refuses no uncompressed 8-bit RGB image.
 MAX_FILE_BYTES = 256 * 2**20
 
-# A run's record: a name that others use too, so its content decides. See gan_fast.train.run.
+# The configuration in the folder of a gan_fast run. Other programs use this name too, so its content is checked.
 _RUN_RECORD = "config.json"
 _MAX_RECORD_BYTES = 2**20
-# What a run, and `gan-fast sample`, write that looks like data.
+# What `gan-fast train` and `gan-fast sample` write into the folder of a run and must not be trained on.
 _RUN_PICTURES = ("samples", "tensorboard", "curves.png", "samples.png")
 
 
 @dataclass(frozen=True)
 class SkippedFile:
-    """A file that was left out.
+    """A file that was skipped.
 
     Attributes:
-        name: Path inside the source, with forward slashes.
-        reason: What is wrong with it.
+        name: path inside the source, with forward slashes.
+        reason: what is wrong with it.
     """
 
     name: str
@@ -43,7 +44,7 @@ class SkippedFile:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file not yet read; `read` returns its bytes or raises `BadFileError`."""
+    """An image file that is not read yet; `read` returns its bytes or raises `BadFileError`."""
 
     name: str
     read: Callable[[], bytes]
@@ -55,16 +56,21 @@ class ImageFile:
 
 @dataclass
 class Listing:
-    """The image files of one source, sorted by path, what was refused by its name or could not be listed, and the
-    folders of runs of gan_fast, whose pictures are no data."""
+    """The files of one source, each list sorted by path.
+
+    Attributes:
+        files: the image files.
+        refused: files refused because of their name, and folders that cannot be listed.
+        runs: folders of gan_fast runs, whose pictures are not training data.
+    """
 
     files: list[ImageFile] = field(default_factory=list)
     refused: list[SkippedFile] = field(default_factory=list)
     runs: list[str] = field(default_factory=list)
 
     def sort(self) -> Listing:
-        # By components, so that a class "a-b" does not come between two files of a class "a"; by bytes, so that the
-        # order is the same in every locale.
+        # By path components, so that a class "a-b" does not come between two files of a class "a"; by bytes, so that
+        # the order is the same in every locale.
         self.files.sort(key=lambda file: [name_bytes(part) for part in file.parts])
         self.refused.sort(key=lambda skipped: name_bytes(skipped.name))
         self.runs.sort(key=name_bytes)
@@ -72,7 +78,7 @@ class Listing:
 
 
 def list_folder(root: str) -> Listing:
-    """List a folder and everything below it, apart from runs; each real folder is visited once: loops of links end."""
+    """List a folder and its subfolders without runs; links are followed, and each real folder is visited once."""
     listing = Listing()
     visited: set[tuple[int, int]] = set()
     pending = deque([""])
@@ -101,7 +107,7 @@ def list_folder(root: str) -> Listing:
             if _is_junk(child.name):
                 continue
             if os.path.isdir(child.path):
-                # Links last: a real folder keeps its own name even where a link beside it sorts first.
+                # Links come last, so that a folder is listed under its real name and not under that of a link to it.
                 if child.is_symlink():
                     pending.append(name)
                 else:
@@ -114,11 +120,11 @@ def list_folder(root: str) -> Listing:
 def _read_path(path: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     try:
         status = os.stat(path)
-        # Opening a named pipe would wait for a writer for ever, and a device may have no end.
+        # Opening a named pipe would wait for a writer, and a device may be endless.
         if not stat.S_ISREG(status.st_mode):
-            raise BadFileError("not a regular file")
+            raise BadFileError("not a regular file, but a device or a pipe")
         if status.st_size > max_bytes:
-            raise BadFileError(f"{status.st_size} bytes is above the limit of {max_bytes}")
+            raise BadFileError(f"{status.st_size} bytes are above the limit of {max_bytes} bytes for a file")
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
@@ -129,17 +135,19 @@ def open_zip(path: str) -> zipfile.ZipFile:
     """Open a zip for reading.
 
     Raises:
-        DataError: The file cannot be opened or is not a zip.
+        DataError: the file cannot be opened or is not a zip.
     """
     try:
         return zipfile.ZipFile(path)
-    # A damaged directory gives BadZipFile, but also struct.error, UnicodeDecodeError, NotImplementedError.
+    # A damaged directory of a zip raises BadZipFile, struct.error, UnicodeDecodeError or NotImplementedError.
     except Exception as error:
-        raise DataError(f"load_images: expected source {path!r} to be a sound zip, got: {reason_of(error)}") from error
+        raise DataError(
+            f"load_images: expected source {quoted(path)} to be an undamaged zip file, got: {reason_of(error)}"
+        ) from error
 
 
 def list_zip(archive: zipfile.ZipFile) -> Listing:
-    """List a zip; nothing is ever extracted, and names that would leave the archive are refused all the same."""
+    """List a zip, which is never extracted; names that point outside of it are refused nevertheless."""
     listing = Listing()
     runs = {
         _zip_parts(info.filename)[:-1]
@@ -153,7 +161,7 @@ def list_zip(archive: zipfile.ZipFile) -> Listing:
         raw = info.filename.replace("\\", "/")  # some Windows tools write backslashes
         parts = _zip_parts(info.filename)
         if raw.startswith("/") or raw[1:2] == ":" or ".." in parts:
-            listing.refused.append(SkippedFile(info.filename, "the path leads out of the archive"))
+            listing.refused.append(SkippedFile(info.filename, "its path leads out of the archive"))
         elif not info.is_dir() and _is_image(raw) and not any(map(_is_junk, parts)) and not _in_run(parts, runs):
             listing.files.append(ImageFile("/".join(parts), partial(_read_entry, archive, info)))
     return listing.sort()
@@ -170,10 +178,10 @@ def _in_run(parts: tuple[str, ...], runs: set[tuple[str, ...]]) -> bool:
 
 
 def _is_record(read: Callable[[], bytes]) -> bool:
-    """Tell whether a config.json is that of a run of gan_fast, and not a file of the user's."""
+    """Return whether a config.json was written by a gan_fast run and not by another program."""
     try:
         record = json.loads(read())
-    # Not readable, or not JSON: RecursionError where it is nested too deep.
+    # JSON that is nested too deeply raises RecursionError.
     except (BadFileError, ValueError, RecursionError):
         return False
     if not isinstance(record, dict):
@@ -183,17 +191,20 @@ def _is_record(read: Callable[[], bytes]) -> bool:
 
 
 def _read_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    # zipfile bounds what it unpacks at once for these two only, so a bomb in another method could fill the memory.
+    # Only for these two methods does zipfile limit how much it unpacks at once; a bomb in another one could fill the
+    # memory.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise BadFileError(f"zip compression method {info.compress_type} is not read here; use store or deflate")
+        raise BadFileError(
+            f"zip compression method {info.compress_type} is not supported; use the method store or deflate"
+        )
     if info.file_size > MAX_FILE_BYTES:
-        raise BadFileError(f"unpacks to {info.file_size} bytes, above the limit of {MAX_FILE_BYTES}")
+        raise BadFileError(f"unpacks to {info.file_size} bytes, above the limit of {MAX_FILE_BYTES} bytes for a file")
     try:
         with archive.open(info) as entry:
-            # Asking for one byte more than declared makes zipfile check the CRC, and stops an entry that unpacks to
-            # more than it declares; read() without a size would unpack up to 2 GiB of it first.
+            # Reading one byte more than declared makes zipfile check the CRC. It also stops at an entry that unpacks to
+            # more than it declares; read() without a size would first unpack up to 2 GiB of it.
             return entry.read(info.file_size + 1)
-    # Beside BadZipFile: zlib.error, EOFError, OSError, struct.error, NotImplementedError, RuntimeError.
+    # A damaged entry raises BadZipFile, zlib.error, EOFError, OSError, struct.error, NotImplementedError, RuntimeError.
     except Exception as error:
         raise BadFileError(reason_of(error)) from error
 

@@ -1,4 +1,12 @@
-"""Load a whole image data set from wherever it is."""
+"""Decode a whole image data set into one tensor.
+
+>>> from gan_fast.data import load_images
+>>> data = load_images("digits", image_size=16)
+>>> print(data)
+1797 images, 1x16x16, 10 classes, from digits
+>>> data.images.shape, data.labels.shape
+(torch.Size([1797, 1, 16, 16]), torch.Size([1797]))
+"""
 
 from __future__ import annotations
 
@@ -15,33 +23,35 @@ from tqdm import tqdm
 
 from gan_fast.data.decode import Decoded, decode
 from gan_fast.data.digits import load_digits
-from gan_fast.data.errors import BadFileError, DataError, printable, require_int
+from gan_fast.data.errors import BadFileError, DataError, printable, quoted, require_int
 from gan_fast.data.files import EXTENSIONS, ImageFile, Listing, SkippedFile, list_folder, list_zip, open_zip
 from gan_fast.data.memory import available_bytes, in_words
 
-# Decoding releases the GIL; each worker may hold a full-size image, so more would cost memory before it gains time.
+# Threads that decode at the same time, which works because decoding releases the GIL. Each may hold one image at full
+# size, so more of them would cost memory before they save time.
 _MAX_WORKERS = 8
 
-# Files handed to the workers at once: bounds what waits in the queue when there are millions of them.
+# Files in the threads' queue at a time, so that it stays short for millions of files.
 _CHUNK_FILES = 1024
 
-# Enlarged by more than this an image has little of its own to show; digits of 8 pixels at 32 are still fine.
+# Images that are enlarged by more than this factor are reported: little detail remains. Digits enlarged from 8 to 32
+# pixels still look good.
 _MAX_ENLARGEMENT = 4
 
-_DIGITS = 1797
+_DIGITS_COUNT = 1797
 
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A decoded data set; `str()` of it is one line for a log.
+    r"""A decoded data set. `str()` of it is a one-line summary.
 
     Attributes:
-        images: uint8 (N, C, H, W), contiguous, on the CPU.
-        labels: int64 (N,), index into `class_names`; None where there are no classes.
-        class_names: Sorted; () where there are no classes. Bytes that are not UTF-8 are written as `\\xNN`.
-        skipped: Files left out, each with `.name` and `.reason`.
-        source: What was asked for.
-        notes: What a person should know of the data, a line each: runs that were left out, images that are too small.
+        images: uint8 (N, C, H, W), contiguous, on the CPU. Pixels are 0..255; batches of them are scaled to [-1, 1].
+        labels: int64 (N,), indices into `class_names`; None if there are no classes.
+        class_names: sorted; () if there are no classes. Bytes that are not UTF-8 are written as `\xNN`.
+        skipped: files that could not be used, each with `.name` and `.reason`.
+        source: the argument of `load_images`.
+        notes: one line each about runs of gan_fast that were left out, and about images that were enlarged a lot.
     """
 
     images: torch.Tensor
@@ -53,10 +63,10 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of a SHA-256 over pixels, labels and class names: equal data have equal ones anywhere."""
+        """16 hex digits of a SHA-256 over pixels, labels and class names: equal for equal data, on any machine."""
         digest = hashlib.sha256()
         for tensor in (self.images, self.labels):
-            # A header before each part, so that no two data sets are the same bytes.
+            # Dtype and shape come first, as data of different shapes can have the same bytes.
             digest.update(repr(None if tensor is None else (str(tensor.dtype), tuple(tensor.shape))).encode())
             if tensor is not None:
                 digest.update(tensor.cpu().contiguous().numpy().data)
@@ -81,35 +91,37 @@ def load_images(
     min_images: int = 1,
     progress: bool = False,
 ) -> ImageData:
-    """Decode every image of a source once, to squares of one size.
+    """Decode every image of a folder or zip to a square of the given size.
 
     Args:
-        source: "digits" (handwritten digits that come with scikit-learn; "./digits" is a folder of that name), an
-            image folder, or a zip of one, which is read in place and never extracted.
-        image_size: Side of the result in pixels, >= 1. The shorter side is scaled to it and the centre is cropped.
-        channels: 1, 3, or None: 1 if red, green and blue are equal in every decoded pixel of the source, else 3.
-        bad_files: "raise" stops at the first file that cannot be used; "skip" leaves it out and records it.
-        max_skipped: With "skip", how many bad files are tolerated, >= 0.
-        min_images: How many the caller needs, as for one batch, >= 1; fewer files are refused before any is decoded.
-        progress: Show a tqdm bar.
+        source: an image folder, a zip of one (read in place, never extracted), or "digits", the handwritten digits
+            that are included in scikit-learn. A folder named digits is "./digits".
+        image_size: side of the result in pixels, at least 1. The shorter side of an image is scaled to it, and the
+            square in the center is cropped.
+        channels: 1 (gray), 3 (RGB), or None: 1 if red, green and blue are equal in every pixel of all images, else 3.
+        bad_files: "raise" stops at the first file that cannot be used; "skip" continues without it and records it.
+        max_skipped: with "skip", the largest number of files to skip, at least 0.
+        min_images: the smallest number of images that the caller can use, such as one batch, at least 1. If there are
+            fewer files, none is decoded.
+        progress: show a progress bar.
 
     Returns:
-        `ImageData` in sorted path order, the same for a folder and a zip of it, on any number of cores.
+        `ImageData` in the order of the sorted paths: equal for a folder and a zip of it, on any number of cores.
 
     Raises:
-        DataError: The source does not exist or holds fewer than `min_images` images, a file is bad, or more than
-            `max_skipped` are, or the decoded images would not fit into memory.
-        TypeError, ValueError: An argument has the wrong type or is out of range.
+        DataError: the source does not exist or has fewer than `min_images` images; a file cannot be used, or more than
+            `max_skipped` files cannot; or the decoded images would not fit into memory.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
 
     Notes:
-        Files: .png .jpg .jpeg .webp .bmp .gif .tif .tiff .ppm .pgm in any case. Other files, hidden ones and
-        __MACOSX are passed over in silence, and so are the folders of runs of gan_fast, which `notes` names. Links
-        are followed; a folder reached twice is read once.
-        Classes: the first folder on the way to an image is its class, however deep the image lies. If any image lies
-        directly in the source there are no classes. A class keeps its index even if all of its files were skipped.
-        Refused as bad files: over 89,478,485 pixels, over 256 MiB, zip entries that are encrypted, fail their CRC,
-        use another compression than store or deflate, or whose path leads out of the archive.
-        Pixel conversions: see `gan_fast.data.decode.decode_image`.
+        Files: those that end in .png .jpg .jpeg .webp .bmp .gif .tif .tiff .ppm .pgm, in upper or lower case. Other
+        files, hidden files and __MACOSX are ignored. Folders of gan_fast runs are left out and listed in `notes`.
+        Links are followed; a folder that is reached twice is read once.
+        Classes: the class of an image is the first folder of its path inside the source, however many follow. If any
+        image lies directly in the source, there are no classes. A class keeps its index if all its files are skipped.
+        Files that cannot be used: damaged ones; more than 89,478,485 pixels or 256 MiB; zip entries that are encrypted,
+        fail their CRC, are not compressed with store or deflate, or have a path that leads out of the archive.
+        Pixel values: `gan_fast.data.decode.decode_image` documents orientation, transparency, bit depth and color.
     """
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"load_images: expected source type str or os.PathLike, got {type(source).__name__}")
@@ -117,24 +129,24 @@ def load_images(
     require_int("load_images", "max_skipped", max_skipped, minimum=0)
     require_int("load_images", "min_images", min_images, minimum=1)
     if channels not in (None, 1, 3):
-        raise ValueError(f"load_images: expected channels to be 1, 3 or None, got {channels!r}")
+        raise ValueError(f"load_images: expected channels to be 1 (gray), 3 (RGB) or None, got {channels!r}")
     if bad_files not in ("raise", "skip"):
         raise ValueError(f'load_images: expected bad_files to be "raise" or "skip", got {bad_files!r}')
 
     path = os.fsdecode(source)
     if path == "digits":
-        _require_count(path, _DIGITS, min_images)
-        # Scaled in float32, with a copy on the way.
-        _require_memory(_DIGITS, image_size, 8 + (channels or 1))
+        _require_count(path, _DIGITS_COUNT, min_images)
+        # While they are scaled there are two copies in float32.
+        _require_memory(_DIGITS_COUNT, image_size, 8 + (channels or 1))
         images, labels = load_digits(image_size, channels or 1)
         return ImageData(images, labels, tuple(map(str, range(10))), (), path)
-    faults = _Faults(path, max_skipped if bad_files == "skip" else None)
+    bad = _BadFiles(path, max_skipped if bad_files == "skip" else None)
     load = partial(
         _decode_all,
         path,
         image_size=image_size,
         channels=channels,
-        faults=faults,
+        bad_files=bad,
         min_images=min_images,
         progress=progress,
     )
@@ -143,12 +155,12 @@ def load_images(
     if os.path.isfile(path):
         with open_zip(path) as archive:
             return load(list_zip(archive))
-    have = f"{path!r}" if os.path.exists(path) else f"{path!r}, which does not exist"
+    have = quoted(path) if os.path.exists(path) else f"{quoted(path)}, which does not exist"
     raise DataError(f'load_images: expected source to be "digits", an image folder or a .zip file, got {have}')
 
 
-class _Faults:
-    """What to do about bad files: `max_skipped` None raises at the first, a number at the first above it."""
+class _BadFiles:
+    """Collects the files that cannot be used, and raises above `max_skipped` of them; None allows none."""
 
     def __init__(self, source: str, max_skipped: int | None) -> None:
         self.source = source
@@ -158,18 +170,18 @@ class _Faults:
     def add(self, bad: SkippedFile) -> None:
         if self.max_skipped is None:
             raise DataError(
-                f"load_images: expected source {self.source!r} file {bad.name!r} to be a usable image, "
-                f'got: {bad.reason}; repair or remove it, or pass bad_files="skip"'
+                f"load_images: expected source {quoted(self.source)} file {quoted(bad.name)} to be a usable image, "
+                f'got: {bad.reason}; repair or remove the file, or pass bad_files="skip"'
             )
         self.skipped.append(bad)
         if len(self.skipped) > self.max_skipped:
             raise DataError(
-                f"load_images: expected source {self.source!r} to hold at most max_skipped={self.max_skipped} "
-                f"bad files, got {len(self.skipped)} and stopped: {self.summary()}"
+                f"load_images: expected source {quoted(self.source)} to hold at most max_skipped={self.max_skipped} "
+                f"files that cannot be used, got {len(self.skipped)} and stopped: {self.summary()}"
             )
 
     def summary(self) -> str:
-        shown = [f"{bad.name!r}: {bad.reason}" for bad in self.skipped[:3]]
+        shown = [f"{quoted(bad.name)}: {bad.reason}" for bad in self.skipped[:3]]
         more = len(self.skipped) - len(shown)
         return "; ".join(shown + [f"and {more} more"] * (more > 0))
 
@@ -180,24 +192,24 @@ def _decode_all(
     *,
     image_size: int,
     channels: int | None,
-    faults: _Faults,
+    bad_files: _BadFiles,
     min_images: int,
     progress: bool,
 ) -> ImageData:
     for refused in listing.refused:
-        faults.add(refused)
+        bad_files.add(refused)
     files = listing.files
     in_classes = all(len(file.parts) > 1 for file in files)
     class_names = sorted({file.parts[0] for file in files}) if in_classes else []
     class_index = {name: index for index, name in enumerate(class_names)}
 
-    # Before the first image is decoded: all of them may take hours.
+    # Checked before decoding, which may take hours.
     if files:
         _require_count(source, len(files), min_images)
     _require_memory(len(files), image_size, channels or 3)
     pixels = np.empty((len(files), channels or 3, image_size, image_size), dtype=np.uint8)
     labels: list[int] = []
-    small = _SmallImages(image_size)
+    enlarged = _EnlargedImages(image_size)
     decode_one = partial(_decode_file, image_size=image_size, channels=channels or 3)
     with (
         ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1)) as pool,
@@ -208,17 +220,22 @@ def _decode_all(
             for file, decoded in zip(chunk, pool.map(decode_one, chunk), strict=True):
                 bar.update()
                 if isinstance(decoded, SkippedFile):
-                    faults.add(decoded)
+                    bad_files.add(decoded)
                 else:
                     pixels[len(labels)] = decoded.pixels
-                    small.add(file.name, decoded.size)
+                    enlarged.add(file.name, decoded.size)
                     labels.append(class_index.get(file.parts[0], -1))
     if not labels:
-        found = f"{len(faults.skipped)} bad files only: {faults.summary()}" if faults.skipped else "none"
+        found = (
+            f"only {len(bad_files.skipped)} files that cannot be used: {bad_files.summary()}"
+            if bad_files.skipped
+            else "none"
+        )
         if listing.runs:
             found += f"; left out {', '.join(map(_run_name, listing.runs[:3]))}"
         raise DataError(
-            f"load_images: expected source {source!r} to hold at least one image ({' '.join(EXTENSIONS)}), got {found}"
+            f"load_images: expected source {quoted(source)} to hold at least one image "
+            f"({' '.join(EXTENSIONS)}), got {found}"
         )
 
     _require_count(source, len(labels), min_images)
@@ -230,20 +247,20 @@ def _decode_all(
         images,
         torch.tensor(labels) if class_names else None,
         tuple(map(printable, class_names)),
-        tuple(faults.skipped),
+        tuple(bad_files.skipped),
         source,
-        tuple(notes + small.notes()),
+        tuple(notes + enlarged.notes()),
     )
 
 
 def _run_name(folder: str) -> str:
     if folder == ".":
-        return "the samples and curves of the run that is in the source itself"
-    return f"{printable(folder)}: the folder of a run of gan_fast"
+        return "the samples and curves of the gan_fast run in the source folder itself"
+    return f"{printable(folder)}: the folder of a gan_fast run"
 
 
-class _SmallImages:
-    """Counts the images that are much smaller than what is made of them, for one line about all."""
+class _EnlargedImages:
+    """Counts the images that were enlarged more than `_MAX_ENLARGEMENT` times, for one note about all of them."""
 
     def __init__(self, image_size: int) -> None:
         self.image_size = image_size
@@ -263,8 +280,8 @@ class _SmallImages:
             return []
         side, name, (width, height) = self.smallest
         return [
-            f"{_count(self.count, 'image is', 'images are')} enlarged more than {_MAX_ENLARGEMENT}-fold to "
-            f"{self.image_size} pixels, the smallest {self.image_size / side:.3g}-fold: {printable(name)} of "
+            f"{_count(self.count, 'image is', 'images are')} enlarged more than {_MAX_ENLARGEMENT} times to "
+            f"{self.image_size} pixels, the smallest {self.image_size / side:.3g} times: {printable(name)} of "
             f"{width}x{height} pixels"
         ]
 
@@ -272,19 +289,18 @@ class _SmallImages:
 def _require_count(source: str, count: int, min_images: int) -> None:
     if count < min_images:
         raise DataError(
-            f"load_images: expected source {source!r} to hold at least {min_images} images, which a batch needs, got "
-            f"{count}; add images, or lower batch_size to at most {count}"
+            f"load_images: expected source {quoted(source)} to hold at least {min_images} images, which a batch needs, "
+            f"got {count}; add images, or lower batch_size to at most {count}"
         )
 
 
 def _require_memory(count: int, image_size: int, bytes_per_pixel: int) -> None:
-    # The kernel grants more memory than there is and ends the process when it is written, an hour into decoding.
+    # Otherwise the kernel would grant the memory, and kill the process when it runs out in the middle of decoding.
     needed, available = count * image_size**2 * bytes_per_pixel, available_bytes()
     if available is not None and needed > available:
         raise DataError(
             f"load_images: expected source to fit into memory, got {count} images at image_size {image_size}, which "
-            f"take {in_words(needed)} where this process may take {in_words(available)} more; lower image_size, or "
-            "train on fewer images"
+            f"need {in_words(needed)}, while {in_words(available)} are available; lower image_size, or use fewer images"
         )
 
 

@@ -1,4 +1,4 @@
-"""Measures of what a generator has learnt."""
+"""Measure what a generator has learned."""
 
 from gan_fast.metrics.coverage import Coverage, class_coverage
 

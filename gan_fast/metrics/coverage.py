@@ -1,4 +1,13 @@
-"""Which classes of a labelled data set a generator reaches, as a classifier of the real images sees it."""
+"""Measure how generated images are distributed over the classes of a labeled data set.
+
+>>> import torch
+>>> from gan_fast.metrics import class_coverage
+>>> brightness = torch.tensor([30] * 40 + [220] * 40, dtype=torch.uint8)
+>>> images, labels = brightness.view(-1, 1, 1, 1).expand(-1, 1, 8, 8), torch.arange(80) // 40
+>>> samples = torch.full((10, 1, 8, 8), 0.7)  # in a training: trainer.sample(1000)
+>>> class_coverage(images, labels, samples, ("dark", "light")).fractions
+{'dark': 0.0, 'light': 1.0}
+"""
 
 from __future__ import annotations
 
@@ -10,34 +19,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Enough for a linear classifier of digits or textures, and quick whatever the images' size.
+# Pixels. Enough for a linear classifier of digits or textures, and fast for images of any size.
 _MAX_SIDE = 16
 _MAX_IMAGES = 20_000
-_HELD_OUT = 0.2
-# Multiplications and additions of the whole fit: about 3 s at 150 GFLOP/s.
-_BUDGET_FLOP = 4e11
-_ITERATIONS = 200
-_FEWEST_ITERATIONS = 50
-# Images whose float copy exists at once.
+_HELD_OUT_FRACTION = 0.2
+# Floating point operations of the whole fit: about 3 s at 150 GFLOP/s.
+_MAX_FLOP = 4e11
+_MAX_ITERATIONS = 200
+_MIN_ITERATIONS = 50
+# Images that are converted to float at a time.
 _CHUNK_IMAGES = 1024
-# Below this accuracy the classifier errs so often that its classes of generated images say little.
-_LEAST_ACCURACY = 0.7
+# Below this accuracy on real images, the classes that it gives to generated images mean little.
+_MIN_ACCURACY = 0.7
 _SHOWN_CLASSES = 20
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How generated images fall into classes; ``str()`` of it is a line for each class.
+    """How generated images are distributed over classes. ``str()`` of it has a line for each class.
 
     Attributes:
-        fractions: class name -> fraction of the generated images that the classifier puts there; classes without a
-            real image are left out.
-        least_class_fraction: the smallest of them; 0 where a class is missing.
-        mean_top_probability: mean over the generated images of the largest class probability.
-        real_mean_top_probability: the same over the held-out real images: what perfect samples would have.
-        classifier_accuracy: on the held-out real images; NaN where none could be held out.
-        chance: the accuracy of always naming the largest class.
-        reliable: whether the classifier is accurate enough (70 %) for the fractions to mean much.
+        fractions: fraction of the generated images in each class, by class name, according to the classifier. Classes
+            without a real image are left out.
+        least_class_fraction: the smallest of them; 0 if a class has no generated image.
+        mean_top_probability: largest class probability of an image, averaged over the generated images.
+        real_mean_top_probability: the same for the held-out real images, which perfect samples would reach.
+        classifier_accuracy: on the held-out real images; NaN if none could be held out.
+        chance: the accuracy of a classifier that always answers the largest class.
+        reliable: whether the accuracy is at least 70 %, so that the fractions mean something.
         samples: number of generated images.
     """
 
@@ -60,13 +69,13 @@ class Coverage:
         ]
         if not measured:
             lines.append(
-                "  These figures mean little: the classifier's accuracy is unknown, as no class has the 5 images of "
-                "which one is held out."
+                "  These figures mean little: the classifier's accuracy is unknown, as no class has the 5 real images "
+                "from which one could be held out."
             )
         elif not self.reliable:
             lines.append(
-                f"  These figures mean little: the classifier names the class of {self.classifier_accuracy:.1%} of the "
-                f"real images it has not seen (the largest class alone would give {self.chance:.1%})."
+                f"  These figures mean little: the classifier recognizes {self.classifier_accuracy:.1%} of the real "
+                f"images that it was not trained on (always answering the largest class: {self.chance:.1%})."
             )
         shown = sorted(self.fractions.items(), key=lambda item: item[1])[:_SHOWN_CLASSES]
         if len(shown) < len(self.fractions):
@@ -90,16 +99,16 @@ def class_coverage(
     *,
     on_progress: Callable[[float], None] | None = None,
 ) -> Coverage:
-    """Classify generated images with a multinomial logistic regression trained on the real ones.
+    """Classify generated images with a multinomial logistic regression that is trained on the real ones.
 
-    The classifier minimises mean_n CE(W x_n + b, y_n) + ||W||^2 / (2 N), by L-BFGS from zero.
+    The classifier minimizes mean_n CE(W x_n + b, y_n) + ||W||^2 / (2 N), with L-BFGS from zero.
 
     Args:
         real: uint8 (N, C, H, W).
-        labels: int64 (N,), indices into ``class_names``; -1 for an image of no class, which is left out.
-        samples: float (M, C, H, W) in [-1, 1], M >= 1, finite.
-        class_names: one name for each class, at least two of them among the labels.
-        on_progress: called with the share of the work that is done, from 0 to 1.
+        labels: int64 (N,), indices into ``class_names``; images with the label -1 are left out.
+        samples: generated images, float (M, C, H, W), finite, M at least 1. Images in [-1, 1] (not checked).
+        class_names: one name for each class. At least two classes must have real images.
+        on_progress: called with the finished share of the work, from 0 to 1.
 
     Returns:
         The coverage.
@@ -108,9 +117,9 @@ def class_coverage(
         ValueError: shapes do not match, fewer than two classes have images, or samples are not finite.
 
     Notes:
-        A fifth of each class, rounded down, is held out to measure the classifier's accuracy. Images are averaged down
-        to at most 16 x 16 pixels. At most 20,000 real images are used, fewer where classes are many, so that the work
-        is bounded: about 10 s on two cores. Deterministic at an equal number of threads.
+        A fifth of each class, rounded down, is held out to measure the classifier's accuracy. Images are reduced to at
+        most 16 x 16 pixels by averaging. At most 20,000 real images are used, and fewer if there are many classes, to
+        limit the time to about 10 s on two cores. Deterministic at an equal number of threads.
     """
     if real.shape[1:] != samples.shape[1:] or len(real) != len(labels) or not len(samples):
         raise ValueError(
@@ -122,49 +131,49 @@ def class_coverage(
     sizes = torch.bincount(labels[labels >= 0], minlength=len(class_names))
     present = torch.nonzero(sizes).flatten()
     if len(present) < 2:
-        raise ValueError(f"class_coverage: expected labels of at least 2 classes, got {len(present)}")
-    features = [min(_MAX_SIDE, side) for side in real.shape[-2:]]
-    flop_an_image = 4 * real.shape[1] * features[0] * features[1] * len(present)
-    chosen = _draw(labels, min(_MAX_IMAGES, max(1, int(_BUDGET_FLOP / (_FEWEST_ITERATIONS * flop_an_image)))))
+        raise ValueError(f"class_coverage: expected labels of at least 2 classes, got labels of {len(present)}")
+    height, width = (min(_MAX_SIDE, side) for side in real.shape[-2:])
+    flop_per_image = 4 * real.shape[1] * height * width * len(present)
+    chosen = _draw(labels, min(_MAX_IMAGES, max(1, int(_MAX_FLOP / (_MIN_ITERATIONS * flop_per_image)))))
     train, held_out = _split(labels, chosen, present)
-    iterations = min(_ITERATIONS, int(_BUDGET_FLOP / (len(train) * flop_an_image)))
+    iterations = min(_MAX_ITERATIONS, int(_MAX_FLOP / (len(train) * flop_per_image)))
 
-    # Classes without an image get no column, so that nothing can be put there.
-    column = torch.full((len(class_names),), -1)
-    column[present] = torch.arange(len(present))
-    weight, bias = _fit(_features(real, train), column[labels[train]], len(present), iterations, on_progress)
-    seen = torch.softmax(_features(real, held_out) @ weight.T + bias, dim=1)
-    generated = torch.softmax(_features(samples, torch.arange(len(samples))) @ weight.T + bias, dim=1)
+    # Classes without a real image get no output, so that no sample can be assigned to them.
+    output = torch.full((len(class_names),), -1)
+    output[present] = torch.arange(len(present))
+    weight, bias = _fit(_features(real, train), output[labels[train]], len(present), iterations, on_progress)
+    held_out_probabilities = torch.softmax(_features(real, held_out) @ weight.T + bias, dim=1)
+    probabilities = torch.softmax(_features(samples, torch.arange(len(samples))) @ weight.T + bias, dim=1)
 
-    counts = torch.bincount(generated.argmax(1), minlength=len(present))
+    counts = torch.bincount(probabilities.argmax(1), minlength=len(present))
     fractions = {class_names[index]: float(n) / len(samples) for index, n in zip(present.tolist(), counts)}
-    accuracy = float((seen.argmax(1) == column[labels[held_out]]).double().mean())
+    accuracy = float((held_out_probabilities.argmax(1) == output[labels[held_out]]).double().mean())
     return Coverage(
         fractions=fractions,
         least_class_fraction=min(fractions.values()),
-        mean_top_probability=float(generated.amax(1).mean()),
-        real_mean_top_probability=float(seen.amax(1).mean()),
+        mean_top_probability=float(probabilities.amax(1).mean()),
+        real_mean_top_probability=float(held_out_probabilities.amax(1).mean()),
         classifier_accuracy=accuracy,
         chance=float(sizes.max()) / float(sizes.sum()),
-        reliable=accuracy >= _LEAST_ACCURACY,
+        reliable=accuracy >= _MIN_ACCURACY,
         samples=len(samples),
     )
 
 
 def _draw(labels: Tensor, most: int) -> Tensor:
-    """Draw at most ``most`` of the images that have a class."""
-    labelled = torch.nonzero(labels >= 0).flatten()
-    return labelled[torch.randperm(len(labelled), generator=torch.Generator().manual_seed(0))[:most]]
+    """Return the indices of at most ``most`` random images that have a class."""
+    labeled = torch.nonzero(labels >= 0).flatten()
+    return labeled[torch.randperm(len(labeled), generator=torch.Generator().manual_seed(0))[:most]]
 
 
 def _split(labels: Tensor, chosen: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """Hold out a fifth of each class, rounded down: a class of four images or fewer is trained on whole."""
+    """Return indices to train on and indices to hold out: a fifth of each class, rounded down."""
     train, held_out = [], []
     for index in present:
-        own = chosen[labels[chosen] == index]
-        count = int(_HELD_OUT * len(own))
-        held_out.append(own[:count])
-        train.append(own[count:])
+        members = chosen[labels[chosen] == index]
+        count = int(_HELD_OUT_FRACTION * len(members))
+        held_out.append(members[:count])
+        train.append(members[count:])
     return torch.cat(train), torch.cat(held_out)
 
 
@@ -195,7 +204,7 @@ def _fit(
 
 
 def _features(images: Tensor, indices: Tensor) -> Tensor:
-    """Average images down and flatten them to float32 (N, features); uint8 is taken to [-1, 1]."""
+    """Return the images, reduced by averaging, as float32 (N, features); uint8 is scaled to [-1, 1]."""
     height, width = (min(_MAX_SIDE, side) for side in images.shape[-2:])
     parts = []
     for part in indices.split(_CHUNK_IMAGES):

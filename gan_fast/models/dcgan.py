@@ -1,6 +1,12 @@
 """DCGAN's generator and discriminator for square images of 16 to 128 pixels.
 
-Dims: N batch, w width, S image size. Blocks double or halve the image, channels go the other way.
+Each block doubles the image size and halves the channels in the generator, and the reverse in the discriminator.
+
+>>> import torch
+>>> from gan_fast.models import DCGANDiscriminator
+>>> critic = DCGANDiscriminator(channels=1, image_size=32, width=8, norm="none")
+>>> critic(torch.zeros(2, 1, 32, 32))
+tensor([0., 0.], grad_fn=<ViewBackward0>)
 """
 
 from __future__ import annotations
@@ -11,15 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gan_fast.choices import IMAGE_SIZES
+from gan_fast.choices import IMAGE_SIZES, NORMS
 from gan_fast.nn import ChannelsLastSequential, ConvAct2d, ConvBNAct2d, ConvTransposeAct2d, ConvTransposeBNAct2d
 from gan_fast.ops import checks
 
-NORMS = ("batch", "none")
-
 
 def _check_size(owner: str, image_size: int) -> int:
-    """How many times the image doubles from 4 pixels."""
+    """The number of times that the image doubles from 4 pixels."""
     if image_size not in IMAGE_SIZES:
         wanted = ", ".join(map(str, IMAGE_SIZES))
         raise ValueError(f"{owner}: expected image_size one of {wanted}, got {image_size}")
@@ -33,7 +37,7 @@ def _check_positive(owner: str, **values: int) -> None:
 
 
 def initialize(model: nn.Module) -> None:
-    """DCGAN's initialisation, in place: convolutions N(0, 0.02), batch norm weight N(1, 0.02) and bias 0."""
+    """Initialize in place as DCGAN: weights N(0, 0.02), batch norm weights N(1, 0.02), biases 0."""
     for module in model.modules():
         if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
             nn.init.normal_(module.weight, 0.0, 0.02)
@@ -46,21 +50,21 @@ def initialize(model: nn.Module) -> None:
 
 
 class DCGANGenerator(nn.Module):
-    """Generate images from latent vectors: transposed convolutions, batch norm, ReLU, and tanh at the end.
+    """Generate images from latent vectors with transposed convolutions, batch norm and ReLU, and a final tanh.
 
     Args:
         latent_dim: length of the latent vector, at least 1.
         channels: image channels, at least 1.
         image_size: 16, 32, 64 or 128 pixels.
-        width: channels of the last hidden layer; doubles towards the latent.
+        width: channels of the last hidden layer, at least 1. Each layer before it has twice as many as the next.
 
     Shapes: (N, latent_dim) or (N, latent_dim, 1, 1) to (N, channels, image_size, image_size) in [-1, 1].
 
     Raises:
-        ValueError: an argument out of range; an input of another shape.
+        ValueError: an argument out of range, or an input of another shape.
 
-    Source: Radford, Metz and Chintala, 2015 (arXiv 1511.06434), figure 1; at 64 pixels and width 64 the layers of the
-    authors' code.
+    Source: Radford, Metz and Chintala, 2015 (arXiv 1511.06434), figure 1. With image_size 64 and width 64 the layers
+    are those of the authors' code.
     """
 
     def __init__(self, latent_dim: int = 100, channels: int = 3, image_size: int = 64, width: int = 64) -> None:
@@ -84,28 +88,28 @@ class DCGANGenerator(nn.Module):
         initialize(self)
 
     def forward(self, latent: Tensor) -> Tensor:
-        if latent.dim() == 2:
-            latent = latent[:, :, None, None]
-        if latent.dim() != 4 or latent.shape[1:] != (self.latent_dim, 1, 1):
+        image = latent[:, :, None, None] if latent.dim() == 2 else latent
+        if image.dim() != 4 or image.shape[1:] != (self.latent_dim, 1, 1):
             wanted = f"(N, {self.latent_dim}) or (N, {self.latent_dim}, 1, 1)"
             raise ValueError(f"DCGANGenerator: expected latent shape {wanted}, got {tuple(latent.shape)}")
-        return self.blocks(latent)
+        return self.blocks(image)
 
 
 class DCGANDiscriminator(nn.Module):
-    """Tell real images from generated ones: strided convolutions and LeakyReLU(0.2), batch norm but on the ends.
+    """Classify images as real or generated with strided convolutions and LeakyReLU(0.2).
+
+    All layers but the first and the last have batch norm.
 
     Args:
         channels: image channels, at least 1.
         image_size: 16, 32, 64 or 128 pixels.
-        width: channels of the first hidden layer; doubles with each halving of the image.
-        norm: "batch" or "none" (gradient penalties want none).
+        width: channels of the first hidden layer, at least 1. It doubles each time the image is halved.
+        norm: "batch" or "none". Use "none" with a gradient penalty, which is defined per sample.
 
-    Shapes: (N, channels, image_size, image_size) to logits (N,). ``features`` and ``forward_with_features`` give the
-    maps before the last block, which feature matching (:func:`gan_fast.ops.feature_matching_loss`) compares.
+    Shapes: (N, channels, image_size, image_size) to logits (N,).
 
     Raises:
-        ValueError: an argument out of range; an input of another shape.
+        ValueError: an argument out of range, or an input of another shape.
 
     Source: Radford, Metz and Chintala, 2015 (arXiv 1511.06434).
     """
@@ -132,22 +136,20 @@ class DCGANDiscriminator(nn.Module):
     def _check(self, images: Tensor) -> None:
         wanted = (self.channels, self.image_size, self.image_size)
         if images.dim() != 4 or images.shape[1:] != wanted:
-            raise ValueError(
-                f"DCGANDiscriminator: expected images shape (N, {', '.join(map(str, wanted))}), "
-                f"got {tuple(images.shape)}"
-            )
+            shape = f"(N, {', '.join(map(str, wanted))})"
+            raise ValueError(f"DCGANDiscriminator: expected images shape {shape}, got {tuple(images.shape)}")
 
     def forward(self, images: Tensor) -> Tensor:
         self._check(images)
         return self.blocks(images).flatten()
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the maps that the last block sees, (N, width * image_size / 8, 4, 4)."""
+        """Return the input of the last block, (N, width * image_size / 8, 4, 4), for feature matching."""
         self._check(images)
         return self.blocks.forward_to(images, -1)[0]
 
     def forward_with_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what ``forward`` and ``features`` give, from one pass."""
+        """Return the logits and the features from one pass."""
         self._check(images)
-        features, logits = self.blocks.forward_to(images, -1)
-        return logits().flatten(), features
+        features, run_last_block = self.blocks.forward_to(images, -1)
+        return run_last_block().flatten(), features

@@ -1,4 +1,11 @@
-"""Drop-in modules with the signatures of ``torch.nn``."""
+"""Drop-in modules with the signatures of ``torch.nn``, and blocks that run several layers as one op.
+
+>>> import torch
+>>> from gan_fast import nn
+>>> critic = torch.nn.Sequential(nn.ConvAct2d(3, 8, 4, 2, 1), nn.ConvBNAct2d(8, 16, 4, 2, 1), torch.nn.Flatten())
+>>> critic(torch.randn(2, 3, 16, 16)).shape
+torch.Size([2, 256])
+"""
 
 from gan_fast.nn.batch_norm_act import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from gan_fast.nn.channels_last import ChannelsLastSequential

@@ -1,4 +1,12 @@
-"""Modules in a row that run in the memory format that suits them, unseen from outside."""
+"""A sequence of modules that runs in channels-last memory format, invisibly to its caller.
+
+>>> import torch
+>>> from gan_fast.nn import ChannelsLastSequential, Conv2d
+>>> model = ChannelsLastSequential(Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), Conv2d(8, 3, 3, padding=1))
+>>> output = model(torch.randn(2, 3, 32, 32))
+>>> output.shape, output.is_contiguous()
+(torch.Size([2, 3, 32, 32]), True)
+"""
 
 from __future__ import annotations
 
@@ -8,38 +16,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gan_fast import layout
+from gan_fast.memory_format import to_channels_last
 from gan_fast.ops import checks, conv_kernels, per_sample, recompute
 
 
 class ChannelsLastSequential(nn.Sequential):
-    """``nn.Sequential`` for blocks of convolutions: channels-last inside, with the caller's layout at the ends.
+    """``nn.Sequential`` that runs convolutions in channels-last and keeps the caller's memory format at both ends.
 
-    A 4-d input on the CPU in float32 or bfloat16 that is not channels-last is copied into that format, and a
-    4-d output back out of it: oneDNN's convolutions are then quicker than the copies cost. Values, state dict and
-    indexing are those of ``nn.Sequential``; tensors between the modules, which hooks see, are channels-last.
+    A 4-d float32 or bfloat16 input on the CPU that is not channels-last is copied into that format, and a 4-d output is
+    copied back: oneDNN's convolutions gain more than the two copies cost. Values, state dict and indexing are those of
+    ``nn.Sequential``. The tensors between the modules, which hooks receive, are channels-last.
 
     Notes:
-        Other inputs, and all inputs under torch.compile, torch.jit.trace, functorch and the reference backend, run as
-        they are.
+        Every other input, and every input under torch.compile, torch.jit.trace, functorch or the reference backend,
+        runs in the format it has.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         if not conv_kernels.gain_by_channels_last(input):
             return super().forward(input)
-        output: Tensor = super().forward(inside(input))
-        return outside(output)
+        output: Tensor = super().forward(enter_channels_last(input))
+        return leave_channels_last(output)
 
     def forward_to(self, input: Tensor, end: int) -> tuple[Tensor, Callable[[], Tensor]]:
-        """Run the modules before index ``end``, negative from the back; the others when they are asked for.
+        """Run the modules before index ``end`` (negative: counted from the back), and defer the rest.
 
         Returns:
-            What ``self[:end]`` gives, and a call that continues with ``self[end:]`` to what ``forward`` gives: one pass
-            in all. Hooks of the chain itself do not see it.
+            The output of ``self[:end]``, and a function that runs ``self[end:]`` on it and returns the output of
+            ``forward``. Hooks on this module itself are not called.
         """
         modules = list(self)
         gain = conv_kernels.gain_by_channels_last(input)
-        inner = inside(input) if gain else input
+        inner = enter_channels_last(input) if gain else input
         for module in modules[:end]:
             inner = module(inner)
 
@@ -47,30 +55,30 @@ class ChannelsLastSequential(nn.Sequential):
             output = inner
             for module in modules[end:]:
                 output = module(output)
-            return outside(output) if gain else output
+            return leave_channels_last(output) if gain else output
 
-        return outside(inner) if gain else inner, rest
+        return leave_channels_last(inner) if gain else inner, rest
 
 
-def inside(input: Tensor) -> Tensor:
-    copy = _ToChannelsLast.apply(input) if input.requires_grad else layout.to_channels_last(input)
-    recompute.attach(copy, layout.to_channels_last, input)
+def enter_channels_last(input: Tensor) -> Tensor:
+    copy = _ToChannelsLast.apply(input) if input.requires_grad else to_channels_last(input)
+    recompute.attach(copy, to_channels_last, input)
     return copy
 
 
-def outside(output: Tensor) -> Tensor:
-    # A copy of a subclass may lack what the tensor carries.
+def leave_channels_last(output: Tensor) -> Tensor:
+    # Copying a tensor subclass may drop its attributes.
     return output.contiguous() if output.dim() == 4 and not checks.subclassed(output) else output
 
 
 @per_sample.keeps_samples_apart
 class _ToChannelsLast(torch.autograd.Function):
-    """A copy in channels-last; its gradient has the caller's layout again."""
+    """Copy into channels-last; the gradient gets the caller's memory format back."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor) -> Tensor:
-        output = layout.to_channels_last(input)
-        # Not a view: what follows may write over it.
+        output = to_channels_last(input)
+        # Clone, so that the next module can write in place without changing the input.
         return output.clone() if output.data_ptr() == input.data_ptr() else output
 
     @staticmethod

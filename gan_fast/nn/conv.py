@@ -1,4 +1,13 @@
-"""Convolution modules whose double backward is lean."""
+"""torch.nn's convolution modules on gan_fast's ops.
+
+>>> import torch
+>>> from gan_fast.nn import Conv2d
+>>> conv = Conv2d(3, 8, kernel_size=4, stride=2, padding=1)
+>>> conv(torch.randn(2, 3, 16, 16)).shape
+torch.Size([2, 8, 8, 8])
+>>> conv.load_state_dict(torch.nn.Conv2d(3, 8, 4).state_dict())
+<All keys matched successfully>
+"""
 
 from __future__ import annotations
 
@@ -10,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gan_fast.nn import deferred
-from gan_fast.nn.module_state import weight_and_bias
+from gan_fast.nn.module_state import raise_torch_error, weight_and_bias
 from gan_fast.ops import checks
 from gan_fast.ops.conv import convolve
 from gan_fast.ops.conv_kernels import NOTHING, Epilogue
@@ -19,7 +28,7 @@ Norm = Callable[..., Tensor] | None
 
 
 class _Conv(nn.modules.conv._ConvNd):
-    """torch.nn's convolution (parameters, state dict, initialisation, padding modes) on our ops."""
+    """torch.nn's convolution (parameters, state dict, initialization, padding modes) on gan_fast's op."""
 
     _op: ClassVar[str]
 
@@ -30,26 +39,32 @@ class _Conv(nn.modules.conv._ConvNd):
         self, input: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue = NOTHING, norm: Norm = None
     ) -> Tensor:
         if not isinstance(input, Tensor):
-            # A tracer's, say: it may know what to do with torch's function.
+            # Such as torch.fx's proxies, which torch's function accepts.
             output: Tensor = super()._conv_forward(input, weight, bias)
             return output
         padding: str | int | tuple[int, ...] = self.padding
+        padded = input
         if self.padding_mode != "zeros":
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padded = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        return convolve(
-            self._op, len(self.kernel_size), False, input, weight, bias, self.stride, padding, 0, self.groups,
-            self.dilation, epilogue, norm,
-        )  # fmt: skip
+        try:
+            return convolve(
+                self._op, len(self.kernel_size), False, padded, weight, bias, self.stride, padding, 0, self.groups,
+                self.dilation, epilogue, norm,
+            )  # fmt: skip
+        except (TypeError, ValueError):
+            torch_forward = super()._conv_forward
+            raise_torch_error(lambda: torch_forward(input, weight, bias))
+            raise
 
 
 class _ConvTranspose(nn.modules.conv._ConvTransposeNd):
-    """torch.nn's transposed convolution on our ops."""
+    """torch.nn's transposed convolution (parameters, state dict, initialization) on gan_fast's op."""
 
     _op: ClassVar[str]
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if not isinstance(input, (Tensor, deferred.Deferred)):
+        if not isinstance(input, (Tensor, deferred.DeferredTensor)):
             result: Tensor = super().forward(input, output_size)
             return result
         return _run(self, input, output_size)
@@ -69,37 +84,44 @@ class _ConvTranspose(nn.modules.conv._ConvTransposeNd):
                 len(self.kernel_size),
                 self.dilation,  # type: ignore[arg-type]
             )
-        return convolve(
-            self._op, len(self.kernel_size), True, input, weight, bias, self.stride, self.padding, output_padding,
-            self.groups, self.dilation, epilogue, norm,
-        )  # fmt: skip
+        dims = len(self.kernel_size)
+        try:
+            return convolve(
+                self._op, dims, True, input, weight, bias, self.stride, self.padding, output_padding, self.groups,
+                self.dilation, epilogue, norm,
+            )  # fmt: skip
+        except (TypeError, ValueError):
+            torch_function: Any = getattr(F, f"conv_transpose{dims}d")
+            options = (self.stride, self.padding, output_padding, self.groups, self.dilation)
+            raise_torch_error(lambda: torch_function(input, weight, bias, *options))
+            raise
 
 
 def _run(conv: Any, input: Any, *output_size: list[int] | None) -> Any:
     weight, bias = weight_and_bias(conv)
-    waits = deferred.waits(conv, input) and not checks.subclassed(weight, bias)
-    if waits and input.dim() == len(conv.kernel_size) + 2:
-        convolve = functools.partial(with_norm, conv, deferred.resolve(input), weight, bias, output_size)
-        return deferred.Deferred(functools.partial(convolve, None), input, convolve)
+    defers = deferred.defers(conv, input) and not checks.subclassed(weight, bias)
+    if defers and input.dim() == len(conv.kernel_size) + 2:
+        convolve = functools.partial(conv_norm_act, conv, deferred.resolve(input), weight, bias, output_size)
+        return deferred.DeferredTensor(functools.partial(convolve, None), input, convolve)
     return conv._conv_forward(deferred.resolve(input), weight, bias, NOTHING, None, *output_size)
 
 
-def with_norm(
+def conv_norm_act(
     conv: Any, input: Tensor, weight: Tensor, bias: Tensor | None, output_size: tuple[list[int] | None, ...],
-    norm: Any, activation: str, negative_slope: float, moving: bool = True,
+    norm: Any, activation: str, negative_slope: float, update_statistics: bool = True,
 ) -> Tensor:  # fmt: skip
-    """A module's convolution of a batch, a batch norm's module or None behind it, and an activation, as one op.
+    """Run a convolution module, a batch norm module (or None) and an activation on a batch as one op.
 
     Args:
-        output_size: of a transposed one, what its forward takes.
-        moving: whether the norm's running statistics move in training.
+        output_size: the argument of a transposed convolution's forward, if it was given.
+        update_statistics: update the norm's running statistics in training.
     """
     if norm is not None:
-        folded = norm.folded_into(conv, input, weight, bias)
+        folded = norm.fold_into(conv, input, weight, bias)
         if folded is None:
 
             def normalize(output: Tensor, *statistics: Tensor) -> Tensor:
-                return norm.normalize(output, activation, negative_slope, moving, statistics)
+                return norm.normalize(output, activation, negative_slope, update_statistics, statistics)
 
             epilogue = Epilogue(statistics=norm.training)
             return conv._conv_forward(input, weight, bias, epilogue, normalize, *output_size)
@@ -108,36 +130,42 @@ def with_norm(
 
 
 class Conv1d(_Conv, nn.Conv1d):
-    """``nn.Conv1d`` with a lean double backward; see :func:`gan_fast.ops.conv2d`."""
+    """``nn.Conv1d`` on :func:`gan_fast.ops.conv1d`; see :class:`Conv2d`."""
 
     _op = "conv1d"
 
 
 class Conv2d(_Conv, nn.Conv2d):
-    """``nn.Conv2d`` with a lean double backward; see :func:`gan_fast.ops.conv2d`."""
+    """``nn.Conv2d`` on :func:`gan_fast.ops.conv2d`, whose double backward costs less than PyTorch's.
+
+    Arguments, initialization, state dict and errors are those of ``nn.Conv2d``.
+    """
 
     _op = "conv2d"
 
 
 class Conv3d(_Conv, nn.Conv3d):
-    """``nn.Conv3d`` with a lean double backward; see :func:`gan_fast.ops.conv2d`."""
+    """``nn.Conv3d`` on :func:`gan_fast.ops.conv3d`; see :class:`Conv2d`."""
 
     _op = "conv3d"
 
 
 class ConvTranspose1d(_ConvTranspose, nn.ConvTranspose1d):
-    """``nn.ConvTranspose1d`` with a lean double backward; see :func:`gan_fast.ops.conv_transpose2d`."""
+    """``nn.ConvTranspose1d`` on :func:`gan_fast.ops.conv_transpose1d`; see :class:`ConvTranspose2d`."""
 
     _op = "conv_transpose1d"
 
 
 class ConvTranspose2d(_ConvTranspose, nn.ConvTranspose2d):
-    """``nn.ConvTranspose2d`` with a lean double backward; see :func:`gan_fast.ops.conv_transpose2d`."""
+    """``nn.ConvTranspose2d`` on :func:`gan_fast.ops.conv_transpose2d`, whose double backward costs less than PyTorch's.
+
+    Arguments, initialization, state dict and errors are those of ``nn.ConvTranspose2d``.
+    """
 
     _op = "conv_transpose2d"
 
 
 class ConvTranspose3d(_ConvTranspose, nn.ConvTranspose3d):
-    """``nn.ConvTranspose3d`` with a lean double backward; see :func:`gan_fast.ops.conv_transpose2d`."""
+    """``nn.ConvTranspose3d`` on :func:`gan_fast.ops.conv_transpose3d`; see :class:`ConvTranspose2d`."""
 
     _op = "conv_transpose3d"

@@ -1,4 +1,13 @@
-"""Blocks: a convolution called ``conv``, batch norm called ``bn`` in some, an activation."""
+"""Blocks of a convolution (child ``conv``), optionally batch norm (child ``bn``), and an activation.
+
+>>> import torch
+>>> from gan_fast.nn import ConvBNAct2d
+>>> block = ConvBNAct2d(3, 8, kernel_size=4, stride=2, padding=1, activation="leaky_relu", negative_slope=0.2)
+>>> block(torch.randn(2, 3, 16, 16)).shape
+torch.Size([2, 8, 8, 8])
+>>> list(block.state_dict())[:3]
+['conv.weight', 'bn.weight', 'bn.bias']
+"""
 
 from __future__ import annotations
 
@@ -9,22 +18,30 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gan_fast.nn.batch_norm_act import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
-from gan_fast.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, with_norm
+from gan_fast.nn.conv import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+    conv_norm_act,
+)
 from gan_fast.nn.module_state import has_hooks, weight_and_bias
-from gan_fast.nn.names import Named
-from gan_fast.ops import activation as activations
+from gan_fast.nn.public_name import PublicNameMixin
+from gan_fast.ops import activations
+from gan_fast.ops.conv_bn_act import check_memory_format
 from gan_fast.ops.conv_kernels import Epilogue
 
 Size = int | tuple[int, ...]
 Device = torch.device | str | None
-_FORMATS = (None, torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
 
 
-def _unseen(child: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a child is as we made it and nobody looks at what goes in or comes out: then ``forward`` is all of it.
+def _runs_only_forward(child: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling a child of class ``kind`` runs ``kind.forward`` alone: no hooks and no other class.
 
-    Its parameters may be parametrised: what they are computed to is looked up once. Tracers that do look (torch.fx)
-    give it something else than a tensor, which callers ask for themselves.
+    Parametrized children qualify, since their weights are read once per call. torch.fx also intercepts calls, but
+    passes proxies, so callers check that the input is a tensor.
     """
     return (type(child) is kind or _only_parametrized(child, kind)) and not (
         has_hooks(child, before=True) or nn.modules.module._has_any_global_hook()
@@ -32,12 +49,12 @@ def _unseen(child: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def _only_parametrized(child: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a child has the class that torch makes of ``kind`` for tensors that are computed, and nothing more."""
-    made = type(child)
-    return made.__bases__ == (kind,) and parametrize.is_parametrized(child) and "forward" not in vars(made)
+    """Whether a child's class is the subclass of ``kind`` that torch creates for parametrized modules."""
+    cls = type(child)
+    return cls.__bases__ == (kind,) and parametrize.is_parametrized(child) and "forward" not in vars(cls)
 
 
-class _ConvAct(Named):
+class _ConvAct(PublicNameMixin):
     """A convolution and an activation over its output."""
 
     conv_type: ClassVar[type[nn.Module]]
@@ -71,11 +88,7 @@ class _ConvAct(Named):
         self, activation: str, negative_slope: float, memory_format: torch.memory_format | None
     ) -> None:
         activations.check(self._get_name(), activation, negative_slope)
-        if memory_format not in _FORMATS:
-            raise ValueError(
-                f"{self._get_name()}: expected memory_format one of {', '.join(map(str, _FORMATS))}, "
-                f"got {memory_format!r}"
-            )
+        check_memory_format(self._get_name(), memory_format)
         self.activation = activation
         self.negative_slope = negative_slope
         self.memory_format = memory_format
@@ -86,10 +99,10 @@ class _ConvAct(Named):
     def _run(self, input: Tensor, *output_size: list[int] | None) -> Tensor:
         conv: Any = self._modules["conv"]
         memory_format = self.memory_format
-        # Not by the weight's dims: one that is computed (spectral norm) is another at each look.
+        # Not weight.dim(): reading a parametrized weight (spectral norm) computes it.
         if memory_format not in (None, torch.contiguous_format) and input.dim() != len(conv.kernel_size) + 2:
             memory_format = None
-        if type(input) is Tensor and _unseen(conv, self.conv_type):
+        if type(input) is Tensor and _runs_only_forward(conv, self.conv_type):
             epilogue = Epilogue(self.activation, self.negative_slope, memory_format)
             output: Tensor = conv._conv_forward(input, *weight_and_bias(conv), epilogue, None, *output_size)
             return output
@@ -120,7 +133,7 @@ class _ConvTransposeAct(_ConvAct):
         device: Device = None,
         dtype: torch.dtype | None = None,
         *,
-        activation: str = "tanh",
+        activation: str = "leaky_relu",
         negative_slope: float = 0.01,
         memory_format: torch.memory_format | None = None,
     ) -> None:
@@ -135,7 +148,7 @@ class _ConvTransposeAct(_ConvAct):
         return self._run(input, output_size)
 
 
-class _ConvBNAct(Named):
+class _ConvBNAct(PublicNameMixin):
     """A convolution, batch norm and an activation."""
 
     conv_type: ClassVar[type[nn.Module]]
@@ -178,19 +191,19 @@ class _ConvBNAct(Named):
         return self._run(input)
 
     def _run(self, input: Tensor, *output_size: list[int] | None) -> Tensor:
-        # Quicker than attributes, for whom nn.Module searches.
+        # Faster than self.conv, which nn.Module.__getattr__ searches for.
         conv: Any = self._modules["conv"]
         bn: Any = self._modules["bn"]
         output: Tensor
-        unseen = type(input) is Tensor and type(bn) is self.bn_type and _unseen(bn, self.bn_type)
-        if not (unseen and _unseen(conv, self.conv_type)):
+        fusible = type(input) is Tensor and type(bn) is self.bn_type and _runs_only_forward(bn, self.bn_type)
+        if not (fusible and _runs_only_forward(conv, self.conv_type)):
             output = bn(conv(input, *output_size))
             return output
         if input.dim() != len(conv.kernel_size) + 2:
             return bn.forward(conv.forward(input, *output_size))
         activations.check(bn._get_name(), bn.activation, bn.negative_slope)
         weight, bias = weight_and_bias(conv)
-        return with_norm(conv, input, weight, bias, output_size, bn, bn.activation, bn.negative_slope)
+        return conv_norm_act(conv, input, weight, bias, output_size, bn, bn.activation, bn.negative_slope)
 
 
 class _ConvTransposeBNAct(_ConvBNAct):
@@ -234,55 +247,66 @@ class _ConvTransposeBNAct(_ConvBNAct):
 
 
 class ConvAct1d(_ConvAct):
-    """``nn.Conv1d`` and an activation; see :class:`ConvAct2d`."""
+    """Apply ``nn.Conv1d`` and an activation as one op; see :class:`ConvAct2d`."""
 
     conv_type = Conv1d
 
 
 class ConvAct2d(_ConvAct):
-    """``nn.Conv2d`` and an activation written over its output; see :func:`gan_fast.ops.conv2d_act`.
+    """Apply ``nn.Conv2d`` and an activation as one op: ``activation(conv(input))``.
+
+    The child is called ``conv``: state dict keys are ``conv.weight`` and ``conv.bias``.
 
     Args:
-        in_channels to dtype: as ``nn.Conv2d``.
+        in_channels, ..., dtype: those of ``nn.Conv2d``.
         activation: "identity", "relu", "leaky_relu", "tanh" or "sigmoid".
         negative_slope: slope of "leaky_relu" below zero.
-        memory_format: of the output; None leaves it to ATen. The last block of a channels-last chain gives
-            ``torch.contiguous_format`` at no cost in memory.
+        memory_format: of the output; None keeps the one that PyTorch gives. The last block of a channels-last model
+            converts with ``torch.contiguous_format`` without a second tensor.
 
     Raises:
-        ValueError: another activation; what ``nn.Conv2d`` raises.
+        ValueError: unknown activation or memory format.
+        Whatever ``nn.Conv2d`` raises for the same arguments and input.
+
+    Notes:
+        Memory and derivatives: :func:`gan_fast.ops.conv2d_act`.
     """
 
     conv_type = Conv2d
 
 
 class ConvAct3d(_ConvAct):
-    """``nn.Conv3d`` and an activation; see :class:`ConvAct2d`."""
+    """Apply ``nn.Conv3d`` and an activation as one op; see :class:`ConvAct2d`."""
 
     conv_type = Conv3d
 
 
 class ConvBNAct1d(_ConvBNAct):
-    """``nn.Conv1d``, ``nn.BatchNorm1d`` and an activation; see :class:`ConvBNAct2d`."""
+    """Apply ``nn.Conv1d``, ``nn.BatchNorm1d`` and an activation as one op; see :class:`ConvBNAct2d`."""
 
     conv_type = Conv1d
     bn_type = BatchNormAct1d
 
 
 class ConvBNAct2d(_ConvBNAct):
-    """``nn.Conv2d``, ``nn.BatchNorm2d`` and an activation; see :func:`gan_fast.ops.conv2d_bn_act`.
+    """Apply ``nn.Conv2d``, ``nn.BatchNorm2d`` and an activation as one op: ``activation(bn(conv(input)))``.
 
-    The children are called ``conv`` and ``bn``, and the state dict is theirs. Between forward and backward the block
-    keeps one tensor as large as its output: see the op's notes.
+    The children are called ``conv`` and ``bn``, which gives the keys of the state dict. Between forward and backward
+    the block keeps one tensor as large as its output.
 
     Args:
-        in_channels to dtype: as ``nn.Conv2d``, but bias: the norm takes it away again, so there is none by default.
-        eps, momentum, affine, track_running_stats: as ``nn.BatchNorm2d``.
+        in_channels, ..., dtype: those of ``nn.Conv2d``, except that ``bias`` is False by default: batch norm
+            subtracts it again.
+        eps, momentum, affine, track_running_stats: those of ``nn.BatchNorm2d``.
         activation: "identity", "relu", "leaky_relu", "tanh" or "sigmoid".
         negative_slope: slope of "leaky_relu" below zero.
 
     Raises:
-        ValueError: another activation; what ``nn.Conv2d`` raises.
+        ValueError: unknown activation.
+        Whatever ``nn.Conv2d`` and ``nn.BatchNorm2d`` raise for the same arguments and input.
+
+    Notes:
+        Memory and derivatives: :func:`gan_fast.ops.conv2d_bn_act`.
     """
 
     conv_type = Conv2d
@@ -290,46 +314,67 @@ class ConvBNAct2d(_ConvBNAct):
 
 
 class ConvBNAct3d(_ConvBNAct):
-    """``nn.Conv3d``, ``nn.BatchNorm3d`` and an activation; see :class:`ConvBNAct2d`."""
+    """Apply ``nn.Conv3d``, ``nn.BatchNorm3d`` and an activation as one op; see :class:`ConvBNAct2d`."""
 
     conv_type = Conv3d
     bn_type = BatchNormAct3d
 
 
 class ConvTransposeAct1d(_ConvTransposeAct):
-    """``nn.ConvTranspose1d`` and an activation; see :class:`ConvAct2d`."""
+    """Apply ``nn.ConvTranspose1d`` and an activation as one op.
+
+    Takes the arguments of ``nn.ConvTranspose1d`` and the keywords of :class:`ConvAct2d`.
+    """
 
     conv_type = ConvTranspose1d
 
 
 class ConvTransposeAct2d(_ConvTransposeAct):
-    """``nn.ConvTranspose2d`` and an activation; see :class:`ConvAct2d`."""
+    """Apply ``nn.ConvTranspose2d`` and an activation as one op: ``activation(conv(input))``.
+
+    Takes the arguments of ``nn.ConvTranspose2d`` and the keywords of :class:`ConvAct2d`.
+    """
 
     conv_type = ConvTranspose2d
 
 
 class ConvTransposeAct3d(_ConvTransposeAct):
-    """``nn.ConvTranspose3d`` and an activation; see :class:`ConvAct2d`."""
+    """Apply ``nn.ConvTranspose3d`` and an activation as one op.
+
+    Takes the arguments of ``nn.ConvTranspose3d`` and the keywords of :class:`ConvAct2d`.
+    """
 
     conv_type = ConvTranspose3d
 
 
 class ConvTransposeBNAct1d(_ConvTransposeBNAct):
-    """``nn.ConvTranspose1d``, ``nn.BatchNorm1d`` and an activation; see :class:`ConvBNAct2d`."""
+    """Apply ``nn.ConvTranspose1d``, ``nn.BatchNorm1d`` and an activation as one op.
+
+    Takes the arguments of ``nn.ConvTranspose1d`` (``bias`` is False by default) and the keywords of
+    :class:`ConvBNAct2d`.
+    """
 
     conv_type = ConvTranspose1d
     bn_type = BatchNormAct1d
 
 
 class ConvTransposeBNAct2d(_ConvTransposeBNAct):
-    """``nn.ConvTranspose2d``, ``nn.BatchNorm2d`` and an activation; see :class:`ConvBNAct2d`."""
+    """Apply ``nn.ConvTranspose2d``, ``nn.BatchNorm2d`` and an activation as one op: ``activation(bn(conv(input)))``.
+
+    Takes the arguments of ``nn.ConvTranspose2d`` (``bias`` is False by default) and the keywords of
+    :class:`ConvBNAct2d`.
+    """
 
     conv_type = ConvTranspose2d
     bn_type = BatchNormAct2d
 
 
 class ConvTransposeBNAct3d(_ConvTransposeBNAct):
-    """``nn.ConvTranspose3d``, ``nn.BatchNorm3d`` and an activation; see :class:`ConvBNAct2d`."""
+    """Apply ``nn.ConvTranspose3d``, ``nn.BatchNorm3d`` and an activation as one op.
+
+    Takes the arguments of ``nn.ConvTranspose3d`` (``bias`` is False by default) and the keywords of
+    :class:`ConvBNAct2d`.
+    """
 
     conv_type = ConvTranspose3d
     bn_type = BatchNormAct3d

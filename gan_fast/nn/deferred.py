@@ -1,9 +1,8 @@
-"""Values that wait for what is done to them next, so that it can be done in one.
+"""Tensors whose computation is deferred until the next call, so that several layers run as one op.
 
-While a model that ``fuse`` rewrote runs a forward function, as it was written, those of its convolutions and norms
-whose values are known to go to one norm or activation alone return a :class:`Deferred` instead of a tensor. The norm
-takes it in, the activation ends it, with one op for all. Whatever else meets it, because this run went another way than
-the one that was looked at, finds a tensor.
+While a fused model runs a forward function, its convolutions and norms whose value goes only to one norm or activation
+return a :class:`DeferredTensor`. The norm extends it and the activation completes it: one op for all. Any other use
+computes the tensor first, which happens where a run takes another path than the one that was traced.
 """
 
 from __future__ import annotations
@@ -20,51 +19,51 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from gan_fast.ops import activation as activations
+from gan_fast.ops import activations
 
-# How a value is computed, with what comes behind it: (activation, its slope, whether running statistics move).
+# Computes a deferred value, given (activation, negative_slope, update_statistics).
 Compute = Callable[..., Tensor]
 
 
 class _Scope(threading.local):
-    # Modules of the forward function that this thread is in whose values wait, and the values that do: who takes one
-    # takes it out, or what it is computed from would be held until the function ends.
-    waiting: frozenset[nn.Module] = frozenset()
-    values: dict[Deferred, None] = {}  # noqa: RUF012 (replaced, never added to, outside of a scope)
+    # The modules whose outputs are deferred in the forward that this thread runs, and the deferred tensors not yet
+    # computed. A tensor is removed when it is consumed, so that its inputs can be freed.
+    modules: frozenset[nn.Module] = frozenset()
+    pending: dict[DeferredTensor, None] = {}  # noqa: RUF012 (scope() replaces it before anything is added)
 
 
 _scope = _Scope()
 
 
 @contextmanager
-def scope(waiting: frozenset[nn.Module]) -> Iterator[None]:
-    """Let the values of modules ``waiting`` wait, in what this thread runs inside; all are there when it ends."""
-    outer = _scope.waiting, _scope.values
-    _scope.waiting, _scope.values = waiting, {}
+def scope(modules: frozenset[nn.Module]) -> Iterator[None]:
+    """Defer the outputs of ``modules`` in this thread; compute the pending ones on exit."""
+    outer = _scope.modules, _scope.pending
+    _scope.modules, _scope.pending = modules, {}
     try:
         yield
-        for value in tuple(_scope.values):
+        for value in tuple(_scope.pending):
             value.tensor()
     finally:
-        _scope.waiting, _scope.values = outer
+        _scope.modules, _scope.pending = outer
 
 
-def waits(module: nn.Module, input: Any) -> bool:
-    """Whether the value of ``module`` for ``input`` shall be a :class:`Deferred`."""
-    return not torch.compiler.is_compiling() and module in _scope.waiting and type(input) in (Tensor, Deferred)
+def defers(module: nn.Module, input: Any) -> bool:
+    """Whether ``module`` must return a :class:`DeferredTensor` for ``input``."""
+    return not torch.compiler.is_compiling() and module in _scope.modules and type(input) in (Tensor, DeferredTensor)
 
 
 def resolve(value: Any) -> Any:
-    """The same with tensors in the place of what waits, in containers too."""
-    if type(value) is Deferred:
+    """Replace deferred tensors by tensors, also inside containers."""
+    if type(value) is DeferredTensor:
         return value.tensor()
     if isinstance(value, Tensor):
         return value
-    return _pytree.tree_map_only(Deferred, Deferred.tensor, value)
+    return _pytree.tree_map_only(DeferredTensor, DeferredTensor.tensor, value)
 
 
 def modes() -> tuple[Any, ...]:
-    """What a with-statement may change between a value's call and its use."""
+    """The modes that a ``with`` statement may change between a layer's call and the use of its output."""
     cast = torch._C._is_any_autocast_enabled() and tuple(
         torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) for device in ("cpu", "cuda")
     )
@@ -75,7 +74,7 @@ _APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-de
 
 
 def _in_an_autograd_function() -> bool:
-    """Whether a custom Function that the running fused forward applied is in its own forward."""
+    """Whether the fused forward that is running has called a custom autograd.Function that is still in its forward."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__") != "gan_fast.nn.fused":
         if frame.f_code is _APPLY:
@@ -88,82 +87,81 @@ def _version(t: Tensor) -> int:
     return -1 if t.is_inference() else t._version
 
 
-def _rectifier(input: Deferred, negative_slope: Any = 0.01, inplace: bool = False) -> tuple[str, Any, bool]:
+def _leaky_relu(input: DeferredTensor, negative_slope: Any = 0.01, inplace: bool = False) -> tuple[str, Any, bool]:
     return "leaky_relu", negative_slope, inplace
 
 
-def _plain(activation: str, inplace: bool = False) -> Callable[..., tuple[str, float, bool]]:
+def _parser(activation: str, inplace: bool = False) -> Callable[..., tuple[str, float, bool]]:
     return lambda input, inplace=inplace: (activation, 0.01, inplace)
 
 
-# Functions that end a value, and what they do: activation, slope, whether in place.
+# Functions that complete a deferred tensor, with parsers of their arguments: (activation, negative_slope, inplace).
 ACTIVATIONS: dict[Callable[..., Any], Callable[..., tuple[str, Any, bool]]] = {
-    F.relu: _plain("relu"), torch.relu: _plain("relu"), torch.relu_: _plain("relu", True),
-    F.leaky_relu: _rectifier, F.leaky_relu_: lambda input, slope=0.01: _rectifier(input, slope, True),
-    F.tanh: _plain("tanh"), torch.tanh: _plain("tanh"), torch.tanh_: _plain("tanh", True),
-    F.sigmoid: _plain("sigmoid"), torch.sigmoid: _plain("sigmoid"), torch.sigmoid_: _plain("sigmoid", True),
+    F.relu: _parser("relu"), torch.relu: _parser("relu"), torch.relu_: _parser("relu", True),
+    F.leaky_relu: _leaky_relu,
+    F.leaky_relu_: lambda input, negative_slope=0.01: _leaky_relu(input, negative_slope, True),
+    F.tanh: _parser("tanh"), torch.tanh: _parser("tanh"), torch.tanh_: _parser("tanh", True),
+    F.sigmoid: _parser("sigmoid"), torch.sigmoid: _parser("sigmoid"), torch.sigmoid_: _parser("sigmoid", True),
 }  # fmt: skip
 METHODS = ("relu", "relu_", "tanh", "tanh_", "sigmoid", "sigmoid_")
 
 
-class Deferred:
-    """A tensor that is computed when somebody looks; in one with what meets it before, if that can be.
+class DeferredTensor:
+    """A tensor that is computed on first use, together with the norm or activation that uses it where possible.
 
     Args:
-        compute: what it takes.
-        source: what it is computed from: a tensor, or another of these; the value has as many dims.
-        convolve: of a convolution, what it takes with a norm behind it: that module, then as ``compute``.
+        compute: computes the tensor.
+        source: what it is computed from, a tensor or another deferred tensor with the same number of dimensions.
+        convolve: of a convolution: takes the norm module that follows, then the arguments of ``compute``.
     """
 
     __hash__ = object.__hash__
 
     def __init__(self, compute: Compute, source: Any, convolve: Compute | None = None) -> None:
         self.compute, self.convolve = compute, convolve
-        self._source: Tensor = source._source if type(source) is Deferred else source
+        self._source: Tensor = source._source if type(source) is DeferredTensor else source
         self._version = _version(self._source)
         self._value: Tensor | None = None
-        self._called_in = modes()
-        # Whether it is computed, or part of what somebody else computes.
+        self._call_modes = modes()
+        # True once it is computed, alone or as part of a fused op.
         self._taken = False
-        self._waiting = _scope.values
-        self._waiting[self] = None
+        self._pending = _scope.pending
+        self._pending[self] = None
 
     def dim(self) -> int:
         return self._source.dim()
 
     def take(self) -> bool:
-        """Whether it is the caller's, to compute it with more behind it, now."""
-        if self._taken or self._called_in != modes():
+        """Claim the computation for a fused op; False if it already ran or the modes have changed since the call."""
+        if self._taken or self._call_modes != modes():
             return False
         self._take()
         return True
 
     def _take(self) -> None:
         self._taken = True
-        self._waiting.pop(self, None)
+        self._pending.pop(self, None)
         if self._version != _version(self._source):
             raise RuntimeError(
-                "fuse: expected the input of a layer left as it is until the layer's value is used, as when its "
-                "forward was traced, got one that was written to; gan_fast.unfuse(model) runs it"
+                "fuse: the input of a fused layer was modified in place before the layer's output was used; "
+                "call gan_fast.unfuse(model) to run this forward"
             )
 
     def tensor(self) -> Tensor:
-        """The value."""
         if self._value is None:
-            # What somebody else has computed has moved the running statistics.
-            moving = not self._taken
+            # If a fused op took it, that op has updated the running statistics.
+            update_statistics = not self._taken
             self._take()
-            if self._called_in[0] and not torch.is_grad_enabled() and _in_an_autograd_function():
+            if self._call_modes[0] and not torch.is_grad_enabled() and _in_an_autograd_function():
                 raise RuntimeError(
-                    "fuse: expected forward to call the functions it called when it was traced, got an "
-                    "autograd.Function applied to a layer's value, whose gradient would be lost; "
-                    "gan_fast.unfuse(model) runs it"
+                    "fuse: forward passed a fused layer's output to a custom autograd.Function on a path that was not "
+                    "traced, which would lose the gradient; call gan_fast.unfuse(model) to run this forward"
                 )
-            with self._modes_of_the_call():
-                self._value = self.compute("identity", 0.01, moving)
+            with self._restore_call_modes():
+                self._value = self.compute("identity", 0.01, update_statistics)
         return self._value
 
-    def activated(self, activation: str, negative_slope: float, inplace: bool) -> Tensor:
+    def activate(self, activation: str, negative_slope: float, inplace: bool) -> Tensor:
         if self.take():
             output = self.compute(activation, negative_slope)
         else:
@@ -174,11 +172,11 @@ class Deferred:
         return output
 
     @contextmanager
-    def _modes_of_the_call(self) -> Iterator[None]:
-        if self._called_in == modes():
+    def _restore_call_modes(self) -> Iterator[None]:
+        if self._call_modes == modes():
             yield
             return
-        grad, inference, cast = self._called_in
+        grad, inference, cast = self._call_modes
         cpu, cuda = cast or (None, None)
         with (
             torch.inference_mode(inference),
@@ -198,24 +196,24 @@ class Deferred:
         if parse is not None and args and type(args[0]) is cls and not kwargs.keys() - {"negative_slope", "inplace"}:
             activation, negative_slope, inplace = parse(*args, **kwargs)
             if type(negative_slope) in (int, float):
-                return args[0].activated(activation, float(negative_slope), bool(inplace))
+                return args[0].activate(activation, float(negative_slope), bool(inplace))
         args, kwargs = _pytree.tree_map_only(cls, cls.tensor, (tuple(args), kwargs))
         return func(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name in METHODS:
-            return lambda: self.activated(name.rstrip("_"), 0.01, name.endswith("_"))
+            return lambda: self.activate(name.rstrip("_"), 0.01, name.endswith("_"))
         return getattr(self.tensor(), name)
 
 
 def _operator(name: str) -> Callable[..., Any]:
-    def call(self: Deferred, *args: Any, **kwargs: Any) -> Any:
+    def call(self: DeferredTensor, *args: Any, **kwargs: Any) -> Any:
         return getattr(self.tensor(), name)(*resolve(args), **resolve(kwargs))
 
     return call
 
 
-# Python looks these up on the class: attributes of the instance do not serve operators.
+# Python looks operators up on the class, so that __getattr__ does not see them.
 ARITHMETIC = (
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift",
 )  # fmt: skip
@@ -224,4 +222,4 @@ _OTHERS = (
     "len", "iter", "reversed", "contains", "getitem", "setitem", "array", "repr", "format", "deepcopy", "reduce_ex",
 )  # fmt: skip
 for _name in (*(kind + name for kind in ("", "r", "i") for name in ARITHMETIC), *_OTHERS):
-    setattr(Deferred, f"__{_name}__", _operator(f"__{_name}__"))
+    setattr(DeferredTensor, f"__{_name}__", _operator(f"__{_name}__"))

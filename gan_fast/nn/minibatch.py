@@ -1,4 +1,10 @@
-"""Modules by which a discriminator sees its whole batch, and with it a generator that lacks variety."""
+"""Minibatch statistics for discriminators, which penalize a generator whose samples are all alike.
+
+>>> import torch
+>>> from gan_fast.nn import MinibatchStdDev
+>>> MinibatchStdDev(group_size=4)(torch.randn(8, 16, 4, 4)).shape
+torch.Size([8, 17, 4, 4])
+"""
 
 from __future__ import annotations
 
@@ -6,26 +12,31 @@ import torch
 from torch import Tensor, nn
 
 from gan_fast import ops
+from gan_fast.ops import checks
 from gan_fast.ops.minibatch_stddev import check_sizes
 
 
 class MinibatchDiscrimination(nn.Module):
-    """Append how close each sample is to the others; see :func:`gan_fast.ops.minibatch_discrimination`.
+    """Append learned measures of how close each sample is to the others: :func:`gan_fast.ops.minibatch_discrimination`.
 
     Args:
-        in_features: length of a sample's features, at least 1.
-        out_features: how many learned measures of closeness are appended, at least 1.
-        kernel_dims: components that each of them compares, at least 1.
+        in_features: features per sample, at least 1.
+        out_features: number of appended features, at least 1.
+        kernel_dims: components that each appended feature compares, at least 1.
         device, dtype: of the weight, (in_features, out_features, kernel_dims).
 
-    Shapes: (N, in_features) to (N, in_features + out_features). The batch is part of the function: evaluate in batches
-    like those of training, and never a penalty's gradient of one sample alone.
+    Shapes: (N, in_features) to (N, in_features + out_features).
 
     Raises:
-        ValueError: an argument below 1; what the op raises.
+        ValueError: an argument below 1, or an input of the wrong shape.
 
-    Source: Salimans et al., 2016 (arXiv 1606.03498), section 3.2. The weight begins as N(0, 1 / in_features), for which
-    features of variance one are projected to variance one.
+    Notes:
+        The output depends on the whole batch. Evaluate with the batch size used in training, and do not take a gradient
+        penalty of one sample at a time.
+        The weight is initialized from N(0, 1 / in_features), so that projections of unit-variance features have unit
+        variance.
+
+    Source: Salimans et al., 2016 (arXiv 1606.03498), section 3.2.
     """
 
     def __init__(
@@ -56,25 +67,31 @@ class MinibatchDiscrimination(nn.Module):
 
 
 class MinibatchStdDev(nn.Module):
-    """Append the standard deviation over groups of the batch as channels; see :func:`gan_fast.ops.minibatch_stddev`.
+    """Append the standard deviation over groups of samples as channels: :func:`gan_fast.ops.minibatch_stddev`.
 
     Args:
-        group_size: samples in a group, at least 1; the batch where that is less, or where it is None.
-        num_channels: channels appended, at least 1.
+        group_size: samples per group, at least 1. A smaller batch, or None, makes the batch one group.
+        num_channels: number of appended channels, at least 1.
+        eps: positive number added to the variance.
 
-    Shapes: (N, C, *spatial) to (N, C + num_channels, *spatial), N divisible by min(group_size, N), C by num_channels.
+    Shapes: (N, C, *spatial) to (N, C + num_channels, *spatial). min(group_size, N) must divide N, and num_channels must
+    divide C.
 
     Raises:
-        TypeError, ValueError: as the op.
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of range, or an input of the wrong shape.
     """
 
-    def __init__(self, group_size: int | None = 4, num_channels: int = 1) -> None:
+    def __init__(self, group_size: int | None = 4, num_channels: int = 1, eps: float = 1e-8) -> None:
         super().__init__()
         check_sizes("MinibatchStdDev", group_size, num_channels)
-        self.group_size, self.num_channels = group_size, num_channels
+        checks.number("MinibatchStdDev", "eps", eps)
+        if not eps > 0:
+            raise ValueError(f"MinibatchStdDev: expected eps above 0, got {eps!r}")
+        self.group_size, self.num_channels, self.eps = group_size, num_channels, eps
 
     def forward(self, input: Tensor) -> Tensor:
-        return ops.minibatch_stddev(input, self.group_size, self.num_channels)
+        return ops.minibatch_stddev(input, self.group_size, self.num_channels, self.eps)
 
     def extra_repr(self) -> str:
-        return f"group_size={self.group_size}, num_channels={self.num_channels}"
+        return f"group_size={self.group_size}, num_channels={self.num_channels}, eps={self.eps}"

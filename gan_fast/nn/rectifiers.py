@@ -1,4 +1,10 @@
-"""ReLU and leaky ReLU as modules."""
+"""ReLU and leaky ReLU modules.
+
+>>> import torch
+>>> from gan_fast.nn import LeakyReLU
+>>> LeakyReLU(0.2)(torch.tensor([-1.0, 2.0]))
+tensor([-0.2000,  2.0000])
+"""
 
 from __future__ import annotations
 
@@ -8,23 +14,26 @@ from gan_fast import ops
 
 
 class LeakyReLU(nn.LeakyReLU):
-    """``nn.LeakyReLU`` whose second backward ends where ATen's goes on with zeros; ``inplace`` works on ATen's op.
+    """``nn.LeakyReLU`` on :func:`gan_fast.ops.leaky_relu`, whose second backward stops at the activation.
 
-    See :func:`gan_fast.ops.leaky_relu`.
+    Args:
+        negative_slope: slope below zero.
+        inplace: write the result over the input.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        # Another type may know what to do with torch's function.
-        if self.inplace or type(input) is not Tensor:
+        # A tensor subclass may override torch's function.
+        if type(input) is not Tensor:
             return super().forward(input)
-        return ops.leaky_relu(input, self.negative_slope)
+        return ops.leaky_relu(input, self.negative_slope, self.inplace)
 
 
 class ReLU(nn.ReLU):
-    """``nn.ReLU`` whose second backward ends where ATen's goes on with zeros; ``inplace`` works on ATen's op.
+    """``nn.ReLU`` on :func:`gan_fast.ops.relu`, whose second backward stops at the activation.
 
-    See :func:`gan_fast.ops.relu`.
+    Args:
+        inplace: write the result over the input.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) if self.inplace or type(input) is not Tensor else ops.relu(input)
+        return super().forward(input) if type(input) is not Tensor else ops.relu(input, self.inplace)

@@ -1,4 +1,9 @@
-"""The objectives by the name that a configuration gives."""
+"""The interface of an objective, and the objectives by name.
+
+>>> from gan_fast.objectives import make_objective
+>>> make_objective("least_squares", real_label=0.9)
+AdversarialLoss(name='least_squares', real_label=0.9, fake_label=0.0)
+"""
 
 from __future__ import annotations
 
@@ -10,15 +15,15 @@ from gan_fast.objectives.losses import NAMES, AdversarialLoss
 
 
 class Objective(Protocol):
-    """What a training step asks of an objective.
+    """What a training step requires of an objective.
 
-    One with an attribute ``g_needs_real`` that is true is given D's logits for real images by :meth:`g_loss` too.
+    If an objective has a true attribute ``g_needs_real``, :meth:`g_loss` also receives D's logits for real images.
     """
 
     def d_loss(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return D's scalar loss and, without gradient, three means to log.
+        """Return D's scalar loss and, without gradient, three values to log.
 
-        They are of D on real and on generated images, and how often it tells them apart.
+        These are D's mean output for real images, for generated images, and its accuracy.
         """
         ...
 
@@ -28,15 +33,15 @@ class Objective(Protocol):
 
 
 def make_objective(name: str, *, real_label: float = 1.0, fake_label: float = 0.0) -> Objective:
-    """Make the objective called ``name``.
+    """Return the objective called ``name``.
 
     Args:
         name: one of ``NAMES``.
-        real_label: D's target for real images, in [0, 1].
-        fake_label: D's target for generated images, in [0, 1].
+        real_label: D's target for real images, from 0 to 1.
+        fake_label: D's target for generated images, from 0 to 1; must be 0 for "relativistic".
 
     Raises:
-        ValueError: another name; the message lists the names there are. A fake label where logits are paired.
+        ValueError: an unknown name, or a fake_label other than 0 for "relativistic".
     """
     if name not in NAMES:
         raise ValueError(f"make_objective: expected name one of {', '.join(NAMES)}, got {name!r}")

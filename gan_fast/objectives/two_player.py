@@ -1,4 +1,12 @@
-"""What the two players minimise, put together."""
+"""The complete losses of D and G: an objective, D's gradient penalties and G's feature matching.
+
+>>> import torch
+>>> from gan_fast.objectives import Penalties, TwoPlayerLosses, make_objective
+>>> losses = TwoPlayerLosses(make_objective("wasserstein"), Penalties(("r1",)))
+>>> critic = torch.nn.Linear(3, 1)
+>>> losses.d_loss(critic, torch.randn(4, 3), torch.randn(4, 3)).total.shape
+torch.Size([])
+"""
 
 from __future__ import annotations
 
@@ -14,7 +22,7 @@ from gan_fast.objectives.registry import Objective
 
 
 class DLoss(NamedTuple):
-    """What D minimises, and its parts and means to log, without gradient."""
+    """D's loss with penalties (``total``), and without gradient: the loss, the weighted penalty, the means to log."""
 
     total: Tensor
     loss: Tensor
@@ -24,13 +32,13 @@ class DLoss(NamedTuple):
 
 @dataclass(frozen=True)
 class TwoPlayerLosses:
-    """An objective, the penalties that D pays beside it, and what G is asked for besides.
+    """The losses of both players on batches of images.
 
     Args:
-        objective: the losses.
-        penalties: of D.
-        feature_matching: weight of G's squared distance between the mean features of real and of generated images; D
-            has a method ``forward_with_features`` then. 0 leaves it out.
+        objective: the adversarial losses.
+        penalties: the gradient penalties that are added to D's loss.
+        feature_matching: weight of the feature matching term in G's loss, 0 for none. Otherwise D must have a method
+            ``forward_with_features`` that returns logits and features.
     """
 
     objective: Objective
@@ -46,20 +54,20 @@ class TwoPlayerLosses:
         penalty_scale: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> DLoss:
-        """Return D's loss on real and on generated images, whose graph is not followed, and its penalties.
+        """Return D's loss on real and generated images, with its penalties; ``fake`` gets no gradient.
 
         Args:
-            penalty_scale: times the penalties' weight; 0 leaves them out.
-            generator: of the penalties' random numbers.
+            penalty_scale: factor on the weight of the penalties; 0 skips them.
+            generator: random number generator of the penalties.
         """
         fake, penalties = fake.detach(), self._penalties(penalty_scale)
-        real_logits, terms = penalties.of_real(discriminator, real)
-        fake_logits, more = penalties.of_fake(discriminator, fake)
-        more += penalties.elsewhere(discriminator, real, fake, generator)
+        real_logits, terms = penalties.at_real(discriminator, real)
+        fake_logits, more = penalties.at_fake(discriminator, fake)
+        more += penalties.at_random_points(discriminator, real, fake, generator)
         return self._d_loss(real_logits, fake_logits, terms + more, penalty_scale)
 
     def g_loss(self, discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-        """Return G's loss on generated images; real ones are looked at where it takes them."""
+        """Return G's loss on generated images; D sees ``real`` only if the loss depends on it."""
         real_logits = None
         if self.feature_matching:
             with torch.no_grad():
@@ -81,17 +89,21 @@ class TwoPlayerLosses:
         penalty_scale: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> tuple[DLoss, Tensor]:
-        """Return D's losses as :meth:`d_loss`, and G's, for one backward pass of both on their sum.
+        """Return D's loss and G's loss from one shared pass of the generated images through D.
+
+        Backward is to be called once, on the sum of both: D's parameters get the gradient of D's loss and ``fake`` that
+        of G's. Arguments are those of :meth:`d_loss`, with ``fake`` attached to G's graph.
 
         Raises:
-            ValueError: D couples the samples of a batch; features are to be matched, which takes a pass of G's own.
+            ValueError: D couples the samples of a batch (batch norm does), or feature matching is on, which needs a
+                separate pass through D.
         """
         if self.feature_matching:
             raise ValueError(f"TwoPlayerLosses.losses: expected feature_matching 0, got {self.feature_matching}")
         penalties = self._penalties(penalty_scale)
-        real_logits, terms = penalties.of_real(discriminator, real)
-        for_d, for_g = ops.logits_for_both(discriminator, fake)
-        terms += penalties.elsewhere(discriminator, real, fake.detach(), generator)
+        real_logits, terms = penalties.at_real(discriminator, real)
+        for_d, for_g = ops.logits_for_both_players(discriminator, fake)
+        terms += penalties.at_random_points(discriminator, real, fake.detach(), generator)
         if "r2" in penalties.names:
             terms.append(ops.r2_penalty(discriminator, fake))
         d_loss = self._d_loss(real_logits, for_d, terms, penalty_scale)

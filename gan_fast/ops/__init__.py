@@ -1,4 +1,12 @@
-"""Ops with the signatures of ``torch.nn.functional``; differentiable to second order and beyond."""
+"""Functional ops with the signatures of ``torch.nn.functional``, differentiable to second order or higher.
+
+>>> import torch
+>>> from gan_fast import ops
+>>> x = torch.tensor([-1.0, 3.0], requires_grad=True)
+>>> (slope,) = torch.autograd.grad(ops.leaky_relu(x, 0.2).sum(), x)
+>>> slope
+tensor([0.2000, 1.0000])
+"""
 
 from gan_fast.ops.adversarial_loss import (
     hinge_d_loss,
@@ -39,7 +47,7 @@ from gan_fast.ops.penalties import (
     dragan_penalty,
     gradient_penalty,
     logits_and_r1,
-    logits_for_both,
+    logits_for_both_players,
     r1_penalty,
     r2_penalty,
 )
@@ -79,7 +87,7 @@ __all__ = [
     "least_squares_g_loss",
     "linear",
     "logits_and_r1",
-    "logits_for_both",
+    "logits_for_both_players",
     "minibatch_discrimination",
     "minibatch_stddev",
     "minimax_d_loss",

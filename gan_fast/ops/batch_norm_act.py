@@ -1,4 +1,12 @@
-"""Batch norm and the activation behind it as one op."""
+"""Batch norm and an activation in one op.
+
+>>> import torch
+>>> from gan_fast import ops
+>>> x = torch.tensor([[-1.0], [3.0]])
+>>> ops.batch_norm_act(x, None, None, training=True, activation="leaky_relu", negative_slope=0.2)
+tensor([[-0.2000],
+        [ 1.0000]])
+"""
 
 from __future__ import annotations
 
@@ -12,14 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gan_fast import backends, layout
-from gan_fast.ops import activation as activations
-from gan_fast.ops import checks, dispatch, recompute
+from gan_fast import backends
+from gan_fast.choices import ACTIVATIONS
+from gan_fast.memory_format import empty_output_like, suggest_memory_format
+from gan_fast.ops import activations, checks, dispatch, recompute
 
 OP = "batch_norm_act"
 backends.register(OP, "batch_norm_act_forward", triton_file=OP, aten_when_small=True)
 
-# Mean and variance of each channel, where they are given.
+# Mean and variance of each channel, or None for those of the batch.
 Statistics = tuple[Any, Any] | None
 
 _native = SimpleNamespace(
@@ -31,7 +40,7 @@ _native = SimpleNamespace(
 
 
 def _kernels(input: Tensor) -> Any:
-    """What serves: functions of the native ops' names and signatures."""
+    """Return the functions of Triton or of the compiled extension; both have the same names and signatures."""
     return backends.triton_kernels(OP, input) or _native
 
 
@@ -47,9 +56,9 @@ def reference(
     activation: str = "leaky_relu",
     negative_slope: float = 0.01,
 ) -> Tensor:
-    """The same on plain ATen: any device, any dtype, any order of derivative."""
+    """Compute batch_norm_act with ATen's ops, on any device and dtype, with correct derivatives of any order."""
     if weight is None and bias is not None:
-        # ATen's double backward fails, or gives none by the bias, for a bias alone.
+        # With a bias but no weight ATen's double backward fails, or returns no gradient for the bias.
         weight = torch.ones_like(bias, requires_grad=False)
     statistics = None if training else (running_mean, running_var)
     if backends.is_transformed():
@@ -66,56 +75,50 @@ def reference(
 def written_out(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, statistics: Statistics = None
 ) -> Tensor:
-    """Batch norm in ops whose derivatives are right to any order.
+    """Compute batch norm in elementary ops, whose derivatives are correct to any order.
 
-    Double backward of ATen's batch norm takes the batch's mean and variance for constants where it is differentiated
-    again, so that its third derivatives are wrong; without a weight it fails where the statistics are given.
-
-    Args:
-        statistics: mean and variance; None for the batch's.
+    ATen's batch norm has wrong third derivatives: its double backward treats the batch's mean and variance as
+    constants. Without a weight and with given statistics, its double backward fails.
     """
-    dims, of_channels = [0, *range(2, input.dim())], [1, -1, *(1,) * (input.dim() - 2)]
-    # Half types are computed in single precision.
+    dims, per_channel = [0, *range(2, input.dim())], [1, -1, *(1,) * (input.dim() - 2)]
+    # Compute half types in single precision.
     values = input if input.dtype == torch.float64 else input.float()
     if statistics is None:
         centered = values - values.mean(dims, keepdim=True)
         var = centered.square().mean(dims, keepdim=True)
     else:
-        mean, var = (t.to(values.dtype).view(of_channels) for t in statistics)
+        mean, var = (t.to(values.dtype).view(per_channel) for t in statistics)
         centered = values - mean
     output = centered * (var + eps).rsqrt()
     if weight is not None:
-        output = output * weight.to(values.dtype).view(of_channels)
+        output = output * weight.to(values.dtype).view(per_channel)
     if bias is not None:
-        output = output + bias.to(values.dtype).view(of_channels)
+        output = output + bias.to(values.dtype).view(per_channel)
     return output.to(input.dtype)
 
 
 def _correct_third_order(
     output: Tensor, input: Tensor, weight: Tensor | None, eps: float, statistics: Statistics
 ) -> None:
-    """Make derivatives of the third order on right for ``output``, which is ATen's batch norm of ``input``.
-
-    The first and second order stay ATen's.
-    """
+    """Correct the third and higher derivatives of ``output``, the result of ATen's batch norm of ``input``."""
     node = output.grad_fn
-    # Where the input has no gradient, neither have its mean and variance.
+    # If the input requires no gradient, its mean and variance are constants, and ATen's derivatives are correct.
     if node is None or not input.requires_grad or (statistics is not None and weight is not None):
         return
-    # Weak references: the node keeps both tensors, and the hook outlives what the node keeps.
-    tensors = tuple(None if t is None else weakref.ref(t) for t in (input, weight))
+    # Weak references, because the node already saves both tensors and frees them earlier than the hook.
+    references = tuple(None if t is None else weakref.ref(t) for t in (input, weight))
 
     def replace(grads: tuple[Tensor | None, ...], grad_outputs: tuple[Tensor | None, ...]) -> Any:
         if not torch.is_grad_enabled() or grad_outputs[0] is None:
             return None
-        own = tuple(None if t is None else t() for t in tensors)
-        return (*_Corrected.apply(*grads[:3], grad_outputs[0], *own, eps, statistics), *grads[3:])
+        tensors = tuple(None if r is None else r() for r in references)
+        return (*_Corrected.apply(*grads[:3], grad_outputs[0], *tensors, eps, statistics), *grads[3:])
 
     node.register_hook(replace)
 
 
 class _Corrected(torch.autograd.Function):
-    """Gradients of ATen's batch norm by input, weight and bias, with right derivatives of their derivatives."""
+    """Pass on the gradients of ATen's batch norm, and correct their second and higher derivatives."""
 
     @staticmethod
     def forward(
@@ -134,15 +137,15 @@ class _Corrected(torch.autograd.Function):
         grad_output, input, weight = ctx.saved_tensors
         if input is None:
             raise NotImplementedError(
-                f"{OP}: expected derivative order at most 2 on ATen's kernels under saved-tensor hooks (checkpointing, "
-                "offloading), got a third; without them it is differentiable to any order"
+                f"{OP}: expected derivative order at most 2 with ATen's kernels under saved-tensor hooks "
+                "(checkpointing, offloading), got 3; without such hooks every order works"
             )
-        # Any bias will do: its gradient is that of the output, whatever its value.
+        # The values of the bias do not matter: no gradient depends on them.
         bias = None if cotangents[2] is None else cotangents[2].new_zeros(input.size(1)).requires_grad_()
-        by_grad, by_input, by_weight, _ = dispatch.differentiate_reference(
+        grad_grad_output, grad_input, grad_weight, _ = dispatch.differentiate_reference(
             lambda *values: written_out(*values, *ctx.options), (input, weight, bias), grad_output, cotangents
         )
-        return *(None,) * 3, by_grad, by_input, by_weight, None, None
+        return *(None,) * 3, grad_grad_output, grad_input, grad_weight, None, None
 
 
 def check(
@@ -160,13 +163,20 @@ def check(
     negative_slope: float,
     mode: str = "training",
 ) -> None:
+    """Raise for invalid arguments; ``mode`` is the caller's name of ``training``, ``prefix`` is for weight and bias."""
     checks.floating(op, "input", input)
     if input.dim() < 2:
-        raise ValueError(f"{op}: expected input dimensions at least 2 (N, C, ...), got shape {tuple(input.shape)}")
+        raise checks.ArgumentError(
+            f"{op}: expected input dimensions at least 2 (N, C, ...), got shape {tuple(input.shape)}"
+        )
     if not training and (running_mean is None or running_var is None):
-        raise ValueError(f"{op}: expected running_mean and running_var tensors when {mode} is False, got None")
+        raise checks.ArgumentError(
+            f"{op}: expected running_mean and running_var tensors when {mode} is False, got None"
+        )
     if (running_mean is None) != (running_var is None):
-        raise ValueError(f"{op}: expected running_mean and running_var both tensors or both None, got one of each")
+        raise checks.ArgumentError(
+            f"{op}: expected running_mean and running_var both tensors or both None, got one of each"
+        )
     statistics = {"running_mean": running_mean, "running_var": running_var}
     parameters = {**statistics, f"{prefix}weight": weight, f"{prefix}bias": bias}
     allowed = (input.dtype,) if input.dtype.itemsize > 2 else (input.dtype, torch.float32)
@@ -179,35 +189,39 @@ def check(
         checks.shape(op, name, value, (input.size(1),))
         checks.dtype(op, name, value, *allowed)
         if first is not None and value.dtype != first[1].dtype:
-            raise TypeError(
+            raise checks.DtypeError(
                 f"{op}: expected {name} dtype {checks.name_of(first[1].dtype)} as {first[0]}, "
                 f"got {checks.name_of(value.dtype)}"
             )
         first = first or (name, value)
     for name, statistic in statistics.items():
         if statistic is not None and statistic.requires_grad:
-            raise ValueError(f"{op}: expected {name} not to require grad, got one that does: it has no gradient")
+            raise checks.ArgumentError(
+                f"{op}: expected {name} not to require grad, got one that does: it has no gradient"
+            )
     for name, number in (("momentum", momentum), ("eps", eps), ("negative_slope", negative_slope)):
         checks.number(op, name, number)
     if training and not eps > 0:
-        raise ValueError(f"{op}: expected eps above 0 when {mode}, got {eps!r}")
+        raise checks.ArgumentError(f"{op}: expected eps a positive number when {mode}, got {eps!r}")
     if training and input.size(0) * math.prod(input.shape[2:]) == 1:
-        raise ValueError(f"{op}: expected input more than 1 value per channel when {mode}, got {tuple(input.shape)}")
-    checks.one_of(op, "activation", activation, activations.NAMES)
+        raise checks.ArgumentError(
+            f"{op}: expected input with more than 1 value per channel when {mode}, got shape {tuple(input.shape)}"
+        )
+    checks.one_of(op, "activation", activation, ACTIVATIONS)
 
 
 def _recipe(ctx: Any) -> recompute.Recipe:
-    """The output of a BatchNormAct node, from what it keeps."""
+    """Return a recipe for the output of a BatchNormAct node, from the tensors that the node saved."""
     input, weight, bias, mean, invstd = ctx.saved_tensors
     _, activation, negative_slope, _ = ctx.options
-    # A copy: an optimizer may step before a gradient is taken that does not go through the norm.
+    # Copied because an optimizer may step before a backward pass that uses the output but not this node.
     weight = None if weight is None else weight.detach().clone()
     compute = functools.partial(ctx.kernels.normalize, activation=activation, negative_slope=negative_slope)
     return recompute.Recipe(compute, input, mean, invstd, weight, bias)
 
 
 class BatchNormAct(torch.autograd.Function):
-    """output, mean, invstd of torch.ops.gan_fast.batch_norm_act_forward."""
+    """Autograd node of torch.ops.gan_fast.batch_norm_act_forward: output, mean, invstd."""
 
     @staticmethod
     def forward(
@@ -225,7 +239,9 @@ class BatchNormAct(torch.autograd.Function):
         statistics: tuple[Tensor, ...] = (),
     ) -> tuple[Tensor, Tensor, Tensor]:
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            raise NotImplementedError(f"{OP}: expected running statistics not to require grad, got one that does")
+            raise NotImplementedError(
+                f"{OP}: expected running_mean and running_var not to require grad, got one that does"
+            )
         ctx.kernels = _kernels(input)
         output, mean, invstd = ctx.kernels.forward(
             input, running_mean, running_var, weight, bias, training, momentum, eps, activation, negative_slope,
@@ -252,12 +268,11 @@ class BatchNormAct(torch.autograd.Function):
             grad_output, input, mean, invstd, weight, bias, training, activation, negative_slope,
             input_wanted, affine_wanted,
         )  # fmt: skip
-        # A node of its own only where somebody will differentiate again.
-        recording = dispatch.records_graph("batch_norm_act_backward", grad_output)
-        if recording:
+        # A node for the backward pass is only needed if that will be differentiated.
+        if dispatch.records_graph("batch_norm_act_backward", grad_output):
             grads = BatchNormActBackward.apply(*arguments, eps, ctx.kernels)
         elif torch._C._functorch.is_legacy_batchedtensor(grad_output):
-            # The dispatcher takes a batch of gradients apart.
+            # The dispatcher loops over batched gradients.
             grads = _native.backward(*arguments)
         else:
             grads = ctx.kernels.backward(*arguments)
@@ -266,9 +281,9 @@ class BatchNormAct(torch.autograd.Function):
 
 
 class BatchNormActBackward(torch.autograd.Function):
-    """The three gradients of torch.ops.gan_fast.batch_norm_act_backward.
+    """Autograd node of torch.ops.gan_fast.batch_norm_act_backward: gradients of input, weight and bias.
 
-    mean and invstd are those of input: in training their dependence on it is part of the gradient by input.
+    In training mode the gradient of the input includes its effect through mean and invstd.
     """
 
     @staticmethod
@@ -310,11 +325,11 @@ class BatchNormActBackward(torch.autograd.Function):
             return (None,) * 13
         if torch.is_grad_enabled():
             return BatchNormActBackward._higher_order(ctx, cotangents)
-        by_grad, by_input, by_weight, by_bias = ctx.kernels.double_backward(
+        grad_grad_output, grad_input, grad_weight, grad_bias = ctx.kernels.double_backward(
             *cotangents, grad_output, input, mean, invstd, weight, bias, training, activation, negative_slope,
             ctx.needs_input_grad[0], ctx.needs_input_grad[1],
         )  # fmt: skip
-        return by_grad, by_input, None, None, by_weight, by_bias, *(None,) * 7
+        return grad_grad_output, grad_input, None, None, grad_weight, grad_bias, *(None,) * 7
 
     @staticmethod
     def _higher_order(ctx: Any, cotangents: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
@@ -322,18 +337,18 @@ class BatchNormActBackward(torch.autograd.Function):
         training, activation, negative_slope, eps = ctx.options
         if eps is None:
             raise NotImplementedError(
-                "batch_norm_act_backward: expected derivative order at most 2, got a third; "
-                "gan_fast.ops.batch_norm_act is differentiable to any order"
+                "batch_norm_act_backward: expected derivative order at most 2, got 3; "
+                "gan_fast.ops.batch_norm_act supports every order"
             )
 
         def forward(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
             output = written_out(input, weight, bias, eps, None if training else (mean, invstd**-2 - eps))
             return activations.apply(output, activation, negative_slope)
 
-        by_grad, by_input, by_weight, by_bias = dispatch.differentiate_reference(
+        grad_grad_output, grad_input, grad_weight, grad_bias = dispatch.differentiate_reference(
             forward, (input, weight, bias), grad_output, cotangents
         )
-        return by_grad, by_input, None, None, by_weight, by_bias, *(None,) * 7
+        return grad_grad_output, grad_input, None, None, grad_weight, grad_bias, *(None,) * 7
 
 
 def _forward_fake(
@@ -342,7 +357,7 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     statistics = torch.float64 if input.dtype == torch.float64 else torch.float32
     return (
-        layout.empty_like(input),
+        empty_output_like(input),
         input.new_empty(input.size(1), dtype=statistics),
         input.new_empty(input.size(1), dtype=statistics),
     )
@@ -352,7 +367,7 @@ def _normalize_fake(
     input: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None, activation: str,
     negative_slope: float,
 ) -> Tensor:  # fmt: skip
-    return layout.empty_like(input)
+    return empty_output_like(input)
 
 
 def _parameter_grad(parameter: Tensor | None, wanted: bool = True) -> Tensor | None:
@@ -364,7 +379,7 @@ def _backward_fake(
     training: bool, activation: str, negative_slope: float, input_wanted: bool, affine_wanted: bool,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     return (
-        layout.empty_like(input) if input_wanted else None,
+        empty_output_like(input) if input_wanted else None,
         _parameter_grad(weight, affine_wanted),
         _parameter_grad(bias, affine_wanted),
     )
@@ -376,8 +391,8 @@ def _double_backward_fake(
     training: bool, activation: str, negative_slope: float, grad_output_wanted: bool, input_wanted: bool,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     return (
-        layout.empty_like(input) if grad_output_wanted else None,
-        layout.empty_like(input) if input_wanted else None,
+        empty_output_like(input) if grad_output_wanted else None,
+        empty_output_like(input) if input_wanted else None,
         _parameter_grad(weight),
         _parameter_grad(bias),
     )
@@ -407,40 +422,40 @@ def batch_norm_act(
     activation: str = "leaky_relu",
     negative_slope: float = 0.01,
 ) -> Tensor:
-    """Normalise each channel and apply an activation, as ``F.batch_norm`` and the activation do one after the other.
+    """Normalize each channel and apply an activation, like ``F.batch_norm`` followed by the activation.
 
-    mean, var = running_mean, running_var, or in training the batch's over (N, *spatial), var biased;
+    mean, var = running_mean, running_var, or in training mode those of the batch over (N, *spatial), var biased;
     z = (input - mean) / sqrt(var + eps) * weight + bias; output = activation(z).
-    In training running_mean and running_var become (1 - momentum) * old + momentum * new, in place, where the new
-    variance is the unbiased one.
+    In training mode running_mean and running_var are updated in place to (1 - momentum) * old + momentum * new, where
+    the new variance is the unbiased one.
 
     Args:
         input: (N, C, *spatial) with any number of spatial dims, float64, float32, bfloat16 or float16, any strides.
-        running_mean, running_var: (C,), both or neither; needed when ``training`` is False.
+        running_mean, running_var: (C,), both or neither; required when ``training`` is False.
         weight, bias: (C,) or None (ones and zeros). Statistics and parameters share one dtype: the input's, or float32
-            beside a bfloat16 or float16 input.
-        training: normalise by the batch's statistics and update the running ones.
-        momentum: weight of the batch in the running statistics, in [0, 1] as a rule.
-        eps: added to the variance; above 0 in training.
+            if the input is bfloat16 or float16.
+        training: normalize by the statistics of the batch and update the running ones.
+        momentum: weight of the batch in the running statistics, usually from 0 to 1.
+        eps: added to the variance; positive in training mode.
         activation: "identity", "relu", "leaky_relu", "tanh" or "sigmoid".
-        negative_slope: slope of "leaky_relu" below zero; unused by the others.
+        negative_slope: slope of "leaky_relu" below zero; the others ignore it.
 
     Returns:
-        Tensor of input's shape and dtype with the strides that ATen gives: channels-last in, channels-last out.
+        Tensor of input's shape and dtype, channels-last if the input is, like ATen's.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: wrong shape, device, activation, missing statistics, one value per channel in training.
+        ValueError: wrong shape or device, unknown activation, missing statistics, one value per channel in training.
 
     Notes:
-        Derivatives: first and second by kernels, higher ones by ATen's ops on the formula above, since ATen's own batch
-            norm has wrong third derivatives in training; gradients reach input, weight, bias.
-        Memory: backward keeps input and two vectors of C; the activation is recomputed.
-        Accumulation: sums in float64; statistics and arithmetic in float32 for the half types.
-        Deterministic, and the same to the last bit for any number of threads and any CPU instruction set.
-        No elements: an empty result, zero gradients, running statistics left alone.
-        Backends: native CPU kernel; on a GPU the quickest of CUDA C++ (where it was built), Triton's (not for float64)
-            and ATen's; the reference elsewhere and under functorch transforms.
+        Derivatives: first and second from kernels, higher ones from the formula above in ATen's ops, because ATen's
+            batch norm has wrong third derivatives in training mode. With respect to input, weight and bias.
+        Memory: saves the input and two vectors of C for backward, and recomputes the activation.
+        Accumulation: sums in float64; statistics and arithmetic on half types in float32.
+        Determinism: bitwise the same results for any number of threads and any CPU instruction set.
+        Empty input: an empty result, zero gradients, unchanged running statistics.
+        Backends: a CPU kernel; on a GPU the fastest of CUDA C++ (if built), Triton (not for float64) and ATen; ATen
+            elsewhere and under functorch transforms.
 
     Source: Ioffe and Szegedy, Batch Normalization, 2015 (arXiv 1502.03167).
     """
@@ -464,22 +479,23 @@ def norm(
     negative_slope: float,
     statistics: tuple[Tensor, ...] = (),
 ) -> Tensor:
-    """batch_norm_act as part of ``op``, whose names for weight and bias begin with ``prefix``.
+    """Run batch_norm_act as part of ``op``, whose names for weight and bias begin with ``prefix``.
 
     Args:
-        statistics: of the input, where the kernel that wrote it has them: of Triton, as its norm then is.
+        statistics: those of the input, if Triton's convolution computed them; the norm then runs in Triton too.
     """
     if checks.is_for_torch(op, input, running_mean, running_var, weight, bias):
         output = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
         return activations.apply(output, activation, negative_slope)
-    # What ATen would take without a word, or refuse when it has moved the statistics, is left to the checks.
+    # Small inputs go to ATen, except with arguments that it accepts silently, or rejects only after it has updated the
+    # running statistics: the checks below reject those.
     if (
         not backends.is_transformed()
         and (bias is None or weight is not None)
         and backends.is_small(input, running_mean, running_var, weight, bias)
         and type(momentum) is type(eps) is type(negative_slope) is float
         and eps > 0
-        and activation in activations.NAMES
+        and activation in ACTIVATIONS
         and (weight is None or weight.dim() == 1)
         and (bias is None or bias.dim() == 1)
         and not (training and input.dim() > 1 and input.numel() == input.size(1))
@@ -487,40 +503,40 @@ def norm(
         try:
             output = torch.batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, False)
         except (RuntimeError, TypeError, ValueError, IndexError):
-            pass  # the checks below say what is wrong in words of ours, or it is served there
+            pass  # the checks below raise a clearer error, or a kernel accepts the arguments
         else:
             _correct_third_order(output, input, weight, eps, None if training else (running_mean, running_var))
             return activations.apply_to_result(output, activation, negative_slope)
     arguments = (input, running_mean, running_var, weight, bias, training, momentum, eps, activation, negative_slope)
     if torch.jit.is_tracing():
-        # A trace holds ATen's ops, and no shapes that were looked at.
+        # A trace must not depend on shapes, so skip the checks.
         return reference(*arguments)
     check(op, prefix, *arguments)
     if statistics and training:
         return _apply_node(*arguments, statistics)
-    # An op by itself and as part of another is one class: the same kernels run.
+    # Measured as OP even as part of another op, because the same kernels run.
     return backends.call_fastest(
-        OP, functools.partial(_serve, op=op), arguments, lambda: shape_class(input, training, activation)
+        OP, functools.partial(_batch_norm_act, op=op), arguments, lambda: shape_class(input, training, activation)
     )
 
 
 def shape_class(input: Tensor, by_batch: bool, activation: str) -> tuple[Any, ...]:
-    """What a norm's time depends on, sizes to a power of two."""
+    """Return the properties that determine a norm's time, with sizes rounded to powers of two."""
     channels = input.size(1).bit_length()
-    memory_format = "contiguous" if layout.suggest_memory_format(input) is torch.contiguous_format else "channels-last"
+    memory_format = "contiguous" if suggest_memory_format(input) is torch.contiguous_format else "channels-last"
     return (
         checks.name_of(input.dtype), memory_format, f"2^{input.numel().bit_length()} values", f"2^{channels} channels",
         "own statistics" if by_batch else "given statistics", activation,
     )  # fmt: skip
 
 
-def _serve(*arguments: Any, op: str) -> Tensor:
+def _batch_norm_act(*arguments: Any, op: str) -> Tensor:
     input = arguments[0]
     return apply(*arguments) if backends.uses_kernel(op, input.device.type, input.dtype) else reference(*arguments)
 
 
 def apply(*arguments: Any) -> Tensor:
-    """batch_norm_act on our kernel, its arguments checked."""
+    """Run batch_norm_act on gan_fast's kernel; the arguments must have been checked."""
     if torch.compiler.is_compiling():
         output: Tensor = torch.ops.gan_fast.batch_norm_act_forward(*arguments)[0]
         return output
@@ -531,8 +547,8 @@ def _apply_node(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
     bias: Tensor | None, *options: Any,
 ) -> Tensor:  # fmt: skip
-    # The node keeps the bias to compute the activation again. ATen's batch norm does not keep it, so a bias may be
-    # written to between forward and backward: the node gets a copy.
+    # The node saves the bias to recompute the activation. In eager mode a bias may change between forward and backward,
+    # because ATen's batch norm does not save it: so the node gets a copy.
     if bias is not None and torch.is_grad_enabled():
         bias = bias.clone()
     output: Tensor = BatchNormAct.apply(input, running_mean, running_var, weight, bias, *options)[0]

@@ -1,4 +1,4 @@
-"""Checks of arguments that every backend shares; the words are those of csrc/common/checks.h."""
+"""Argument checks that all backends share, with the wording of csrc/common/checks.h."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from torch._subclasses.fake_tensor import FakeTensor
 from gan_fast import backends
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+FLOATING_NAMES = "float64, float32, bfloat16 or float16"
+
+
+class ArgumentError(ValueError, RuntimeError):
+    """An invalid shape, size or device; a RuntimeError too, which is what the replaced torch function raises."""
+
+
+class DtypeError(TypeError, RuntimeError):
+    """An invalid dtype; a RuntimeError too, which is what the replaced torch function raises."""
 
 
 def name_of(value: torch.dtype | torch.layout) -> str:
@@ -27,61 +36,57 @@ _EXACT = (Tensor, torch.nn.Parameter)
 
 
 def subclassed(*tensors: object) -> bool:
-    """Whether one of the tensors is of a subclass: those run on torch's functions alone, which they may override.
-
-    Fake tensors stand for plain ones.
-    """
-    for t in tensors:  # noqa: SIM110 (read on every call: a generator costs more)
+    """Whether a tensor is of a subclass, which may override torch's functions; fake tensors count as plain."""
+    for t in tensors:  # noqa: SIM110 (runs on every call, and a generator is slower)
         if type(t) not in _EXACT and isinstance(t, Tensor) and not isinstance(t, FakeTensor):
             return True
     return False
 
 
 def is_for_torch(op: str, *tensors: object) -> bool:
-    """Whether a call of ``op`` is left to torch's functions, as one of its tensors is of a subclass.
+    """Whether ``op`` must run on torch's own functions because one of its tensors is of a subclass.
 
     Raises:
-        RuntimeError: it is, and a backend was asked for by name.
+        RuntimeError: it must, but use_backend selected a kernel backend.
     """
     if not subclassed(*tensors):
         return False
     name = backends.requested()
     if name not in ("auto", "reference"):
         found = next(type(t).__name__ for t in tensors if subclassed(t))
-        raise RuntimeError(f"{op}: expected for backend {name} input type Tensor, got {found}")
+        raise RuntimeError(f"{op}: expected input type Tensor for backend {name}, got {found}")
     return True
 
 
 def floating(op: str, argument: str, value: object) -> Tensor:
     value = tensor(op, argument, value)
     if value.dtype not in FLOATING:
-        wanted = "float64, float32, bfloat16 or float16"
-        raise TypeError(f"{op}: expected {argument} dtype {wanted}, got {name_of(value.dtype)}")
+        raise DtypeError(f"{op}: expected {argument} dtype {FLOATING_NAMES}, got {name_of(value.dtype)}")
     if value.layout is not torch.strided or value.is_nested:
         have = "nested" if value.is_nested else name_of(value.layout)
-        raise TypeError(f"{op}: expected {argument} layout strided, got {have}")
+        raise DtypeError(f"{op}: expected {argument} layout strided, got {have}")
     return value
 
 
 def same_device(op: str, argument: str, value: Tensor, other: str, like: Tensor) -> None:
     if value.device != like.device:
-        raise ValueError(f"{op}: expected {argument} device {like.device} as {other}, got {value.device}")
+        raise ArgumentError(f"{op}: expected {argument} device {like.device} as {other}, got {value.device}")
 
 
 def dtype(op: str, argument: str, value: Tensor, *wanted: torch.dtype) -> None:
     if value.dtype not in wanted:
         names = " or ".join(name_of(w) for w in wanted)
-        raise TypeError(f"{op}: expected {argument} dtype {names}, got {name_of(value.dtype)}")
+        raise DtypeError(f"{op}: expected {argument} dtype {names}, got {name_of(value.dtype)}")
 
 
 def shape(op: str, argument: str, value: Tensor, wanted: tuple[int, ...]) -> None:
     if tuple(value.shape) != wanted:
-        raise ValueError(f"{op}: expected {argument} shape {wanted}, got {tuple(value.shape)}")
+        raise ArgumentError(f"{op}: expected {argument} shape {wanted}, got {tuple(value.shape)}")
 
 
 def one_of(op: str, argument: str, value: str, wanted: tuple[str, ...]) -> None:
     if value not in wanted:
-        raise ValueError(f"{op}: expected {argument} one of {', '.join(wanted)}, got {value!r}")
+        raise ArgumentError(f"{op}: expected {argument} one of {', '.join(wanted)}, got {value!r}")
 
 
 def number(op: str, argument: str, value: object) -> None:
@@ -92,4 +97,5 @@ def number(op: str, argument: str, value: object) -> None:
 def in_range(op: str, argument: str, value: float, low: float, high: float) -> None:
     number(op, argument, value)
     if not low <= value <= high:
-        raise ValueError(f"{op}: expected {argument} in [{low:g}, {high:g}], got {value!r}")
+        wanted = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+        raise ValueError(f"{op}: expected {argument} {wanted}, got {value!r}")

@@ -1,8 +1,14 @@
-"""Convolution and activation, with or without batch norm between them, as one op each, in 1 to 3 dims.
+"""Convolution + activation and convolution + batch norm + activation as single ops, with 1 to 3 spatial dims.
 
-Between a forward and its backward a block keeps one tensor as large as its output. With a norm that is the raw output
-of the convolution: the activation is computed again, also where it is the next block's input (ops/recompute.py).
-Without one it is the activation, which is written over the raw output; of leaky_relu it is one sign bit a value.
+>>> import torch
+>>> from gan_fast import ops
+>>> x, weight = torch.ones(2, 3, 8, 8), torch.ones(16, 3, 4, 4)
+>>> ops.conv2d_bn_act(x, weight, stride=2, padding=1, training=True, activation="relu").shape
+torch.Size([2, 16, 4, 4])
+
+For the backward pass a block saves only one tensor of its output's size. With a norm that is the raw output of the
+convolution: the activation is recomputed, even as the input of the next block (ops/recompute.py). Without a norm it is
+the activation, which overwrites the raw output; for leaky_relu it is one sign bit per value.
 """
 
 from __future__ import annotations
@@ -13,9 +19,9 @@ import torch
 from torch import Tensor
 
 from gan_fast import backends
-from gan_fast.ops import activation as activations
-from gan_fast.ops import checks, dispatch
+from gan_fast.ops import activations, checks, dispatch
 from gan_fast.ops.batch_norm_act import norm
+from gan_fast.ops.batch_norm_folding import fold_batch_norm
 from gan_fast.ops.conv import convolve
 from gan_fast.ops.conv_kernels import Epilogue
 from gan_fast.ops.spatial_dims import for_1d_2d_3d
@@ -33,9 +39,19 @@ for _kind in ("", "_transpose"):
         )
 
 
-def _activation(op: str, activation: str, negative_slope: float) -> Epilogue:
+MEMORY_FORMATS = (None, torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
+
+
+def check_memory_format(op: str, memory_format: torch.memory_format | None) -> None:
+    if memory_format not in MEMORY_FORMATS:
+        wanted = ", ".join(map(str, MEMORY_FORMATS))
+        raise ValueError(f"{op}: expected memory_format one of {wanted}, got {memory_format!r}")
+
+
+def _activation(op: str, activation: str, negative_slope: float, memory_format: torch.memory_format | None) -> Epilogue:
     activations.check(op, activation, negative_slope)
-    return Epilogue(activation, negative_slope)
+    check_memory_format(op, memory_format)
+    return Epilogue(activation, negative_slope, memory_format)
 
 
 def convnd_act(
@@ -49,31 +65,36 @@ def convnd_act(
     groups: int = 1,
     activation: str = "leaky_relu",
     negative_slope: float = 0.01,
+    *,
+    memory_format: torch.memory_format | None = None,
 ) -> Tensor:
     """Convolve and apply an activation: ``activation(convnd(input, weight, bias, ...))``.
 
     Args:
-        input, weight, bias, stride, padding, dilation, groups: as :func:`convnd`.
+        input, weight, bias, stride, padding, dilation, groups: the arguments of :func:`convnd`.
         activation: "identity", "relu", "leaky_relu", "tanh" or "sigmoid".
-        negative_slope: slope of "leaky_relu" below zero; unused by the others.
+        negative_slope: slope of "leaky_relu" below zero; the others ignore it.
+        memory_format: that of the output, which must have a batch dim to be channels-last. None leaves it to ATen.
 
     Returns:
-        (N, C_out, *space), with the strides that ATen gives.
+        (N, C_out, *spatial).
 
     Raises:
-        TypeError, ValueError: as :func:`convnd`; another activation.
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: wrong shape, device or padding, unknown activation or memory format.
 
     Notes:
-        Derivatives: of any order; relu and leaky_relu have none by their input from the second on, where ATen has
-            zeros, unless no layer behind them requires a gradient (a frozen critic): then zeros as well.
-        Memory: the activation is written over the convolution's output. Backward keeps the input, and of relu, tanh and
-        sigmoid the result, which then must not be written to, as in eager. Of leaky_relu it keeps one sign bit a value,
-        so that the result may be written to, as with ``F.leaky_relu``. Without a kernel for the bits (another device,
-        or in Triton a slope below zero) leaky_relu is a node of its own: see :func:`gan_fast.ops.leaky_relu`.
-        Under autocast: in its dtype. Under torch.compile, torch.jit.trace and functorch: ATen's ops and their checks.
+        Derivatives: of any order. The second backward of relu and leaky_relu returns None for their input, not ATen's
+            zeros, unless no later layer requires a gradient (a frozen critic).
+        Memory: the activation overwrites the convolution's output. Saves the input for backward, and with relu, tanh
+            and sigmoid the result, which must not be overwritten, as in eager mode. With leaky_relu saves one sign bit
+            per value, so that the result may be overwritten, as with ``F.leaky_relu``. Without a kernel for sign bits
+            (devices without CPU or Triton kernels, or negative slopes in Triton) leaky_relu is a separate node.
+        Autocast: computes in the autocast dtype.
+        torch.compile, torch.jit.trace and functorch: run ATen's ops.
     """
     op = f"conv{dims}d_act"
-    epilogue = _activation(op, activation, negative_slope)
+    epilogue = _activation(op, activation, negative_slope, memory_format)
     return convolve(op, dims, False, input, weight, bias, stride, padding, 0, groups, dilation, epilogue)
 
 
@@ -87,31 +108,37 @@ def conv_transposend_act(
     output_padding: int | Sequence[int] = 0,
     groups: int = 1,
     dilation: int | Sequence[int] = 1,
-    activation: str = "tanh",
+    activation: str = "leaky_relu",
     negative_slope: float = 0.01,
+    *,
+    memory_format: torch.memory_format | None = None,
 ) -> Tensor:
-    """Convolve transposed and apply an activation: ``activation(conv_transposend(input, weight, ...))``.
+    """Apply a transposed convolution and an activation: ``activation(conv_transposend(input, weight, ...))``.
 
     Args:
-        input, weight, bias, stride, padding, output_padding, groups, dilation: as :func:`conv_transposend`.
-        activation, negative_slope: as :func:`convnd_act`.
+        input, weight, bias, stride, padding, output_padding, groups, dilation: the arguments of
+            :func:`conv_transposend`.
+        activation: "identity", "relu", "leaky_relu", "tanh" or "sigmoid".
+        negative_slope: slope of "leaky_relu" below zero; the others ignore it.
+        memory_format: that of the output, which must have a batch dim to be channels-last. None leaves it to ATen.
 
     Returns:
-        (N, C_out, *space), with the strides that ATen gives.
+        (N, C_out, *spatial).
 
     Raises:
-        TypeError, ValueError: as :func:`conv_transposend`; another activation.
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: wrong shape, device, padding or output_padding, unknown activation or memory format.
 
     Notes:
-        As :func:`convnd_act`.
+        Derivatives, memory, autocast and compilation: see :func:`convnd_act`.
     """
     op = f"conv_transpose{dims}d_act"
-    epilogue = _activation(op, activation, negative_slope)
+    epilogue = _activation(op, activation, negative_slope, memory_format)
     return convolve(op, dims, True, input, weight, bias, stride, padding, output_padding, groups, dilation, epilogue)
 
 
 def may_fold(input: Tensor) -> bool:
-    """What :func:`fold` asks first: nobody differentiates, and there is enough to save a pass over."""
+    """Whether :func:`fold` can be worthwhile: without gradients, and for inputs that are not small."""
     return not (torch.is_grad_enabled() or dispatch.is_traced() or input.numel() <= backends.SMALL)
 
 
@@ -127,11 +154,11 @@ def fold(
     bn_bias: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor] | None:
-    """Return weight and bias of the convolution that is the given one and an evaluation-mode norm after it.
+    """Return the weight and bias of the convolution that includes the evaluation-mode batch norm after it.
 
-    None where that is no quicker or not the same: where somebody differentiates; in half precision, since a weight
-    would be rounded once more; where there is more weight to scale than there are values to save a pass over. What is
-    wrong with the arguments is left to the usual way to say.
+    None if that is not faster or not the same: when gradients are recorded; in half precision, which would round the
+    weight twice; if the weight to scale has more values than the input; or for invalid arguments, which the caller
+    reports.
     """
     if (
         not may_fold(input)
@@ -155,18 +182,7 @@ def fold(
         or not backends.uses_kernel("conv2d", input.device.type, input.dtype)
     ):
         return None
-    scale = (running_var + eps).rsqrt()
-    if bn_weight is not None:
-        scale = scale * bn_weight
-    shift = -running_mean * scale if bias is None else (bias - running_mean) * scale
-    if bn_bias is not None:
-        shift = shift + bn_bias
-    ones = [1] * (weight.dim() - 2)
-    if transposed:
-        # (groups, C_in / groups, C_out / groups, *kernel)
-        grouped = weight.unflatten(0, (groups, -1)) * scale.view(groups, 1, -1, *ones)
-        return grouped.flatten(0, 1), shift
-    return weight * scale.view(-1, 1, *ones), shift
+    return fold_batch_norm(weight, bias, running_mean, running_var, bn_weight, bn_bias, eps, transposed, groups)
 
 
 def _conv_bn_act(
@@ -195,7 +211,9 @@ def _conv_bn_act(
     checks.floating(op, "input", input)
     checks.tensor(op, "weight", weight)
     if input.dim() != dims + 2:
-        raise ValueError(f"{op}: expected input dimensions {dims + 2} (N, C_in, ...), got shape {tuple(input.shape)}")
+        raise checks.ArgumentError(
+            f"{op}: expected input dimensions {dims + 2} (N, C_in, ...), got shape {tuple(input.shape)}"
+        )
     folded = None
     if not training:
         folded = fold(transposed, groups, input, weight, bias, running_mean, running_var, bn_weight, bn_bias, eps)
@@ -234,33 +252,35 @@ def convnd_bn_act(
     activation: str = "leaky_relu",
     negative_slope: float = 0.01,
 ) -> Tensor:
-    """Convolve, normalise each channel and apply an activation.
+    """Convolve, normalize each channel and apply an activation.
 
-    raw = convnd(input, weight, bias, ...); mean, var = running_mean, running_var, or in training raw's over
-    (N, *space), var biased; z = (raw - mean) / sqrt(var + eps) * bn_weight + bn_bias; output = activation(z).
+    raw = convnd(input, weight, bias, ...); mean, var = running_mean, running_var, or in training mode those of raw over
+    (N, *spatial), var biased; z = (raw - mean) / sqrt(var + eps) * bn_weight + bn_bias; output = activation(z).
 
     Args:
-        input: (N, C_in, *space); it and the others before the star as :func:`convnd`.
-        running_mean, running_var, bn_weight, bn_bias, training, momentum, eps, activation, negative_slope: as
-            :func:`batch_norm_act`; the tensors are (C_out,).
+        input: (N, C_in, *spatial), float64, float32, bfloat16 or float16, any strides.
+        weight, bias, stride, padding, dilation, groups: the arguments of :func:`convnd`.
+        running_mean, running_var: (C_out,), both or neither; required when ``training`` is False.
+        bn_weight, bn_bias: (C_out,) or None (ones and zeros).
+        training, momentum, eps, activation, negative_slope: the arguments of :func:`batch_norm_act`.
 
     Returns:
-        (N, C_out, *space), with the strides that ATen gives.
+        (N, C_out, *spatial), with the strides of ATen's result.
 
     Raises:
-        TypeError, ValueError: as :func:`convnd` and :func:`batch_norm_act`; an input without a batch.
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: wrong shape, device or padding, unknown activation, missing statistics, an input without a batch.
 
     Notes:
-        Derivatives: of any order, as :func:`convnd` and :func:`batch_norm_act`.
-        Memory: backward keeps the raw output of the convolution and two vectors; the activation is computed again, also
-        where it is the input of another convolution of ours (which then does not see what was written to it through
-        ``.data``). It is kept all the same under saved-tensor hooks
-        (checkpointing, offloading) and for consumers that are not ours.
-        Evaluation: one pass for norm and activation; under ``torch.no_grad`` the norm is folded into the weight where
-        there is less of that than of the input, in float32 and float64.
-        Accumulation, determinism of the norm: as :func:`batch_norm_act`.
-        Under autocast: the convolution in its dtype, the norm in that of the result beside float32 parameters.
-        Under torch.compile: ATen's convolution and our norm.
+        Derivatives: of any order.
+        Memory: saves the convolution's input and raw output and two vectors of C_out, and recomputes the activation,
+            even as the input of another gan_fast convolution, which therefore misses changes through ``.data``. Under
+            saved-tensor hooks (checkpointing, offloading), and by layers of other libraries, the activation is saved.
+        Evaluation: one pass for norm and activation. Under ``torch.no_grad``, in float32 and float64, the norm is
+            folded into the weight if that has fewer values than the input.
+        Accumulation and determinism of the norm: those of :func:`batch_norm_act`.
+        Autocast: the convolution in the autocast dtype, the norm on its result with float32 parameters.
+        torch.compile: runs ATen's convolution and gan_fast's norm.
     """
     return _conv_bn_act(
         f"conv{dims}d_bn_act", dims, False, input, weight, bias, stride, padding, 0, groups, dilation,
@@ -289,21 +309,27 @@ def conv_transposend_bn_act(
     activation: str = "leaky_relu",
     negative_slope: float = 0.01,
 ) -> Tensor:
-    """Convolve transposed, normalise each channel and apply an activation; see :func:`convnd_bn_act`.
+    """Apply a transposed convolution, normalize each channel and apply an activation.
+
+    The formula of :func:`convnd_bn_act`, with raw = conv_transposend(input, weight, bias, ...).
 
     Args:
-        input, weight, bias, stride, padding, output_padding, groups, dilation: as :func:`conv_transposend`.
-        running_mean, running_var, bn_weight, bn_bias, training, momentum, eps, activation, negative_slope: as
-            :func:`convnd_bn_act`.
+        input: (N, C_in, *spatial), float64, float32, bfloat16 or float16, any strides.
+        weight, bias, stride, padding, output_padding, groups, dilation: the arguments of :func:`conv_transposend`.
+        running_mean, running_var: (C_out,), both or neither; required when ``training`` is False.
+        bn_weight, bn_bias: (C_out,) or None (ones and zeros).
+        training, momentum, eps, activation, negative_slope: the arguments of :func:`batch_norm_act`.
 
     Returns:
-        (N, C_out, *space), with the strides that ATen gives.
+        (N, C_out, *spatial), with the strides of ATen's result.
 
     Raises:
-        TypeError, ValueError: as :func:`conv_transposend` and :func:`batch_norm_act`; an input without a batch.
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: wrong shape, device, padding or output_padding, unknown activation, missing statistics, an input
+            without a batch.
 
     Notes:
-        As :func:`convnd_bn_act`.
+        Derivatives, memory, evaluation, accumulation, autocast and compilation: see :func:`convnd_bn_act`.
     """
     return _conv_bn_act(
         f"conv_transpose{dims}d_bn_act", dims, True, input, weight, bias, stride, padding, output_padding, groups,

@@ -1,15 +1,16 @@
-"""The three kernels of a convolution (forward, backward-data, backward-weight), each ATen's or one product of matrices.
+"""The three kernels of a convolution (forward, backward-data, backward-weight): ATen's, or one matrix product.
 
-A convolution joins two maps, a small one of which every position meets a whole kernel and a big one that the kernels
-move over; forward reads the big one, a transposed one the small one. With small as rows of (N, *space) by S channels,
-the weight as it lies in memory as S by C * taps, and columns the values of the big map under each kernel (im2col),
+A convolution connects two feature maps. Each position of the small one corresponds to one position of the filter over
+the big one. A convolution reads the big map and writes the small one; a transposed convolution does the opposite.
+Write small as (N * positions, C_small), the weight, unchanged in memory, as (C_small, C_big * taps), and as columns the
+values of the big map under the filter at each position (im2col). Then
 
-    small = columns @ weight.T,    columns of big = small @ weight,    weight's gradient = small.T @ columns.
+    small = columns @ weight.T      columns of big = small @ weight      gradient of weight = small.T @ columns
 
-oneDNN, which ATen calls, is at the machine's limit where maps are large beside the weight. It copies each weight into
-an order of its own at every call and back, and computes few channels of the big map as if they were sixteen: there a
-product on the weight as it lies is quicker, and for the layer that ends most generators (kernel 4, stride 2) a kernel
-of its own (docs/architecture.md has the figures).
+oneDNN, which ATen calls, reaches the machine's limit if the maps are large compared to the weight. But at every call it
+copies the weight into its own order and back, and it computes fewer than 16 channels of the big map at the price of 16.
+In those cases a product with the weight in place is faster. The last layer of most generators (kernel 4, stride 2) has
+a dedicated kernel. docs/architecture.md has the measurements.
 """
 
 from __future__ import annotations
@@ -25,38 +26,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gan_fast import backends, extension, layout
-from gan_fast.ops import activation as activations
-from gan_fast.ops import checks, dispatch
-from gan_fast.ops.leaky_relu import BackwardBySigns, ReLUBackward, flat, sign_kernels
+from gan_fast import backends, extension
+from gan_fast.memory_format import CHANNELS_LAST, is_ordered_channels_last
+from gan_fast.ops import activations, checks, dispatch
+from gan_fast.ops.leaky_relu import BackwardBySigns, ReLUBackward, detach_unless_needed, sign_kernels
 
-# Below this many multiplications what Python spends on more calls counts.
+# Multiplications below which the Python overhead of a product's extra calls matters.
 _LEAST_WORK = 4_000_000
-# Columns exist for so many values at a time: 32 MiB in float32.
+# Most values of columns at a time: 32 MiB in float32.
 _MOST_COLUMNS = 8_388_608
-# Channels of the small map from which on a product gathers quicker than ATen.
+# Channels of the small map above which a product computes it faster than ATen.
 _DEEP = 256
-# Positions of one sample that are enough rows for a product of their own.
+# Positions of one sample above which a batched product, one per sample, beats a copy of the map.
 _LONG_PLANE = 256
-# A vector of floats: oneDNN computes fewer channels at the price of as many.
+# Floats in a vector: oneDNN computes fewer channels at the price of this many.
 _VECTOR = 16
-# What writing a column's value and adding it to the map costs, in multiplications of a product: strided kernels overlap
-# less, so that caches hold more of what they add to.
+# Cost of writing a column's value and adding it to the map, in multiplications of a product. Filters with a stride
+# overlap less, so that more of the map stays in the caches.
 _SCATTERED_VALUE, _SCATTERED_VALUE_STRIDED = 160, 120
-# Columns below which a product is mostly overhead.
+# Columns (C_big * taps) below which a product is mostly overhead.
 _FEW_COLUMNS = 12
-# Values of one sample up to which ATen may take a product of its own, where the convolution is not a transposed one.
+# Values of a single sample up to which ATen may use a matrix product itself, unless the convolution is transposed.
 _ONE_SAMPLE = 20_480
-# Values of a weight from which on copying it is what oneDNN spends its time on.
+# Values of a weight above which oneDNN spends most of its time on copying the weight.
 _LARGE_WEIGHT = 1 << 20
 _DTYPES = (torch.float32, torch.bfloat16)
-# csrc/cpu/sub_pixel.h: channels that it takes; with fewer and shorter registers columns are the quicker way.
+# Most channels that csrc/cpu/sub_pixel.h supports. Without AVX-512 registers, columns are faster.
 _SUB_PIXEL_CHANNELS = 4
 _WIDE_REGISTERS = extension.build_info().get("instruction_set") == "avx512"
 
 
 class ConvGeometry(NamedTuple):
-    """What aten::convolution takes beside its tensors, in its order; of no dims, a linear layer."""
+    """The arguments of aten::convolution after its tensors, in its order; empty tuples mean a linear layer."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -67,28 +68,29 @@ class ConvGeometry(NamedTuple):
 
 
 class Epilogue(NamedTuple):
-    """What is done to a convolution's output before anybody sees it."""
+    """The operations on a convolution's output before it is returned."""
 
     activation: str = "identity"
     negative_slope: float = 0.0
-    # None: the one that ATen gives.
+    # None leaves the choice to ATen.
     memory_format: torch.memory_format | None = None
-    # Also return count, mean and sum of squares about it of parts of each channel; Triton's kernels alone do.
+    # Also return the count, the mean and the sum of squared deviations for parts of each channel (Triton only).
     statistics: bool = False
 
-    def of_node(self, kernels: Any, device_type: str) -> Epilogue:
-        """What a convolution's node does itself; a leaky ReLU that it has no sign bits of is a node of its own."""
-        own = self if kernels is not None or not self.statistics else self._replace(statistics=False)
+    def fused(self, kernels: Any, device_type: str) -> Epilogue:
+        """Return what runs inside the convolution's node; a leaky ReLU without sign bits is a separate node."""
+        epilogue = self if kernels is not None or not self.statistics else self._replace(statistics=False)
         if self.activation != "leaky_relu":
-            return own
-        # Triton's kernel stores the activation alone, whose sign is that of the raw value for some slopes only.
+            return epilogue
+        # Triton's kernel stores only the activation, which has the sign of the raw value unless the slope is negative.
         has_signs = self.negative_slope >= 0 if kernels is not None else sign_kernels(device_type, False) is not None
-        return own if has_signs else own._replace(activation="identity")
+        return epilogue if has_signs else epilogue._replace(activation="identity")
 
     def over(self, output: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None]:
-        """Return the output with the activation written over it, and what :meth:`backward` needs.
+        """Overwrite the output with the activation; return it and the tensor that :meth:`backward` needs.
 
-        A leaky ReLU leaves sign bits, for its output may be written to: ``F.leaky_relu`` keeps its input.
+        A leaky ReLU saves sign bits and not its output, which may be overwritten later: ``F.leaky_relu`` saves its
+        input.
         """
         if self.memory_format is not None:
             output = output.contiguous(memory_format=self.memory_format)
@@ -98,24 +100,25 @@ class Epilogue(NamedTuple):
         return output, output if gradient and self.activation != "identity" else None
 
     def after(self, output: Tensor) -> Tensor:
-        """The same of a convolution in ATen's graph."""
+        """Apply the epilogue to the result of a convolution in ATen's graph."""
         if self.memory_format is not None:
             output = output.contiguous(memory_format=self.memory_format)
         return activations.apply_to_result(output, self.activation, self.negative_slope)
 
     def backward(self, grad_output: Tensor, kept: Tensor, strides: tuple[int, ...], kernels: Any) -> Tensor:
-        """The activation's gradient, from what was kept of it, in a form that can be differentiated again.
+        """Return the activation's gradient, itself differentiable.
 
         Args:
-            strides: of the output.
-            kernels: as for :func:`forward`.
+            kept: the tensor from :meth:`over`.
+            strides: those of the output.
+            kernels: Triton's functions, or None.
         """
         if self.activation == "tanh":
             return torch.ops.aten.tanh_backward(grad_output, kept)
         if self.activation == "sigmoid":
             return torch.ops.aten.sigmoid_backward(grad_output, kept)
         if self.activation == "relu":
-            grad: Tensor = ReLUBackward.apply(grad_output, flat(kept, grad_output), None)
+            grad: Tensor = ReLUBackward.apply(grad_output, detach_unless_needed(kept, grad_output), None)
         else:
             by = sign_kernels(kept.device.type, kernels is not None)
             grad = BackwardBySigns.apply(grad_output, kept, strides, float(self.negative_slope), by)
@@ -126,7 +129,7 @@ NOTHING = Epilogue()
 
 
 class Like(NamedTuple):
-    """A tensor of which a kernel asks shape and strides alone."""
+    """The shape and strides of a tensor whose values a kernel does not read."""
 
     shape: torch.Size
     stride: tuple[int, ...]
@@ -135,14 +138,14 @@ class Like(NamedTuple):
     def of(cls, t: Tensor) -> Like:
         return cls(t.shape, t.stride())
 
-    def unread(self, beside: Tensor, strided: bool) -> Tensor:
-        """Return a tensor that stands for one whose values are not read, on the device of ``beside``.
+    def unread(self, like: Tensor, strided: bool) -> Tensor:
+        """Return a tensor of this shape without defined values, with the dtype and device of ``like``.
 
         Args:
-            strided: with the strides, which takes memory, though on a CPU none that is not written to. Else it is one
-                value, expanded.
+            strided: give it the strides too. That allocates memory, which a CPU does not commit until it is written.
+                Otherwise the tensor is one expanded value.
         """
-        return beside.new_empty_strided(self.shape, self.stride) if strided else beside.new_empty(()).expand(self.shape)
+        return like.new_empty_strided(self.shape, self.stride) if strided else like.new_empty(()).expand(self.shape)
 
 
 _im2col = dispatch.kernel("im2col")
@@ -155,7 +158,7 @@ def _rows(t: Tensor) -> Tensor:
 
 
 def _rows_times(t: Tensor, matrix: Tensor) -> Tensor:
-    """Return _rows(t) @ matrix, and spare the copy where t has each channel's values side by side."""
+    """Return _rows(t) @ matrix, without copying t if it is contiguous and large."""
     samples, positions = t.size(0), math.prod(t.shape[2:])
     if t.stride(1) == 1 or not t.is_contiguous() or positions < _LONG_PLANE:
         return _rows(t) @ matrix
@@ -168,18 +171,19 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _channels_last(input: Like, weight: Like) -> bool:
-    """Whether ATen's result is."""
-    return any(layout.is_ordered_channels_last(t.shape, t.stride) for t in (input, weight))
+    """Whether ATen returns a channels-last result."""
+    return any(is_ordered_channels_last(t.shape, t.stride) for t in (input, weight))
 
 
 class _Product(NamedTuple):
-    """A convolution as a product of matrices: its shapes, its memory format, and which of its kernels gain by it."""
+    """A convolution as a matrix product, and which of its three kernels are faster that way."""
 
     small: torch.Size
     big: torch.Size
     weight: Like
     geometry: ConvGeometry
     channels_last: bool
+    # The kernels that compute the small map, the big map and the gradient of the weight.
     gather: bool
     scatter: bool
     weigh: bool
@@ -187,44 +191,44 @@ class _Product(NamedTuple):
     @classmethod
     @functools.lru_cache(maxsize=4096)
     def of(cls, input: Like, weight: Like, geometry: ConvGeometry, output: torch.Size | None = None) -> _Product | None:
-        """The product; None where ATen's kernels are the quicker ones, whatever is asked for."""
+        """Return the product, or None if ATen's kernels are faster for all three."""
         output = output or _output_shape(input.shape, weight.shape, geometry)
         if min(*input.shape, *output) == 0:
-            return None  # ATen knows what to say or do
+            return None  # ATen raises or returns an empty result
         small, big = (input.shape, output) if geometry.transposed else (output, input.shape)
         channels, columns = weight.shape[0], math.prod(weight.shape[1:])
         positions = math.prod(small[2:])
         rows = small[0] * positions
-        # What a kernel of one position makes of a map is a product as it is.
+        # A 1x1 filter already is a product in ATen.
         worth = rows * channels * columns >= _LEAST_WORK and math.prod(weight.shape[2:]) > 1
-        # A kernel as large as the map meets it once: its columns are the map.
+        # With a filter as large as the map, the columns are the map itself.
         once = positions == 1
         channels_last = _channels_last(input, weight)
-        # A product reads the weight as one matrix, which is a copy where it is channels-last.
-        lies = not layout.is_ordered_channels_last(weight.shape, weight.stride)
-        # Rows to a channel up to which a product is the quicker one. Where there is no stride, and where a kernel
-        # reaches along one dim alone, as in 1-d, oneDNN is slow at weights alone that are far larger than the maps.
+        # A product reads the weight as one matrix, which would copy a channels-last weight.
+        in_place = not is_ordered_channels_last(weight.shape, weight.stride)
+        # The factors are the most rows per channel for which a product is faster. Without a stride, or with a filter
+        # along one dim only (as in 1-d), oneDNN is slow only for weights that are far larger than the maps.
         if max(geometry.stride) == 1 or sum(size > 1 for size in weight.shape[2:]) == 1:
             large = channels * columns >= _LARGE_WEIGHT and small[0] > 1
-            gather, scatter, weigh = False, large and lies and channels >= 16 * rows, large and channels >= 4 * rows
+            gather, scatter, weigh = False, large and in_place and channels >= 16 * rows, large and channels >= 4 * rows
         else:
-            # ATen knows how to hurry where maps are contiguous.
+            # ATen is faster on contiguous maps than on channels-last ones.
             deep = channels >= _DEEP
-            gather = deep and lies and (2 if channels_last else 0.5) * channels >= rows
-            scatter = lies and 4 * channels >= rows
+            gather = deep and in_place and (2 if channels_last else 0.5) * channels >= rows
+            scatter = in_place and 4 * channels >= rows
             weigh = (deep or channels_last) and 4 * channels >= rows
         product = cls(
             small, big, weight, geometry, channels_last,
             gather=worth and (once or gather), scatter=scatter, weigh=worth and (once or weigh),
         )  # fmt: skip
-        # Of one position ATen sums up more exactly.
+        # For a single position, ATen's sums are more accurate.
         scatter = worth and not once and (scatter or product.sub_pixel or product._has_few_channels)
         product = product._replace(scatter=scatter)
         return product if product.gather or product.scatter or product.weigh else None
 
     @property
     def _has_few_channels(self) -> bool:
-        """Whether oneDNN spends more on channels that the big map lacks than a product on its columns."""
+        """Whether oneDNN wastes more on padding the big map to 16 channels than a product spends on its columns."""
         channels, few = self.weight.shape[:2]
         lacking = max(_VECTOR - few, 0) * channels
         onednn = self.geometry.transposed or self.small[0] > 1 or math.prod(self.big) > _ONE_SAMPLE
@@ -234,7 +238,7 @@ class _Product(NamedTuple):
 
     @property
     def sub_pixel(self) -> bool:
-        """Whether csrc/cpu/sub_pixel.h gives the big map: its kernel, a vector of positions, few channels."""
+        """Whether csrc/cpu/sub_pixel.h can compute the big map."""
         return (
             _WIDE_REGISTERS
             and self.weight.shape[2:] == (4, 4)
@@ -246,7 +250,7 @@ class _Product(NamedTuple):
 
     @property
     def samples(self) -> int:
-        """How many samples are columns at a time."""
+        """The number of samples whose columns are in memory at a time."""
         return max(1, _MOST_COLUMNS // (math.prod(self.small[2:]) * math.prod(self.weight.shape[1:])))
 
     @property
@@ -255,12 +259,12 @@ class _Product(NamedTuple):
         return (tuple(self.weight.shape[2:]), geometry.stride, geometry.padding, geometry.dilation, self.small[2:])
 
     def to_big(self, small: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the big map: the transposed convolution, and the gradient of the plain one by its input."""
+        """Return the big map: the result of a transposed convolution, or the input gradient of a convolution."""
         big = self._empty(self.big, small.dtype)
         if self.sub_pixel and _is_finite(weight):
             _sub_pixel_conv(small, weight, big, bias, self.geometry.padding)
             return big
-        # In single precision: the values under a kernel are rounded once, when their sum is stored.
+        # Single precision, so that sums of half values are rounded once, when they are stored.
         dtype = _compute_dtype(small.dtype)
         matrix = weight.reshape(weight.size(0), -1).to(dtype)
         for part, target in zip(small.split(self.samples), big.split(self.samples)):
@@ -270,10 +274,10 @@ class _Product(NamedTuple):
     def from_big(
         self, big: Tensor, small: Tensor | None, weight: Tensor | None, bias: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the small map, for a weight, and the weight's gradient, for a small map.
+        """Return the small map if ``weight`` is given, and the gradient of the weight if ``small`` is given.
 
-        The former is the plain convolution, and the gradient of the transposed one by its input. Results own their
-        memory: autograd forbids writing over a view that a Function returns.
+        The small map is the result of a convolution, or the input gradient of a transposed convolution. Results are not
+        views, because autograd forbids overwriting a view that a Function returned.
         """
         result = grad_weight = total = None
         if weight is not None:
@@ -290,26 +294,27 @@ class _Product(NamedTuple):
                 if self.samples >= big.size(0):
                     torch.mm(_rows(small).t(), columns, out=grad_weight.view(grad_weight.size(0), -1))
                     continue
-                # Parts of a sum are not rounded to half precision.
+                # Do not round partial sums to half precision.
                 dtype = _compute_dtype(big.dtype)
-                own = _rows(small[part]).t().to(dtype) @ columns.to(dtype)
-                total = own if total is None else total + own
+                partial = _rows(small[part]).t().to(dtype) @ columns.to(dtype)
+                total = partial if total is None else total + partial
         if grad_weight is not None:
             if total is not None:
                 grad_weight.copy_(total.view(grad_weight.shape))
-            if layout.is_ordered_channels_last(self.weight.shape, self.weight.stride):
-                grad_weight = grad_weight.contiguous(memory_format=layout.CHANNELS_LAST[len(self.weight.shape)])
+            if is_ordered_channels_last(self.weight.shape, self.weight.stride):
+                grad_weight = grad_weight.contiguous(memory_format=CHANNELS_LAST[len(self.weight.shape)])
         return result, grad_weight
 
     def _empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        memory_format = layout.CHANNELS_LAST[len(shape)] if self.channels_last else torch.contiguous_format
+        memory_format = CHANNELS_LAST[len(shape)] if self.channels_last else torch.contiguous_format
         return torch.empty(shape, dtype=dtype, memory_format=memory_format)
 
 
 def _is_finite(t: Tensor | None) -> bool:
-    """Whether what meets the zeros of a padding may be trusted: an infinite value times one of them would be NaN.
+    """Whether all values are finite: an infinite value times a zero of the padding would become NaN.
 
-    A sum is finite where all values are (or overflows, and another kernel serves), and costs a fraction of a product.
+    The test is whether the sum is finite, which costs a fraction of a product. If the sum overflows, the caller merely
+    uses another kernel.
     """
     return t is None or bool(t.sum(dtype=_compute_dtype(t.dtype)).isfinite())
 
@@ -317,14 +322,14 @@ def _is_finite(t: Tensor | None) -> bool:
 def _product(
     input: Tensor | Like, output: torch.Size | None, weight: Tensor | Like, geometry: ConvGeometry, reads: Tensor
 ) -> _Product | None:
-    """The convolution as a product, or None where that cannot be or where ATen's kernels are the quicker ones."""
+    """Return the convolution as a matrix product, or None if that is impossible or ATen's kernels are faster."""
     if (
         geometry.groups != 1
         or reads.dtype not in _DTYPES
         or reads.device.type != "cpu"
         or not extension.available()
         or torch._C._functorch.is_legacy_batchedtensor(reads)
-        # Fake tensors and their like have no values to look at.
+        # Fake tensors and other subclasses may have no values.
         or type(reads) not in (Tensor, torch.nn.Parameter)
     ):
         return None
@@ -344,7 +349,7 @@ def _output_shape(input: torch.Size, weight: torch.Size, geometry: ConvGeometry)
 
 
 def transposed_sizes(space: Sequence[int], kernel: Sequence[int], geometry: ConvGeometry) -> tuple[int, ...]:
-    """The output's dims of space, of a transposed convolution."""
+    """Return the spatial sizes of a transposed convolution's output."""
     stride, padding, dilation, _, output_padding, _ = geometry
     return tuple(
         (size - 1) * stride[d] - 2 * padding[d] + dilation[d] * (kernel[d] - 1) + 1 + output_padding[d]
@@ -353,13 +358,13 @@ def transposed_sizes(space: Sequence[int], kernel: Sequence[int], geometry: Conv
 
 
 def _without_autocast(device_type: str = "cpu") -> AbstractContextManager[Any]:
-    """The products have the dtypes they are meant to have."""
+    """Disable autocast, which would change the dtypes of the products."""
     enabled = dispatch.is_autocast_enabled(device_type)
     return torch.autocast(device_type, enabled=False) if enabled else contextlib.nullcontext()
 
 
 def gain_by_channels_last(input: Tensor) -> bool:
-    """Whether convolutions of ours, from ``input`` on, are quicker when it is copied into that format first."""
+    """Whether gan_fast's convolutions of ``input`` and its successors are faster if it is copied to channels-last."""
     return (
         not checks.subclassed(input)
         and input.dim() == 4
@@ -367,7 +372,7 @@ def gain_by_channels_last(input: Tensor) -> bool:
         and input.dtype in _DTYPES
         and not dispatch.is_traced()
         and backends.uses_kernel("conv2d", "cpu")
-        and not layout.is_ordered_channels_last(input.shape, input.stride())
+        and not is_ordered_channels_last(input.shape, input.stride())
     )
 
 
@@ -387,10 +392,10 @@ def forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, kernels: Any = None,
     epilogue: Epilogue = NOTHING, gradient: bool = False,
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...] | None]:  # fmt: skip
-    """aten::convolution and its epilogue, in Triton where ``kernels`` are its functions.
+    """Convolve and apply the epilogue; ``kernels`` are Triton's functions, or None.
 
     Returns:
-        The output; what the epilogue's gradient needs, where ``gradient`` asks for it; the statistics, if any.
+        The output; if ``gradient``, the tensor that the epilogue's gradient needs; the statistics, if any.
     """
     if kernels is None:
         return *epilogue.over(_convolution(input, weight, bias, geometry), gradient), None
@@ -416,8 +421,8 @@ def _convolution(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: C
     return torch.convolution(input, weight, bias, *geometry)
 
 
-def by_bias_of(grad_output: Tensor) -> Tensor:
-    """The gradient by the bias."""
+def bias_gradient(grad_output: Tensor) -> Tensor:
+    """Return the gradient of the bias."""
     return grad_output.sum([0, *range(2, grad_output.dim())])
 
 
@@ -425,22 +430,25 @@ def backward(
     grad_output: Tensor, input: Tensor | Like, weight: Tensor | Like, geometry: ConvGeometry, wanted: Sequence[bool],
     kernels: Any = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """aten::convolution_backward; ``input`` and ``weight`` are read where the gradient by the other one is wanted."""
-    by_input = by_weight = by_bias = None
+    """Return the wanted gradients of input, weight and bias, or None.
+
+    The gradient of the input needs the values of ``weight``, that of the weight the values of ``input``.
+    """
+    grad_input = grad_weight = grad_bias = None
     input_wanted, weight_wanted, bias_wanted = wanted
     if not geometry.stride:
         return (
             grad_output @ weight if input_wanted and isinstance(weight, Tensor) else None,
             grad_output.t() @ input if weight_wanted and isinstance(input, Tensor) else None,
-            by_bias_of(grad_output) if bias_wanted else None,
+            bias_gradient(grad_output) if bias_wanted else None,
         )
     if kernels is not None and torch._C._functorch.is_legacy_batchedtensor(grad_output):
-        kernels = None  # ATen takes a batch of gradients apart
+        kernels = None  # ATen loops over batched gradients
     if kernels is not None and input_wanted and isinstance(weight, Tensor):
-        # The gradient by the input is the convolution of the other kind, on the weight as it is.
+        # The input gradient of a convolution is a transposed convolution with the same weight, and vice versa.
         other = geometry._replace(transposed=not geometry.transposed)
         if kernels.refuses(grad_output, other.dilation, other.transposed, other.groups) is None:
-            by_input, _ = _in_triton(kernels, grad_output, weight, None, other, input.shape)
+            grad_input, _ = _in_triton(kernels, grad_output, weight, None, other, input.shape)
             input_wanted = False
     shape = grad_output.shape
     product = None if kernels is not None else _product(input, shape, weight, geometry, grad_output)
@@ -451,38 +459,38 @@ def backward(
         with _without_autocast():
             if geometry.transposed:
                 if known_input is not None or known_weight is not None:
-                    by_input, by_weight = product.from_big(grad_output, known_input, known_weight)
-                    by_input = by_input if _is_finite(by_input) else None
-                    by_weight = by_weight if _is_finite(known_input) else None
+                    grad_input, grad_weight = product.from_big(grad_output, known_input, known_weight)
+                    grad_input = grad_input if _is_finite(grad_input) else None
+                    grad_weight = grad_weight if _is_finite(known_input) else None
             else:
                 if known_weight is not None:
-                    by_input = product.to_big(grad_output, known_weight, None)
+                    grad_input = product.to_big(grad_output, known_weight, None)
                 if known_input is not None:
-                    _, by_weight = product.from_big(known_input, grad_output, None)
-                    by_weight = by_weight if _is_finite(grad_output) else None
-    left = (input_wanted and by_input is None, weight_wanted and by_weight is None, bias_wanted)
-    # ATen has kernels of its own for depthwise convolutions, not for the other kind of them.
+                    _, grad_weight = product.from_big(known_input, grad_output, None)
+                    grad_weight = grad_weight if _is_finite(grad_output) else None
+    remaining = (input_wanted and grad_input is None, weight_wanted and grad_weight is None, bias_wanted)
+    # ATen has special kernels for depthwise convolutions, but not for transposed ones.
     strided = grad_output.is_cpu or 1 < geometry.groups == input.shape[1]
-    if left[0] and isinstance(input, Like) and isinstance(weight, Tensor) and not strided:
-        by_input = _by_input_of_aten(grad_output, input, weight, geometry)
-        left = (by_input is None, *left[1:])
-    if bias_wanted and not left[1] and (grad_output.is_cpu or not left[0]):
-        # As part of a call for the weight's gradient alone: oneDNN would compute that one on the way.
-        by_bias, left = by_bias_of(grad_output), (left[0], False, False)
-    if any(left):
+    if remaining[0] and isinstance(input, Like) and isinstance(weight, Tensor) and not strided:
+        grad_input = _input_gradient_of_aten(grad_output, input, weight, geometry)
+        remaining = (grad_input is None, *remaining[1:])
+    if bias_wanted and not remaining[1] and (grad_output.is_cpu or not remaining[0]):
+        # To compute the gradient of the bias, oneDNN would compute that of the weight too.
+        grad_bias, remaining = bias_gradient(grad_output), (remaining[0], False, False)
+    if any(remaining):
         input, weight = (t if isinstance(t, Tensor) else t.unread(grad_output, strided) for t in (input, weight))
         bias_shape = [grad_output.shape[1]] if bias_wanted else None
-        grads = torch.ops.aten.convolution_backward(grad_output, input, weight, bias_shape, *geometry, left)
-        by_input = grads[0] if by_input is None else by_input
-        by_weight = grads[1] if by_weight is None else by_weight
-        by_bias = grads[2] if by_bias is None else by_bias
-    return by_input, by_weight, by_bias
+        grads = torch.ops.aten.convolution_backward(grad_output, input, weight, bias_shape, *geometry, remaining)
+        grad_input = grads[0] if grad_input is None else grad_input
+        grad_weight = grads[1] if grad_weight is None else grad_weight
+        grad_bias = grads[2] if grad_bias is None else grad_bias
+    return grad_input, grad_weight, grad_bias
 
 
-def _by_input_of_aten(grad_output: Tensor, input: Like, weight: Tensor, geometry: ConvGeometry) -> Tensor | None:
-    """The gradient by an input without a tensor in its place: the convolution of the other kind.
+def _input_gradient_of_aten(grad_output: Tensor, input: Like, weight: Tensor, geometry: ConvGeometry) -> Tensor | None:
+    """Return the input gradient as a convolution of the other kind, which needs no tensor in place of the input.
 
-    cuDNN runs the same kernel for both. None where that convolution would be larger than the input.
+    cuDNN runs the same kernel for both. None if that convolution's result would be larger than the input.
     """
     stride, space, transposed = geometry.stride, input.shape[2:], geometry.transposed
     if transposed and any(extra >= step for extra, step in zip(geometry.output_padding, stride)):
@@ -491,10 +499,10 @@ def _by_input_of_aten(grad_output: Tensor, input: Like, weight: Tensor, geometry
     if not transposed:
         least = transposed_sizes(grad_output.shape[2:], weight.shape[2:], other)
         other = other._replace(output_padding=tuple(size - low for size, low in zip(space, least)))
-    # aten::convolution_backward takes the gradient in the format of the input, and so gives that to the result.
-    if len(input.shape) in layout.CHANNELS_LAST:
-        ordered = layout.is_ordered_channels_last(input.shape, input.stride)
-        memory_format = layout.CHANNELS_LAST[len(input.shape)] if ordered else torch.contiguous_format
+    # Like aten::convolution_backward, return the gradient in the memory format of the input.
+    if len(input.shape) in CHANNELS_LAST:
+        ordered = is_ordered_channels_last(input.shape, input.stride)
+        memory_format = CHANNELS_LAST[len(input.shape)] if ordered else torch.contiguous_format
         grad_output = grad_output.contiguous(memory_format=memory_format)
     with _without_autocast(grad_output.device.type):
         return torch.convolution(grad_output, weight, None, *other)

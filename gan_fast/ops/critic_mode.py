@@ -1,7 +1,7 @@
-"""Any critic on ops whose double backward costs no more than it must.
+"""Run any critic on ops with a cheap double backward.
 
-Penalties differentiate a critic twice. While they run it, its convolutions, linear layers and rectifiers go to ops of
-ours, whatever modules or functions it is written in: the values are those of torch's.
+Gradient penalties differentiate a critic twice. While they run it, its calls of torch's convolutions, linear layers and
+(leaky) ReLUs are redirected to gan_fast's ops, which return the same values.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from gan_fast.ops.linear import linear
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    plain = weight.dim() == 2 and (bias is None or bias.shape == weight.shape[:1])
-    return linear(input, weight, bias) if plain and backends.requested() != "triton" else F.linear(input, weight, bias)
+    supported = weight.dim() == 2 and (bias is None or bias.shape == weight.shape[:1])
+    return (
+        linear(input, weight, bias) if supported and backends.requested() != "triton" else F.linear(input, weight, bias)
+    )
 
 
 def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
@@ -48,7 +50,7 @@ def _relu_(input: Tensor) -> Tensor:
     return _relu(input, True)
 
 
-_LEAN: dict[Callable[..., Any], Callable[..., Tensor]] = {
+_REPLACEMENTS: dict[Callable[..., Any], Callable[..., Tensor]] = {
     torch.conv1d: conv.conv1d, torch.conv2d: conv.conv2d, torch.conv3d: conv.conv3d,
     torch.conv_transpose1d: conv.conv_transpose1d, torch.conv_transpose2d: conv.conv_transpose2d,
     torch.conv_transpose3d: conv.conv_transpose3d,
@@ -58,19 +60,19 @@ _LEAN: dict[Callable[..., Any], Callable[..., Tensor]] = {
 }  # fmt: skip
 
 
-class _Lean(TorchFunctionMode):
+class _ReplaceOps(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        ours = _LEAN.get(func)
-        # Checkpointing computes again what it is given, elsewhere: there all must run on what it is written in.
-        if ours is not None and recompute.allowed() and _may_serve(*args, **(kwargs or {})):
-            return ours(*args, **(kwargs or {}))
+        replacement = _REPLACEMENTS.get(func)
+        # Checkpointing recomputes outside this mode and must then record the same nodes, so it gets torch's own.
+        if replacement is not None and recompute.allowed() and _is_supported(*args, **(kwargs or {})):
+            return replacement(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
-def _may_serve(*args: Any, **kwargs: Any) -> bool:
-    """Whether the arguments are ones that both take."""
+def _is_supported(*args: Any, **kwargs: Any) -> bool:
+    """Whether gan_fast's ops accept the tensors among the arguments."""
     tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
     return bool(tensors) and all(
         type(t) in (Tensor, torch.nn.Parameter) and t.dtype in checks.FLOATING and t.layout is torch.strided
@@ -80,20 +82,20 @@ def _may_serve(*args: Any, **kwargs: Any) -> bool:
 
 @contextmanager
 def critic_mode(critic: Callable[..., Any]) -> Iterator[None]:
-    """Send what ``critic`` calls inside the block, by this thread, to lean ops.
+    """Redirect what ``critic`` calls in this thread inside the block to ops with a cheap double backward.
 
     Notes:
-        Compiled modules and functions run eagerly meanwhile: what torch.compile makes has no double backward.
-        Under use_backend("reference"), functorch's transforms and checkpointing all runs on what it is written in.
+        Compiled modules and functions run eagerly, since torch.compile has no double backward.
+        Under use_backend("reference"), functorch transforms and checkpointing nothing is redirected.
     """
-    serves = backends.requested() != "reference" and not torch._C._are_functorch_transforms_active()
-    with _eagerly(critic), _Lean() if serves else nullcontext():
+    redirects = backends.requested() != "reference" and not torch._C._are_functorch_transforms_active()
+    with _eagerly(critic), _ReplaceOps() if redirects else nullcontext():
         yield
 
 
 def _eagerly(critic: Callable[..., Any]) -> AbstractContextManager[Any]:
-    """Run what is compiled in a critic as it was written."""
-    # Where nobody has compiled anything there is nothing to import for it, which takes seconds.
+    """Run the compiled parts of a critic eagerly."""
+    # Without torch._dynamo nothing can have been compiled, and importing it takes seconds.
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
     if isinstance(critic, nn.Module) and not any(map(_is_compiled, critic.modules())):

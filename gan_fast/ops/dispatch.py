@@ -1,9 +1,9 @@
-"""What the ops share in joining native kernels to autograd.
+"""Connect the ops of the compiled extension to autograd and to PyTorch's dispatcher.
 
-Every native op that a gradient passes through is an ``autograd.Function`` twice over: the public function applies it
-directly, which is the quickest way in eager mode, and it is registered for the op's Autograd dispatch key, so that
-``torch.ops.gan_fast.*`` called by hand or from a compiled graph is differentiable by the same code (the losses have a
-shorter node for plain CPU tensors beside it). Inside a Function the kernel is called below autograd.
+A differentiable op has one ``autograd.Function``, used in two ways. The public function applies it directly, which is
+fastest in eager mode. The Function is also registered for the op's Autograd dispatch key, so that a direct call of
+``torch.ops.gan_fast.*``, or one from a compiled graph, has the same derivatives. (The losses have a second, shorter
+node for plain CPU tensors.) Inside a Function the kernel is called below autograd.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 
 from gan_fast import backends, extension
 
-# The kernels under autograd; a private name of torch, but the one torch.library's own autograd support stands on.
+# A private name of torch, but torch.library's autograd support relies on it too.
 below_autograd = torch._C._AutoDispatchBelowAutograd
 
 _subclass_like = torch._C._dispatch_isTensorSubclassLike
@@ -29,11 +29,11 @@ _library = torch.library.Library("gan_fast", "IMPL") if extension.available() el
 
 
 def kernel(op: str) -> Callable[..., Any]:
-    """Return a call of ``torch.ops.gan_fast.<op>`` under autograd, its overload looked up once."""
+    """Return a function that calls ``torch.ops.gan_fast.<op>`` below autograd."""
     if not extension.available():
 
         def missing(*args: Any, **kwargs: Any) -> Any:
-            raise RuntimeError(f"{op}: expected the native module, got none: {extension.load_error}")
+            raise RuntimeError(f"{op}: expected the compiled extension to be available, got: {extension.load_error}")
 
         return missing
     overload = getattr(torch.ops.gan_fast, op).default
@@ -45,11 +45,12 @@ def kernel(op: str) -> Callable[..., Any]:
     return call
 
 
-# Calls with plain tensors may leave out what torch puts before a kernel: it costs more than a kernel on small tensors.
-
-
 def is_plain_cpu(tensor: Tensor, other: Tensor | None = None) -> bool:
-    """Whether no tracer, mode, transform, subclass or profiler stands between one or two tensors and a CPU kernel."""
+    """Whether a CPU kernel may be called on the tensors directly, past the dispatcher.
+
+    False under a profiler, a tracer, a transform or forward-mode AD, and for tensor subclasses. On small tensors the
+    dispatcher costs more than the kernel.
+    """
     return (
         type(tensor) is Tensor
         and tensor.is_cpu
@@ -60,26 +61,26 @@ def is_plain_cpu(tensor: Tensor, other: Tensor | None = None) -> bool:
 
 
 def is_traced() -> bool:
-    """Whether a compiler or a tracer writes down what runs: it sees into ATen's ops, not into Python's nodes."""
+    """Whether torch.compile or torch.jit.trace is recording: they record ATen's ops, but no Python autograd nodes."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def records_graph(op: str, grad_output: Tensor) -> bool:
-    """Whether a backward pass must leave nodes of its own behind: somebody differentiates again.
+    """Whether the running backward pass must itself be differentiable.
 
     Raises:
-        NotImplementedError: where the nodes would be lost in silence.
+        NotImplementedError: it must, but the gradients are batched, and autograd would silently drop the graph.
     """
     if torch.is_grad_enabled() and torch._C._functorch.is_legacy_batchedtensor(grad_output):
         raise NotImplementedError(
-            f"{op}: expected create_graph False beside is_grads_batched True, got both; "
-            "torch.func.vmap and gan_fast.use_backend('reference') know the combination"
+            f"{op}: expected create_graph False with is_grads_batched True, got both True; use torch.func.vmap or "
+            "gan_fast.use_backend('reference')"
         )
     return torch.is_grad_enabled() or forward_ad._current_level >= 0
 
 
 def cpu_kernel(op: str) -> Callable[..., Any]:
-    """Return a call of ``torch.ops.gan_fast.<op>``'s CPU kernel past the dispatcher's other layers."""
+    """Return a function that calls the CPU kernel of ``torch.ops.gan_fast.<op>`` past the dispatcher."""
     if not extension.available():
         return kernel(op)
     cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
@@ -87,28 +88,28 @@ def cpu_kernel(op: str) -> Callable[..., Any]:
 
 
 def fast_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """Return ``function.apply`` less its Python half, which serves functorch alone."""
+    """Return ``function.apply`` without its Python part, which only functorch needs."""
     apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
     return apply
 
 
 def register(op: str, function: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Make ``function`` the autograd of ``torch.ops.gan_fast.<op>`` and ``fake`` its shapes, strides and dtypes."""
+    """Register autograd for ``torch.ops.gan_fast.<op>``, and ``fake``, which returns results without values."""
     if _library is None:
         return
     _library.impl(op, function, "Autograd")
     torch.library.register_fake(f"gan_fast::{op}", fake, lib=_library)
 
 
-def register_triton(native_op: str, file: str, function: str) -> None:
-    """Let the dispatcher find ``function`` of triton_kernels/``file`` for a native op on a GPU."""
-    call = backends.dispatch_to_triton(native_op, file, function)
+def register_triton(op: str, file: str, function: str) -> None:
+    """Register ``function`` of triton_kernels/``file`` as the CUDA kernel of an op that has none in C++."""
+    call = backends.dispatch_to_triton(op, file, function)
     if _library is not None and call is not None:
-        _library.impl(native_op, call, "CUDA")
+        _library.impl(op, call, "CUDA")
 
 
 def is_autocast_enabled(device_type: str) -> bool:
-    """As torch's, for any device: some have no autocast to ask for."""
+    """Like torch.is_autocast_enabled, but False on devices without autocast, where torch's raises."""
     return _has_autocast(device_type) and torch.is_autocast_enabled(device_type)
 
 
@@ -116,28 +117,28 @@ def _has_autocast(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type)
 
 
-# The compiler of torch 2.11 cannot trace it. Set as torch.compiler.assume_constant_result does, without its imports.
+# torch 2.11 cannot compile this function. torch.compiler.assume_constant_result sets the same attribute, but imports
+# all of torch.compile.
 _has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def without_derivative(op: str) -> Callable[..., Any]:
-    """The autograd of an op whose derivative is not written: an error where one is asked for, never silence."""
-
-    under = kernel(op)
+    """Return an autograd function that raises if an argument requires grad: the op has no derivative."""
+    below = kernel(op)
 
     def call(*args: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
             raise NotImplementedError(f"{op}: expected no argument to require grad, got one: it has no derivative")
-        return under(*args)
+        return below(*args)
 
     return call
 
 
 def grads_needed(ctx: Any, count: int) -> tuple[bool, ...]:
-    """Which gradients of a node's first ``count`` inputs (tensors, then None) the running backward pass asks for.
+    """Return, for each of a node's first ``count`` inputs, whether the running backward pass computes its gradient.
 
-    ``ctx.needs_input_grad`` tells what requires a gradient, not what this pass was asked for: a gradient penalty wants
-    that of the images alone, and would pay for those of all weights.
+    ``ctx.needs_input_grad`` says which inputs require grad. A gradient penalty differentiates with respect to the
+    images only, and must not pay for the gradients of all weights.
     """
     edges = ctx.next_functions
     return tuple(needed and _will_run(edges[i][0]) for i, needed in enumerate(ctx.needs_input_grad[:count]))
@@ -147,7 +148,7 @@ def _will_run(node: Any) -> bool:
     try:
         return torch._C._will_engine_execute_node(node)
     except RuntimeError:
-        # torch does not answer for a leaf that autograd.grad was asked for.
+        # torch raises for a leaf that autograd.grad differentiates with respect to.
         return True
 
 
@@ -157,29 +158,29 @@ def differentiate_reference(
     grad_output: Tensor,
     cotangents: Sequence[Tensor | None],
 ) -> tuple[Tensor | None, ...]:
-    """Double backward through the reference, itself differentiable: what third and higher orders run on.
+    """Return the double backward of ``reference``, itself differentiable: third and higher orders use it.
 
     Args:
-        reference: function of ``inputs`` on plain ATen, with one output.
-        inputs: its tensors, None where there is none.
-        grad_output: the first backward's gradient.
-        cotangents: one for each of the first backward's gradients by ``inputs``; None stands for zero.
+        reference: function of ``inputs`` in ATen's ops, with one output.
+        inputs: its arguments, tensors or None.
+        grad_output: gradient with respect to the output.
+        cotangents: one for each first gradient with respect to ``inputs``; None means zero.
 
     Returns:
-        The gradients by ``grad_output`` and then by each of ``inputs``; None where nothing depends on it.
+        The gradients with respect to ``grad_output`` and each of ``inputs``; None where there is no dependence.
     """
     with torch.enable_grad():
-        # Views cut each input from its own history: an input computed from another must not count twice.
+        # Differentiate with respect to views: an input that was computed from another input must not count twice.
         fresh = [t if t is None or not t.requires_grad else t.view_as(t) for t in inputs]
         seed = grad_output.view_as(grad_output) if grad_output.requires_grad else grad_output.detach().requires_grad_()
         wrt = [t for t in fresh if t is not None and t.requires_grad]
         output = reference(*fresh)
         first = torch.autograd.grad(output, wrt, seed, create_graph=True, allow_unused=True)
-        by_input = dict(zip((id(t) for t in wrt), first))
+        first_by_id = dict(zip((id(t) for t in wrt), first))
         pairs = [
-            (by_input[id(t)], c)
+            (first_by_id[id(t)], c)
             for t, c in zip(fresh, cotangents)
-            if c is not None and t is not None and t.requires_grad and by_input[id(t)] is not None
+            if c is not None and t is not None and t.requires_grad and first_by_id[id(t)] is not None
         ]
         if not pairs:
             return (None,) * (1 + len(inputs))

@@ -1,4 +1,13 @@
-"""Feature matching: the distance between the mean features of real and of generated samples."""
+"""Feature matching: the distance between the mean features of real and generated samples.
+
+>>> import torch
+>>> from gan_fast import ops
+>>> real_features, fake_features = torch.tensor([[1.0, 2.0], [3.0, 2.0]]), torch.tensor([[1.0, 5.0]])
+>>> ops.feature_matching_loss(real_features, fake_features, reduction="none")
+tensor([1., 9.])
+>>> ops.feature_matching_loss(real_features, fake_features)
+tensor(5.)
+"""
 
 from __future__ import annotations
 
@@ -6,36 +15,39 @@ import torch
 from torch import Tensor
 
 from gan_fast.ops import checks, dispatch
+from gan_fast.ops.adversarial_loss import REDUCTIONS, reduce
 
 OP = "feature_matching_loss"
 
 
-def feature_matching_loss(real_features: Tensor, fake_features: Tensor) -> Tensor:
+def feature_matching_loss(real_features: Tensor, fake_features: Tensor, *, reduction: str = "mean") -> Tensor:
     """Return the mean squared difference between the mean features of two batches.
 
-    loss = sum((mean_n real_features - mean_n fake_features)^2) / number of features,
-    ||E f(x) - E f(G(z))||_2^2 divided by the number of features, so that its weight does not depend on the layer.
+    loss = mean over features of (mean_n real_features - mean_n fake_features)^2, that is ||E f(x) - E f(G(z))||_2^2
+    divided by the number of features, so that its weight does not depend on the layer.
 
     Args:
         real_features: D's features of real samples, (N, *features), float64, float32, bfloat16 or float16.
-        fake_features: D's features of generated samples, (M, *features), same dtype and device; M need not be N.
+        fake_features: D's features of generated samples, (M, *features), of the same dtype and device.
+        reduction: "mean" over the features, "sum" (the paper's squared norm) or "none" (one value per feature).
 
     Returns:
-        Scalar tensor of the features' dtype; float32 under autocast.
+        Scalar, or for "none" a tensor of shape ``features``, in the features' dtype (float32 under autocast).
 
     Raises:
-        TypeError: wrong type or dtype, or two dtypes.
-        ValueError: no batch, two shapes of features, or two devices.
+        TypeError: a wrong type or dtype, or two dtypes.
+        ValueError: no batch dimension, two shapes of features, two devices, or an unknown reduction.
 
     Notes:
-        Derivatives: of any order, by both arguments where they require it. G's step wants ``real_features`` without a
-            gradient: take them under ``torch.no_grad()``.
+        Derivatives: of any order, with respect to both arguments. For G's step compute ``real_features`` under
+            ``torch.no_grad()``.
         Accumulation: float32 for the half types.
-        No samples or no features: NaN, a mean over nothing, as in torch.
-        Backends: plain ATen on every device.
+        No samples or, for "mean", no features: NaN, a mean over nothing, as in torch.
+        Backends: ATen on every device.
 
     Source: Salimans et al., Improved Techniques for Training GANs, 2016 (arXiv 1606.03498), section 3.1.
     """
+    checks.one_of(OP, "reduction", reduction, REDUCTIONS)
     for name, features in (("real_features", real_features), ("fake_features", fake_features)):
         checks.floating(OP, name, features)
         if features.dim() < 2:
@@ -47,5 +59,5 @@ def feature_matching_loss(real_features: Tensor, fake_features: Tensor) -> Tenso
     checks.shape(OP, "fake_features", fake_features, (fake_features.size(0), *real_features.shape[1:]))
     compute = torch.float64 if real_features.dtype == torch.float64 else torch.float32
     difference = real_features.mean(0, dtype=compute) - fake_features.mean(0, dtype=compute)
-    loss = difference.square().mean()
+    loss = reduce(difference.square(), reduction)
     return loss if dispatch.is_autocast_enabled(real_features.device.type) else loss.to(real_features.dtype)

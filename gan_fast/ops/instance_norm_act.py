@@ -1,4 +1,10 @@
-"""Instance norm and the activation behind it, on batch norm's kernel: every channel of every sample is a channel."""
+"""Instance norm and an activation in one op, on the kernels of batch norm.
+
+>>> import torch
+>>> from gan_fast import ops
+>>> ops.instance_norm_act(torch.arange(4.0).view(1, 1, 4), activation="relu")
+tensor([[[0.0000, 0.0000, 0.4472, 1.3416]]])
+"""
 
 from __future__ import annotations
 
@@ -10,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gan_fast import backends
-from gan_fast.ops import activation as activations
-from gan_fast.ops import checks
+from gan_fast.ops import activations, checks
 from gan_fast.ops.batch_norm_act import apply, check, shape_class
 from gan_fast.ops.batch_norm_act import reference as batch_norm_reference
 
@@ -28,10 +33,10 @@ def reference(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
-    activation: str = "relu",
+    activation: str = "leaky_relu",
     negative_slope: float = 0.01,
 ) -> Tensor:
-    """The same on plain ATen: any device, any dtype, any order of derivative."""
+    """Compute instance_norm_act with ATen's ops, on any device and dtype."""
     output = F.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
     return activations.apply(output, activation, negative_slope)
 
@@ -45,36 +50,41 @@ def instance_norm_act(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
-    activation: str = "relu",
+    activation: str = "leaky_relu",
     negative_slope: float = 0.01,
 ) -> Tensor:
-    """Normalise each channel of each sample and apply an activation, as ``F.instance_norm`` and the activation do.
+    """Normalize each channel of each sample and apply an activation, like ``F.instance_norm`` and the activation.
 
-    mean, var = input's over *space, var biased, or running_mean, running_var where ``use_input_stats`` is False;
-    z = (input - mean) / sqrt(var + eps) * weight + bias; output = activation(z).
-    With use_input_stats, running_mean and running_var become (1 - momentum) * old + momentum * new, in place, where new
-    is the mean of the samples' statistics, that of the variance unbiased.
+    mean, var = those of the input over *spatial, var biased, or running_mean and running_var without
+    ``use_input_stats``; z = (input - mean) / sqrt(var + eps) * weight + bias; output = activation(z).
+    With ``use_input_stats``, running_mean and running_var are updated in place to (1 - momentum) * old + momentum *
+    new, where new is the mean over the samples of their means and of their unbiased variances.
 
     Args:
-        input: (N, C, *space) with at least one dim of space, float64, float32, bfloat16 or float16, any strides.
-        running_mean, running_var: (C,), both or neither; needed when ``use_input_stats`` is False.
+        input: (N, C, *spatial) with at least one spatial dim, float64, float32, bfloat16 or float16, any strides.
+        running_mean, running_var: (C,), both or neither; required without ``use_input_stats``.
         weight, bias: (C,) or None (ones and zeros). Statistics and parameters share one dtype: the input's, or float32
-            beside a bfloat16 or float16 input.
-        use_input_stats: normalise by the samples' own statistics and update the running ones.
-        momentum: weight of the batch in the running statistics, in [0, 1] as a rule.
-        eps: added to the variance; above 0 with use_input_stats.
+            if the input is bfloat16 or float16.
+        use_input_stats: normalize by the statistics of each sample and update the running ones.
+        momentum: weight of the new statistics in the running ones, usually from 0 to 1.
+        eps: added to the variance; positive with ``use_input_stats``.
         activation: "identity", "relu", "leaky_relu", "tanh" or "sigmoid".
-        negative_slope: slope of "leaky_relu" below zero; unused by the others.
+        negative_slope: slope of "leaky_relu" below zero; the others ignore it.
 
     Returns:
-        Contiguous tensor of input's shape and dtype, as ATen gives it.
+        Contiguous tensor of input's shape and dtype.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: wrong shape, device, activation, missing statistics, one value per channel and sample.
+        ValueError: wrong shape or device, unknown activation, missing statistics, one value per channel and sample.
 
     Notes:
-        As :func:`gan_fast.ops.batch_norm_act`, whose kernels serve.
+        Derivatives: first and second from kernels, higher ones from ATen's ops; with respect to input, weight and bias.
+        Memory: saves the input and two vectors of N * C for backward, and recomputes the activation.
+        Accumulation: sums in float64; statistics and arithmetic on half types in float32.
+        Determinism: bitwise the same results for any number of threads and any CPU instruction set.
+        Backends: a CPU kernel; on a GPU the faster of CUDA C++ (if built), Triton (not for float64) and ATen; ATen
+            elsewhere and under functorch transforms.
 
     Source: Ulyanov, Vedaldi and Lempitsky, Instance Normalization, 2016 (arXiv 1607.08022).
     """
@@ -83,35 +93,39 @@ def instance_norm_act(
         return reference(input, *arguments)
     check(OP, "", input, *arguments, mode="use_input_stats")
     if input.dim() < 3:
-        raise ValueError(f"{OP}: expected input dimensions at least 3 (N, C, ...), got shape {tuple(input.shape)}")
+        raise checks.ArgumentError(
+            f"{OP}: expected input dimensions at least 3 (N, C, ...), got shape {tuple(input.shape)}"
+        )
     if use_input_stats and math.prod(input.shape[2:]) == 1:
-        raise ValueError(f"{OP}: expected input more than 1 value per channel and sample, got {tuple(input.shape)}")
+        raise checks.ArgumentError(
+            f"{OP}: expected input with more than 1 value per channel and sample, got shape {tuple(input.shape)}"
+        )
     return backends.call_fastest(
-        OP, _serve, (input, *arguments), lambda: shape_class(input, use_input_stats, activation)
+        OP, _instance_norm_act, (input, *arguments), lambda: shape_class(input, use_input_stats, activation)
     )
 
 
-def _serve(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, *options: Any) -> Tensor:
+def _instance_norm_act(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, *options: Any) -> Tensor:
     arguments = (running_mean, running_var, *options)
     use_input_stats = options[2]
-    native = backends.uses_kernel(OP, input.device.type, input.dtype)
-    # Exporters have an operator for ATen's instance norm; in a graph no derivative beyond the second is taken.
-    if not native and (input.numel() == 0 or torch.compiler.is_compiling()):
+    uses_kernel = backends.uses_kernel(OP, input.device.type, input.dtype)
+    # Exporters have an operator for ATen's instance norm, and compiled graphs have no third derivatives.
+    if not uses_kernel and (input.numel() == 0 or torch.compiler.is_compiling()):
         return reference(input, *arguments)
     if input.numel() == 0:
-        # Nothing to take statistics of: batch norm knows that they stay as they are.
+        # An empty input must leave the running statistics unchanged.
         if use_input_stats:
             running_mean = running_var = None
         return apply(input, running_mean, running_var, *arguments[2:])
-    # As at::instance_norm does it, but on a batch norm whose derivatives are right to any order.
-    normalize = apply if native else batch_norm_reference
+    # The algorithm of at::instance_norm, on a batch norm whose derivatives are correct to any order.
+    normalize = apply if uses_kernel else batch_norm_reference
     samples, channels = input.shape[:2]
     mean, var, weight, bias = (None if t is None else t.repeat(samples) for t in arguments[:4])
     output = normalize(
         input.contiguous().view(1, samples * channels, *input.shape[2:]), mean, var, weight, bias, *arguments[4:]
     )
     if use_input_stats:
-        for running, own in ((running_mean, mean), (running_var, var)):
-            if running is not None and own is not None:
-                running.copy_(own.view(samples, channels).mean(0))
+        for running, updated in ((running_mean, mean), (running_var, var)):
+            if running is not None and updated is not None:
+                running.copy_(updated.view(samples, channels).mean(0))
     return output.view(input.shape)

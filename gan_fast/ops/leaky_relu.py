@@ -1,4 +1,10 @@
-"""ReLU and leaky ReLU whose second backward ends where ATen's goes on with zeros."""
+"""ReLU and leaky ReLU whose second backward stops at the activation.
+
+>>> import torch
+>>> from gan_fast import ops
+>>> ops.leaky_relu(torch.tensor([-1.0, 2.0]), 0.2)
+tensor([-0.2000,  2.0000])
+"""
 
 from __future__ import annotations
 
@@ -18,12 +24,12 @@ OP = "leaky_relu"
 backends.register(OP, None, triton_file=OP, aten_when_small=True)
 backends.register("relu", None, aten_when_small=True)
 
-# Values of a row, and rows of a block, of csrc/cpu/leaky_relu.cpp.
+# The blocks of csrc/cpu/leaky_relu.cpp: values per row and rows per block.
 _LANES = _ROWS = 8
 
 
 def _positive(signs: Tensor, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """The sign bits of the CPU kernel as booleans, as triton_kernels/leaky_relu.py has them of its own."""
+    """Return the CPU kernel's sign bits as booleans; triton_kernels/leaky_relu.py does so for Triton's."""
     rows = torch.arange(_ROWS)[:, None]
     return ((signs.view(-1, 1, _LANES) >> rows) & 1).bool().flatten().as_strided(shape, strides)
 
@@ -34,10 +40,10 @@ _native = SimpleNamespace(
 
 
 def sign_kernels(device_type: str, in_triton: bool) -> Any:
-    """Kernels that keep one sign bit a value for the gradient of leaky_relu; None where there are none.
+    """Return the kernels that save one sign bit per value for the gradient of leaky_relu, or None without them.
 
-    Both kinds have ``backward`` and ``positive``. The CPU's ``over`` writes the activation over its input and returns
-    the bits; Triton's ``signs`` returns those of an activation that is there, for a slope of at least zero.
+    Both kinds have ``backward`` and ``positive``. The CPU's ``over`` overwrites its input with the activation and
+    returns the bits. Triton's ``signs`` returns the bits of a given activation whose slope is not negative.
     """
     if in_triton:
         return backends.triton_module(OP)
@@ -46,13 +52,13 @@ def sign_kernels(device_type: str, in_triton: bool) -> Any:
 
 @functools.cache
 def _has_signs(device_type: str) -> bool:
-    # Read several times in each call of a convolution: the dispatcher's answer takes longer than a small kernel.
+    # Cached: convolutions call it several times, and asking the dispatcher takes longer than a small kernel.
     return extension.has_kernel("leaky_relu_over", device_type)
 
 
 @per_sample.keeps_samples_apart
 class LeakyReLU(torch.autograd.Function):
-    """aten::leaky_relu, which keeps its input, or Triton's, which keeps the signs of it."""
+    """ATen's leaky_relu, which saves its input, or Triton's, which saves the input's signs."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, negative_slope: float) -> Tensor:
@@ -83,7 +89,7 @@ def _backward_by_signs(ctx: Any, grad_output: Tensor | None) -> Tensor | None:
 
 
 class BackwardBySigns(torch.autograd.Function):
-    """grad_output where a sign is set, elsewhere negative_slope times that: linear, so its own derivative."""
+    """grad_output times 1 or, where the sign bit is not set, negative_slope: linear, so its own derivative."""
 
     @staticmethod
     def forward(
@@ -93,7 +99,7 @@ class BackwardBySigns(torch.autograd.Function):
         ctx.strides, ctx.negative_slope, ctx.kernels = strides, negative_slope, kernels
         ctx.set_materialize_grads(False)
         if torch._C._functorch.is_legacy_batchedtensor(grad_output):
-            # A batch of gradients (is_grads_batched) has no storage that a kernel could read, but ATen's ops take it.
+            # Batched gradients (is_grads_batched) have no storage for a kernel to read, so use ATen's ops.
             positive = kernels.positive(signs, grad_output.shape, strides, grad_output.dtype)
             return torch.where(positive, grad_output, grad_output * negative_slope)
         grad_input: Tensor = kernels.backward(grad_output, signs, strides, negative_slope)
@@ -108,23 +114,24 @@ def _backward(ctx: Any, grad_output: Tensor | None) -> Tensor | None:
     if grad_output is None:
         return None
     dispatch.records_graph("leaky_relu_backward", grad_output)
-    (kept,) = ctx.saved_tensors
-    grad_input: Tensor = ReLUBackward.apply(grad_output, flat(kept, grad_output), ctx.negative_slope)
+    (saved,) = ctx.saved_tensors
+    grad_input: Tensor = ReLUBackward.apply(grad_output, detach_unless_needed(saved, grad_output), ctx.negative_slope)
     return grad_input
 
 
-def flat(kept: Tensor, grad_output: Tensor) -> Tensor:
-    """What was kept, out of the graph where a gradient has another place in it.
+def detach_unless_needed(saved: Tensor, grad_output: Tensor) -> Tensor:
+    """Detach a saved input or result if the gradient depends on the graph through ``grad_output`` anyway.
 
-    The derivative by it is zero. With layers before that require a gradient, the walk back need not pay for zeros;
-    behind frozen layers alone the zeros are what makes a gradient differentiable, as in eager.
+    The derivative with respect to ``saved`` is zero, and detaching it spares autograd a pass with zeros through all
+    earlier layers. If all later layers are frozen, that zero is the only thing that makes the gradient differentiable,
+    and eager mode has it too.
     """
-    return kept.detach() if grad_output.requires_grad or not torch.is_grad_enabled() else kept
+    return saved.detach() if grad_output.requires_grad or not torch.is_grad_enabled() else saved
 
 
 @per_sample.keeps_samples_apart
 class Rectified(torch.autograd.Function):
-    """aten::relu, for no slope, or leaky_relu, which keep their output; also written over their input."""
+    """ATen's leaky_relu, or its relu if the slope is None, that saves its output and can overwrite its input."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, negative_slope: float | None, in_place: bool) -> Tensor:
@@ -144,24 +151,23 @@ class Rectified(torch.autograd.Function):
 
 
 class ReLUBackward(torch.autograd.Function):
-    """grad_output where ``kept`` is above zero, elsewhere negative_slope times that or, for None, relu's zero.
+    """grad_output times 1 where ``saved`` is positive, elsewhere times negative_slope, or 0 if that is None.
 
-    Linear in grad_output, flat in the other.
+    Linear in grad_output; the derivative with respect to ``saved`` is zero.
     """
 
     @staticmethod
-    def forward(ctx: Any, grad_output: Tensor, kept: Tensor, negative_slope: float | None) -> Tensor:
-        ctx.save_for_backward(kept)
+    def forward(ctx: Any, grad_output: Tensor, saved: Tensor, negative_slope: float | None) -> Tensor:
+        ctx.save_for_backward(saved)
         ctx.negative_slope = negative_slope
         ctx.set_materialize_grads(False)
         if negative_slope is None:
-            return torch.ops.aten.threshold_backward(grad_output, kept, 0)
-        return torch.ops.aten.leaky_relu_backward(grad_output, kept, negative_slope, False)
+            return torch.ops.aten.threshold_backward(grad_output, saved, 0)
+        return torch.ops.aten.leaky_relu_backward(grad_output, saved, negative_slope, False)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
-        # None by what was kept, where it is out of the graph: a penalty's second backward then does not walk the first
-        # forward again.
+        # None, not zeros, if ``saved`` was detached: a penalty's second backward then skips the forward pass's nodes.
         zeros = None
         if ctx.needs_input_grad[1] and cotangent is not None:
             zeros = torch.zeros_like(cotangent)
@@ -170,10 +176,10 @@ class ReLUBackward(torch.autograd.Function):
 
 @per_sample.keeps_samples_apart
 class DependOn(torch.autograd.Function):
-    """A gradient that depends on ``place`` with a derivative of zero."""
+    """Return ``grad`` as a function of ``other`` too, with derivative zero."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, place: Tensor) -> Tensor:
+    def forward(ctx: Any, grad: Tensor, other: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
         return grad.view_as(grad)
 
@@ -182,71 +188,81 @@ class DependOn(torch.autograd.Function):
         return cotangent, None if cotangent is None else torch.zeros_like(cotangent)
 
 
-def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
+def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     """Return input where it is above zero, negative_slope * input elsewhere.
 
     Args:
         input: any shape and strides, float64, float32, bfloat16 or float16.
         negative_slope: slope below zero; 0 is ReLU.
+        inplace: write the result over ``input`` and return it, as ``F.leaky_relu`` does.
 
     Returns:
-        Tensor of input's shape, dtype and strides, as ``F.leaky_relu`` gives it.
+        Tensor of input's shape, dtype and strides, as from ``F.leaky_relu``.
 
     Raises:
-        TypeError: wrong type or dtype.
+        TypeError: ``input`` is not a tensor of one of those dtypes; ``negative_slope`` is not a number.
+        RuntimeError: ``inplace`` on a leaf that requires grad, or on another tensor that torch refuses to overwrite; a
+            negative slope with ``inplace``, in the backward pass; ``inplace`` on the Triton backend.
 
     Notes:
-        Derivatives: of any order. From the second on there is no gradient by ``input``, where ATen has zeros that all
-        layers before it are then walked with, unless the gradient from above requires none itself (behind it frozen
-        layers alone): then zeros as well.
-        Values, NaN and infinities are ATen's.
-        Memory: backward keeps the input; where Triton serves one bit a value, so that the input may change in place.
-        Backends: ATen's kernels; on a GPU the quicker of them and Triton's, which has no float64.
+        Derivatives: of any order. The second backward returns None for ``input``, not ATen's zeros, so that autograd
+            does not backpropagate zeros through all earlier layers. It returns zeros where the incoming gradient does
+            not require grad (all later layers are frozen), and in place on a view.
+        Values, NaN and infinities: as in ATen.
+        Memory: saves the input for backward, or one bit per value with the Triton kernel, and then the input may change
+            in place. With ``inplace`` it saves the result.
+        Backends: ATen's kernels on a CPU and in place; on a GPU the faster of ATen's and Triton's (not for float64).
     """
     if checks.is_for_torch(OP, input):
-        return F.leaky_relu(input, negative_slope)
+        return F.leaky_relu(input, negative_slope, inplace)
     checks.floating(OP, "input", input)
     if not isinstance(negative_slope, (int, float)):
         raise TypeError(f"{OP}: expected negative_slope type float, got {type(negative_slope).__name__}")
+    if inplace:
+        return _in_place(OP, input, negative_slope)
     if backends.is_small(input) or dispatch.is_traced():
         return F.leaky_relu(input, negative_slope)
-    # Where nothing is measured Triton: it keeps the least.
+    # Unmeasured: Triton, which saves the least memory.
     result: Tensor = backends.call_fastest(
-        OP, _serve, (input, negative_slope),
+        OP, _leaky_relu, (input, negative_slope),
         lambda: (checks.name_of(input.dtype), f"2^{input.numel().bit_length()} values"), unmeasured="triton",
     )  # fmt: skip
     return result
 
 
-def _serve(input: Tensor, negative_slope: float) -> Tensor:
+def _leaky_relu(input: Tensor, negative_slope: float) -> Tensor:
     if not backends.uses_kernel(OP, input.device.type, input.dtype):
         return F.leaky_relu(input, negative_slope)
     output: Tensor = LeakyReLU.apply(input, negative_slope)
     return output
 
 
-def relu(input: Tensor) -> Tensor:
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """Return input where it is above zero, zero elsewhere.
 
     Args:
         input: any shape and strides, float64, float32, bfloat16 or float16.
+        inplace: write the result over ``input`` and return it, as ``F.relu`` does.
 
     Returns:
-        Tensor of input's shape, dtype and strides, as ``F.relu`` gives it.
+        Tensor of input's shape, dtype and strides, as from ``F.relu``.
 
     Raises:
-        TypeError: wrong type or dtype.
+        TypeError: ``input`` is not a tensor of one of those dtypes.
+        RuntimeError: ``inplace`` on a leaf that requires grad, or on another tensor that torch refuses to overwrite.
 
     Notes:
-        Derivatives: of any order. From the second on there is no gradient by ``input``, where ATen has zeros that all
-        layers before it are then walked with, unless the gradient from above requires none itself (behind it frozen
-        layers alone): then zeros as well.
-        Values, NaN and infinities are ATen's, whose kernels serve.
-        Memory: backward keeps the output.
+        Derivatives: of any order. The second backward returns None for ``input``, not ATen's zeros, so that autograd
+            does not backpropagate zeros through all earlier layers. It returns zeros where the incoming gradient does
+            not require grad (all later layers are frozen), and in place on a view.
+        Values, NaN and infinities: as in ATen, whose kernels run on every device.
+        Memory: saves the result for backward.
     """
     if checks.is_for_torch("relu", input):
-        return F.relu(input)
+        return F.relu(input, inplace)
     checks.floating("relu", "input", input)
+    if inplace:
+        return _in_place("relu", input, None)
     if (
         backends.is_small(input)
         or dispatch.is_traced()
@@ -254,6 +270,23 @@ def relu(input: Tensor) -> Tensor:
     ):
         return F.relu(input)
     output: Tensor = Rectified.apply(input, None, False)
+    return output
+
+
+def _in_place(op: str, input: Tensor, negative_slope: float | None) -> Tensor:
+    if op == OP and backends.requested() == "triton":
+        raise RuntimeError(f"{OP}: expected inplace False for backend triton, which has no in-place kernel, got True")
+    if (
+        dispatch.is_traced()
+        # torch rejects some leaves and views before it writes to them; a Function would raise after.
+        or input.is_leaf
+        or input._is_view()
+        or (negative_slope is not None and negative_slope <= 0)
+        or backends.is_small(input)
+        or not backends.uses_kernel("relu", input.device.type, input.dtype)
+    ):
+        return torch.relu_(input) if negative_slope is None else F.leaky_relu_(input, negative_slope)
+    output: Tensor = Rectified.apply(input, negative_slope, True)
     return output
 
 

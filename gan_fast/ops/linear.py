@@ -1,4 +1,10 @@
-"""Linear layers, as convolutions of no dims: their nodes know what those of convolutions know."""
+"""Linear layers on the autograd nodes of convolutions, with no spatial dims.
+
+>>> import torch
+>>> from gan_fast import ops
+>>> ops.linear(torch.ones(2, 3), torch.ones(4, 3), torch.zeros(4)).shape
+torch.Size([2, 4])
+"""
 
 from __future__ import annotations
 
@@ -18,23 +24,25 @@ _GEOMETRY = ConvGeometry((), (), (), False, (), 1)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return ``input @ weight.T + bias`` as ``F.linear``, with a lean double backward.
+    """Return ``input @ weight.T + bias``, like ``F.linear``, with a cheaper double backward.
 
     Args:
         input: (N, *, C_in) or (C_in,), float64, float32, bfloat16 or float16.
-        weight: (C_out, C_in), same dtype and device.
+        weight: (C_out, C_in), same dtype and device; also (C_in,), like ``F.linear``.
         bias: (C_out,) or None, same dtype and device.
 
     Returns:
         (N, *, C_out) or (C_out,).
 
     Raises:
-        TypeError: wrong type or dtype.
-        ValueError: wrong shape or device.
+        TypeError: an argument is not a tensor, or its dtype is not supported or not the input's.
+        RuntimeError: wrong shape (from ``F.linear``), device or dtype.
 
     Notes:
-        Derivatives: of any order, by products of ATen's; the first backward of a gradient penalty takes none of the
-        weight. Under autocast: in its dtype, as ``F.linear``.
+        Derivatives: of any order, with ATen's matrix products. A backward pass computes only the gradients that it was
+            called for: that of a gradient penalty skips the weight's.
+        Autocast: computes in the autocast dtype, like ``F.linear``.
+        Backends: ATen's kernels on every device.
     """
     if checks.is_for_torch(OP, input, weight, bias):
         return F.linear(input, weight, bias)
@@ -42,7 +50,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         try:
             return F.linear(input, weight, bias)
         except (RuntimeError, TypeError):
-            pass  # the checks below say what is wrong in words of ours
+            pass  # the checks below raise a clearer error
     checks.floating(OP, "input", input)
     checks.tensor(OP, "weight", weight)
     device = input.device.type
@@ -52,27 +60,17 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         bias = bias if bias is None or bias.dtype == torch.float64 else bias.to(dtype)
     if dispatch.is_traced():
         return F.linear(input, weight, bias)
-    _check(input, weight, bias)
-    if input.dim() < 2 or not backends.uses_kernel(OP, device, input.dtype):
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None:
+            checks.tensor(OP, name, value)
+            checks.same_device(OP, name, value, "input", input)
+            checks.dtype(OP, name, value, input.dtype)
+    # F.linear raises on wrong shapes; some of the others broadcast.
+    usual = input.dim() >= 2 and weight.dim() == 2 and input.size(-1) == weight.size(1)
+    if not usual or (bias is not None and bias.shape != weight.shape[:1]):
+        return F.linear(input, weight, bias)
+    if not backends.uses_kernel(OP, device, input.dtype):
         return F.linear(input, weight, bias)
     rows = input.flatten(0, -2)
     output: Tensor = Convolution.apply(rows, weight, bias, _GEOMETRY, None)
     return output if input.dim() == 2 else output.view(*input.shape[:-1], output.size(1))
-
-
-def _check(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    for name, value in (("weight", weight), ("bias", bias)):
-        if value is None:
-            continue
-        checks.tensor(OP, name, value)
-        checks.same_device(OP, name, value, "input", input)
-        checks.dtype(OP, name, value, input.dtype)
-    if weight.dim() != 2:
-        raise ValueError(f"{OP}: expected weight dimensions 2, got shape {tuple(weight.shape)}")
-    if input.dim() < 1 or input.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"{OP}: expected input last dim {weight.shape[1]} as weight {tuple(weight.shape)} has it, "
-            f"got shape {tuple(input.shape)}"
-        )
-    if bias is not None:
-        checks.shape(OP, "bias", bias, (weight.shape[0],))

@@ -1,4 +1,11 @@
-"""Minibatch discrimination: how close each sample is to the others, without a tensor of all pairs."""
+"""Minibatch discrimination: features that measure how close a sample is to the others of its batch.
+
+>>> import torch
+>>> from gan_fast import ops
+>>> samples = torch.tensor([[0.0], [0.0], [9.0]])
+>>> ops.minibatch_discrimination(samples, torch.ones(1, 1, 1))[:, 1].round().tolist()
+[1.0, 1.0, 0.0]
+"""
 
 from __future__ import annotations
 
@@ -22,15 +29,15 @@ _native = SimpleNamespace(
 
 
 def _kernels(projected: Tensor) -> Any:
-    """What serves: functions of the native ops' names and signatures."""
+    """The kernels for ``projected``, with the signatures of the ops of the same names."""
     return backends.triton_kernels(OP, projected) or _native
 
 
 def reference(projected: Tensor) -> Tensor:
-    """The same on plain ATen, with the tensor of all pairs: (N, B, C) to (N, B)."""
+    """(N, B, C) to (N, B) in plain ATen, with a tensor of all pairs."""
     x = projected.float() if projected.dtype.itemsize == 2 else projected
     distance = (x.unsqueeze(0) - x.unsqueeze(1)).abs().sum(3)
-    # Not itself: at a distance without end neither the sum nor a gradient has anything of it.
+    # Excludes each sample's distance to itself: an infinite distance adds nothing to the sum or to a gradient.
     itself = torch.eye(x.size(0), dtype=torch.bool, device=x.device).unsqueeze(2)
     return torch.exp(-distance.masked_fill(itself, float("inf"))).sum(1).to(projected.dtype)
 
@@ -52,11 +59,10 @@ class MinibatchDiscrimination(torch.autograd.Function):
             return None
         (projected,) = ctx.saved_tensors
         grad: Tensor
-        # A node of its own only where somebody will differentiate again.
         if dispatch.records_graph("minibatch_discrimination_backward", grad_output):
             grad = MinibatchDiscriminationBackward.apply(grad_output, projected, ctx.kernels)
         else:
-            # The dispatcher takes a batch of gradients apart.
+            # A batch of gradients must pass the dispatcher, which splits it.
             batched = torch._C._functorch.is_legacy_batchedtensor(grad_output)
             grad = (_native if batched else ctx.kernels).backward(grad_output, projected)
         return grad
@@ -107,34 +113,36 @@ dispatch.register(
 
 
 def minibatch_discrimination(input: Tensor, weight: Tensor) -> Tensor:
-    """Append to each sample how close it is to the others of its batch, by ``out_features`` learned measures.
+    """Append to each sample ``out_features`` learned measures of its closeness to the other samples of the batch.
 
-    M_n = input_n weight, (B, C); o_n,b = sum over m != n of exp(-||M_n,b - M_m,b||_1); output = cat([input, o], 1).
+    M_n = input_n weight, of shape (B, C);  o_n,b = sum over m != n of exp(-||M_n,b - M_m,b||_1);
+    output = cat([input, o], 1).
 
     Args:
         input: (N, in_features), float64, float32, bfloat16 or float16, any strides.
-        weight: (in_features, out_features, kernel_dims) = (A, B, C), same dtype and device.
+        weight: (in_features, out_features, kernel_dims) = (A, B, C), dtype and device of ``input``.
 
     Returns:
-        Tensor (N, in_features + out_features) of input's dtype.
+        Tensor (N, in_features + out_features) of the dtype of ``input``.
 
     Raises:
-        TypeError: wrong type or dtype, or two dtypes.
-        ValueError: wrong shape, or two devices.
+        TypeError: a wrong type or dtype, or two dtypes.
+        ValueError: a wrong shape, or two devices.
 
     Notes:
-        Derivatives: first and second by kernels, higher ones through ATen. At M_n,b,c = M_m,b,c the distance has the
-            gradient zero, as ATen's abs.
-        Memory: backward keeps M alone, (N, B, C); pairs are computed again, where the formula in ATen keeps their
+        Derivatives: of any order; the first and second from kernels, higher ones from ATen. At M_n,b,c = M_m,b,c the
+            distance has gradient zero, as ATen's abs.
+        Memory: backward keeps only M, (N, B, C), and computes the pairs again; the formula in ATen keeps all
             differences, (N, N, B, C).
-        Accumulation: float64; deterministic for any number of threads and any CPU instruction set, but for the product.
-        Autocast: the product in autocast's dtype, as ``torch.mm``; all after it in float32.
-        One sample has no others: zeros. No samples: an empty result.
-        Backends: native CPU kernel; on a GPU the quicker of Triton's, which has no float64 and sums in float32, and the
-            reference; the reference elsewhere and under functorch transforms.
+        Accumulation: float64, except in the product input weight; deterministic for any number of threads and any CPU
+            instruction set. Triton sums in float32.
+        Autocast: the product in autocast's dtype, like ``torch.mm``; everything after it in float32.
+        A batch of one sample gets zeros; an empty batch gives an empty result.
+        Backends: a CPU kernel; on a GPU the faster of Triton (not for float64) and ATen; ATen elsewhere and under
+            functorch transforms.
 
-    Source: Salimans et al., Improved Techniques for Training GANs, 2016 (arXiv 1606.03498), section 3.2; a sample is
-    not compared with itself, as in the authors' code.
+    Source: Salimans et al., Improved Techniques for Training GANs, 2016 (arXiv 1606.03498), section 3.2. A sample is
+        not compared with itself, as in the authors' code.
     """
     checks.floating(OP, "input", input)
     checks.floating(OP, "weight", weight)
@@ -154,24 +162,22 @@ def minibatch_discrimination(input: Tensor, weight: Tensor) -> Tensor:
     if autocast and projected.dtype.itemsize == 2:
         projected = projected.float()
     if torch.jit.is_tracing():
-        # A trace holds ATen's ops.
+        # A trace must contain ATen's ops.
         closeness = reference(projected)
     else:
-        closeness = backends.call_fastest(
-            OP, _serve, (projected,), lambda: _shape_class(projected), unmeasured="triton"
-        )
+        closeness = backends.call_fastest(OP, _run, (projected,), lambda: _shape_class(projected), unmeasured="triton")
     return torch.cat([input, closeness], 1)
 
 
 def _shape_class(projected: Tensor) -> tuple[str, ...]:
-    """What the time depends on, sizes to a power of two."""
+    """What the running time depends on, with sizes rounded to a power of two."""
     sizes = (
         f"2^{size.bit_length()} {name}" for size, name in zip(projected.shape, ("samples", "kernels", "components"))
     )
     return (checks.name_of(projected.dtype), *sizes)
 
 
-def _serve(projected: Tensor) -> Tensor:
+def _run(projected: Tensor) -> Tensor:
     if not backends.uses_kernel(OP, projected.device.type, projected.dtype):
         return reference(projected)
     output: Tensor

@@ -1,11 +1,18 @@
-"""The standard deviation over a batch as features of its own, by which a discriminator sees missing variety."""
+"""Minibatch standard deviation: a feature by which a discriminator detects missing variety.
+
+>>> import torch
+>>> from gan_fast import ops
+>>> ops.minibatch_stddev(torch.tensor([[1.0], [3.0]]))  # values and their standard deviation
+tensor([[1., 1.],
+        [3., 1.]])
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from gan_fast import layout
+from gan_fast.memory_format import suggest_memory_format
 from gan_fast.ops import checks
 
 OP = "minibatch_stddev"
@@ -22,34 +29,34 @@ def check_sizes(op: str, group_size: int | None, num_channels: int) -> None:
 
 
 def minibatch_stddev(input: Tensor, group_size: int | None = 4, num_channels: int = 1, eps: float = 1e-8) -> Tensor:
-    """Append to each sample how much the samples of its group differ.
+    """Append to each sample the standard deviation within its group of samples.
 
-    The batch is a stack of min(group_size, N) slices; samples at the same place in each slice form a group, as in
-    ``input.view(group_size, N / group_size, num_channels, C / num_channels, *spatial)``.
-    s = sqrt(mean over the group of (input - mean over the group)^2 + eps); each sample gets ``num_channels`` channels
-    more, the k-th the mean of s over its group's k-th share of channels and over all pixels.
+    With G = min(group_size, N), samples n, n + N / G, n + 2 N / G, ... form a group, as in
+    ``input.view(G, N / G, num_channels, C / num_channels, *spatial)``. With s = sqrt(var + eps) over the group, the
+    k-th appended channel is the mean of s over the k-th of ``num_channels`` equal ranges of channels and all positions.
 
     Args:
-        input: (N, C, *spatial) with any number of spatial dims, float64, float32, bfloat16 or float16, any strides.
-        group_size: samples in a group, at least 1; N where that is less, or where it is None. It divides N.
-        num_channels: channels appended, at least 1; divides C.
-        eps: added to the variance, above 0: a group of equal samples has a gradient, zero, to any order.
+        input: (N, C, *spatial) with any number of spatial dimensions, float64, float32, bfloat16 or float16, any
+            strides.
+        group_size: samples per group, at least 1; None means N. min(group_size, N) must divide N.
+        num_channels: number of appended channels, at least 1; must divide C.
+        eps: positive number added to the variance, so that a group of equal samples has a gradient, zero, of any order.
 
     Returns:
-        Tensor (N, C + num_channels, *spatial) of input's dtype; channels-last in, channels-last out.
+        Tensor (N, C + num_channels, *spatial) of the dtype of ``input``; channels-last if ``input`` is.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: fewer than 2 dims; N or C not divisible; a number out of range.
+        TypeError: a wrong type or dtype.
+        ValueError: fewer than 2 dimensions, N or C not divisible, or a number out of range.
 
     Notes:
         Derivatives: of any order.
         Accumulation: float32 for the half types.
-        No samples: an empty result.
-        Backends: plain ATen on every device.
+        An empty batch gives an empty result.
+        Backends: ATen on every device.
 
-    Source: Karras et al., Progressive Growing of GANs, 2018 (arXiv 1710.10196), section 3, in the form of StyleGAN2
-    (arXiv 1912.04958): groups, and shares of channels.
+    Source: Karras et al., Progressive Growing of GANs, 2018 (arXiv 1710.10196), section 3; groups and channel ranges
+        from StyleGAN2 (arXiv 1912.04958).
     """
     checks.floating(OP, "input", input)
     if input.dim() < 2:
@@ -60,7 +67,7 @@ def minibatch_stddev(input: Tensor, group_size: int | None = 4, num_channels: in
         raise ValueError(f"{OP}: expected eps above 0, got {eps!r}")
     n, c, *space = input.shape
     group = n if group_size is None else min(group_size, n)
-    # An empty batch is no groups of one.
+    # At least 1, to divide by in the case of an empty batch.
     group = max(group, 1)
     if n % group:
         raise ValueError(f"{OP}: expected input batch divisible by group_size {group}, got {n}")
@@ -70,7 +77,7 @@ def minibatch_stddev(input: Tensor, group_size: int | None = 4, num_channels: in
     x = x.reshape(group, n // group, num_channels, c // num_channels, *space)
     deviation = ((x - x.mean(0)).square().mean(0) + eps).sqrt()
     means = deviation.flatten(2).mean(2).to(input.dtype).repeat(group, 1)
-    # What cat writes has the format of its inputs where they agree: broadcast values must be told it.
+    # cat keeps a memory format only if all its inputs have it, so the expanded channels are converted too.
     channels = means.reshape(n, num_channels, *(1 for _ in space)).expand(n, num_channels, *space)
-    memory_format = layout.suggest_memory_format(input)
+    memory_format = suggest_memory_format(input)
     return torch.cat([input, channels.contiguous(memory_format=memory_format)], 1)

@@ -1,4 +1,14 @@
-"""Images moved at random: towards others, within their spread, by noise. Random numbers have no gradient."""
+"""Random changes to images: interpolation, DRAGAN's perturbation and normal noise.
+
+>>> import torch
+>>> from gan_fast import ops
+>>> real, fake = torch.zeros(3, 2), torch.ones(3, 2)
+>>> points = ops.interpolate_samples(real, fake, generator=torch.Generator().manual_seed(0))
+>>> bool((points[:, 0] == points[:, 1]).all())  # one position between real and fake per sample
+True
+>>> ops.add_noise(real, std=0.0).tolist()
+[[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+"""
 
 from __future__ import annotations
 
@@ -18,8 +28,8 @@ for _op in (INTERPOLATE, PERTURB, ADD_NOISE):
 
 
 def _kernels(op: str, input: Tensor) -> ModuleType | None:
-    """Triton's functions where they serve, else None for ATen's."""
-    # A trace or a compiled graph holds ATen's ops.
+    """The module of Triton kernels for ``op``, or None if ATen is to compute it."""
+    # A trace or a compiled graph must contain ATen's ops.
     if dispatch.is_traced() or not backends.uses_kernel(op, input.device.type, input.dtype):
         return None
     kernels = backends.triton_kernels(op, input)
@@ -29,7 +39,7 @@ def _kernels(op: str, input: Tensor) -> ModuleType | None:
 
 
 def _trial(op: str, kernels: ModuleType, like: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Results that are known whatever is drawn, of equal images and of no noise, and what they should be."""
+    """Results that do not depend on the random numbers (equal images, no noise), and the expected values."""
     x = torch.ones(2, 3, 16, 16, dtype=like.dtype, device=like.device)
     seed, zero = torch.zeros((), dtype=torch.int64, device=like.device), torch.zeros((), device=like.device)
     if op == INTERPOLATE:
@@ -42,24 +52,23 @@ def _trial(op: str, kernels: ModuleType, like: Tensor) -> tuple[list[Tensor], li
 
 
 def _seed(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """What kernels draw from, on the device: the host waits for nothing, and a CUDA graph draws anew at each replay."""
+    """The kernels' seed, on the device: no host synchronization, and new numbers at each replay of a CUDA graph."""
     return torch.empty((), dtype=torch.int64, device=like.device).random_(generator=generator)
 
 
-def _drawing_dtype(like: Tensor) -> torch.dtype:
-    """Halves are drawn and computed with in float32: of U[0, 1) bfloat16 has 256 values."""
+def _random_dtype(like: Tensor) -> torch.dtype:
+    """Float32 also for the half types: bfloat16 has only 256 values in U[0, 1)."""
     return torch.float64 if like.dtype == torch.float64 else torch.float32
 
 
-def _per_sample(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """U[0, 1), one for each sample."""
+def _uniform_per_sample(like: Tensor, generator: torch.Generator | None) -> Tensor:
     shape = (like.size(0), *(1,) * (like.dim() - 1))
-    return torch.rand(shape, dtype=_drawing_dtype(like), device=like.device, generator=generator)
+    return torch.rand(shape, dtype=_random_dtype(like), device=like.device, generator=generator)
 
 
-def _memory(like: Tensor) -> tuple[Tensor, Tensor]:
-    """A new tensor for a number per value, and its memory in order: in another ATen takes six times as long to draw."""
-    values = torch.empty_like(like, dtype=_drawing_dtype(like), requires_grad=False)
+def _empty_and_flat(like: Tensor) -> tuple[Tensor, Tensor]:
+    """An empty tensor like ``like``, and a view of it in memory order, which ATen fills six times faster."""
+    values = torch.empty_like(like, dtype=_random_dtype(like), requires_grad=False)
     return values, values.as_strided((values.numel(),), (1,))
 
 
@@ -81,7 +90,7 @@ def _check_samples(op: str, argument: str, value: Tensor, generator: torch.Gener
 
 
 class Interpolate(torch.autograd.Function):
-    """interpolate by a kernel; its derivative is linear and written in ATen, so that it has any order."""
+    """interpolate_samples by a kernel. Its derivative is linear and uses ATen, so derivatives are of any order."""
 
     @staticmethod
     def forward(ctx: Any, real: Tensor, fake: Tensor, seed: Tensor, kernels: Any) -> Tensor:
@@ -96,35 +105,35 @@ class Interpolate(torch.autograd.Function):
         (u,) = ctx.saved_tensors
         if grad_output is None:
             return (None,) * 4
-        by_real, by_fake = (
-            (grad_output * share).to(grad_output.dtype) if wanted else None
-            for share, wanted in zip((1 - u, u), ctx.needs_input_grad)
+        grad_real, grad_fake = (
+            (grad_output * weight).to(grad_output.dtype) if needed else None
+            for weight, needed in zip((1 - u, u), ctx.needs_input_grad)
         )
-        return by_real, by_fake, None, None
+        return grad_real, grad_fake, None, None
 
 
 def interpolate_samples(real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """Return a point between each real image and the fake one beside it, uniformly drawn.
+    """Return a uniformly drawn point between each real image and the fake one at the same index.
 
-    output_n = real_n + u_n * (fake_n - real_n), u_n ~ U[0, 1), one for all elements of sample n.
+    output_n = real_n + u_n (fake_n - real_n), with one u_n ~ U[0, 1) for all elements of sample n.
 
     Args:
         real: (N, ...), float64, float32, bfloat16 or float16, any strides.
-        fake: of real's shape, dtype and device.
-        generator: what is drawn from, on the images' device; None stands for the device's default one.
+        fake: shape, dtype and device of ``real``.
+        generator: random number generator on the images' device; None means the device's default one.
 
     Returns:
-        Tensor of real's shape and dtype, exactly real where u_n is 0.
+        Tensor of the shape and dtype of ``real``; exactly ``real`` where u_n is 0.
 
     Raises:
-        TypeError: wrong type or dtype, or two dtypes.
-        ValueError: two shapes or devices, no dimension.
+        TypeError: a wrong type or dtype, or two dtypes.
+        ValueError: two shapes or devices, no dimensions, or a generator on another device.
 
     Notes:
-        Derivatives: by real and fake, of any order.
+        Derivatives: with respect to real and fake, of any order.
         Arithmetic: float32 for the half types.
-        Backends: ATen's ops; on a GPU a Triton kernel (not for float64), which draws other numbers from one seed. Where
-            that kernel does not run, which is found before anything is drawn and logged, ATen's ops.
+        Backends: ATen; on a GPU a Triton kernel (not for float64), which draws other numbers from the same seed. The
+            kernel is tried before anything is drawn; if it fails, a warning is logged and ATen is used.
 
     Source: Gulrajani et al., Improved Training of Wasserstein GANs, 2017 (arXiv 1704.00028), algorithm 1.
     """
@@ -142,36 +151,35 @@ def interpolate_samples(real: Tensor, fake: Tensor, *, generator: torch.Generato
     if kernels is not None:
         output = Interpolate.apply(real, fake, _seed(real, generator), kernels)
         return output
-    u = _per_sample(real, generator)
+    u = _uniform_per_sample(real, generator)
     return torch.lerp(real.to(u.dtype), fake.to(u.dtype), u).to(real.dtype)
 
 
 def perturb(real: Tensor, *, scale: float = 0.5, generator: torch.Generator | None = None) -> Tensor:
-    """Return a point in the neighbourhood of each real image, as DRAGAN takes it.
+    """Return a random point near each real image, at which DRAGAN takes its gradient penalty.
 
-    output_n = real_n + u_n * scale * std * v, u_n ~ U[0, 1) for all elements of sample n, v ~ U[0, 1) for each of them;
-    std is that of all elements of all samples, unbiased.
+    output_n = real_n + u_n scale std(real) v_n, with one u_n ~ U[0, 1) per sample and one v ~ U[0, 1) per element;
+    std(real) is the unbiased standard deviation over all elements of all samples.
 
     Args:
         real: (N, ...), float64, float32, bfloat16 or float16, any strides.
-        scale: share of the standard deviation that is the farthest.
-        generator: what is drawn from, on the images' device; None stands for the device's default one.
+        scale: largest distance of an element, in standard deviations.
+        generator: random number generator on the images' device; None means the device's default one.
 
     Returns:
-        Tensor of real's shape and dtype, without gradient: points that a penalty is taken at begin there.
+        Tensor of the shape and dtype of ``real``, without gradient.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: no dimension, or a generator of another device.
+        TypeError: a wrong type or dtype.
+        ValueError: no dimensions, or a generator on another device.
 
     Notes:
-        One element in all: NaN, as ``torch.std`` gives it.
-        The host does not wait for the deviation.
+        A single element gives NaN, like ``torch.std``. The standard deviation stays on the device.
         Arithmetic: float32 for the half types.
-        Backends: ATen's ops; on a GPU a Triton kernel (not for float64), which draws other numbers from one seed. Where
-            that kernel does not run, which is found before anything is drawn and logged, ATen's ops.
+        Backends: ATen; on a GPU a Triton kernel (not for float64), which draws other numbers from the same seed. The
+            kernel is tried before anything is drawn; if it fails, a warning is logged and ATen is used.
 
-    Source: Kodali et al., On Convergence and Stability of GANs, 2017 (arXiv 1705.07215), and its authors' code.
+    Source: Kodali et al., On Convergence and Stability of GANs, 2017 (arXiv 1705.07215), and the authors' code.
     """
     _check_samples(PERTURB, "real", real, generator)
     checks.number(PERTURB, "scale", scale)
@@ -183,14 +191,14 @@ def perturb(real: Tensor, *, scale: float = 0.5, generator: torch.Generator | No
     if kernels is not None:
         output: Tensor = kernels.perturb(real, std, _seed(real, generator), float(scale))
         return output
-    factor = _per_sample(real, generator) * (std * float(scale))
-    noise, memory = _memory(real)
-    memory.uniform_(generator=generator)
+    factor = _uniform_per_sample(real, generator) * (std * float(scale))
+    noise, flat = _empty_and_flat(real)
+    flat.uniform_(generator=generator)
     return noise.mul_(factor).add_(real).to(real.dtype)
 
 
 class AddNoise(torch.autograd.Function):
-    """add_noise by a kernel: the gradient passes."""
+    """add_noise by a kernel; the gradient passes unchanged."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, std: float | Tensor, seed: Tensor, kernels: Any) -> Tensor:
@@ -204,28 +212,28 @@ class AddNoise(torch.autograd.Function):
 
 
 def add_noise(input: Tensor, std: float | Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """Return images with normal noise, as instance noise puts it before a discriminator.
+    """Return images with normal noise added, such as the instance noise of a discriminator's input.
 
-    output = input + std * z, z ~ N(0, 1) for each element.
+    output = input + std z, with one z ~ N(0, 1) per element.
 
     Args:
         input: any shape and strides, float64, float32, bfloat16 or float16.
-        std: at least 0; a float, or a tensor without dimensions on input's device, which a schedule may write to
-            between two replays of a CUDA graph.
-        generator: what is drawn from, on input's device; None stands for the device's default one.
+        std: standard deviation, at least 0: a float, or a tensor without dimensions on the device of ``input``, which a
+            schedule may overwrite between two replays of a CUDA graph.
+        generator: random number generator on the images' device; None means the device's default one.
 
     Returns:
-        Tensor of input's shape and dtype.
+        Tensor of the shape and dtype of ``input``.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: a std below 0, of another shape or device or that requires grad; a generator of another device.
+        TypeError: a wrong type or dtype.
+        ValueError: a std below 0, of another shape or device or requiring a gradient; a generator on another device.
 
     Notes:
-        Derivatives: the gradient by input is the output's own; a std has none.
+        Derivatives: the gradient of ``input`` equals that of the output; std has none.
         Arithmetic: float32 for the half types.
-        Backends: ATen's ops; on a GPU a Triton kernel (not for float64), which draws other numbers from one seed. Where
-            that kernel does not run, which is found before anything is drawn and logged, ATen's ops.
+        Backends: ATen; on a GPU a Triton kernel (not for float64), which draws other numbers from the same seed. The
+            kernel is tried before anything is drawn; if it fails, a warning is logged and ATen is used.
 
     Source: Sonderby et al., Amortised MAP Inference for Image Super-resolution, 2017 (arXiv 1610.04490), section 4;
         Arjovsky and Bottou, Towards Principled Methods for Training GANs, 2017 (arXiv 1701.04862), section 3.
@@ -237,7 +245,9 @@ def add_noise(input: Tensor, std: float | Tensor, *, generator: torch.Generator 
         checks.same_device(op, "std", std, "input", input)
         checks.shape(op, "std", std, ())
         if std.requires_grad:
-            raise ValueError(f"{op}: expected std not to require grad, got one that does: it has no gradient")
+            raise ValueError(
+                f"{op}: expected a std that does not require grad, got one that does: add_noise has no gradient for std"
+            )
     else:
         checks.number(op, "std", std)
         if not std >= 0:
@@ -246,9 +256,9 @@ def add_noise(input: Tensor, std: float | Tensor, *, generator: torch.Generator 
     if kernels is not None:
         output: Tensor = AddNoise.apply(input, std, _seed(input, generator), kernels)
         return output
-    noise, memory = _memory(input)
+    noise, flat = _empty_and_flat(input)
     if isinstance(std, Tensor):
-        memory.normal_(generator=generator).mul_(std)
+        flat.normal_(generator=generator).mul_(std)
     else:
-        memory.normal_(0.0, float(std), generator=generator)
+        flat.normal_(0.0, float(std), generator=generator)
     return noise.add_(input).to(input.dtype)

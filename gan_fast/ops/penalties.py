@@ -1,6 +1,29 @@
-"""Penalties on a critic's gradient by its images, and what shares a pass through the critic with them.
+"""Penalties on a critic's gradient with respect to its images, and losses that share passes with them.
 
-docs/penalties.md derives them and counts what they cost.
+Properties of all penalties:
+
+- Derivatives are of any order, as far as the critic has them. Where a sample's gradient is zero, the penalty's gradient
+  is zero, not NaN.
+- While a penalty runs the critic, its convolutions, linear layers and (leaky) ReLUs are replaced by gan_fast's ops: the
+  double backward then costs four passes of the critic instead of six. Compiled parts of the critic run eagerly, because
+  torch.compile has no double backward; it cannot trace a penalty either, so call penalties outside compiled functions.
+- Under autocast the critic runs in autocast's dtype, or in float32 if that is float16, whose range is too small for a
+  gradient of a gradient. Interpolation, norms and penalty are in float32. With a gradient scaler, scale only the total
+  loss that contains the penalty.
+- Batch norm in training mode makes each sample's gradient depend on the whole batch. The penalty is exact but slower,
+  and a warning is logged once.
+
+docs/penalties.md derives the formulas and counts the passes.
+
+>>> import torch
+>>> from gan_fast import ops
+>>> critic = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 1))
+>>> real, fake = torch.zeros(4, 3, 2, 2), torch.ones(4, 3, 2, 2)
+>>> norm = critic[1].weight.norm()  # of the gradient, since the critic is linear
+>>> bool(torch.isclose(ops.gradient_penalty(critic, real, fake), (norm - 1) ** 2))
+True
+>>> bool(torch.isclose(ops.r1_penalty(critic, real), norm**2 / 2))
+True
 """
 
 from __future__ import annotations
@@ -34,37 +57,30 @@ def gradient_penalty(
     coefficients: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Return WGAN-GP's penalty of a critic whose gradient norm, between real and fake samples, is not ``center``.
+    """Return WGAN-GP's penalty, which pulls the critic's gradient norm between real and fake samples to ``center``.
 
-    penalty = mean_n c_n (||grad_x critic(x_n)||_2 - center)^2,  x_n = real_n + u_n (fake_n - real_n),
-    u_n ~ U[0, 1), one a sample; the norm is over all elements of a sample. Unweighted: Gulrajani et al. take it ten
-    times.
+    penalty = mean_n c_n (||grad_x critic(x_n)||_2 - center)^2,  x_n = real_n + u_n (fake_n - real_n), with one
+    u_n ~ U[0, 1) per sample and the norm over all elements of a sample. The paper's weight of 10 is not included.
 
     Args:
-        critic: any function of images: (N, ...) to (N, ...); of several outputs a sample (patches) the gradient is that
-            of their sum. A conditional critic comes as a closure over its labels. May have batch norm, compiled parts.
-        real: (N, ...), float64, float32, bfloat16 or float16.
-        fake: as real in shape, dtype (any, under autocast) and device. Neither gets a gradient.
-        center: 1, or 0 for a zero-centered penalty.
-        coefficients: c_n, (N,), or None for 1 each.
-        generator: of u.
+        critic: any function that maps images (N, ...) to (N, ...). With several outputs per sample (patches) the
+            gradient is that of their sum. Pass a conditional critic as a closure over its labels.
+        real: (N, ...), float64, float32, bfloat16 or float16; gets no gradient.
+        fake: shape, dtype and device of ``real`` (any floating dtype under autocast); gets no gradient.
+        center: gradient norm without penalty, at least 0; 1 in WGAN-GP.
+        coefficients: c_n, shape (N,); None means 1 for every sample.
+        generator: random number generator for u, on the images' device; None means the default one.
 
     Returns:
-        Scalar tensor, differentiable by the critic's parameters; float32, or float64 for float64 images.
+        Scalar, differentiable with respect to the critic's parameters; float32, or float64 for float64 images.
 
     Raises:
-        TypeError: wrong type or dtype.
-        ValueError: wrong shape or device; a critic whose output does not depend on the images.
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or device, or a critic whose output does not depend on the images.
+        RuntimeError: a call under torch.inference_mode.
 
     Notes:
-        Derivatives: any order, where the critic has them. Where a gradient is zero, so is the penalty's, not NaN.
-        Speed: while the penalty runs the critic, its convolutions, linear layers and (leaky) ReLUs are ours, whose
-            double backward costs four passes of the critic instead of six. Compiled parts run eagerly meanwhile:
-            torch.compile has no double backward. Nor can it trace a penalty: call it outside of compiled functions.
-        Under autocast: the critic runs as autocast has it, in float16 in float32; interpolation, norms and penalty do
-            not leave float32. With a gradient scaler: scale the loss that the penalty is added to, nothing else.
-        Batch norm in training mode makes every gradient depend on the whole batch, which the paper advises against:
-            exact here, slower, and said once.
+        :mod:`gan_fast.ops.penalties` describes derivative order, speed, autocast and batch norm.
 
     Source: Gulrajani et al., Improved Training of Wasserstein GANs, 2017 (arXiv 1704.00028), section 4.
     """
@@ -74,7 +90,7 @@ def gradient_penalty(
     checks.same_device(op, "fake", fake, "real", real)
     checks.shape(op, "fake", fake, tuple(real.shape))
     if dispatch.is_autocast_enabled(real.device.type):
-        # There generators return another dtype than data have.
+        # Under autocast G's images have another dtype than real ones.
         fake = fake.to(real.dtype)
     checks.dtype(op, "fake", fake, real.dtype)
     _check_options(op, real, coefficients, center=center)
@@ -91,16 +107,30 @@ def dragan_penalty(
     coefficients: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Return DRAGAN's penalty of a critic whose gradient norm, around real samples, is not ``center``.
+    """Return DRAGAN's penalty, which pulls the critic's gradient norm around real samples to ``center``.
 
-    As :func:`gradient_penalty`, at x_n = real_n + u_n scale std(real) v_n, u_n ~ U[0, 1) one a sample and v_n ~ U[0, 1)
-    one an element.
+    penalty = mean_n c_n (||grad_x critic(x_n)||_2 - center)^2,  x_n = real_n + u_n scale std(real) v_n, with one
+    u_n ~ U[0, 1) per sample, one v ~ U[0, 1) per element, and std over all elements of ``real``.
 
     Args:
-        critic, real, center, coefficients, generator: as :func:`gradient_penalty`.
-        scale: of the noise, in standard deviations of all of ``real``.
+        critic: any function that maps images (N, ...) to (N, ...). With several outputs per sample (patches) the
+            gradient is that of their sum. Pass a conditional critic as a closure over its labels.
+        real: (N, ...), float64, float32, bfloat16 or float16; gets no gradient.
+        center: gradient norm without penalty, at least 0; 1 in DRAGAN.
+        scale: largest perturbation in standard deviations, at least 0.
+        coefficients: c_n, shape (N,); None means 1 for every sample.
+        generator: random number generator for u and v, on the images' device; None means the default one.
 
-    Returns, Raises, Notes: as :func:`gradient_penalty`.
+    Returns:
+        Scalar, differentiable with respect to the critic's parameters; float32, or float64 for float64 images.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or device, or a critic whose output does not depend on the images.
+        RuntimeError: a call under torch.inference_mode.
+
+    Notes:
+        :mod:`gan_fast.ops.penalties` describes derivative order, speed, autocast and batch norm.
 
     Source: Kodali et al., On Convergence and Stability of GANs, 2017 (arXiv 1705.07215), and the authors' code.
     """
@@ -112,16 +142,29 @@ def dragan_penalty(
 
 
 def r1_penalty(critic: Critic, real: Tensor, *, coefficients: Tensor | None = None) -> Tensor:
-    """Return the R1 penalty of a critic that is not flat at real samples: 0.5 mean_n c_n ||grad_x critic(real_n)||_2^2.
+    """Return the R1 penalty, 0.5 mean_n c_n ||grad_x critic(real_n)||_2^2.
+
+    :func:`logits_and_r1` also returns the critic's logits at these images and saves two passes of the critic.
 
     Args:
-        critic, coefficients: as :func:`gradient_penalty`.
+        critic: any function that maps images (N, ...) to (N, ...). With several outputs per sample (patches) the
+            gradient is that of their sum. Pass a conditional critic as a closure over its labels.
         real: (N, ...), float64, float32, bfloat16 or float16; gets no gradient.
+        coefficients: c_n, shape (N,); None means 1 for every sample.
 
-    Returns, Raises, Notes: as :func:`gradient_penalty`. Beside a loss at the same images :func:`logits_and_r1` saves
-        two passes of the critic more.
+    Returns:
+        Scalar, differentiable with respect to the critic's parameters; float32, or float64 for float64 images.
 
-    Source: Mescheder, Geiger and Nowozin, 2018 (arXiv 1801.04406), section 4.1.
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or device, or a critic whose output does not depend on the images.
+        RuntimeError: a call under torch.inference_mode.
+
+    Notes:
+        :mod:`gan_fast.ops.penalties` describes derivative order, speed, autocast and batch norm.
+
+    Source: Mescheder, Geiger and Nowozin, Which Training Methods for GANs do actually Converge?, 2018 (arXiv
+    1801.04406), section 4.1.
     """
     op = "r1_penalty"
     checks.floating(op, "real", real)
@@ -130,7 +173,28 @@ def r1_penalty(critic: Critic, real: Tensor, *, coefficients: Tensor | None = No
 
 
 def r2_penalty(critic: Critic, fake: Tensor, *, coefficients: Tensor | None = None) -> Tensor:
-    """Return the R2 penalty: :func:`r1_penalty` at generated samples, which get no gradient."""
+    """Return the R2 penalty, 0.5 mean_n c_n ||grad_x critic(fake_n)||_2^2: the R1 penalty at generated samples.
+
+    Args:
+        critic: any function that maps images (N, ...) to (N, ...). With several outputs per sample (patches) the
+            gradient is that of their sum. Pass a conditional critic as a closure over its labels.
+        fake: (N, ...), float64, float32, bfloat16 or float16; gets no gradient.
+        coefficients: c_n, shape (N,); None means 1 for every sample.
+
+    Returns:
+        Scalar, differentiable with respect to the critic's parameters; float32, or float64 for float64 images.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or device, or a critic whose output does not depend on the images.
+        RuntimeError: a call under torch.inference_mode.
+
+    Notes:
+        :mod:`gan_fast.ops.penalties` describes derivative order, speed, autocast and batch norm.
+
+    Source: Mescheder, Geiger and Nowozin, Which Training Methods for GANs do actually Converge?, 2018 (arXiv
+    1801.04406), section 4.1.
+    """
     op = "r2_penalty"
     checks.floating(op, "fake", fake)
     _check_options(op, fake, coefficients)
@@ -138,35 +202,41 @@ def r2_penalty(critic: Critic, fake: Tensor, *, coefficients: Tensor | None = No
 
 
 def logits_and_r1(critic: Critic, images: Tensor, *, coefficients: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return a critic's logits and the R1 penalty at the same images, whose gradients share their passes.
+    """Return a critic's logits and the R1 penalty at the same images, whose gradients share passes of the critic.
 
-    logits = critic(images), penalty = :func:`r1_penalty` ``(critic, images)``; any loss of the two is differentiated in
-    four passes of the critic instead of autograd's six, to the same gradients, where the critic
+    logits = critic(images), penalty = 0.5 mean_n c_n ||grad_x critic(images_n)||_2^2. The gradient of any loss of both
+    costs four passes of the critic, where autograd takes six, if the critic
 
-    - gives one logit a sample, and its parameters are weights and biases of convolutions and linear layers,
-    - does not look at two samples at once (batch norm, minibatch statistics),
-    - sees the images in every layer.
+    - returns one logit per sample,
+    - has no parameters other than weights and biases of convolutions and linear layers,
+    - processes each sample separately (no batch norm, no minibatch statistics),
+    - depends on the images in every layer.
 
-    Else the penalty takes the general way; what stands against the quick one is logged once.
+    For any other critic the penalty takes six passes, and the reason is logged once.
 
     Args:
-        critic: as :func:`gradient_penalty`.
-        images: (N, ...), real ones for R1, generated ones for R2; get no gradient.
-        coefficients: c_n of the penalty, (N,), or None for 1 each.
+        critic: any function that maps images (N, ...) to (N, ...).
+        images: (N, ...), float64, float32, bfloat16 or float16; real ones for R1, generated ones for R2. They get no
+            gradient.
+        coefficients: c_n, shape (N,); None means 1 for every sample.
 
     Returns:
-        The logits, and the penalty as :func:`r1_penalty` returns it.
+        The logits, and the penalty as a scalar in float32, or float64 for float64 images.
 
     Raises:
-        As :func:`gradient_penalty`.
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or device, or a critic whose output does not depend on the images.
+        RuntimeError: a call under torch.inference_mode.
 
     Notes:
-        What the critic computes must reach the loss by its logits: tensors that it keeps aside are not for losses.
-        Hooks of tensors see cotangents of one, and must be linear.
-        Derivatives: first order on the quick way, where a second one raises; any on the general one. Backward is to be
-        called once on the sum of all that is made of the two: twice, it takes the passes twice.
-        Under autocast: as :func:`gradient_penalty`.
-        Memory: on the quick way the cotangents of every layer beside its input.
+        With a shared pass: losses may depend on the critic only through its logits, not through tensors that the critic
+        stores elsewhere. Tensor hooks receive gradients for a logit gradient of 1 and must be linear. Derivatives are
+        of first order; a second order raises NotImplementedError. Call backward once, on the sum of all losses: each
+        further call repeats the passes. Memory holds the output gradient of every layer beside the layer's input.
+
+        Without it derivatives are of any order. :mod:`gan_fast.ops.penalties` describes autocast.
+
+    Source: docs/penalties.md derives the shared pass; Mescheder, Geiger and Nowozin, 2018 (arXiv 1801.04406), R1.
     """
     op = "logits_and_r1"
     checks.floating(op, "images", images)
@@ -176,61 +246,68 @@ def logits_and_r1(critic: Critic, images: Tensor, *, coefficients: Tensor | None
         points = images.detach().requires_grad_()
         with critic_mode(critic), per_sample.recorded(factors):
             logits = _outputs(op, critic, points)
-        reason = _obstacle(logits, points, factors) if recording else "gradients are not enabled"
+        reason = _obstacle(logits, points, factors) if recording else "gradients are disabled"
         if reason is not None and recording:
-            _log_once(f"{op}: six passes of the critic instead of four, because {reason}")
+            _log_once(f"{op}: the penalty takes six passes of the critic instead of four, because {reason}")
         factors.merging = reason is None
         grads = _grads(op, logits, points, recording)
         factors.merging = False
         if reason is None:
-            logits, grads = _Merged.apply(logits, grads, factors)
+            logits, grads = _MergeBackward.apply(logits, grads, factors)
     if not recording:
         logits = logits.detach()
     return logits, sample_norm_penalty(grads, coefficients, scale=0.5)[0]
 
 
-def logits_for_both(critic: Critic, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a critic's logits twice, for a loss of the critic and one of the images, whose gradients share a pass.
+def logits_for_both_players(critic: Critic, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a critic's logits at generated images twice, for D's loss and for G's, whose gradients share one pass.
 
-    Both are critic(images). What is made of the first gives gradients to the critic's parameters alone, what is made of
-    the second to the images alone (and so to the generator behind them): a step of both players walks the critic
-    forward and backward once. The losses' cotangents in the critic differ by a number a sample.
+    Both tensors equal critic(images). A loss of the first gives gradients only to the critic's parameters, a loss of
+    the second only to the images and thus to the generator: updating both players takes one forward and one backward
+    pass of the critic. This is possible because inside the critic the gradients of the two losses differ by one factor
+    per sample. The critic must be one that
+
+    - returns one logit per sample,
+    - has no parameters other than weights and biases of convolutions and linear layers,
+    - processes each sample separately (no batch norm, no minibatch statistics),
+    - depends on the images in every layer.
 
     Args:
-        critic: as :func:`logits_and_r1` asks of it for the quick way.
-        images: (N, ...), generated; require a gradient.
+        critic: any function that maps images (N, ...) to (N,) or (N, 1).
+        images: (N, ...), float64, float32, bfloat16 or float16, generated; must require a gradient.
 
     Returns:
-        Logits for the critic's loss, and logits for the generator's.
+        The logits for the critic's loss and the logits for the generator's loss.
 
     Raises:
-        TypeError: wrong type or dtype.
-        ValueError: images that need no gradient; a critic that couples samples or is not of that kind; the message says
-            why.
+        TypeError: a wrong type or dtype.
+        ValueError: images that require no gradient, or another kind of critic; the message gives the reason.
+        RuntimeError: a call under torch.inference_mode.
 
     Notes:
-        As :func:`logits_and_r1`, on what the critic keeps aside and on hooks.
-        Derivatives: first order; a second one raises. Backward is to be called once on the sum of both losses.
+        Losses may depend on the critic only through its logits, not through tensors that the critic stores elsewhere.
+        Tensor hooks receive gradients for a logit gradient of 1 and must be linear. Derivatives are of first order; a
+        second order raises NotImplementedError. Call backward once, on the sum of both losses.
 
     Source: docs/penalties.md.
     """
-    op = "logits_for_both"
+    op = "logits_for_both_players"
     checks.floating(op, "images", images)
     if not images.requires_grad or not torch.is_grad_enabled():
         raise ValueError(f"{op}: expected images that require a gradient, got images that do not")
-    factors, by_images = Factors(merged=False), Factors(merged=False)
-    points = _ForImages.apply(images, by_images)
+    factors, image_factors = Factors(merged=False), Factors(merged=False)
+    points = _ScaleImageGrad.apply(images, image_factors)
     with _without_float16(images.device.type), critic_mode(critic), per_sample.recorded(factors):
         logits = _outputs(op, critic, points)
     reason = _obstacle(logits, points, factors)
     if reason is not None:
-        raise ValueError(f"{op}: expected critic one that takes each sample by itself, got one where {reason}")
-    first, second = _ForBoth.apply(logits, factors, by_images)
+        raise ValueError(f"{op}: expected a critic whose backward pass can be shared, got one that cannot: {reason}")
+    first, second = _SplitLogits.apply(logits, factors, image_factors)
     return first, second
 
 
-class _Merged(torch.autograd.Function):
-    """Logits and gradients, as they are; the logits' cotangents become the factors of the gradients' pass."""
+class _MergeBackward(torch.autograd.Function):
+    """Logits and image gradients, unchanged. In backward the logits' gradients become factors of one shared pass."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, grads: Tensor, factors: Factors) -> tuple[Tensor, Tensor]:
@@ -240,39 +317,39 @@ class _Merged(torch.autograd.Function):
         return logits.clone(), grads.view_as(grads)
 
     @staticmethod
-    def backward(ctx: Any, by_logits: Tensor | None, by_grads: Tensor | None) -> tuple[None, Tensor | None, None]:
-        ctx.factors.values = None if by_logits is None else by_logits.detach().flatten()
-        if by_grads is None and by_logits is not None:
-            # The gradients' pass brings the loss's on its way.
-            by_grads = torch.zeros_like(ctx.like)
-        return None, by_grads, None
+    def backward(ctx: Any, grad_logits: Tensor | None, grad_grads: Tensor | None) -> tuple[None, Tensor | None, None]:
+        ctx.factors.values = None if grad_logits is None else grad_logits.detach().flatten()
+        if grad_grads is None and grad_logits is not None:
+            # The gradient of the loss is computed on the pass of the image gradients, so that pass must run.
+            grad_grads = torch.zeros_like(ctx.like)
+        return None, grad_grads, None
 
 
-class _ForBoth(torch.autograd.Function):
-    """Logits, twice; their cotangents become factors of what the one pass with cotangents of one gives."""
+class _SplitLogits(torch.autograd.Function):
+    """Logits, twice. Their gradients become the factors of one backward pass with logit gradients of 1."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, factors: Factors, by_images: Factors) -> tuple[Tensor, Tensor]:
-        ctx.factors, ctx.by_images = factors, by_images
+    def forward(ctx: Any, logits: Tensor, factors: Factors, image_factors: Factors) -> tuple[Tensor, Tensor]:
+        ctx.factors, ctx.image_factors = factors, image_factors
         return logits.clone(), logits.clone()
 
     @staticmethod
-    def backward(ctx: Any, by_first: Tensor, by_second: Tensor) -> tuple[Tensor, None, None]:
-        ctx.factors.values, ctx.by_images.values = by_first.detach().flatten(), by_second.detach().flatten()
-        return torch.ones_like(by_first), None, None
+    def backward(ctx: Any, grad_first: Tensor, grad_second: Tensor) -> tuple[Tensor, None, None]:
+        ctx.factors.values, ctx.image_factors.values = grad_first.detach().flatten(), grad_second.detach().flatten()
+        return torch.ones_like(grad_first), None, None
 
 
-class _ForImages(torch.autograd.Function):
-    """Images, as they are; their cotangents take factors."""
+class _ScaleImageGrad(torch.autograd.Function):
+    """Images, unchanged. In backward each image's gradient is multiplied by its factor."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, by_images: Factors) -> Tensor:
-        ctx.by_images = by_images
+    def forward(ctx: Any, images: Tensor, image_factors: Factors) -> Tensor:
+        ctx.image_factors = image_factors
         return images.view_as(images)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        return ctx.by_images.times(grad_output), None
+        return ctx.image_factors.times(grad_output), None
 
 
 def _penalty(
@@ -285,8 +362,8 @@ def _penalty(
             outputs = _outputs(op, critic, points)
         if center != 0 and per_sample.normalizes_batch(outputs, len(points)):
             _log_once(
-                f"{op}: the critic normalises over its batch, so that a sample's gradient depends on the others: exact "
-                "here, but WGAN-GP advises against it (instance or layer norm keep samples apart)"
+                f"{op}: the critic has batch norm in training mode, so each sample's gradient depends on the whole "
+                "batch; the penalty is exact, but the WGAN-GP paper advises against batch norm and suggests layer norm"
             )
         grads = _grads(op, outputs, points, recording)
     return sample_norm_penalty(grads, coefficients, center=center, scale=scale)[0]
@@ -294,19 +371,22 @@ def _penalty(
 
 def _obstacle(logits: Tensor, images: Tensor, factors: Factors) -> str | None:
     if backends.requested() == "reference":
-        return "the reference is asked for, whose layers know of no factors"
+        return "the reference backend is requested, which has no shared pass"
     return per_sample.obstacle(logits, images, factors)
 
 
 def _outputs(op: str, critic: Critic, points: Tensor) -> Tensor:
     if torch.is_inference_mode_enabled():
-        raise RuntimeError(f"{op}: expected no torch.inference_mode around it, got it; torch.no_grad will do")
+        raise RuntimeError(
+            f"{op}: expected a call outside torch.inference_mode, got one inside it; use torch.no_grad instead, which "
+            "lets the penalty compute the critic's gradient"
+        )
     outputs = critic(points)
     if not isinstance(outputs, Tensor):
         raise TypeError(f"{op}: expected critic output type Tensor, got {type(outputs).__name__}")
     if outputs.dim() == 0 or len(outputs) % max(len(points), 1):
         raise ValueError(
-            f"{op}: expected critic output one or more values for each of {len(points)} samples, "
+            f"{op}: expected critic output with one or more values for each of {len(points)} samples, "
             f"got shape {tuple(outputs.shape)}"
         )
     return outputs
@@ -322,17 +402,17 @@ def _check_options(op: str, images: Tensor, coefficients: Tensor | None, **numbe
 
 
 def _grads(op: str, outputs: Tensor, points: Tensor, recording: bool) -> Tensor:
-    """The gradient of the sum of all outputs by the images."""
+    """The gradient of the sum of all outputs with respect to the images."""
     if outputs.requires_grad:
         (grads,) = torch.autograd.grad(outputs.sum(), points, create_graph=recording, allow_unused=True)
         if grads is not None:
             result: Tensor = grads
             return result
-    raise ValueError(f"{op}: expected critic a function of the images, got one whose output does not depend on them")
+    raise ValueError(f"{op}: expected a critic that depends on the images, got one whose output does not")
 
 
 def _without_float16(device: str) -> AbstractContextManager[Any]:
-    """What float16's range leaves of a gradient of a gradient is no gradient: there the critic runs in float32."""
+    """Disable autocast to float16, whose range is too small for a gradient of a gradient."""
     if dispatch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()

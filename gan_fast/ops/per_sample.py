@@ -1,18 +1,18 @@
-"""One backward pass through a critic that serves several losses of its outputs.
+"""Share one backward pass through a critic between several losses of its outputs.
 
-Where a critic does not couple the samples of a batch, the cotangents that a loss sends down from sample n are those of
-any other loss times a number of that sample: f_n = (dL / ds_n) / (dM / ds_n), with s_n the sample's output. So whatever
-walks down with the cotangents of M can give the gradients of L by the weights on its way, each layer's from the same
-tensors: backward_weight(g_n f_n, x_n), where M's are backward_weight(g_n, x_n). docs/penalties.md derives what this
-saves.
+If a critic does not mix the samples of a batch, then in every layer the cotangent of sample n for a loss L is that for
+another loss M times one factor per sample: f_n = (dL / ds_n) / (dM / ds_n), where s_n is the critic's output. So the
+backward pass of M can compute the weight gradients of L too, from the same tensors: backward_weight(g_n f_n, x_n), next
+to backward_weight(g_n, x_n) for M. docs/penalties.md derives the savings.
 
-The nodes of ops/conv.py look here: a forward pass under :func:`recorded` lets them know the :class:`Factors` that the
-backward pass is given later.
+In a forward pass under :func:`recorded`, the nodes of ops/conv.py save the :class:`Factors`, whose values are set
+before the backward pass.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,24 +22,24 @@ from torch.autograd.function import BackwardCFunction, Function
 
 from gan_fast.ops import recompute
 
-_own = threading.local()
+_local = threading.local()
 
 
 class Factors:
-    """For each sample, what the gradients by the weights take more of a cotangent than those by the images.
+    """The factor of each sample's cotangent in the weight gradients, relative to the image gradients.
 
     Args:
-        merged: they are of a loss that another backward pass serves on its way, that through the graph which nodes
-            leave behind while ``merging`` is set. Else of the one pass that there is.
+        merged: the second backward pass applies them, through the graph that the first one builds while ``merging`` is
+            set. Otherwise the first backward pass applies them.
     """
 
     def __init__(self, merged: bool) -> None:
         self.merged, self.merging = merged, False
-        # Known when the pass that they are for begins.
+        # Set before the backward pass that applies them.
         self.values: Tensor | None = None
 
     def times(self, t: Tensor) -> Tensor:
-        """Return a tensor of (N or a multiple of it, ...) with each sample times its factor."""
+        """Return ``t``, (N or a multiple of N, ...), with each sample multiplied by its factor."""
         assert self.values is not None
         values = self.values.to(t.dtype)
         if len(t) != len(values):
@@ -48,26 +48,26 @@ class Factors:
 
 
 def recording() -> Factors | None:
-    """The factors that nodes of the running forward pass must keep, if any.
+    """Return the factors that nodes of the running forward pass must save, or None.
 
-    Not under saved-tensor hooks: what checkpointing computes again it computes elsewhere.
+    None under saved-tensor hooks, because checkpointing recomputes the forward pass outside :func:`recorded`.
     """
-    factors: Factors | None = getattr(_own, "factors", None)
+    factors: Factors | None = getattr(_local, "factors", None)
     return factors if factors is None or recompute.allowed() else None
 
 
 @contextlib.contextmanager
 def recorded(factors: Factors) -> Iterator[None]:
-    """Let nodes made inside the block, by this thread, keep ``factors``."""
-    previous, _own.factors = getattr(_own, "factors", None), factors
+    """Let the nodes that this thread creates inside the block save ``factors``."""
+    previous, _local.factors = getattr(_local, "factors", None), factors
     try:
         yield
     finally:
-        _own.factors = previous
+        _local.factors = previous
 
 
-# Nodes that take each sample by itself, by name without the number that torch gives variants of a formula. Curved ones
-# are among them: what they add to a penalty's gradient goes its own way through the forward pass's nodes.
+# Autograd nodes that process each sample separately, by name, without "Backward" and the number of the variant. Nodes
+# with a second derivative are allowed: their share of a penalty's gradient flows through the nodes of the forward pass.
 _ELEMENTWISE = {
     "LeakyRelu", "Relu", "Elu", "Softplus", "Silu", "Gelu", "Mish", "Hardtanh", "Tanh", "Sigmoid", "Abs", "Neg", "Pow",
     "Sqrt", "Exp", "Log", "Clamp", "Add", "Sub", "Mul", "Div", "Rsub", "Clone", "ToCopy", "NativeDropout",
@@ -77,31 +77,31 @@ _BY_MAP = {
     "AdaptiveMaxPool2D", "ReflectionPad1D", "ReflectionPad2D", "ReplicationPad1D", "ReplicationPad2D",
     "UpsampleNearest2D", "UpsampleBilinear2D", "PixelShuffle", "PixelUnshuffle", "Unsqueeze",
 }  # fmt: skip
-# Functions of ours that do. Others are known by nothing but a name that anybody may give.
+# gan_fast's Functions that process each sample separately. Other Functions cannot be identified by their names.
 _apart: set[type[Function]] = set()
-# They leave a sample's values together and samples in their order, whatever the first dim is counted in.
+# Reshapes keep the values of a sample together and the samples in order, even if the first dim changes.
 _RESHAPES = {"View", "UnsafeView", "ReshapeAlias", "Squeeze"}
 
 
 def keeps_samples_apart(function: type[Function]) -> type[Function]:
-    """Declare that a Function takes each sample by itself."""
+    """Declare that a Function processes each sample separately."""
     _apart.add(function)
     return function
 
 
 def obstacle(outputs: Tensor, images: Tensor, factors: Factors) -> str | None:
-    """Say why :class:`Factors` cannot serve a backward pass from ``outputs`` to ``images``, if so.
+    """Return the reason why a backward pass from ``outputs`` to ``images`` cannot apply ``factors``, or None.
 
-    Looks at the graph between them: every parameter must be a weight or a bias of nodes that know the factors, and
-    nothing may look at two samples at once.
+    In the graph between them every parameter must be a weight or bias of a node that saved the factors, and no node may
+    combine samples.
     """
     count = len(images)
     if count == 0 or outputs.numel() != count or outputs.dim() == 0 or len(outputs) != count:
-        return "the critic does not return one logit each for some samples"
+        return "the critic does not return exactly one logit per sample"
     if outputs.grad_fn is None:
-        return "the critic's output depends on nothing that requires a gradient"
+        return "the critic's output does not depend on anything that requires a gradient"
     end = images.grad_fn
-    # Nodes of the graph, and who uses what each puts out.
+    # Each node of the graph, with the nodes that use its output.
     users: dict[Any, list[Any]] = {outputs.grad_fn: []}
     pending, layers, weights, leaf = [outputs.grad_fn], [], [], None
     while pending:
@@ -126,7 +126,7 @@ def obstacle(outputs: Tensor, images: Tensor, factors: Factors) -> str | None:
                 users[edge] = []
                 pending.append(edge)
             users[edge].append(node)
-    # A backward pass to the images does not come by what they do not reach.
+    # A backward pass to the images skips the layers that do not depend on them.
     reached, pending = set(), [leaf] if leaf is not None else []
     while pending:
         node = pending.pop()
@@ -134,22 +134,22 @@ def obstacle(outputs: Tensor, images: Tensor, factors: Factors) -> str | None:
             reached.add(node)
             pending += users[node]
     if not reached.issuperset(layers) or not reached:
-        return "a layer does not see the images"
+        return "a convolution or linear layer does not depend on the images"
     return _obstacle_of_weights(weights, images, factors)
 
 
 def _obstacle_of_weights(weights: list[Any], images: Tensor, factors: Factors) -> str | None:
-    """What stands behind weights and biases, such as a parametrisation, gets the gradients of all samples together."""
-    for node in _behind(weights):
+    """The same for nodes that compute weights and biases, such as parametrizations."""
+    for node in _ancestors(weights):
         if node is images.grad_fn or getattr(node, "variable", None) is images:
-            return "a weight depends on the images"
+            return "a layer's weight is computed from the images"
         if _knows(node, factors):
-            return "a layer computes another one's weight"
+            return "a layer's weight is computed by another layer"
     return None
 
 
-def _behind(nodes: Sequence[Any]) -> Iterator[Any]:
-    """All nodes of the graph from some on, those included, each once."""
+def _ancestors(nodes: Sequence[Any]) -> Iterator[Any]:
+    """Yield each node that ``nodes`` depend on once, and ``nodes`` themselves."""
     seen, pending = set(), list(nodes)
     while pending:
         node = pending.pop()
@@ -168,36 +168,58 @@ def _obstacle_of(node: Any, count: int, factors: Factors) -> str | None:
     shape = _shape(node)
     kind = node.name().rstrip("0123456789").removesuffix("Backward")
     if _knows(node, factors):
-        # Rows of a linear layer over positions are several for each sample.
-        return None if shape[0] % count == 0 else f"{kind} changes the first dim"
+        # A linear layer over positions has several rows per sample.
+        return None if shape[0] % count == 0 else "a layer's input does not have the samples in its first dimension"
     if isinstance(node, BackwardCFunction):
         if hasattr(node, "factors") and node.factors is None:
-            return "a layer runs under checkpointing or other saved-tensor hooks"
+            return "a layer runs under activation checkpointing or other saved-tensor hooks"
         apart = node._forward_cls in _apart and len(shape) and shape[0] == count  # type: ignore[attr-defined]
-        return None if apart else f"{kind} is not known to keep samples apart"
+        return None if apart else f"the shared pass does not support {_layer_name(kind, custom=True)}"
     if kind in _RESHAPES:
         before = getattr(node, "_saved_self_sym_sizes", shape)
         ordered = len(shape) and len(before) and shape[0] % count == 0 and before[0] % count == 0
-        return None if ordered else f"{kind} changes the first dim"
+        return None if ordered else "a reshape changes the batch dimension, as inside instance norm"
     if not len(shape) or shape[0] != count:
-        return f"{kind} changes the first dim"
+        return f"{_layer_name(kind)} changes the batch dimension"
     if kind in _ELEMENTWISE:
-        # One with fewer dims would have its samples along another dim of the result.
+        # An input with fewer dims would have its samples in another dim of the result.
         inputs = [edge for edge, _ in node.next_functions if edge is not None]
-        return None if all(len(_shape(edge)) == len(shape) for edge in inputs) else f"{kind} broadcasts the batch"
+        aligned = all(len(_shape(edge)) == len(shape) for edge in inputs)
+        return None if aligned else f"{_layer_name(kind)} broadcasts the batch dimension"
     dim = _DIMS.get(kind)
     if kind in _BY_MAP or (dim is not None and dim(node, len(shape))):
         return None
-    return f"{kind} is not known to keep samples apart"
+    where = " along the batch dimension" if dim is not None else ""
+    return f"the shared pass does not support {_layer_name(kind)}{where}"
+
+
+_OUTSIDE = "under activation checkpointing, in TorchScript or with tensor subclasses"
+_LAYER_NAMES = {
+    "NativeGroupNorm": "group norm",
+    "NativeLayerNorm": "layer norm",
+    "ConstantPadNd": "padding",
+    "Convolution": f"convolutions {_OUTSIDE}",
+    **dict.fromkeys(("Addmm", "Mm", "Bmm"), f"matrix products other than linear layers, or linear layers {_OUTSIDE}"),
+}
+
+
+def _layer_name(kind: str, custom: bool = False) -> str:
+    """What users call an autograd node of this kind."""
+    if "BatchNorm" in kind:
+        return "batch norm"
+    if custom:
+        return f"the custom autograd function {kind}"
+    operation = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind).lower()
+    return _LAYER_NAMES.get(kind, f"the operation {operation}")
 
 
 def _shape(node: Any) -> Sequence[int]:
-    """The shape of what a node of the forward pass put out, or of a leaf."""
+    """Return the shape of a node's output in the forward pass, or of a leaf."""
     shape: Sequence[int] = node.variable.shape if hasattr(node, "variable") else node._input_metadata[0].shape
     return shape
 
 
-# Nodes with dims of their own: whether the batch's is not among them.
+# For nodes that act along given dims: whether these leave out the batch dim.
 _DIMS: dict[str, Callable[[Any, int], bool]] = {
     "Cat": lambda node, dims: 0 not in _wrapped([node._saved_dim], dims),
     "Mean": lambda node, dims: _reduces_samples_alone(node),
@@ -214,15 +236,15 @@ def _reduces_samples_alone(node: Any) -> bool:
 
 
 def _wrapped(dims: Sequence[int], count: int) -> list[int]:
-    """torch hands saved dims out as unsigned numbers, negative ones among them."""
+    """Return dims as non-negative numbers: torch shows saved negative dims as unsigned 64-bit integers."""
     return [(d - 2**64 if d >= 2**63 else d) % count for d in dims]
 
 
 def normalizes_batch(outputs: Tensor, count: int) -> bool:
-    """Whether the graph of ``outputs`` has a batch norm in training mode over ``count`` samples."""
-    for node in _behind([outputs.grad_fn]):
+    """Whether the graph of ``outputs`` has a batch norm over ``count`` samples in training mode."""
+    for node in _ancestors([outputs.grad_fn]):
         if "BatchNorm" in node.name():
-            # Instance norm is one over a batch of one.
+            # Instance norm is a batch norm over a batch of one.
             training = node.options[0] if hasattr(node, "options") else getattr(node, "_saved_training", True)
             if training and (_shape(node)[0] == count):
                 return True

@@ -1,9 +1,9 @@
-"""One tensor kept instead of two: an activation that its producer can compute again is not kept by its consumer.
+"""Save a recipe for an activation instead of the activation.
 
-A convolution keeps its input for the gradient by its weight. Where that input is the output of ``batch_norm_act``, the
-norm keeps its own input and statistics anyhow, and one cheap pass computes the activation again, to the last bit. So
-the consumer keeps a recipe in its place. autograd keeps beside it which node the tensor came from: what is computed in
-backward has the same place in the graph, and gradients of any order flow as if the tensor had been kept.
+A convolution saves its input for the gradient of its weight. If that input is the output of ``batch_norm_act``, the
+norm has already saved its own input and statistics, from which one cheap pass recomputes the activation bit for bit.
+So the convolution saves a recipe instead. autograd still records which node the tensor came from, so the recomputed
+tensor has the same position in the graph, and gradients of any order are those of the saved tensor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Recipe:
-    """A tensor as a function of others, which must not have changed when it is computed again."""
+    """Recomputes a tensor from others; raises if one of them was modified in the meantime."""
 
     def __init__(self, compute: Callable[..., Tensor], *inputs: Tensor | None) -> None:
         self._compute = compute
@@ -26,10 +26,10 @@ class Recipe:
     def __call__(self) -> Tensor:
         for index, (t, version) in enumerate(zip(self.inputs, self._versions)):
             if t is not None and t._version != version:
-                # The words of torch's own error for a kept tensor.
+                # The beginning is torch's error for a saved tensor.
                 raise RuntimeError(
                     "one of the variables needed for gradient computation has been modified by an inplace operation: "
-                    f"[{t.type()} {list(t.shape)}], which is input {index} of what computes an activation again, is at "
+                    f"[{t.type()} {list(t.shape)}], which is input {index} of a recomputed activation, is at "
                     f"version {t._version}; expected version {version} instead"
                 )
         with torch.no_grad():
@@ -37,7 +37,7 @@ class Recipe:
 
 
 class _Slot:
-    """Where among its saved tensors a node has a recipe."""
+    """The position of a recipe among a node's saved tensors."""
 
     def __init__(self, recipe: Recipe, index: int) -> None:
         self.recipe, self.index, self.wanted = recipe, index, True
@@ -45,28 +45,28 @@ class _Slot:
     def unpack(self) -> Tensor:
         if self.wanted:
             return self.recipe()
-        # Any tensor that is there: nobody reads it.
+        # Autograd needs a tensor here, but its values are never read.
         return next(t for t in self.recipe.inputs if t is not None)
 
 
 def allowed() -> bool:
-    """Whether nobody else has a say in how tensors are kept: under checkpointing or offloading they decide."""
+    """Whether no saved-tensor hooks are active: checkpointing and offloading must see the tensors themselves."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
 
 
 def attach(copy: Tensor, compute: Callable[[Tensor], Tensor], source: Tensor) -> None:
-    """Tell what keeps ``copy``, a tensor of ours, that it is ``compute(source)``; somebody has the source anyway."""
+    """Let nodes that save ``copy`` save a recipe ``compute(source)`` instead; ``source`` must be saved elsewhere."""
     if torch.is_grad_enabled() and not source.is_inference() and copy.data_ptr() != source.data_ptr():
         copy._gan_fast_recipe = Recipe(compute, source)  # type: ignore[attr-defined]
 
 
 def keep_recipe(output: Tensor, index: int, input: Tensor) -> None:
-    """Let the node of ``output`` keep a recipe of ``input`` in place of the tensor, where its producer knows one.
+    """Replace ``input`` among the tensors that the node of ``output`` saved by a recipe, if there is one.
 
     Args:
         output: just returned by an ``autograd.Function``.
-        index: where among the tensors saved by that Function ``input`` stands.
-        input: was given a recipe by :func:`attach`, or was produced by a node that has a function ``recipe`` of itself.
+        index: position of ``input`` among the tensors that the Function saved.
+        input: has a recipe if :func:`attach` gave it one or if its node has an attribute ``recipe``.
     """
     if input.is_inference() or input._version != 0 or not allowed():
         return
@@ -78,23 +78,23 @@ def keep_recipe(output: Tensor, index: int, input: Tensor) -> None:
     node._raw_saved_tensors[index].register_hooks(lambda _: slot, _Slot.unpack)
 
 
-# Has the place in the graph of the tensor it is unpacked for: torch adds that. Its values and shape are never used.
+# Stands in for a saved tensor whose values are not needed; torch gives it that tensor's position in the graph.
 _PLACE = torch.empty(0)
 
 
 def keep_place(output: Tensor, index: int) -> None:
-    """Let the node of ``output``, which saved its output, keep its place in the graph alone, and no values."""
+    """Drop the values of the output that the node of ``output`` saved, and keep its position in the graph."""
     if not allowed():
         return
     node: Any = output.grad_fn
-    node._raw_saved_tensors[index].register_hooks(_to_place, _from_place)
+    node._raw_saved_tensors[index].register_hooks(_pack_place, _unpack_place)
 
 
-def _to_place(t: Tensor) -> None:
+def _pack_place(t: Tensor) -> None:
     return None
 
 
-def _from_place(_: None) -> Tensor:
+def _unpack_place(_: None) -> Tensor:
     return _PLACE
 
 
@@ -106,18 +106,18 @@ def _from_producer(t: Tensor) -> Recipe | None:
     try:
         recipe = recipe_of(producer)
     except RuntimeError:
-        # Its graph is freed: nobody can walk through it any more.
+        # The graph was freed, so no backward pass can reach the producer.
         return None
     return recipe if isinstance(recipe, Recipe) else None
 
 
 def saved_tensors(ctx: Any, wanted: Sequence[bool]) -> Sequence[Tensor | None]:
-    """Return what a node saved; where a recipe is among it, that is None instead of computed if it is not wanted."""
+    """Return a node's saved tensors; if one is a recipe, None for those not ``wanted``, to save its computation."""
     slot: _Slot | None = getattr(ctx, "slot", None)
     if slot is None:
         saved: Sequence[Tensor | None] = ctx.saved_tensors
         return saved
-    # A node's outputs are unpacked by its saved_tensors alone, which unpack all.
+    # Only ctx.saved_tensors can unpack a saved output, and it unpacks all tensors, so tell the slot beforehand.
     slot.wanted = wanted[slot.index]
     try:
         return [t if w else None for t, w in zip(ctx.saved_tensors, wanted)]

@@ -1,4 +1,12 @@
-"""How far norms of samples lie from a center, squared and averaged: what gradient penalties end in, in one kernel."""
+"""The mean squared distance of sample norms from a center, in one kernel; gradient penalties end in it.
+
+>>> import torch
+>>> from gan_fast import ops
+>>> grads = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+>>> penalty, norms = ops.sample_norm_penalty(grads, center=1.0)
+>>> penalty.item(), norms.tolist()
+(8.0, [5.0, 1.0])
+"""
 
 from __future__ import annotations
 
@@ -18,7 +26,7 @@ _native = SimpleNamespace(forward=dispatch.kernel(f"{OP}_forward"), backward=dis
 
 
 def _kernels(input: Tensor) -> Any:
-    """What serves: functions of the native ops' names and signatures."""
+    """The forward and backward kernels for ``input``, with the signatures of the ops of the same names."""
     return backends.triton_kernels(OP, input) or _native
 
 
@@ -27,21 +35,22 @@ def _result_dtype(input: Tensor) -> torch.dtype:
 
 
 def _norms_and_deviations(values: Tensor, center: float) -> tuple[Tensor, Tensor]:
-    """||values_n||_2 without gradient and (||values_n||_2 - center)^2, whose derivatives know no NaN at zero."""
+    """||values_n||_2 without gradient, and (||values_n||_2 - center)^2, whose derivatives at zero are not NaN."""
     squares = values.reshape(*values.shape, 1).square().sum(tuple(range(1, values.dim() + 1)))
     norms = squares.detach().sqrt()
     if center == 0:
         return norms, squares
-    # A root has no derivative at zero, and NaN times zero would be NaN: those roots are of ones that nobody reads.
-    there = norms != 0
-    roots = torch.where(there, torch.where(there, squares, 1).sqrt(), 0)
+    # sqrt has an infinite derivative at zero, and infinity times zero is NaN. So zeros are replaced by 1 before the
+    # root and the result by 0 after it.
+    nonzero = norms != 0
+    roots = torch.where(nonzero, torch.where(nonzero, squares, 1).sqrt(), 0)
     return norms, (roots - center).square()
 
 
 def reference(
     input: Tensor, coefficients: Tensor | None, center: float, scale: float, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The same on plain ATen, in ``dtype`` or, where there is none, in that of the results."""
+    """Penalty and norms in plain ATen, computed in ``dtype`` or by default in the dtype of the results."""
     norms, deviations = _norms_and_deviations(input.to(dtype or _result_dtype(input)), center)
     if coefficients is not None:
         deviations = deviations * coefficients.to(deviations.dtype)
@@ -49,7 +58,7 @@ def reference(
 
 
 class SampleNormPenalty(torch.autograd.Function):
-    """Both outputs of torch.ops.gan_fast.sample_norm_penalty_forward; the penalty alone has a gradient."""
+    """torch.ops.gan_fast.sample_norm_penalty_forward; of its outputs only the penalty is differentiable."""
 
     @staticmethod
     def forward(
@@ -70,15 +79,14 @@ class SampleNormPenalty(torch.autograd.Function):
         input, coefficients, norms = ctx.saved_tensors
         center, scale = ctx.options
         arguments = (grad_penalty, input, norms, coefficients, center, scale)
-        wanted = dispatch.grads_needed(ctx, 2)
+        needed = dispatch.grads_needed(ctx, 2)
         if dispatch.records_graph(f"{OP}_backward", grad_penalty):
-            # A node of its own only where somebody will differentiate again.
-            by_input, by_coefficients = SampleNormPenaltyBackward.apply(*arguments, *wanted, ctx.kernels)
+            grad_input, grad_coefficients = SampleNormPenaltyBackward.apply(*arguments, *needed, ctx.kernels)
         else:
-            # The dispatcher takes a batch of gradients apart.
+            # A batch of gradients must pass the dispatcher, which splits it.
             batched = torch._C._functorch.is_legacy_batchedtensor(grad_penalty)
-            by_input, by_coefficients = _gradients(_native if batched else ctx.kernels, *arguments, *wanted)
-        return by_input, by_coefficients, None, None
+            grad_input, grad_coefficients = _gradients(_native if batched else ctx.kernels, *arguments, *needed)
+        return grad_input, grad_coefficients, None, None
 
 
 def _gradients(
@@ -89,22 +97,22 @@ def _gradients(
     coefficients: Tensor | None,
     center: float,
     scale: float,
-    input_wanted: bool,
-    coefficients_wanted: bool,
+    input_needed: bool,
+    coefficients_needed: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    by_input: Tensor | None = None
-    by_coefficients: Tensor | None = None
-    if input_wanted:
-        by_input = kernels.backward(grad_penalty, input, norms, coefficients, center, scale)
-    if coefficients_wanted:
-        # N numbers: ATen's, in float64.
+    grad_input: Tensor | None = None
+    grad_coefficients: Tensor | None = None
+    if input_needed:
+        grad_input = kernels.backward(grad_penalty, input, norms, coefficients, center, scale)
+    if coefficients_needed:
+        # Only N numbers, so ATen in float64 is fast enough.
         unit = (norms.double() - center).square() * (scale / max(input.size(0), 1))
-        by_coefficients = (grad_penalty.double() * unit).to(norms.dtype)
-    return by_input, by_coefficients
+        grad_coefficients = (grad_penalty.double() * unit).to(norms.dtype)
+    return grad_input, grad_coefficients
 
 
 class SampleNormPenaltyBackward(torch.autograd.Function):
-    """Both gradients of the penalty; norms are those of input, and move with it."""
+    """Both gradients of the penalty. ``norms`` counts as a function of ``input``, not as an independent argument."""
 
     @staticmethod
     def forward(
@@ -115,8 +123,8 @@ class SampleNormPenaltyBackward(torch.autograd.Function):
         coefficients: Tensor | None,
         center: float,
         scale: float,
-        input_wanted: bool,
-        coefficients_wanted: bool,
+        input_needed: bool,
+        coefficients_needed: bool,
         kernels: Any,
     ) -> tuple[Tensor | None, Tensor | None]:
         if ctx.needs_input_grad[2]:
@@ -125,7 +133,7 @@ class SampleNormPenaltyBackward(torch.autograd.Function):
         ctx.options = (center, scale)
         ctx.set_materialize_grads(False)
         return _gradients(
-            kernels, grad_penalty, input, norms, coefficients, center, scale, input_wanted, coefficients_wanted
+            kernels, grad_penalty, input, norms, coefficients, center, scale, input_needed, coefficients_needed
         )
 
     @staticmethod
@@ -134,20 +142,20 @@ class SampleNormPenaltyBackward(torch.autograd.Function):
         center, scale = ctx.options
 
         def penalty(input: Tensor, coefficients: Tensor | None) -> Tensor:
-            # In float64, as the kernels: a square that overflows would be lost here.
+            # In float64 like the kernels, since squares overflow in float32.
             return reference(input, coefficients, center, scale, torch.float64)[0].to(grad_penalty.dtype)
 
-        # Of an input that needs no gradient itself too: the gradient's own gradient goes through it.
+        # Requires a gradient even if input does not: the gradient of grad_penalty is computed through it.
         leaf = input if input.requires_grad else input.detach().requires_grad_()
-        by_grad, by_input, by_coefficients = dispatch.differentiate_reference(
+        grad_grad_penalty, grad_input, grad_coefficients = dispatch.differentiate_reference(
             penalty, (leaf, coefficients), grad_penalty, cotangents
         )
-        by_input = by_input if ctx.needs_input_grad[1] else None
-        return by_grad, by_input, None, by_coefficients, *(None,) * 5
+        grad_input = grad_input if ctx.needs_input_grad[1] else None
+        return grad_grad_penalty, grad_input, None, grad_coefficients, *(None,) * 5
 
 
 def _backward(grad_penalty: Tensor, input: Tensor, *others: Any) -> Tensor:
-    """torch.ops.gan_fast.sample_norm_penalty_backward above the kernels: the gradient by input alone."""
+    """The autograd implementation of torch.ops.gan_fast.sample_norm_penalty_backward: the gradient of ``input``."""
     arguments = (grad_penalty, input, *others)
     grad_input: Tensor = SampleNormPenaltyBackward.apply(*arguments, True, False, _kernels(input))[0]
     return grad_input
@@ -188,31 +196,32 @@ def sample_norm_penalty(
 ) -> tuple[Tensor, Tensor]:
     """Return the mean squared distance of the samples' norms from a center, and the norms.
 
-    norms_n = ||input_n||_2 over all elements of sample n;
-    penalty = scale / N * sum_n coefficients_n * (norms_n - center)^2.
+    norms_n = ||input_n||_2 over all elements of sample n,
+    penalty = scale / N * sum_n coefficients_n (norms_n - center)^2.
 
     Args:
-        input: (N, ...), gradients by images as a rule, float64, float32, bfloat16 or float16, any strides.
-        coefficients: (N,), weights of the samples, of the results' dtype or the input's; None stands for ones.
-        center: the norm that costs nothing: 1 in WGAN-GP, 0 in R1 and R2.
-        scale: of the whole, 0.5 in R1 and R2.
+        input: (N, ...), usually gradients with respect to images; float64, float32, bfloat16 or float16, any strides.
+        coefficients: weights of the samples, shape (N,), in the dtype of ``input`` or of the results; None means ones.
+        center: the norm without penalty: 1 in WGAN-GP, 0 in R1 and R2.
+        scale: factor on the penalty: 0.5 in R1 and R2.
 
     Returns:
-        penalty, a scalar, and norms, (N,), without gradient; both float64 for float64 input, else float32.
+        penalty: scalar.
+        norms: (N,), without gradient. Both are float64 for float64 input and float32 otherwise, also under autocast.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: wrong shape or device.
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or device.
 
     Notes:
-        Derivatives: by input and coefficients, first by kernels, higher ones of any order through ATen in float64. At a
-            sample of zeros, where a norm has none, they are those of its square alone: no NaN for any center.
-        Accumulation: sums in float64, so that no square of a float overflows or vanishes; deterministic, on a CPU the
-            same to the last bit for any number of threads and any instruction set.
-        No samples: NaN, a mean over nothing, as in torch. Samples of no elements have norm 0.
-        Memory: input is kept for backward, as it is.
-        Backends: native CPU kernel; on a GPU the quicker of Triton's (not for float64) and ATen's; the reference
-            elsewhere and under functorch transforms.
+        Derivatives: with respect to input and coefficients, of any order; the first from a kernel, higher ones from
+            ATen in float64. At a sample of zeros only its squared norm contributes: no NaN for any center.
+        Accumulation: in float64, so that no square of a float overflows or underflows. Deterministic; on a CPU bitwise
+            equal for any number of threads and any instruction set.
+        Empty input: NaN for no samples, as a mean over nothing in torch; norm 0 for samples without elements.
+        Memory: backward keeps ``input``.
+        Backends: a CPU kernel; on a GPU the faster of Triton (not for float64) and ATen; ATen elsewhere and under
+            functorch transforms.
 
     Source: Gulrajani et al., Improved Training of Wasserstein GANs, 2017 (arXiv 1704.00028), equation 3; Mescheder,
         Geiger and Nowozin, Which Training Methods for GANs do actually Converge?, 2018 (arXiv 1801.04406), equation 9.
@@ -220,18 +229,18 @@ def sample_norm_penalty(
     _check(input, coefficients, center, scale)
     arguments = (input, coefficients, float(center), float(scale))
     if torch.jit.is_tracing():
-        # A trace holds ATen's ops, and no shapes that were looked at.
+        # A trace must contain ATen's ops and must not depend on the shapes seen while tracing.
         return reference(*arguments)
 
     def shape_class() -> tuple[str, ...]:
         sizes = (f"2^{input.size(0).bit_length()} samples", f"2^{input.numel().bit_length()} values")
         return (checks.name_of(input.dtype), *sizes, "plain" if coefficients is None else "weighted")
 
-    result: tuple[Tensor, Tensor] = backends.call_fastest(OP, _serve, arguments, shape_class)
+    result: tuple[Tensor, Tensor] = backends.call_fastest(OP, _run, arguments, shape_class)
     return result
 
 
-def _serve(input: Tensor, coefficients: Tensor | None, center: float, scale: float) -> tuple[Tensor, Tensor]:
+def _run(input: Tensor, coefficients: Tensor | None, center: float, scale: float) -> tuple[Tensor, Tensor]:
     if not backends.uses_kernel(OP, input.device.type, input.dtype):
         return reference(input, coefficients, center, scale)
     if coefficients is not None:

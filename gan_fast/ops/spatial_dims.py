@@ -1,4 +1,4 @@
-"""One function for 1, 2 and 3 dims of space."""
+"""Make the 1-d, 2-d and 3-d versions of a function."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ T = TypeVar("T")
 
 
 def for_1d_2d_3d(function: Callable[Concatenate[int, P], T]) -> tuple[Callable[P, T], Callable[P, T], Callable[P, T]]:
-    """Return ``function`` for 1, 2 and 3 dims of space.
+    """Return ``function`` for one, two and three spatial dims.
 
     Args:
-        function: takes the number of dims first. Of its name, and of names in its docstring before an underscore, a
-            quote or a bracket, ``nd`` becomes ``1d``, ``2d``, ``3d``.
+        function: takes the number of spatial dims first. The "nd" in its name, and in names in its docstring, becomes
+            "1d", "2d" and "3d".
     """
-    return _of(function, 1), _of(function, 2), _of(function, 3)
+    return _for_dims(function, 1), _for_dims(function, 2), _for_dims(function, 3)
 
 
-def _of(function: Callable[Concatenate[int, P], T], dims: int) -> Callable[P, T]:
+def _for_dims(function: Callable[Concatenate[int, P], T], dims: int) -> Callable[P, T]:
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         return function(dims, *args, **kwargs)
 
     functools.update_wrapper(call, function)
+    # inspect would show the wrapped function's signature, with its number of dims.
     del call.__dict__["__wrapped__"]
     call.__name__ = call.__qualname__ = re.sub(r"nd(?=_|$)", f"{dims}d", function.__name__)
     call.__doc__ = re.sub(r"(?<=[a-z])nd(?=[_`(])", f"{dims}d", function.__doc__ or "")

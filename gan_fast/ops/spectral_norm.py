@@ -1,4 +1,13 @@
-"""A weight divided by its largest singular value, which a step of power iteration follows from call to call."""
+"""Spectral normalization: a weight divided by its largest singular value, estimated by power iteration.
+
+>>> import torch
+>>> from gan_fast import ops
+>>> weight = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+>>> u, v = torch.ones(2), torch.ones(2)
+>>> ops.spectral_norm(weight, u, v, n_power_iterations=20)
+tensor([[1.0000, 0.0000],
+        [0.0000, 0.3333]])
+"""
 
 from __future__ import annotations
 
@@ -25,18 +34,18 @@ def _matrix(weight: Tensor, dim: int) -> Tensor:
 
 
 def reference(weight: Tensor, u: Tensor, v: Tensor, n_power_iterations: int, eps: float, dim: int) -> Tensor:
-    """The same on plain ATen, as torch.nn.utils.parametrizations has it."""
+    """The same in plain ATen, with the formulas of torch.nn.utils.parametrizations.spectral_norm."""
     matrix = _matrix(weight, dim)
     with torch.no_grad():
         for _ in range(n_power_iterations):
             u.copy_(F.normalize(torch.mv(matrix, v), dim=0, eps=eps))
             v.copy_(F.normalize(torch.mv(matrix.H, u), dim=0, eps=eps))
-    # Copies: the next call moves them before this one's gradient is taken.
+    # Copies, since the next call may update u and v before the gradient of this one is computed.
     return weight / torch.vdot(u.clone(), torch.mv(matrix, v.clone()))
 
 
 class SpectralNorm(torch.autograd.Function):
-    """output, sigma of torch.ops.gan_fast.spectral_norm_forward; output alone has a gradient."""
+    """torch.ops.gan_fast.spectral_norm_forward; of output and sigma only the output is differentiable."""
 
     @staticmethod
     def forward(
@@ -48,7 +57,7 @@ class SpectralNorm(torch.autograd.Function):
         if n_power_iterations:
             torch.autograd.graph.increment_version((u, v))
         if ctx.needs_input_grad[0]:
-            # Copies: the next call moves them before this one's gradient is taken.
+            # Copies, since the next call may update u and v before the gradient of this one is computed.
             ctx.save_for_backward(weight, u.clone(), v.clone(), sigma)
         ctx.dim = dim
         ctx.mark_non_differentiable(sigma)
@@ -85,7 +94,7 @@ class SpectralNormBackward(torch.autograd.Function):
         def normalized(weight: Tensor) -> Tensor:
             return reference(weight, u, v, 0, 0.0, ctx.dim)
 
-        # A penalty's second backward takes a weight's gradient once: nothing is gained by a kernel here.
+        # A gradient penalty runs this once per step and weight, so a kernel would save nothing.
         return *dispatch.differentiate_reference(normalized, (weight,), grad_output, (cotangent,)), *(None,) * 4
 
 
@@ -121,43 +130,45 @@ def _check(weight: Tensor, u: Tensor, v: Tensor, n_power_iterations: int, eps: f
         checks.dtype(OP, name, vector, weight.dtype)
         checks.shape(OP, name, vector, (length,))
         if vector.requires_grad:
-            raise ValueError(f"{OP}: expected {name} not to require grad, got one that does: it has no gradient")
+            raise ValueError(
+                f"{OP}: expected {name} not to require grad, got one that does; power iteration has no gradient"
+            )
 
 
 def spectral_norm(
     weight: Tensor, u: Tensor, v: Tensor, n_power_iterations: int = 1, eps: float = 1e-12, dim: int = 0
 ) -> Tensor:
-    """Return the weight divided by its largest singular value, which u and v estimate.
+    """Return the weight divided by an estimate of its largest singular value.
 
-    With W the weight as a matrix, ``dim`` first: n_power_iterations times u = W v / max(||W v||, eps) and
-    v = W^T u / max(||W^T u||, eps), in place; output = weight / sigma, sigma = u^T W v.
+    With W the weight as a matrix whose rows are dimension ``dim``: n_power_iterations times
+    u = W v / max(||W v||, eps) and v = W^T u / max(||W^T u||, eps), in place; then output = weight / (u^T W v).
 
     Args:
-        weight: at least 2 dims, float64, float32, bfloat16 or float16, any strides.
-        u: (weight.size(dim),), same dtype and device, updated in place.
-        v: (weight.numel() / weight.size(dim),), the same.
-        n_power_iterations: at least 0; evaluation wants 0, which leaves u and v alone.
-        eps: lower bound of the norms that are divided by.
-        dim: of the outputs: 0 for convolutions and linear layers, 1 for transposed convolutions.
+        weight: at least 2 dimensions, float64, float32, bfloat16 or float16, any strides.
+        u: (weight.size(dim),), dtype and device of ``weight``; updated in place.
+        v: (weight.numel() / weight.size(dim),), dtype and device of ``weight``; updated in place.
+        n_power_iterations: at least 0; use 0 for evaluation, which leaves u and v unchanged.
+        eps: lower bound of the norms in the divisions.
+        dim: dimension of the output channels: 0 for convolutions and linear layers, 1 for transposed convolutions.
 
     Returns:
-        Tensor of weight's shape and dtype.
+        Tensor of the shape and dtype of ``weight``.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: wrong shape or device, a number out of range, u or v that require a gradient.
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or device, a number out of range, or u or v that require a gradient.
 
     Notes:
-        Derivatives: of any order by weight, with u and v constant, as torch.nn.utils.parametrizations has them; first
-            by a kernel, higher ones through ATen.
-        Memory: backward keeps weight, u and v.
+        Derivatives: with respect to weight, of any order, with u and v constant as in torch.nn.utils.parametrizations;
+            the first from a kernel, higher ones from ATen.
         Accumulation: float64; deterministic for any number of threads and any CPU instruction set.
-        Autocast: none, as if it were off.
-        Backends: native CPU kernel for contiguous weights; the reference for other strides, on other devices, under
-            functorch transforms and under a compiler.
+        Memory: backward keeps weight, u and v.
+        Autocast has no effect.
+        Backends: a CPU kernel for contiguous tensors; ATen for other strides, on other devices, under functorch
+            transforms and in compiled functions.
 
     Source: Miyato et al., Spectral Normalization for Generative Adversarial Networks, 2018 (arXiv 1802.05957),
-    algorithm 1.
+        algorithm 1.
     """
     _check(weight, u, v, n_power_iterations, eps, dim)
     device = weight.device.type

@@ -1,7 +1,7 @@
-"""Files that survive a kill, a full disk and a flipped bit.
+"""Checkpoints and generator files that survive a kill and a full disk, and whose damage is detected.
 
-A checkpoint is what ``torch.save`` writes, then its SHA-256 (32 bytes), then 8 bytes that name the format. A new one
-replaces the last only when it lies on the disk complete, and the last stays beside it as the previous one.
+A checkpoint is the output of ``torch.save``, followed by its SHA-256 (32 bytes) and 8 bytes that name the format. A new
+checkpoint replaces the last one only once it is completely on the disk; the last one is kept as a backup.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _DIGEST_KEY = "gan_fast.sha256"
 
 
 class CheckpointError(FileError):
-    """A checkpoint or a saved generator is missing, damaged, or not of this program; the message names the file."""
+    """A checkpoint or a generator file is missing, damaged, or not written by gan_fast; the message names the file."""
 
 
 class _HashingWriter(io.RawIOBase):
-    """A file that takes the SHA-256 of what passes through."""
+    """A file that computes the SHA-256 of the data written through it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.hash = file, hashlib.sha256()
@@ -47,14 +47,14 @@ class _HashingWriter(io.RawIOBase):
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Save a state; the checkpoint that was at ``path`` becomes the previous one.
+    """Save a checkpoint, and keep the one that was at ``path`` as a backup.
 
     Args:
         path: the file; its folder must exist.
         state: nested dicts of tensors, numbers and strings.
 
     Raises:
-        FileError: it cannot be saved; the checkpoint that was there stands.
+        FileError: the file cannot be written; the existing checkpoint is unchanged.
     """
 
     def write(file: BinaryIO) -> None:
@@ -66,20 +66,20 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, warn: Callable[[str], None] = print) -> dict[str, Any]:
-    """Load the checkpoint at ``path``, or the previous one where that is missing or damaged.
+    """Load the checkpoint at ``path``, or its backup if the checkpoint is missing or damaged.
 
     Args:
-        path: as given to :func:`save_checkpoint`.
-        warn: is told why, where the previous one is taken.
+        path: the path that was given to :func:`save_checkpoint`.
+        warn: called with one line that gives the reason if the backup is used.
 
     Returns:
         The state, on the CPU.
 
     Raises:
-        CheckpointError: neither can be used; the message names both and the reasons.
+        CheckpointError: neither file can be used; the message names both and the reasons.
 
     Notes:
-        The SHA-256 is verified before anything is decoded, and decoding runs no code (``weights_only``).
+        The SHA-256 is verified before the content is decoded, and decoding runs no code (``weights_only``).
     """
     try:
         return _load_verified(path)
@@ -88,7 +88,7 @@ def load_checkpoint(path: Path, warn: Callable[[str], None] = print) -> dict[str
             state = _load_verified(previous_of(path))
         except CheckpointError as previous_error:
             raise CheckpointError(f"{error}; {previous_error}") from error
-        warn(f"{error}; taking the previous one, {previous_of(path).name}")
+        warn(f"{error}; using the previous checkpoint, {previous_of(path).name}")
         return state
 
 
@@ -103,28 +103,28 @@ def _load_verified(path: Path) -> dict[str, Any]:
         content[-len(_MAGIC) :],
     )
     if magic != _MAGIC:
-        raise CheckpointError(f"{path}: not a gan_fast checkpoint, or cut short")
+        raise CheckpointError(f"{path}: not a gan_fast checkpoint, or truncated")
     found = hashlib.sha256(payload)
     if found.digest() != digest:
         have, want = found.hexdigest()[:16], digest.hex()[:16]
-        raise CheckpointError(f"{path}: damaged: SHA-256 is {have}..., {want}... when it was saved")
+        raise CheckpointError(f"{path}: damaged: its SHA-256 is {have}..., but was {want}... when it was saved")
     try:
         return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    # What weights_only refuses is an UnpicklingError; a sound hash over something else can raise nearly anything.
+    # weights_only raises UnpicklingError; content with a valid hash that torch.save did not write can raise anything.
     except Exception as error:
-        raise CheckpointError(f"{path}: refused: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{path}: cannot be loaded safely: {str(error).splitlines()[0]}") from error
 
 
 def save_generator(path: Path, generator: nn.Module, model: Mapping[str, int]) -> None:
-    """Save a generator as safetensors, with what is needed to build it again and a SHA-256 of its tensors.
+    """Save a generator as safetensors, with the arguments to rebuild it and a SHA-256 of its tensors.
 
     Args:
         path: the file; its folder must exist.
-        generator: its state dict is what is saved.
+        generator: the module whose state dict is saved.
         model: the arguments of ``DCGANGenerator``.
 
     Raises:
-        FileError: it cannot be saved; the file that was there stands.
+        FileError: the file cannot be written; an existing file is unchanged.
     """
     state = {name: t.detach().cpu().contiguous() for name, t in generator.state_dict().items()}
     metadata = {"format": "pt", _MODEL_KEY: json.dumps(dict(model)), _DIGEST_KEY: _digest(state)}
@@ -132,10 +132,10 @@ def save_generator(path: Path, generator: nn.Module, model: Mapping[str, int]) -
 
 
 def load_generator(path: Path) -> DCGANGenerator:
-    """Build the generator that :func:`save_generator` saved, on the CPU and in evaluation mode.
+    """Rebuild the generator that :func:`save_generator` saved, on the CPU and in evaluation mode.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or of another program.
+        CheckpointError: the file is missing, damaged, or not written by :func:`save_generator`.
     """
     try:
         content = path.read_bytes()
@@ -145,32 +145,32 @@ def load_generator(path: Path) -> DCGANGenerator:
         if _MODEL_KEY not in metadata:
             raise CheckpointError(f"{path}: not a generator saved by gan_fast")
         if metadata.get(_DIGEST_KEY) != _digest(state):
-            raise CheckpointError(f"{path}: damaged: its SHA-256 is not the one it was saved with")
+            raise CheckpointError(f"{path}: damaged: its SHA-256 differs from the one it was saved with")
         generator = DCGANGenerator(**json.loads(metadata[_MODEL_KEY]))
         generator.load_state_dict(state)
     except CheckpointError:
         raise
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    # Damage in the header shows as SafetensorError, ValueError, TypeError, KeyError or RuntimeError.
+    # A damaged header raises SafetensorError, ValueError, TypeError, KeyError or RuntimeError.
     except Exception as error:
         raise CheckpointError(f"{path}: damaged: {str(error).splitlines()[0]}") from error
     return generator.eval()
 
 
 def _with_sorted_metadata(content: bytes) -> bytes:
-    """Order the metadata of a safetensors file, which the library writes in another order in each process."""
+    """Sort the metadata of a safetensors file: the library's order varies, and equal runs must write equal bytes."""
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    # The tensors stay aligned to 8 bytes.
+    # Padding keeps the tensors aligned to 8 bytes.
     text = text.ljust(-(-len(text) // 8) * 8)
     return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, in the order of the names."""
+    """Return the SHA-256 of names, dtypes, shapes and bytes, sorted by name."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name]

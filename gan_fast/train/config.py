@@ -1,6 +1,15 @@
-"""The configurations of the training algorithm and of a run, checked when they are made.
+"""The configurations of the training algorithm and of a run. Fields are checked when a configuration is made.
 
-Does not import torch: the command line reads its options here.
+This module must not import torch: the command line builds its options from these classes.
+
+>>> from gan_fast.train import TrainConfig
+>>> config = TrainConfig(objective="wasserstein", penalty=("gradient_penalty",), d_steps=5, d_betas=(0, 0.9))
+>>> config.d_betas
+(0.0, 0.9)
+>>> TrainConfig(batch_size=1)
+Traceback (most recent call last):
+    ...
+gan_fast.train.config.ConfigError: TrainConfig: expected batch_size at least 2, got 1
 """
 
 from __future__ import annotations
@@ -8,190 +17,204 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import types
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from gan_fast import choices
+from gan_fast.choices import (
+    BadFiles,
+    Channels,
+    CudaGraph,
+    ImageSize,
+    Norm,
+    Objective,
+    PenaltyOrNone,
+    Precision,
+    Regularizer,
+    Update,
+    check_paired_target,
+)
 
-PRECISIONS = ("fp32", "bf16", "auto")
-CUDA_GRAPH = ("auto", "on", "off")
-UPDATES = ("alternating", "one_stage")
+
+class ConfigError(ValueError):
+    """A field of a configuration has a value that is not allowed.
+
+    Attributes:
+        field: name of the field.
+        problem: what is wrong with its value; does not repeat the name.
+    """
+
+    def __init__(self, owner: str, field: str, want: str, have: object) -> None:
+        # All arguments go to the base class, so that the exception can be pickled.
+        super().__init__(owner, field, want, have)
+        self.owner, self.field, self.problem = owner, field, f"expected {want}, got {have}"
+
+    def __str__(self) -> str:
+        return f"{self.owner}: {self.problem.replace('expected', f'expected {self.field}', 1)}"
+
+
+@dataclass(frozen=True)
+class _Range:
+    """The values that a number may have."""
+
+    text: str
+    contains: Callable[[float], bool]
+
+
+Index = Annotated[int, _Range("at least 0", lambda x: x >= 0)]
+Count = Annotated[int, _Range("at least 1", lambda x: x >= 1)]
+BatchSize = Annotated[int, _Range("at least 2", lambda x: x >= 2)]
+Positive = Annotated[float, _Range("a positive number", lambda x: 0 < x < math.inf)]
+NonNegative = Annotated[float, _Range("a number of at least 0", lambda x: 0 <= x < math.inf)]
+Probability = Annotated[float, _Range("a number from 0 to 1", lambda x: 0 <= x <= 1)]
+Decay = Annotated[float, _Range("a number of at least 0 and below 1", lambda x: 0 <= x < 1)]
+
+
+def _check_fields(config: Any) -> None:
+    """Check every field against its annotation, and convert lists to tuples and numbers of float fields to float."""
+    owner = type(config).__name__
+    hints = get_type_hints(type(config), include_extras=True)
+    for f in fields(config):
+        value = _checked(owner, f.name, hints[f.name], getattr(config, f.name))
+        object.__setattr__(config, f.name, value)
+
+
+def _checked(owner: str, name: str, annotation: Any, value: Any) -> Any:
+    if get_origin(annotation) in (Union, types.UnionType):  # only `X | None` occurs
+        if value is None:
+            return None
+        (annotation,) = (a for a in get_args(annotation) if a is not type(None))
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        # The types are compared too, because True == 1.
+        if not any(value == choice and type(value) is type(choice) for choice in arguments):
+            raise ConfigError(owner, name, f"one of {', '.join(map(str, arguments))}", repr(value))
+        return value
+    if origin is tuple:
+        # JSON turns tuples into lists; converted back, equal configurations compare equal.
+        if not isinstance(value, (tuple, list)):
+            want = "names" if arguments[-1] is Ellipsis else "numbers"
+            raise TypeError(f"{owner}: expected {name} type tuple of {want}, got {type(value).__name__}")
+        if arguments[-1] is Ellipsis:
+            arguments = arguments[:1] * len(value)
+            if len(set(map(repr, value))) != len(value):
+                raise ConfigError(owner, name, "each name once", tuple(value))
+        elif len(value) != len(arguments):
+            raise TypeError(f"{owner}: expected {name} {len(arguments)} numbers, got {len(value)}")
+        return tuple(_checked(owner, name, a, item) for a, item in zip(arguments, value))
+    kind = arguments[0] if origin is Annotated else annotation
+    if kind not in (int, float, bool, str):
+        return value
+    allowed = (int, float) if kind is float else kind
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{owner}: expected {name} type {kind.__name__}, got {type(value).__name__}")
+    if origin is Annotated and not arguments[1].contains(value):
+        raise ConfigError(owner, name, arguments[1].text, value)
+    if kind is int and value >= 2**63:
+        raise ConfigError(owner, name, "below 2**63", value)
+    return float(value) if kind is float else value
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What one adversarial training does, apart from the models and the data.
+    """The settings of one adversarial training, without the models and the data.
+
+    ``penalty`` also accepts a single name, as in ``TrainConfig(penalty="r1")``.
 
     Raises:
-        TypeError: a field of the wrong type.
-        ValueError: a field out of its range; the message names it and what is wanted.
+        TypeError: a field has the wrong type.
+        ConfigError: a field has a value that is not allowed (a ValueError; the message names the field and the values
+            that are).
     """
 
-    objective: str = "non_saturating"
-    """The losses: "minimax", "non_saturating", "hinge", "wasserstein", "least_squares", "relativistic" or
-    "relativistic_average"."""
-    penalty: str = "none"
-    """What the discriminator pays for its gradient by the images: "none", "gradient_penalty" (WGAN-GP), "dragan", "r1",
-    "r2", or several joined by +, as "r1+r2"."""
-    penalty_weight: float = 10.0
-    """Of each penalty; r1 and r2 have a factor 1/2 of their own."""
-    penalty_center: float = 1.0
-    """The gradient norm that gradient_penalty and dragan pull to."""
-    penalty_every: int = 1
-    """Discriminator updates from one with penalties to the next; they weigh as many times more. Adam's rates stay."""
-    regularizers: tuple[str, ...] = ()
-    """Any of "spectral_norm" and "weight_clipping" (of the discriminator), "feature_matching" (for the generator) and
-    "instance_noise" (on all images that the discriminator sees)."""
-    clip_value: float = 0.01
-    """weight_clipping: the discriminator's parameters stay in [-clip_value, clip_value]."""
-    noise_std: float = 0.1
-    """instance_noise: standard deviation at the first step, on images in [-1, 1]; it falls linearly."""
-    noise_steps: int | None = None
-    """instance_noise: steps until it is gone; unset: all steps, those that a resumed run adds included."""
-    feature_weight: float = 1.0
-    """feature_matching: weight beside the generator's loss."""
-    update: str = "alternating"
-    """"alternating": the generator learns from the discriminator just updated; "one_stage": both from one pass through
-    the one before, which is another algorithm and a cheaper one, for discriminators without batch norm."""
-    d_steps: int = 1
-    """Discriminator updates before each generator update."""
-    batch_size: int = 64
-    """Images in a batch, at least 2: batch norm needs a variance."""
-    steps: int = 5000
-    """Iterations of fit(), each of d_steps discriminator updates and one generator update."""
-    precision: str = "auto"
-    """"fp32", "bf16" (autocast; weights stay float32), or "auto": bf16 on a GPU, fp32 on a CPU."""
+    objective: Objective = "non_saturating"
+    """The adversarial losses. docs/objectives.md has the formulas."""
+    penalty: tuple[PenaltyOrNone, ...] = ()
+    """Penalties on the gradient of the discriminator with respect to its input images: any of "gradient_penalty"
+    (WGAN-GP), "dragan", "r1" and "r2". "none", or no name: no penalty."""
+    penalty_weight: NonNegative = 10.0
+    """Weight of each penalty. r1 and r2 have an additional factor of 1/2."""
+    penalty_center: NonNegative = 1.0
+    """Target gradient norm of gradient_penalty and dragan."""
+    penalty_every: Count = 1
+    """Add the penalties at every k-th discriminator update only, k times as heavy. Adam's rates are not rescaled."""
+    regularizers: tuple[Regularizer, ...] = ()
+    """Any of "spectral_norm" and "weight_clipping" (on the discriminator's weights), "feature_matching" (a term of the
+    generator's loss) and "instance_noise" (added to all images that the discriminator sees)."""
+    clip_value: Positive = 0.01
+    """weight_clipping: the discriminator's parameters are clipped to [-clip_value, clip_value]."""
+    noise_std: NonNegative = 0.1
+    """instance_noise: standard deviation at the first step, for images in [-1, 1]; decreases linearly."""
+    noise_steps: Count | None = None
+    """instance_noise: steps until the noise is zero. Unset: all steps, including those added when a run is resumed."""
+    feature_weight: NonNegative = 1.0
+    """feature_matching: weight of the term in the generator's loss."""
+    update: Update = "alternating"
+    """"alternating": the generator is trained against the discriminator just updated. "one_stage": both use one pass
+    through the discriminator before its update. That is cheaper but a different algorithm, and it needs a
+    discriminator without batch norm."""
+    d_steps: Count = 1
+    """Discriminator updates per generator update."""
+    batch_size: BatchSize = 64
+    """Images per batch; at least 2, because batch norm needs a variance."""
+    steps: Count = 5000
+    """Training iterations, each of d_steps discriminator updates and one generator update."""
+    precision: Precision = "auto"
+    """"fp32", "bf16" (autocast; weights stay in float32), or "auto": bf16 on a GPU, fp32 on a CPU."""
     device: str = "auto"
-    """"cpu", "cuda", "cuda:1", ...; "auto" takes the GPU where there is one."""
-    cuda_graph: str = "auto"
-    """Launch a whole iteration as one CUDA graph: "auto" (on a GPU, where the step allows it), "on" (an error where it
-    does not), or "off"."""
-    seed: int = 0
-    """Of the latents and of the order of the data; the command line also initialises the weights from it."""
-    latent_dim: int | None = None
-    """Length of the latent vector; unset: the generator's own latent_dim."""
-    d_lr: float = 2e-4
+    """"cpu", "cuda", "cuda:1", ...; "auto" uses the GPU if there is one."""
+    cuda_graph: CudaGraph = "auto"
+    """Run a whole iteration as one CUDA graph: "auto" (on a GPU, if the step can be captured), "on" (raise an error if
+    it cannot), or "off"."""
+    seed: Index = 0
+    """Seed of the latents and of the order of the data; for a run also of the initial weights."""
+    latent_dim: Count | None = None
+    """Length of the latent vector. Unset: latent_dim of the generator; 100 for a run."""
+    d_lr: Positive = 2e-4
     """Adam's learning rate for the discriminator."""
-    g_lr: float = 2e-4
+    g_lr: Positive = 2e-4
     """Adam's learning rate for the generator."""
-    d_betas: tuple[float, float] = (0.5, 0.999)
+    d_betas: tuple[Decay, Decay] = (0.5, 0.999)
     """Adam's decay rates for the discriminator."""
-    g_betas: tuple[float, float] = (0.5, 0.999)
+    g_betas: tuple[Decay, Decay] = (0.5, 0.999)
     """Adam's decay rates for the generator."""
-    ema_decay: float = 0.999
-    """Decay per step of the averaged generator; step t (from 1) uses min(ema_decay, t / (t + 9))."""
-    real_label: float = 1.0
-    """The discriminator's target for real images; 0.9 is the usual one-sided smoothing."""
-    fake_label: float = 0.0
+    ema_decay: Decay = 0.999
+    """Decay per step of the averaged generator; step t (counted from 1) uses min(ema_decay, t / (t + 9))."""
+    real_label: Probability = 1.0
+    """The discriminator's target for real images; 0.9 is the usual one-sided label smoothing."""
+    fake_label: Probability = 0.0
     """The discriminator's target for generated images."""
-    log_every: int = 50
-    """Steps between two readings of the losses, the only times when the host waits for the device."""
-    max_skipped_steps: int = 100
-    """Give up after this many iterations in a row whose gradients were not finite."""
+    log_every: Count = 50
+    """Steps between two log rows. The host waits for the GPU only then."""
+    max_skipped_steps: Count = 100
+    """Stop with an error after this many consecutive iterations with gradients that are not finite."""
 
     def __post_init__(self) -> None:
-        for name, minimum in _INTEGERS.items():
-            self._check_int(name, minimum)
-        if self.latent_dim is not None:
-            self._check_int("latent_dim", 1)
-        for name in ("d_lr", "g_lr", "clip_value"):
-            value = self._number(name, getattr(self, name))
-            if not (0 < value < math.inf):
-                raise self._error(name, "in (0, inf)", value)
-        for name in ("d_betas", "g_betas"):
-            self._check_betas(name)
-        if not 0 <= self._number("ema_decay", self.ema_decay) < 1:
-            raise self._error("ema_decay", "in [0, 1)", self.ema_decay)
-        for name in ("real_label", "fake_label"):
-            if not 0 <= self._number(name, getattr(self, name)) <= 1:
-                raise self._error(name, "in [0, 1]", getattr(self, name))
-        for name in ("penalty_weight", "penalty_center", "noise_std", "feature_weight"):
-            value = self._number(name, getattr(self, name))
-            if not (0 <= value < math.inf):
-                raise self._error(name, "in [0, inf)", value)
-        self._check_regularization()
-        for name, allowed in (
-            ("objective", choices.OBJECTIVES),
-            ("update", UPDATES),
-            ("precision", PRECISIONS),
-            ("cuda_graph", CUDA_GRAPH),
-        ):
-            if getattr(self, name) not in allowed:
-                raise self._error(name, f"one of {', '.join(allowed)}", getattr(self, name))
-        if self.objective == "relativistic" and self.fake_label != 0:
-            raise self._error(
-                "fake_label", "0 for objective relativistic, whose pairs have real_label alone", self.fake_label
-            )
-        if not isinstance(self.device, str):
-            raise self._type_error("device", "str", self.device)
-
-    def _check_regularization(self) -> None:
-        if not isinstance(self.penalty, str):
-            raise self._type_error("penalty", "str", self.penalty)
-        try:
-            choices.parse_penalties(self.penalty)
-        except ValueError as error:
-            raise ValueError(f"TrainConfig: expected penalty {error}") from None
-        if isinstance(self.regularizers, str) or not isinstance(self.regularizers, Sequence):
-            raise self._type_error("regularizers", "tuple of str", self.regularizers)
-        # A list is what JSON makes of a tuple; equal configurations must compare equal.
-        object.__setattr__(self, "regularizers", tuple(self.regularizers))
-        names = self.regularizers
-        if any(name not in choices.REGULARIZERS for name in names) or len(set(names)) != len(names):
-            raise self._error("regularizers", f"any of {', '.join(choices.REGULARIZERS)}, each once", names)
-        if self.noise_steps is not None:
-            self._check_int("noise_steps", 1)
+        if isinstance(self.penalty, str):
+            if "+" in self.penalty:
+                names = str(tuple(self.penalty.split("+")))
+                raise ConfigError("TrainConfig", "penalty", f"a tuple of names such as {names}", repr(self.penalty))
+            object.__setattr__(self, "penalty", (self.penalty,))
+        _check_fields(self)
+        if "none" in self.penalty:
+            if len(self.penalty) > 1:
+                raise ConfigError("TrainConfig", "penalty", "none or names of penalties", self.penalty)
+            object.__setattr__(self, "penalty", ())
+        if self.objective == "relativistic":
+            check_paired_target("TrainConfig", "fake_label", self.fake_label, "real_label", ConfigError)
         if self.update == "one_stage":
             if self.d_steps != 1:
-                raise self._error("d_steps", "1 for update one_stage", self.d_steps)
-            if "feature_matching" in names:
-                raise self._error("regularizers", "without feature_matching for update one_stage", names)
-
-    def _check_int(self, name: str, minimum: int) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise self._type_error(name, "int", value)
-        if value < minimum:
-            raise self._error(name, f"at least {minimum}", value)
-        if value >= 2**63:
-            raise self._error(name, "below 2**63", value)
-
-    def _check_betas(self, name: str) -> None:
-        pair = getattr(self, name)
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise self._type_error(name, "pair of float", pair)
-        if not all(0 <= self._number(name, beta) < 1 for beta in pair):
-            raise self._error(name, "in [0, 1)", tuple(pair))
-        # A list is what JSON makes of a tuple, and Adam takes no 0 beside 0.9; equal configurations must compare equal.
-        object.__setattr__(self, name, tuple(map(float, pair)))
-
-    def _number(self, name: str, value: object) -> float:
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise self._type_error(name, "float", value)
-        return value
-
-    def _error(self, name: str, want: str, have: object) -> ValueError:
-        return ValueError(f"TrainConfig: expected {name} {want}, got {have!r}")
-
-    def _type_error(self, name: str, want: str, have: object) -> TypeError:
-        return TypeError(f"TrainConfig: expected {name} type {want}, got {type(have).__name__}")
+                raise ConfigError("TrainConfig", "d_steps", "1 for update one_stage", self.d_steps)
+            if "feature_matching" in self.regularizers:
+                want = "names other than feature_matching for update one_stage"
+                raise ConfigError("TrainConfig", "regularizers", want, self.regularizers)
 
 
-_INTEGERS = {
-    "d_steps": 1,
-    "penalty_every": 1,
-    "batch_size": 2,
-    "steps": 1,
-    "seed": 0,
-    "log_every": 1,
-    "max_skipped_steps": 1,
-}
-
-# What may differ when a run is resumed. It decides where a run stops, what it reports and where it is computed; of what
-# decides how it learns, only the learning rates. The data are compared by their content.
-FREE = frozenset(
+# The fields that may change when a run is resumed: where it stops, what it reports, and where it is computed. Of the
+# settings that decide how it learns, only the learning rates. The data are compared by content, not by path.
+CHANGEABLE = frozenset(
     {
         *("steps", "d_lr", "g_lr", "device", "cuda_graph", "log_every", "max_skipped_steps"),
         *("data", "bad_files", "max_skipped_files"),
@@ -201,88 +224,74 @@ FREE = frozenset(
 
 
 class RunError(ValueError):
-    """A run that cannot be started as asked; the message says what to change."""
+    """A run cannot be started; the message names the option of ``gan-fast train`` that has to change."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A training: the algorithm's settings, the model, the data and the folder.
+    """The settings of a run: the algorithm, the models, the data and the folder.
 
     Raises:
-        TypeError, ValueError: a field of the wrong type or out of its range.
+        TypeError: a field has the wrong type.
+        ConfigError: a field has a value that is not allowed.
     """
 
     data: str
-    """"digits" (scikit-learn's), a folder or a zip of images; a folder in it is a class."""
+    """"digits" (the digits of scikit-learn), or a folder or zip of images; its sub-folders are classes."""
     out: Path
-    """The run's folder; made where it is missing."""
+    """Folder of the run; created if it is missing."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The algorithm."""
-    image_size: int = 64
-    """Side in pixels: 16, 32, 64 or 128."""
-    width: int = 64
-    """Channels of the networks' outer hidden layers; they double towards the middle."""
-    d_norm: str = "batch"
-    """The discriminator's normalisation: "batch" or "none"."""
-    channels: int | None = None
-    """1 (grey) or 3 (RGB); unset: as the data are."""
-    bad_files: str = "raise"
-    """"raise" at the first image that cannot be read, or "skip"."""
-    max_skipped_files: int = 100
-    """How many unreadable images "skip" may leave out."""
-    sample_every: int = 500
+    image_size: ImageSize = 64
+    """Height and width of the images in pixels."""
+    width: Count = 64
+    """Channels of the generator's last and the discriminator's first hidden layer; each further layer doubles them."""
+    d_norm: Norm = "batch"
+    """Normalization of the discriminator."""
+    channels: Channels | None = None
+    """1 (gray) or 3 (RGB). Unset: 1 if all images are gray, else 3."""
+    bad_files: BadFiles = "raise"
+    """Images that cannot be read: stop at the first, or skip them."""
+    max_skipped_files: Index = 100
+    """bad_files skip: stop if more images than this cannot be read."""
+    sample_every: Count = 500
     """Steps between two sample grids."""
-    checkpoint_every: int = 500
+    checkpoint_every: Count = 500
     """Steps between two checkpoints."""
     tensorboard: bool = False
-    """Write TensorBoard event files too."""
+    """Also write TensorBoard event files."""
     class_coverage: bool = True
-    """Where the data have classes, measure at the end how the samples fall into them."""
+    """If the data have classes: measure at the end how the samples are distributed over them."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.data, (str, os.PathLike)):
-            raise TypeError(f"RunConfig: expected data type str or Path, got {type(self.data).__name__}")
-        minimums = {"sample_every": 1, "checkpoint_every": 1, "width": 1, "image_size": 1, "max_skipped_files": 0}
-        if self.channels is not None:
-            minimums["channels"] = 1
-        for name, minimum in minimums.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"RunConfig: expected {name} type int, got {type(value).__name__}")
-            if value < minimum:
-                raise ValueError(f"RunConfig: expected {name} at least {minimum}, got {value}")
-            if value >= 2**63:
-                raise ValueError(f"RunConfig: expected {name} below 2**63, got {value}")
-        for name, allowed in (
-            ("bad_files", ("raise", "skip")),
-            ("d_norm", ("batch", "none")),
-            ("image_size", choices.IMAGE_SIZES),
-            ("channels", (1, 3, None)),
-        ):
-            if getattr(self, name) not in allowed:
-                have = getattr(self, name)
-                raise ValueError(f"RunConfig: expected {name} one of {', '.join(map(str, allowed))}, got {have!r}")
+        if isinstance(self.data, os.PathLike):
+            object.__setattr__(self, "data", os.fspath(self.data))
+        _check_fields(self)
         if self.train.update == "one_stage" and self.d_norm != "none":
-            raise ValueError(f"RunConfig: expected d_norm none for update one_stage, got {self.d_norm!r}")
+            raise ConfigError("RunConfig", "d_norm", "none for update one_stage", self.d_norm)
 
     def flat(self) -> dict[str, Any]:
-        """Return the options as one flat dict of JSON values, without the folder itself; paths are absolute."""
+        """Return the options as one flat dict of JSON values; leaves out the folder and makes paths absolute."""
         options = asdict(self)
         del options["out"]
         options |= options.pop("train")
         if self.data != "digits":
-            # As UTF-8 whatever the locale: a run may be resumed under another one.
+            # As UTF-8 in any locale, because a run may be resumed in another one.
             path = os.path.abspath(os.fsencode(self.data))
             options["data"] = path.decode("utf-8", "surrogateescape")
         return json.loads(json.dumps(options))
 
     @classmethod
     def from_flat(cls, options: Mapping[str, Any], out: Path) -> RunConfig:
-        """Return the configuration that :meth:`flat` was called on; an option that is missing has its default.
+        """Return the configuration that :meth:`flat` was called on; a missing option has its default.
 
         Raises:
-            TypeError, ValueError: an unknown option, or one of the wrong type or out of its range.
+            TypeError, ValueError: an option is unknown, has the wrong type, or has a value that is not allowed.
         """
+        options = dict(options)
+        penalty = options.get("penalty")
+        if isinstance(penalty, str):  # from a version that joined the names by "+"
+            options["penalty"] = penalty.split("+")
         names = {f.name for f in fields(TrainConfig)}
         train = TrainConfig(**{name: value for name, value in options.items() if name in names})
         rest = {name: value for name, value in options.items() if name not in names}
@@ -290,24 +299,50 @@ class RunConfig:
             rest["data"] = os.fsdecode(rest["data"].encode("utf-8", "surrogateescape"))
         return cls(out=out, train=train, **rest)
 
+    def options_without_effect(self) -> list[str]:
+        """Return a text such as "--noise-std (needs --regularizers instance_noise)" for each option that is ignored."""
+        train = self.train
+        pulls_norm = {"gradient_penalty", "dragan"} & set(train.penalty)
+        needs = {
+            "clip_value": ("weight_clipping" in train.regularizers, "--regularizers weight_clipping"),
+            "noise_std": ("instance_noise" in train.regularizers, "--regularizers instance_noise"),
+            "noise_steps": ("instance_noise" in train.regularizers, "--regularizers instance_noise"),
+            "feature_weight": ("feature_matching" in train.regularizers, "--regularizers feature_matching"),
+            "penalty_weight": (train.penalty, "--penalty"),
+            "penalty_every": (train.penalty, "--penalty"),
+            "penalty_center": (pulls_norm, "--penalty gradient_penalty or dragan"),
+            "max_skipped_files": (self.bad_files == "skip", "--bad-files skip"),
+        }
+        defaults = {f.name: f.default for f in (*fields(TrainConfig), *fields(RunConfig))}
+        return [
+            f"{option_of(name)} (needs {needed})"
+            for name, (used, needed) in needs.items()
+            if not used and getattr(train, name, getattr(self, name, None)) != defaults[name]
+        ]
+
+
+def option_of(field_name: str) -> str:
+    """Return the command-line option that sets a field."""
+    return "--" + field_name.replace("_", "-")
+
 
 def read_record(folder: Path) -> dict[str, Any]:
     """Return the content of a run's config.json.
 
     Raises:
-        RunError: there is none, or it holds no configuration.
+        RunError: the file does not exist or does not hold a configuration.
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise RunError(f"train: expected out a folder with a run to resume, got {folder} without config.json")
+        raise RunError(f"--out: expected the folder of a run to resume, got {folder}, which has no config.json")
     try:
         record = json.loads(path.read_bytes())
         if not isinstance(record, dict):
-            raise TypeError(f"no JSON object but type {type(record).__name__}")
+            raise TypeError(f"JSON of type {type(record).__name__}, not an object")
         for name in ("config", "versions"):
             if not isinstance(record.get(name, {}), dict):
                 raise TypeError(f"{name} of type {type(record[name]).__name__}")
         RunConfig.from_flat(record.get("config", {}), folder)
     except (ValueError, TypeError, RecursionError) as error:
-        raise RunError(f"train: expected {path} to hold a configuration, got: {error}") from error
+        raise RunError(f"--out: expected {path} to hold the configuration of a run, got: {error}") from error
     return record

@@ -1,7 +1,7 @@
-"""A training step as one CUDA graph.
+"""Run a training step as one CUDA graph.
 
 A step is hundreds of small kernels, and the host takes longer to launch them one by one than a GPU takes to run them. A
-graph launches them all at once, on the same memory, without Python.
+graph launches all of them with one call, on the same memory, without running Python.
 """
 
 from __future__ import annotations
@@ -21,113 +21,118 @@ from torch.optim import optimizer as optim
 
 from gan_fast import backends, fp32_precision
 from gan_fast.capture import CudaGraphs
-from gan_fast.train.optimizers import containers
-from gan_fast.train.optimizers import moments as state_values
-from gan_fast.train.undo import Entries, dense
+from gan_fast.train.optimizers import state_containers, state_values
+from gan_fast.train.undo import SavedEntries, unexpanded
 
 logger = logging.getLogger("gan_fast")
 
-# Iterations run kernel by kernel before one like them is captured: kernels compile, libraries choose algorithms and
-# allocate. The first of all makes the moments, so that what is captured is the fourth.
-WARM_UP = 2
+# Equal iterations run kernel by kernel before one is captured, in which kernels are compiled and libraries choose
+# algorithms and allocate memory. The first iteration of a training differs, as it creates the optimizers' moments, so
+# the fourth is captured.
+WARM_UP_STEPS = 2
 
 _KERNEL_BY_KERNEL = "the training step runs kernel by kernel, not as a CUDA graph"
 
-# How far a replay may be from the step itself, as a share of what the step changes: kernels that add up in another
-# order at each run turn the sign of Adam's first updates where a gradient is nearly 0.
+# How far the first replay may differ from the same step run kernel by kernel, as a share of what the step changes. Such
+# differences arise where kernels sum in another order in each run: if a gradient is nearly 0, that can flip the sign of
+# Adam's first updates.
 _ROUNDING = 0.1
 
-# Iterations in a row without a graph, each time for a new reason, after which it is worth a line.
-_PATIENCE = 20
+# Iterations in a row without a graph, because something changed again each time, before a warning is logged.
+_WARN_AFTER_STEPS = 20
 
 
 class Graphs(Protocol):
-    """What :class:`CapturedStep` asks of a device."""
+    """The graphs of a device, as :class:`CapturedStep` uses them."""
 
     def warm_up(self, function: Callable[[], Tensor]) -> Tensor:
-        """Run ``function`` now, as one that is to be captured later should be run before."""
+        """Run ``function`` now, in the way that prepares for its capture."""
         ...
 
     def capture(self, function: Callable[[], Tensor], generator: torch.Generator) -> tuple[Callable[[], None], Tensor]:
-        """Record what ``function`` queues, without running it.
+        """Record the work that ``function`` queues, without running it.
 
         Args:
-            function: queues work that draws from ``generator`` or the device's default one.
-            generator: advances at each replay as it would if ``function`` were run.
+            function: queues work that draws from ``generator`` or from the device's default generator.
+            generator: each replay advances it as a call of ``function`` would.
 
         Returns:
-            What replays the record; the tensor that ``function`` returned, which each replay writes anew.
+            A function that replays the recorded work; the tensor that ``function`` returned, which each replay
+            overwrites.
 
         Raises:
-            Exception: the work cannot be recorded; memory and generators are as they were.
+            Exception: the work cannot be recorded. Memory and generators are unchanged.
         """
         ...
 
 
 def graphs_on(device: torch.device) -> Graphs | None:
-    """Return the graphs of a device, None where it has none."""
+    """Return the graphs of a device, None if it has none."""
     return CudaGraphs(device, shared_pool=True) if device.type == "cuda" else None
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What a step works on: a graph holds for these objects, in the state they are in."""
+class StepState:
+    """All that a step reads and writes besides its batches. A graph is valid only while these objects stay the same."""
 
-    players: Sequence[nn.Module]
-    """The models that the step runs."""
+    models: Sequence[nn.Module]
+    """The models that the step runs and trains."""
     average: nn.Module
-    """The model that the step only writes to."""
+    """The averaged generator, which the step only writes."""
     optimizers: Sequence[torch.optim.Optimizer]
     objective: object
     counters: Sequence[Tensor]
-    """What else the step reads or writes in place."""
+    """Further tensors that the step reads or writes in place."""
     generator: torch.Generator
-    """Of the latents."""
-    reshaped: str | None = None
-    """What the last step did to a buffer that a graph cannot repeat, such as to change its shape."""
+    """Source of the latents."""
+    buffer_change: str | None = None
+    """What the last step did to a buffer that a graph cannot repeat, such as a change of shape."""
 
     def obstacle(self) -> str | None:
-        """Say why no graph can stand for the step, if so."""
+        """Return why the step cannot be captured now, None if it can."""
         if torch.is_anomaly_enabled():
             return "anomaly detection reads every gradient"
         if _has_any_global_hook() or optim._global_optimizer_pre_hooks or optim._global_optimizer_post_hooks:
             return "there are global hooks, which a graph does not call"
-        if self.reshaped is not None:
-            return f"a buffer is not the same in each step: {self.reshaped}"
+        if self.buffer_change is not None:
+            return f"a buffer is not the same in each step: {self.buffer_change}"
         for optimizer in self.optimizers:
             if not all(group.get("capturable", True) for group in optimizer.param_groups):
                 return f"the {type(optimizer).__name__} was made without capturable=True"
         hooked: list[Any] = [o for o in self.optimizers if o._optimizer_step_pre_hooks or o._optimizer_step_post_hooks]
-        for part in (part for player in self.players for part in _parts(player)):
-            # Every step comes by here: a module without hooks is told from four empty dicts.
+        for module in (module for model in self.models for module in _modules(model)):
+            # This runs in every step, so modules without hooks are passed over quickly, by four empty dicts.
             if (
-                part._forward_pre_hooks or part._forward_hooks or part._backward_hooks or part._backward_pre_hooks
-            ) and not _of_torch(part):
-                hooked.append(part)
-            for p in part._parameters.values():
+                module._forward_pre_hooks
+                or module._forward_hooks
+                or module._backward_hooks
+                or module._backward_pre_hooks
+            ) and not _has_only_torch_hooks(module):
+                hooked.append(module)
+            for p in module._parameters.values():
                 if p is not None and (p._backward_hooks or p._post_accumulate_grad_hooks):
                     hooked.append(p)
         return f"a {type(hooked[0]).__name__} has hooks, which a graph does not call" if hooked else None
 
-    def situation(self, batches: Sequence[Tensor]) -> dict[str, tuple[Any, ...]]:
-        """Return what a graph takes for granted, by name; a graph serves as long as this stays equal."""
+    def signature(self, batches: Sequence[Tensor]) -> dict[str, tuple[Any, ...]]:
+        """Return, by name, everything that a graph freezes. A graph is valid while its signature is the current one."""
         modules: list[int] = []
         memory = [t.data_ptr() for t in self.counters]
-        for part in (part for model in (*self.players, self.average) for part in _parts(model)):
-            modules += (id(part), part.training)
-            for p in part._parameters.values():
+        for module in (module for model in (*self.models, self.average) for module in _modules(model)):
+            modules += (id(module), module.training)
+            for p in module._parameters.values():
                 if p is not None:
                     memory += (p.data_ptr(), p.requires_grad)
-            for b in part._buffers.values():
+            for b in module._buffers.values():
                 if b is not None:
-                    memory += _place(b)
+                    memory += _address_and_shape(b)
         settings, moments = [], []
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                settings += [_setting(value) for name, value in group.items() if name != "params"]
+                settings += [_frozen_setting(value) for name, value in group.items() if name != "params"]
                 moments += [p.data_ptr() for p in group["params"]]
             for value in state_values(optimizer):
-                moments += _place(value) if isinstance(value, Tensor) else (value,)
+                moments += _address_and_shape(value) if isinstance(value, Tensor) else (value,)
         return {
             "the batches' shapes": tuple((b.shape, b.dtype, b.stride()) for b in batches),
             "the models or their modes": tuple(modules),
@@ -137,34 +142,33 @@ class Subject:
             "the objective": (id(self.objective),),
             "the generator of the latents": (id(self.generator),),
             "the backend": (backends.requested(),),
-            "torch's settings": _of_torch_itself(batches),
+            "torch's settings": _torch_settings(batches),
         }
 
-    def held(self) -> list[Any]:
-        """Return what must live as long as a graph does: addresses of what is gone could be another's."""
-        models = [*self.players, self.average]
+    def references(self) -> list[Any]:
+        """Return what must live as long as a graph does: the address of a freed object could be used again."""
+        models = [*self.models, self.average]
         tensors = [t.detach() for model in models for t in (*model.parameters(), *model.buffers())]
         for optimizer in self.optimizers:
             tensors += [t for t in state_values(optimizer) if isinstance(t, Tensor)]
-        parts = [part for model in models for part in model.modules()]
-        return [*parts, *tensors, *self.counters, self.objective, self.generator]
+        modules = [module for model in models for module in model.modules()]
+        return [*modules, *tensors, *self.counters, self.objective, self.generator]
 
-    def entries(self) -> Entries:
-        """Return what Python would put elsewhere in a step that is recorded and not run."""
-        buffers = [part._buffers for model in (*self.players, self.average) for part in model.modules()]
-        return Entries([*buffers, *(c for optimizer in self.optimizers for c in containers(optimizer))])
+    def save_entries(self) -> SavedEntries:
+        """Save which objects buffers and optimizers hold: a capture may replace them by tensors without values."""
+        buffers = [module._buffers for model in (*self.models, self.average) for module in model.modules()]
+        return SavedEntries([*buffers, *(c for optimizer in self.optimizers for c in state_containers(optimizer))])
 
     def grads(self) -> list[tuple[Tensor, Tensor | None]]:
         return [(p, p.grad) for o in self.optimizers for group in o.param_groups for p in group["params"]]
 
 
-def _place(tensor: Tensor) -> tuple[Any, ...]:
-    """The memory that a graph reads and writes for a tensor."""
+def _address_and_shape(tensor: Tensor) -> tuple[Any, ...]:
     return (tensor.data_ptr() if tensor.layout is torch.strided else id(tensor), tensor.shape)
 
 
-def _of_torch_itself(batches: Sequence[Tensor]) -> tuple[Any, ...]:
-    """What decides which kernels torch's ops launch."""
+def _torch_settings(batches: Sequence[Tensor]) -> tuple[Any, ...]:
+    """Return the settings of torch that decide which kernels its ops launch."""
     device = batches[0].device.type
     cudnn, autocast = torch.backends.cudnn, torch.is_autocast_enabled(device)
     return (
@@ -173,32 +177,32 @@ def _of_torch_itself(batches: Sequence[Tensor]) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _parts(module: nn.Module) -> list[nn.Module]:
-    """As ``module.modules()``, several times quicker; what is shared comes more than once."""
-    parts = [module]
-    for child in module._modules.values():
+def _modules(model: nn.Module) -> list[nn.Module]:
+    """Return the modules of a model, several times faster than ``modules()``; shared modules are repeated."""
+    modules = [model]
+    for child in model._modules.values():
         if child is not None:
-            parts += _parts(child)
-    return parts
+            modules += _modules(child)
+    return modules
 
 
-def _of_torch(part: nn.Module) -> bool:
-    """Whether its hooks are torch's own spectral or weight norm, which only queue work."""
-    hooks = (part._forward_pre_hooks, part._forward_hooks, part._backward_hooks, part._backward_pre_hooks)
+def _has_only_torch_hooks(module: nn.Module) -> bool:
+    """Return whether all hooks are those of torch's spectral or weight norm, which only queue work."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_hooks, module._backward_pre_hooks)
     return all(type(hook).__module__.startswith("torch.nn.utils.") for kind in hooks for hook in kind.values())
 
 
-def _setting(value: Any) -> Any:
-    """What a graph freezes of a setting: of a tensor on the device its address alone."""
+def _frozen_setting(value: Any) -> Any:
+    """Return the part of an optimizer's setting that a graph freezes: only the address of a tensor on the device."""
     if not isinstance(value, Tensor):
         return value
     return value.item() if value.is_cpu and not value.dim() else value.data_ptr()
 
 
 @dataclass(frozen=True)
-class _Captured:
-    situation: dict[str, tuple[Any, ...]]
-    held: list[Any]
+class _Graph:
+    signature: dict[str, tuple[Any, ...]]
+    references: list[Any]
     inputs: list[Tensor]
     grads: list[tuple[Tensor, Tensor | None]]
     replay: Callable[[], None]
@@ -206,246 +210,253 @@ class _Captured:
 
 
 class CapturedStep:
-    """Run a training step kernel by kernel while it warms up or cannot be captured, else as one graph.
+    """Run a training step as one graph, or kernel by kernel while it warms up or if it cannot be captured.
 
     Args:
-        graphs: the device's.
-        required: an error where there can be no graph; False: the step is then run kernel by kernel, and a line is
-            logged for each reason.
+        graphs: of the device.
+        required: whether a step that cannot be captured is an error. If not, it runs kernel by kernel, and each reason
+            is logged once.
 
     Notes:
-        Iterations run once each, whichever way: the weights are those of a training without graphs. The graph is
-        captured anew when what it takes for granted has changed for good; an iteration that differs alone, such as
-        one of a smaller batch, is run kernel by kernel. It keeps the memory of one whole iteration to itself.
+        Each iteration runs exactly once, so the weights are those of a training without graphs. The graph is captured
+        again when something that it freezes has changed and stays changed; a single different iteration, such as one
+        with a smaller batch, runs kernel by kernel. A graph keeps the memory of one whole iteration allocated.
 
-        What changes from one iteration to the next must reach the step through its batches, through tensors written
-        in place, or through ``subject.generator`` and the device's default generator. A graph does not see Python: a
-        model must not count calls, a number in it, such as a dropout rate, counts as it was at the capture, and a
-        tensor that a model or the objective keeps beside its parameters and buffers must stay where it is.
+        Whatever changes from one iteration to the next must reach the step through its batches, through tensors
+        written in place, or through ``state.generator`` and the device's default generator. A graph does not run
+        Python, so a model must not count its calls; a Python number in it, such as a dropout rate, keeps the value it
+        had at the capture; and a tensor that a model or the objective keeps beside its parameters and buffers must
+        keep its memory.
     """
 
     def __init__(self, graphs: Graphs, *, required: bool = False) -> None:
         self._graphs, self._required = graphs, required
-        self._captured: _Captured | None = None
-        self._candidate: dict[str, tuple[Any, ...]] | None = None
-        self._seen = self._restless = 0
-        self._refusal: str | None = None
-        self._said: set[str] = set()
+        self._graph: _Graph | None = None
+        self._last_signature: dict[str, tuple[Any, ...]] | None = None
+        self._equal_steps = self._steps_without_graph = 0
+        self._capture_failure: str | None = None
+        self._warnings: set[str] = set()
 
     def __call__(
-        self, step: Callable[[Sequence[Tensor]], Tensor], batches: Sequence[Tensor], subject: Subject
+        self, step: Callable[[Sequence[Tensor]], Tensor], batches: Sequence[Tensor], state: StepState
     ) -> Tensor:
         """Run one iteration.
 
         Args:
             step: queues an iteration on batches and returns its values.
             batches: tensors on the device.
-            subject: what the step works on.
+            state: what the step reads and writes besides.
 
         Returns:
-            The step's values: a new tensor at each call.
+            The values of the step, in a new tensor in each call.
 
         Raises:
-            RuntimeError: there can be no graph, and one is required. Nothing was run.
+            RuntimeError: a graph is required, and the step cannot be captured. Nothing was run.
         """
-        captured, reason = self._captured, self._refusal or subject.obstacle()
+        graph, reason = self._graph, self._capture_failure or state.obstacle()
         if reason is None:
-            situation = subject.situation(batches)
-            if captured is None or situation != captured.situation:
-                if not self._is_warm(situation):
+            signature = state.signature(batches)
+            if graph is None or signature != graph.signature:
+                if not self._is_warm(signature):
                     return self._graphs.warm_up(lambda: step(batches))
-                # What the old one holds is memory that the new one may need.
-                self._captured = captured = None
-                return self._first(step, batches, subject, situation)
-        if captured is None or reason is not None:
+                # Frees the memory of the old graph for the new one.
+                self._graph = graph = None
+                return self._capture_and_check(step, batches, state, signature)
+        if graph is None or reason is not None:
             if self._required:
-                raise RuntimeError(
-                    f"Trainer.step: expected a step that can be captured for cuda_graph on, got: {reason}"
-                )
-            self._say(f"{_KERNEL_BY_KERNEL}: {reason}")
+                raise self._error(reason)
+            self._warn_once(f"{_KERNEL_BY_KERNEL}: {reason}")
             return step(batches)
-        return self._replay(captured, batches)
+        return self._replay(graph, batches)
 
-    def _replay(self, captured: _Captured, batches: Sequence[Tensor]) -> Tensor:
-        self._candidate, self._restless = None, 0
-        for static, batch in zip(captured.inputs, batches, strict=True):
+    def _replay(self, graph: _Graph, batches: Sequence[Tensor]) -> Tensor:
+        self._last_signature, self._steps_without_graph = None, 0
+        for static, batch in zip(graph.inputs, batches, strict=True):
             static.copy_(batch)
-        captured.replay()
-        # The graph writes into gradients of its own; an iteration without it has put others in their place.
-        _attach(captured.grads)
-        return captured.values.clone()
+        graph.replay()
+        # The graph writes to the gradients of its capture, which an iteration without it has replaced by others.
+        _set_grads(graph.grads)
+        return graph.values.clone()
 
-    def _first(
+    def _capture_and_check(
         self,
         step: Callable[[Sequence[Tensor]], Tensor],
         batches: Sequence[Tensor],
-        subject: Subject,
-        situation: dict[str, tuple[Any, ...]],
+        state: StepState,
+        signature: dict[str, tuple[Any, ...]],
     ) -> Tensor:
         """Run one iteration kernel by kernel, capture it, and replay it from the same state.
 
-        The graph is taken if both give the same values. The copies of the state are on the host, and memory that the
-        iteration used is free again before the capture: the device needs none in addition.
+        The graph is kept only if both give the same values. The copies of the state are on the host, and memory that
+        the iteration used is freed before the capture, so the device needs no additional memory.
         """
-        before, entries, grads = _State(subject), subject.entries(), subject.grads()
+        before, entries, grads = _HostCopy(state), state.save_entries(), state.grads()
         values = step(batches)
-        if subject.situation(batches) != situation:
+        if state.signature(batches) != signature:
             return values
-        eager_grads, reason = subject.grads(), None
+        eager_grads, reason = state.grads(), None
         try:
-            captured = self._capture(step, batches, subject, situation)
+            graph = self._capture(step, batches, state, signature)
         except Exception as error:
             first_line = (str(error).splitlines() or [""])[0]
             reason = f"capturing it failed: {type(error).__name__}: {first_line}"
         else:
-            after = _State(subject)
+            after = _HostCopy(state)
             before.restore()
-            replayed = self._replay(captured, batches)
+            replayed = self._replay(graph, batches)
             wrong = after.difference(before, replayed, values)
             if wrong is None:
-                self._captured = captured
+                self._graph = graph
                 return replayed
             reason = f"its first replay gave other {wrong} than the step run kernel by kernel"
             after.restore()
-            _attach(eager_grads)
-        self._refusal = reason
+            _set_grads(eager_grads)
+        self._capture_failure = reason
         if self._required:
             before.restore()
             entries.restore()
-            _attach(grads)
-            raise RuntimeError(f"Trainer.step: expected a step that can be captured for cuda_graph on, got: {reason}")
-        self._say(f"{_KERNEL_BY_KERNEL}: {reason}")
+            _set_grads(grads)
+            raise self._error(reason)
+        self._warn_once(f"{_KERNEL_BY_KERNEL}: {reason}")
         return values
 
-    def _is_warm(self, situation: dict[str, tuple[Any, ...]]) -> bool:
-        """Whether enough iterations in a row were like this one."""
-        if situation != self._candidate:
-            before, self._candidate, self._seen = self._candidate or situation, situation, 0
-            changed = [name for name, value in situation.items() if value != before[name]]
-            if self._restless >= _PATIENCE:
-                self._say(
+    def _is_warm(self, signature: dict[str, tuple[Any, ...]]) -> bool:
+        """Return whether enough iterations in a row had this signature."""
+        if signature != self._last_signature:
+            before, self._last_signature, self._equal_steps = self._last_signature or signature, signature, 0
+            changed = [name for name, value in signature.items() if value != before[name]]
+            if self._steps_without_graph >= _WARN_AFTER_STEPS:
+                self._warn_once(
                     f"the training step keeps running kernel by kernel, not as a CUDA graph: {', '.join(changed)} "
-                    f"changed again within {WARM_UP} steps"
+                    f"changed again within {WARM_UP_STEPS} steps"
                 )
-        self._seen += 1
-        self._restless += 1
-        return self._seen > WARM_UP
+        self._equal_steps += 1
+        self._steps_without_graph += 1
+        return self._equal_steps > WARM_UP_STEPS
 
     def _capture(
         self,
         step: Callable[[Sequence[Tensor]], Tensor],
         batches: Sequence[Tensor],
-        subject: Subject,
-        situation: dict[str, tuple[Any, ...]],
-    ) -> _Captured:
+        state: StepState,
+        signature: dict[str, tuple[Any, ...]],
+    ) -> _Graph:
         inputs = [torch.empty_like(b) for b in batches]
-        grads, entries, host = subject.grads(), subject.entries(), _HostRandomness()
+        grads, entries, host = state.grads(), state.save_entries(), _HostRandomState()
         try:
-            replay, values = self._graphs.capture(lambda: step(inputs), subject.generator)
-            if host.has_moved():
+            replay, values = self._graphs.capture(lambda: step(inputs), state.generator)
+            if host.has_changed():
                 raise RuntimeError("random numbers were drawn on the host")
-            after = subject.situation(batches)
-            if after != situation:
-                moved = ", ".join(name for name, value in after.items() if value != situation[name])
-                raise RuntimeError(f"the step itself changes {moved}")
+            after = state.signature(batches)
+            if after != signature:
+                changed = ", ".join(name for name, value in after.items() if value != signature[name])
+                raise RuntimeError(f"the step itself changes {changed}")
         except BaseException:
             host.restore()
             entries.restore()
-            _attach(grads)
+            _set_grads(grads)
             raise
-        return _Captured(situation, subject.held(), inputs, subject.grads(), replay, values)
+        return _Graph(signature, state.references(), inputs, state.grads(), replay, values)
 
-    def _say(self, line: str) -> None:
-        if line not in self._said:
-            self._said.add(line)
+    def _error(self, reason: str | None) -> RuntimeError:
+        return RuntimeError(
+            f"Trainer.step: expected a step that can be captured, as cuda_graph is 'on', got: {reason}; "
+            "cuda_graph 'auto' runs it kernel by kernel"
+        )
+
+    def _warn_once(self, line: str) -> None:
+        if line not in self._warnings:
+            self._warnings.add(line)
             logger.warning("%s", line)
 
 
-def _attach(grads: Sequence[tuple[Tensor, Tensor | None]]) -> None:
+def _set_grads(grads: Sequence[tuple[Tensor, Tensor | None]]) -> None:
     for p, grad in grads:
         p.grad = grad
 
 
-class _State:
-    """Copies, on the host, of all that a step writes: tensors and random states."""
+class _HostCopy:
+    """Copies, on the host, of everything that a step writes: tensors and random states."""
 
-    def __init__(self, subject: Subject) -> None:
-        kinds: dict[str, Sequence[Tensor]] = {
-            "weights": [p for player in subject.players for p in player.parameters()],
-            "buffers": [b for player in subject.players for b in player.buffers()],
-            "averages": [*subject.average.parameters(), *subject.average.buffers()],
-            "moments": [t for o in subject.optimizers for t in state_values(o) if isinstance(t, Tensor)],
-            "counters": subject.counters,
+    def __init__(self, state: StepState) -> None:
+        tensors_by_kind: dict[str, Sequence[Tensor]] = {
+            "weights": [p for model in state.models for p in model.parameters()],
+            "buffers": [b for model in state.models for b in model.buffers()],
+            "averages": [*state.average.parameters(), *state.average.buffers()],
+            "moments": [t for o in state.optimizers for t in state_values(o) if isinstance(t, Tensor)],
+            "counters": state.counters,
         }
-        self._kinds = {
-            kind: [(t, dense(t, t).detach().to("cpu", copy=True)) for t in tensors] for kind, tensors in kinds.items()
+        self._copies = {
+            kind: [(t, unexpanded(t, t).detach().to("cpu", copy=True)) for t in tensors]
+            for kind, tensors in tensors_by_kind.items()
         }
-        self._generators = [subject.generator]
-        if subject.generator.device.type == "cuda":
-            self._generators.append(torch.cuda.default_generators[subject.generator.device.index or 0])
+        self._generators = [state.generator]
+        if state.generator.device.type == "cuda":
+            self._generators.append(torch.cuda.default_generators[state.generator.device.index or 0])
         self._generator_states = [generator.get_state() for generator in self._generators]
-        self._host = _HostRandomness()
+        self._host = _HostRandomState()
 
     @torch.no_grad()
     def restore(self) -> None:
-        for tensors in self._kinds.values():
-            for tensor, saved in tensors:
-                dense(tensor, tensor).copy_(saved)
+        for copies in self._copies.values():
+            for tensor, saved in copies:
+                unexpanded(tensor, tensor).copy_(saved)
         for generator, state in zip(self._generators, self._generator_states, strict=True):
             generator.set_state(state)
         self._host.restore()
 
     @torch.no_grad()
-    def difference(self, before: _State, values: Tensor, expected: Tensor) -> str | None:
-        """Name the kind of tensors that are now further from these copies than rounding explains, if any.
+    def difference(self, before: _HostCopy, values: Tensor, expected: Tensor) -> str | None:
+        """Return the first kind of tensors that now differ from these copies by more than rounding, None if none do.
 
         Args:
-            before: the state that both started from.
+            before: the state before the step.
             values: what the step returned now.
             expected: what it returned when these copies were made.
         """
-        for kind, tensors in self._kinds.items():
+        for kind, copies in self._copies.items():
             error, change, rounding = 0.0, 0.0, 0.0
-            for (tensor, want), (_, start) in zip(tensors, before._kinds[kind], strict=True):
-                have = dense(tensor, tensor).detach().cpu()
+            for (tensor, want), (_, start) in zip(copies, before._copies[kind], strict=True):
+                have = unexpanded(tensor, tensor).detach().cpu()
                 if not (want.is_floating_point() or want.is_complex()):
                     if not torch.equal(have, want):
                         return kind
                     continue
-                error += _squares(have, want)
-                change += _squares(want, start)
-                rounding += _squares(want, torch.zeros_like(want)) * (4 * torch.finfo(want.dtype).eps) ** 2
+                error += _squared_distance(have, want)
+                change += _squared_distance(want, start)
+                rounding += _squared_distance(want, torch.zeros_like(want)) * (4 * torch.finfo(want.dtype).eps) ** 2
             if not error <= _ROUNDING**2 * change + rounding:
                 return kind
         have, want = values.cpu(), expected.cpu()
-        if not _squares(have, want) <= _ROUNDING**2 * (_squares(want.nan_to_num(), torch.zeros_like(want)) + 0.01):
+        size = _squared_distance(want.nan_to_num(), torch.zeros_like(want))
+        if not _squared_distance(have, want) <= _ROUNDING**2 * (size + 0.01):
             return "losses"
         return None
 
 
-def _squares(a: Tensor, b: Tensor) -> float:
-    """The sum of (a - b)^2; equal infinities and NaN in both count as equal."""
+def _squared_distance(a: Tensor, b: Tensor) -> float:
+    """Return the sum of (a - b)^2, to which equal infinities, and NaN in both, add 0."""
     dtype = torch.complex128 if a.is_complex() else torch.float64
     a, b = a.to(dtype), b.to(dtype)
     same = (a == b) | (a.isnan() & b.isnan())
     return float(torch.where(same, 0, a - b).abs().square().sum())
 
 
-class _HostRandomness:
-    """The host's generators: what is drawn from them a graph would repeat for ever."""
+class _HostRandomState:
+    """The state of the host's random generators. A graph would repeat a number drawn from them in every replay."""
 
     def __init__(self) -> None:
-        self._before = self._states()
+        self._before = self._current()
 
     @staticmethod
-    def _states() -> bytes:
+    def _current() -> bytes:
         return pickle.dumps((torch.get_rng_state().numpy(), random.getstate(), np.random.get_state()))
 
-    def has_moved(self) -> bool:
-        return self._states() != self._before
+    def has_changed(self) -> bool:
+        return self._current() != self._before
 
     def restore(self) -> None:
-        of_torch, of_python, of_numpy = pickle.loads(self._before)
-        torch.set_rng_state(torch.from_numpy(of_torch))
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)
+        torch_state, python_state, numpy_state = pickle.loads(self._before)
+        torch.set_rng_state(torch.from_numpy(torch_state))
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

@@ -1,4 +1,4 @@
-"""What a run was started with and where: one line of history.jsonl for each start."""
+"""Records of how and where a run was started: one line of history.jsonl per start."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ import torch
 from gan_fast.version import __version__
 
 _GIT_TIMEOUT_S = 10
-# Without hooks and file system monitor: a repository can name any program as these.
+# Hooks and the file system monitor are disabled, because a repository can set them to any program.
 _GIT = ("git", "--no-optional-locks", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of gan_fast, torch, Python and the libraries that decide what a run computes."""
+    """Return the versions of Python, gan_fast, torch and the other libraries that affect the results of a run."""
     found = {"gan_fast": __version__, "torch": torch.__version__, "python": platform.python_version()}
     return found | {name: importlib.metadata.version(name) for name in ("numpy", "pillow")}
 
 
 def start_of(command: str | None, device: torch.device, step: int) -> dict[str, Any]:
-    """Return the record of a start.
+    """Return the record of one start.
 
     Args:
-        command: the command line; None where Python code started the run.
-        device: where it trains.
-        step: where it starts.
+        command: the command line; None if the run was started from Python.
+        device: the training device.
+        step: the number of steps done before this start.
     """
     return {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -48,9 +48,9 @@ def start_of(command: str | None, device: torch.device, step: int) -> dict[str, 
 
 
 def git_commit() -> str | None:
-    """Return the short commit of the current directory's repository, with "-dirty" where tracked files differ.
+    """Return the short commit hash of the repository in the current directory, with "-dirty" if tracked files differ.
 
-    None without git, outside of a repository, and before its first commit. Runs no hooks and writes nothing.
+    Returns None without git, outside a repository, and before the first commit. Runs no hooks and writes nothing.
     """
     commit = _git("rev-parse", "--short", "HEAD")
     if not commit:

@@ -1,4 +1,4 @@
-"""The lock that keeps a second training out of a run's folder."""
+"""Lock a run's folder, so that two trainings never write to it at the same time."""
 
 from __future__ import annotations
 
@@ -24,58 +24,58 @@ _ATTEMPTS = 100
 
 
 class FolderInUseError(RunError):
-    """Another training holds the folder; the message says which."""
+    """Another training has locked the folder; the message names its process, host and start time."""
 
 
 def hold_folder(folder: Path, *, resume: bool, warn: Callable[[str], None]) -> FolderLock:
-    """Lock a run's folder; a new run's is created.
+    """Lock a run's folder, and create it if it is missing.
 
     Args:
-        folder: where to train.
-        resume: whether it holds the run that goes on, or must hold none.
-        warn: as for :class:`FolderLock`.
+        folder: the folder.
+        resume: True: the folder must hold a run. False: it must not.
+        warn: called with one line if folders cannot be locked here.
 
     Raises:
-        FolderInUseError: another training holds the folder.
-        RunError: it is not a folder, cannot be written, holds a run and ``resume`` is not set, or none and it is.
+        FolderInUseError: another training has locked the folder.
+        RunError: the path is not a folder or cannot be written, or ``resume`` does not match the content.
     """
     try:
         if folder.exists() and not folder.is_dir():
-            raise RunError(f"train: expected out a folder, got the file {folder}")
+            raise RunError(f"--out: expected a folder, got the file {folder}")
         if resume:
             read_record(folder)  # raises before anything is created
         lock = FolderLock(folder, warn)
     except OSError as error:
         raise RunError(
-            f"train: expected out a folder that can be created and written, got {folder}: {error.strerror}"
+            f"--out: expected a folder that can be created and written, got {folder}: {error.strerror}"
         ) from error
     if not resume and any((folder / name).exists() for name in ("config.json", "checkpoint.pt")):
         lock.release()
         raise RunError(
-            f"train: expected out a folder without a run, got {folder}, which holds one; "
-            "continue it with --resume, or choose another folder"
+            f"--out: expected a folder without a run, got {folder}, which holds one; "
+            "continue that run with --resume, or choose another folder"
         )
     return lock
 
 
 class FolderLock:
-    """Create a folder where it is missing, and hold it exclusively.
+    """An exclusive lock on a folder, which is created if it is missing.
 
-    Released by :meth:`release`, when the object is collected, and by the kernel when the process dies, however it dies.
-    Then the lock's file is removed, and those folders that were created for it and are still empty.
+    The lock ends with :meth:`release`, when the object is garbage-collected, and when the process dies in any way. The
+    first two also remove the lock file, and any folders that were created for the lock and are still empty.
 
     Args:
-        folder: what to hold; its missing parents are created too.
-        warn: is told a line where the file system or the platform has no such locks. Nothing is held then.
+        folder: the folder to lock; missing parents are created too.
+        warn: called with one line if the file system or the platform has no locks. Nothing is locked then.
 
     Raises:
-        FolderInUseError: another process, or another object of this one, holds it. Nothing was changed.
+        FolderInUseError: another process, or another object in this one, has locked the folder. Nothing was changed.
         OSError: the folder cannot be created or written.
 
     Notes:
-        flock on a file in the folder, so every path to the folder meets the same lock. A forked child does not inherit
-        it. Over NFS the kernel makes a lock on the server of it, which processes on other hosts meet, and which the
-        server drops some time after a host has crashed.
+        Uses flock on a file in the folder, so that every path to the folder leads to the same lock. A forked child does
+        not inherit the lock. Over NFS, the lock is held on the server and also applies to other hosts; after a crash of
+        a host, the server releases its locks with a delay.
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
@@ -95,7 +95,7 @@ class FolderLock:
 
 
 class _Held:
-    """The open file of a lock, and what to remove with it; apart from the lock so that a finalizer can refer to it."""
+    """The open lock file and the created folders. Separate from the lock, because a finalizer must not refer to it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -106,19 +106,19 @@ class _Held:
         for _ in range(_ATTEMPTS):
             self._create_folder()
             try:
-                # Without O_TRUNC: the file may describe the process that holds it.
+                # No O_TRUNC: the file may describe the process that holds the lock.
                 descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             except FileNotFoundError:
                 if self.path.parent.is_symlink():
-                    raise  # of a link to nothing
-                continue  # another start created the folder, failed, and removed it
+                    raise  # a dangling link
+                continue  # another start created the folder, failed, and removed it again
             if not self._lock(descriptor, warn):
                 return
             if _is_at(descriptor, self.path):
                 break
-            os.close(descriptor)  # its holder removed it after it was opened here
+            os.close(descriptor)  # the holder removed the file after it was opened here
         else:
-            raise OSError(errno.EAGAIN, "cannot be locked: it is created and removed over and over", str(self.path))
+            raise OSError(errno.EAGAIN, "cannot be locked, because it is repeatedly removed", str(self.path))
         self.descriptor = descriptor
         _all_held.add(self)
         os.ftruncate(descriptor, 0)
@@ -132,13 +132,13 @@ class _Held:
             missing.append(folder)
             folder = folder.parent
         for folder in reversed(missing):
-            with contextlib.suppress(FileExistsError):  # another start was quicker
+            with contextlib.suppress(FileExistsError):  # another start created it first
                 folder.mkdir()
                 self.created.append(folder)
 
     def _lock(self, descriptor: int, warn: Callable[[str], None]) -> bool:
-        """Lock the file and tell whether locks exist here; close it where it is not locked."""
-        reason = "this platform has no such locks"
+        """Lock the file; return False and close it if locks are not supported here."""
+        reason = "this platform has no file locks"
         try:
             if fcntl is not None:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -147,31 +147,31 @@ class _Held:
             holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "another process"
             os.close(descriptor)
             raise FolderInUseError(
-                f"train: expected out a folder that no other training uses, got {self.path.parent}, "
-                f"which is in use by {holder}; wait for it, or choose another folder"
+                f"--out: expected a folder that no other training uses, got {self.path.parent}, "
+                f"which is in use by {holder}; wait until it ends, or choose another folder"
             ) from None
         except OSError as error:
             reason = error.strerror or str(error)
         os.close(descriptor)
         self.path.unlink(missing_ok=True)
-        warn(f"{self.path.parent} cannot be locked ({reason}): make sure that no other process trains in it")
+        warn(f"warning: {self.path.parent} cannot be locked ({reason}); make sure that no other process trains in it")
         return False
 
     def release(self) -> None:
         if self.descriptor is not None:
-            # While it is held: a file that another process has opened by now fails its check of the path.
+            # Removed before the lock is released: a process that has already opened the file then fails the path check.
             if _is_at(self.descriptor, self.path):
-                with contextlib.suppress(OSError):  # a file left behind is not a lock
+                with contextlib.suppress(OSError):  # a leftover file does not lock anything
                     self.path.unlink()
             os.close(self.descriptor)
             self.descriptor = None
         for folder in reversed(self.created):
-            with contextlib.suppress(OSError):  # not empty: a run is in it
+            with contextlib.suppress(OSError):  # not empty, because it holds a run
                 folder.rmdir()
         self.created = []
 
     def forget(self) -> None:
-        """In a forked child: close the file, which does not unlock it, and leave everything to the parent."""
+        """Drop the lock in a forked child: closing the file there does not release the parent's lock."""
         if self.descriptor is not None:
             os.close(self.descriptor)
         self.descriptor, self.created = None, []

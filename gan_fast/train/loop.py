@@ -1,4 +1,21 @@
-"""The adversarial training loop."""
+"""Train a generator and a discriminator against each other.
+
+>>> import torch
+>>> from gan_fast.models import DCGANDiscriminator, DCGANGenerator
+>>> from gan_fast.train import TrainConfig, Trainer
+>>> images = torch.randint(0, 256, (64, 1, 16, 16), dtype=torch.uint8)
+>>> config = TrainConfig(steps=2, batch_size=8, log_every=1, device="cpu")
+>>> trainer = Trainer(config, DCGANGenerator(8, 1, 16, 4), DCGANDiscriminator(1, 16, 4), images)
+>>> [row["step"] for row in trainer.fit()]
+[1, 2]
+>>> state = trainer.state_dict()  # to be saved with torch.save
+>>> losses = trainer.step(torch.rand(8, 1, 16, 16) * 2 - 1)  # one more iteration, on a batch of your own
+>>> trainer.steps_done, losses["d_loss"].isfinite().item()
+(3, True)
+>>> trainer.load_state_dict(state)  # back to step 2
+>>> trainer.steps_done, trainer.sample(4).shape
+(2, torch.Size([4, 1, 16, 16]))
+"""
 
 from __future__ import annotations
 
@@ -16,83 +33,105 @@ from torch import Tensor, nn
 from gan_fast import nn as gan_fast_nn
 from gan_fast import ops
 from gan_fast.data import DeviceLoader, ImageData
-from gan_fast.objectives import InstanceNoise, Penalties, TwoPlayerLosses, clip_weights, make_objective, parse_penalties
-from gan_fast.train.average import all_finite, average_of, move_average, moving_tensors
+from gan_fast.objectives import InstanceNoise, Penalties, TwoPlayerLosses, clip_weights, make_objective
+from gan_fast.train.average import all_finite, make_average, trained_tensors, update_average
 from gan_fast.train.buffers import BufferRecord, buffer_dicts, check_initialized
-from gan_fast.train.config import TrainConfig
-from gan_fast.train.graph import CapturedStep, Subject, graphs_on
-from gan_fast.train.optimizers import checked_optimizer, kind_of, moments
+from gan_fast.train.config import ConfigError, TrainConfig
+from gan_fast.train.graph import CapturedStep, StepState, graphs_on
+from gan_fast.train.optimizers import checked_optimizer, state_values, type_name
 from gan_fast.train.step import d_step, g_step, one_stage_step
-from gan_fast.train.undo import Kept, storage_of
+from gan_fast.train.undo import SavedValues, storage_id
 
 LOGGED = ("d_loss", "g_loss", "d_real", "d_fake", "d_accuracy", "penalty")
 _RESULTS = (*LOGGED, "skipped")
 _MODELS = ("generator", "discriminator", "ema_generator")
 _OPTIMIZERS = ("g_optimizer", "d_optimizer")
 
-# Drawn at once by `sample`, so that the memory it takes does not grow with the number of images.
+# Images that `generate` makes at a time, so that its memory does not grow with their number.
 _SAMPLE_BATCH = 256
 
 
 class TrainingDivergedError(RuntimeError):
-    """Training cannot go on: gradients or weights have stayed, or become, NaN or infinite."""
+    """Training cannot continue because gradients or weights are NaN or infinite."""
 
 
 class BatchSource(Protocol):
-    """Training batches, a pure function of the step: what makes a resumed run see what it would have seen."""
+    """Any object that returns the training batch of a step."""
 
     def batch(self, step: int) -> Tensor:
-        """Return the images of a step, (N, C, H, W) in [-1, 1]."""
+        """Return the real images of a batch.
+
+        Args:
+            step: number of the batch, from 0. Equal steps should give equal batches, so that a resumed training sees
+                the same batches as an uninterrupted one.
+
+        Returns:
+            Floating point (N, C, H, W). Images in [-1, 1] (not checked).
+        """
         ...
 
 
 class Trainer:
     """Train a generator G against a discriminator D.
 
-    One iteration: ``d_steps`` times, D descends the objective's loss and its penalties on fresh x and z; then G
-    descends its own on the last of these z, under the D just updated. With update "one_stage" both descend from one
-    pass through the D before. Adam for both; an exponential moving average of G is what samples are drawn from.
+    One iteration: ``d_steps`` times, D descends the objective's loss and its penalties, each time on a new batch of
+    real images x and of latents z; then G descends its loss on the last of these z, against the updated D. With
+    ``update`` "one_stage", both descend from one pass through the D before its update. Both use Adam. Samples are
+    drawn from an exponential moving average of G.
 
     Args:
-        config: the algorithm's settings: objective, penalties and regularisers among them.
-        generator: maps (N, latent_dim) to (N, C, H, W) in [-1, 1]. Moved to the device, trained in place.
-        discriminator: maps (N, C, H, W) to one logit an image. Moved to the device, trained in place; "spectral_norm"
-            parametrises its layers. Without batch norm for update "one_stage".
-        data: uint8 images (N, C, H, W), an ``ImageData``, or any object with ``batch(step)``; None where only
-            :meth:`step` is used.
+        config: settings of the algorithm, such as objective, penalties and regularizers.
+        generator: maps latents (N, latent_dim) to images (N, C, H, W) in [-1, 1]. It is moved to the device and trained
+            in place.
+        discriminator: maps images (N, C, H, W) to one logit per image. It is moved to the device and trained in place;
+            the regularizer "spectral_norm" parametrizes its layers. It must not contain batch norm if ``update`` is
+            "one_stage".
+        data: the training images. One of
+
+            - a uint8 tensor (N, C, H, W), or an ``ImageData`` as :func:`gan_fast.data.load_images` returns it: batches
+              are shuffled, and pixels are scaled from 0..255 to [-1, 1];
+            - any object with a method ``batch(step)`` that returns the floating point images (N, C, H, W) of a batch.
+              Images in [-1, 1] (not checked). Update i of D, counted from 0 over the whole training, uses ``batch(i)``;
+            - None, if only :meth:`step` is called.
 
     Attributes:
         generator, discriminator: G and D.
-        ema_generator: the average of G: weights and running statistics, in evaluation mode.
+        ema_generator: the average of G, in evaluation mode.
+        d_optimizer, g_optimizer: the optimizers of D and G; see Notes.
         steps_done: iterations so far.
+        skipped_steps: int64 scalar tensor: how many of them were skipped, see Notes.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type; images smaller in number than a batch; no latent_dim;
-            ``cuda_graph`` "on" without a GPU.
+        TypeError: an argument of the wrong type.
+        ValueError: fewer images than one batch; no ``latent_dim`` in ``config`` or ``generator``; a model without
+            trainable parameters or with lazy ones; a device that is not available, or ``cuda_graph`` "on" without a
+            GPU; a discriminator that does not suit ``update`` or ``regularizers``.
 
     Notes:
-        The average: a_t = b_t a_{t-1} + (1 - b_t) w_t with b_t = min(ema_decay, t / (t + 9)), t from 1, over the
-        parameters of G and the running statistics of its norms; its other buffers are copied. Early in training it so
-        spans about the last tenth of the steps, and the first weights leave no trace.
+        Average: a_t = b_t a_{t-1} + (1 - b_t) w_t with b_t = min(ema_decay, t / (t + 9)) and t from 1, over the
+        parameters of G and the running statistics of its norms; other buffers are copied. So early in training the
+        average spans about the last tenth of the steps, and the initial weights leave no trace.
 
-        An iteration whose gradients are not finite updates nothing, decided on the device: weights, moments and
-        buffers stay. D and G skip their updates independently of each other. The host waits for the device only where
-        a buffer was added or got another shape in the iteration, which the device cannot undo.
+        Skipped updates: if a gradient of D or G is not finite, the weights and moments of that model do not change, and
+        the buffers of both are restored. This is decided on the device; the host waits for it only if the iteration
+        added a buffer or changed the shape of one, which the device cannot undo.
 
-        ``d_optimizer`` and ``g_optimizer`` can be set to any torch optimizer of the model's parameters whose step
-        needs no closure. The configuration's rates are those of the Adam that is there before; a scheduler is made
-        with, for instance, ``StepLR(trainer.g_optimizer, 1000)`` and stepped by its owner. Those of torch with
-        ``fused=True`` skip an update themselves; for any other, parameters and state are copied before each step.
-        As part of a CUDA graph they need ``capturable=True`` where they have it.
+        Optimizers: set ``d_optimizer`` and ``g_optimizer`` to any torch optimizer of the model's parameters whose step
+        needs no closure. The learning rates and betas of ``config`` apply only to the initial Adam. Make a learning
+        rate scheduler with, for instance, ``StepLR(trainer.g_optimizer, 1000)``, and call its ``step()`` yourself.
+        Optimizers of torch with ``fused=True`` can skip an update themselves; for any other, parameters and state are
+        copied before each step. To be captured in a CUDA graph, an optimizer that has the option needs
+        ``capturable=True``.
 
-        Equal seeds, models and data give bit-identical weights on a CPU at an equal number of threads.
+        Determinism: equal seeds, models and data give bit-identical weights on a CPU at an equal number of threads.
 
-        On a GPU an iteration runs as one CUDA graph where ``config.cuda_graph`` and the models allow it, from about the
-        fourth on, with the same results. A graph does not see Python: models that change their course there from step
-        to step need ``cuda_graph="off"``. docs/architecture.md has what a graph notices by itself.
+        CUDA graph: on a GPU, from about the fourth iteration on, an iteration runs as one CUDA graph with the same
+        results, if ``config.cuda_graph`` and the models allow it. A graph does not run Python, so models whose Python
+        code takes another path from step to step need ``cuda_graph="off"``. docs/architecture.md lists the changes that
+        are detected and lead to a new capture.
 
-        The paper draws a z of its own for G's update. Taking the last one saves a forward pass of G, as the common
-        DCGAN loops do.
+        The paper draws new latents for G's update. Using the last ones of D saves a forward pass of G, as in common
+        DCGAN code.
 
     Source: Goodfellow et al., 2014 (arXiv 1406.2661), algorithm 1.
     """
@@ -113,53 +152,53 @@ class Trainer:
         self.discriminator = discriminator.to(self.device).train()
         if "spectral_norm" in config.regularizers:
             gan_fast_nn.spectral_norm(self.discriminator)
-        self.ema_generator = average_of("Trainer", self.generator)
-        self._buffers_made = {name: BufferRecord(getattr(self, name)) for name in _MODELS}
+        self.ema_generator = make_average("Trainer", self.generator)
+        self._initial_buffers = {name: BufferRecord(getattr(self, name)) for name in _MODELS}
         self.data = self._batch_source(data)
         self.objective = make_objective(config.objective, real_label=config.real_label, fake_label=config.fake_label)
-        self.penalties = Penalties(parse_penalties(config.penalty), config.penalty_weight, config.penalty_center)
+        self.penalties = Penalties(config.penalty, config.penalty_weight, config.penalty_center)
         self._noise = self._make_noise()
         self._feature_weight = self._check_features()
         self._check_update()
-        # A graph for each order of updates with and without penalties.
+        # One graph for each pattern of penalty weights in the updates of an iteration.
         self._captured_steps = self._make_captured_steps()
-        self._reshaped: str | None = None
+        self._buffer_change: str | None = None
         self.d_optimizer = self._adam(self.discriminator, config.d_lr, config.d_betas)
         self.g_optimizer = self._adam(self.generator, config.g_lr, config.g_betas)
         self.latent_rng = torch.Generator(self.device).manual_seed(config.seed)
-        # Of images and latents: G's own, so that a model in float64 trains as it is.
+        # Images and latents have the dtype of G, so that a float64 model trains in float64.
         self.dtype = next((p.dtype for p in self.generator.parameters() if p.is_floating_point()), torch.float32)
         self.steps_done = 0
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=self.device)
         self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=self.device)
-        # A tensor: as a number it would be frozen in a CUDA graph. In double, so that each dtype of G rounds it once.
+        # Tensors, as Python numbers would be frozen in a CUDA graph; in float64, so that each dtype rounds them once.
         self._average_weight = torch.zeros((), dtype=torch.float64, device=self.device)
         self._noise_std = torch.zeros((), dtype=torch.float64, device=self.device)
-        self._layout = _layout(self.discriminator)
+        self._memory_format = _memory_format(self.discriminator)
         self._stop_requested = False
 
     @property
     def d_optimizer(self) -> torch.optim.Optimizer:
-        """D's optimizer: Adam, or what was set in its place."""
+        """The optimizer of D: Adam, unless it was set to another."""
         return self._d_optimizer
 
     @d_optimizer.setter
     def d_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         self._d_optimizer = checked_optimizer("Trainer.d_optimizer", optimizer, self.discriminator)
-        self._forget_graphs()
+        self._discard_graphs()
 
     @property
     def g_optimizer(self) -> torch.optim.Optimizer:
-        """G's optimizer: Adam, or what was set in its place."""
+        """The optimizer of G: Adam, unless it was set to another."""
         return self._g_optimizer
 
     @g_optimizer.setter
     def g_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         self._g_optimizer = checked_optimizer("Trainer.g_optimizer", optimizer, self.generator)
-        self._forget_graphs()
+        self._discard_graphs()
 
-    def _forget_graphs(self) -> None:
-        """Drop graphs, and reasons against capturing one: they belong to the optimizer before."""
+    def _discard_graphs(self) -> None:
+        """Discard the graphs, and the failures to capture one: both belong to the old optimizer."""
         if self._captured_steps is not None:
             self._captured_steps.clear()
 
@@ -167,23 +206,27 @@ class Trainer:
         """Run one iteration: ``d_steps`` updates of D, then one of G.
 
         Args:
-            real: real images (N, C, H, W) in [-1, 1], on any device. One batch serves all ``d_steps`` updates, each
-                with fresh latents; a sequence of ``d_steps`` batches gives each update its own, as :meth:`fit` does.
+            real: real images, floating point (N, C, H, W), on any device. Images in [-1, 1] (not checked). One batch is
+                used for all ``d_steps`` updates of D, each with new latents; a sequence of ``d_steps`` batches gives
+                one to each update, as in :meth:`fit`.
 
         Returns:
-            Scalar tensors on the device, without gradient, new ones at each call: "d_loss" (of the last update of D),
-            "g_loss", "d_real" (mean D(x)), "d_fake" (mean D(G(z))), "d_accuracy" (the share of x and G(z) that D tells
-            apart; all three before that update), "penalty" (what D paid in that update, weighted; "d_loss" is without
-            it), and "skipped" (1 where an update was skipped). D(x) is a probability for "minimax" and
-            "non_saturating", else D's output as it is.
+            New scalar tensors on the device, without gradient, by name:
+
+            - "d_loss", "g_loss": the losses. "d_loss" is that of the last update of D, without the penalties;
+            - "penalty": the weighted penalties in that update;
+            - "d_real", "d_fake", "d_accuracy": mean D(x), mean D(G(z)), and the share of x and G(z) that D classifies
+              correctly, before that update. D(x) is a probability for the objectives "minimax" and "non_saturating",
+              else the output of D;
+            - "skipped": 1 if an update was skipped because a gradient was not finite, else 0.
 
         Raises:
-            TypeError: a batch is not a tensor, or not of floating point.
-            ValueError: a sequence of another length.
-            RuntimeError: ``cuda_graph`` is "on" and the step cannot be captured; nothing was done.
+            TypeError: a batch is not a floating point tensor.
+            ValueError: a sequence of other than ``d_steps`` batches.
+            RuntimeError: ``cuda_graph`` is "on" and the step cannot be captured; nothing was changed.
 
         Notes:
-            Does not synchronise host and device, but for the one step in which a CUDA graph is captured.
+            Does not synchronize host and device, except in the one step that captures a CUDA graph.
         """
         batches = self._on_device(real)
         step = self.steps_done + 1
@@ -196,99 +239,104 @@ class Trainer:
         if self._captured_steps is None:
             values = iterate(batches)
         else:
-            values = self._captured_steps[scales](iterate, batches, self._subject())
+            values = self._captured_steps[scales](iterate, batches, self._step_state())
         self.steps_done = step
         return dict(zip(_RESULTS, values.unbind(), strict=True))
 
     def _on_device(self, real: Tensor | Sequence[Tensor]) -> list[Tensor]:
-        """Check the batches and start their way to the device."""
+        """Check the batches and start copying them to the device."""
         d_steps = self.config.d_steps
         batches = [real] if isinstance(real, Tensor) else list(real)
         if not isinstance(real, Tensor) and len(batches) != d_steps:
-            raise ValueError(f"Trainer.step: expected real d_steps = {d_steps} batches, got {len(batches)}")
+            raise ValueError(
+                f"Trainer.step: expected real a sequence of d_steps = {d_steps} batches, got {len(batches)}"
+            )
         for index, batch in enumerate(batches):
             if not isinstance(batch, Tensor):
-                raise TypeError(f"Trainer.step: expected real type Tensor, got {type(batch).__name__}")
+                raise TypeError(f"Trainer.step: expected real type torch.Tensor, got {type(batch).__name__}")
             if not batch.is_floating_point():
                 raise TypeError(
-                    f"Trainer.step: expected real dtype floating point, values in [-1, 1], got {batch.dtype}; "
-                    "uint8 images become that by images / 127.5 - 1"
+                    f"Trainer.step: expected real dtype floating point, with values in [-1, 1], got {batch.dtype}; "
+                    "scale uint8 images with images / 127.5 - 1"
                 )
             if self.device.type == "cuda" and batch.is_cpu and not batch.is_pinned():
-                # From pageable memory the copy would wait for the device to finish the last step.
+                # A copy from pageable memory would wait until the device has finished the last step.
                 batch = batch.pin_memory()
             batch = batch.detach().to(self.device, non_blocking=True)
-            layout = self._layout if batch.dim() == 4 else torch.preserve_format
-            batches[index] = batch.to(self.dtype, memory_format=layout)
+            memory_format = self._memory_format if batch.dim() == 4 else torch.preserve_format
+            batches[index] = batch.to(self.dtype, memory_format=memory_format)
         return batches * d_steps if isinstance(real, Tensor) else batches
 
     def _penalty_scales(self) -> tuple[float, ...]:
-        """How much the penalties weigh in each of the coming updates of D."""
+        """Return the factor on the penalties' weight for each update of D in the next iteration."""
         every, first = self.config.penalty_every, self.steps_done * self.config.d_steps
         if not self.penalties.names:
             return (0.0,) * self.config.d_steps
         return tuple(float(every) if (first + i) % every == 0 else 0.0 for i in range(self.config.d_steps))
 
     def _iterate(self, penalty_scales: Sequence[float], batches: Sequence[Tensor]) -> Tensor:
-        """Queue one iteration. What differs from one to the next is in tensors, for a CUDA graph to find.
+        """Queue one iteration and return the values of ``_RESULTS`` in one tensor.
 
-        Returns:
-            The values of ``_RESULTS``, in one tensor.
+        All that changes from one iteration to the next is in tensors, as a CUDA graph freezes Python numbers.
         """
         models = (self.discriminator, self.generator)
-        # A buffer that is a view of a parameter needs no copy: a skipped update leaves the parameter.
-        kept = Kept(buffer_dicts(*models), {storage_of(p) for model in models for p in model.parameters()})
+        # A buffer that is a view of a parameter needs no copy, as a skipped update does not change the parameter.
+        buffers = SavedValues(buffer_dicts(*models), {storage_id(p) for model in models for p in model.parameters()})
         objective = TwoPlayerLosses(self.objective, self.penalties, self._feature_weight)
         one_stage = self.config.update == "one_stage"
         skipped = torch.zeros((), device=self.device)
         for index, (batch, scale) in enumerate(zip(batches, penalty_scales, strict=True)):
-            # The last images are G's to learn from as well: only they need a graph.
+            # G learns only from the last images, so only these need an autograd graph.
             with torch.set_grad_enabled(index == len(batches) - 1), self._autocast():
                 fake = self.generator(self._latents(len(batch)))
-            rest = (objective, self._seen(batch), self._seen(fake), self._autocast(), scale, self.latent_rng)
+            real, noisy_fake = self._add_instance_noise(batch), self._add_instance_noise(fake)
+            arguments = (objective, real, noisy_fake, self._autocast(), scale, self.latent_rng)
             if one_stage:
-                d_loss, g_loss, skip = one_stage_step(self.discriminator, self.d_optimizer, self.g_optimizer, *rest)
+                d_loss, g_loss, skip = one_stage_step(
+                    self.discriminator, self.d_optimizer, self.g_optimizer, *arguments
+                )
             else:
-                d_loss, skip = d_step(self.discriminator, self.d_optimizer, *rest)
+                d_loss, skip = d_step(self.discriminator, self.d_optimizer, *arguments)
             skipped = torch.maximum(skipped, skip)
             if "weight_clipping" in self.config.regularizers:
                 clip_weights(list(self.discriminator.parameters()), self.config.clip_value)
         if not one_stage:
-            real, fake = self._seen(batches[-1]), self._seen(fake)
-            g_loss, skip = g_step(self.discriminator, self.g_optimizer, objective, real, fake, self._autocast())
+            real, noisy_fake = self._add_instance_noise(batches[-1]), self._add_instance_noise(fake)
+            g_loss, skip = g_step(self.discriminator, self.g_optimizer, objective, real, noisy_fake, self._autocast())
             skipped = torch.maximum(skipped, skip)
-        self._finish(kept, skipped)
+        self._finish_iteration(buffers, skipped)
         return torch.stack((d_loss.loss, g_loss, *d_loss.means.unbind(), d_loss.penalty, skipped))
 
-    def _seen(self, images: Tensor) -> Tensor:
-        """The images as D gets to see them."""
+    def _add_instance_noise(self, images: Tensor) -> Tensor:
+        """Return the images that D is given: with instance noise if it is configured."""
         if self._noise is None:
             return images
         return ops.add_noise(images, self._noise_std.to(images.dtype), generator=self.latent_rng)
 
     @torch.no_grad()
-    def _finish(self, kept: Kept, skipped: Tensor) -> None:
-        """Undo what a skipped iteration did to the buffers, average G, and count."""
-        bad = skipped > 0
-        change = kept.undo(bad)
-        # Buffers that the first iteration adds stay in the later ones.
-        self._reshaped = change if self.steps_done else None
-        self.skipped_steps += bad
+    def _finish_iteration(self, buffers: SavedValues, skipped: Tensor) -> None:
+        """Restore the buffers if an update was skipped, update the counters and the average of G."""
+        is_skipped = skipped > 0
+        change = buffers.restore_if(is_skipped)
+        # The first iteration may add buffers that then stay the same.
+        self._buffer_change = change if self.steps_done else None
+        self.skipped_steps += is_skipped
         self.skipped_in_a_row += 1
-        self.skipped_in_a_row *= bad
-        move_average(self.ema_generator, self.generator, self._average_weight)
+        self.skipped_in_a_row *= is_skipped
+        update_average(self.ema_generator, self.generator, self._average_weight)
 
     def fit(
         self,
         on_log: Callable[[dict[str, float]], None] | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> list[dict[str, float]]:
-        """Train until ``config.steps`` iterations are done or :meth:`stop` is called.
+        """Train until ``config.steps`` iterations are done or :meth:`stop` is called; a later call continues.
 
         Args:
-            on_log: called every ``log_every`` steps with a row of "step", the means since the last row of "d_loss",
-                "g_loss", "d_real", "d_fake", "d_accuracy" and "penalty", "images_per_s" (real images), "time_s" (of
-                this call) and "skipped_steps" (since the training began).
+            on_log: called with a row every ``log_every`` steps and after the last one. A row maps to numbers: "step";
+                "d_loss", "g_loss", "d_real", "d_fake", "d_accuracy" and "penalty", as :meth:`step` returns them,
+                averaged over the steps since the last row; "images_per_s", real images in these steps per second;
+                "time_s", seconds since the call; and "skipped_steps" since the training began.
             on_step: called after every iteration with the number of iterations done.
 
         Returns:
@@ -296,10 +344,10 @@ class Trainer:
 
         Raises:
             ValueError: the trainer was made without data.
-            TrainingDivergedError: ``max_skipped_steps`` iterations in a row were skipped; noticed when a row is due.
+            TrainingDivergedError: ``max_skipped_steps`` iterations in a row were skipped, which is checked at each row.
         """
         if self.data is None:
-            raise ValueError("Trainer.fit: expected data to train on, got None")
+            raise ValueError("Trainer.fit: expected a trainer made with data, got data None; pass data to Trainer")
         config, rows = self.config, []
         self._stop_requested = False
         sums, count, images = torch.zeros(len(LOGGED), device=self.device), 0, 0
@@ -327,7 +375,7 @@ class Trainer:
         return rows
 
     def stop(self) -> None:
-        """Make :meth:`fit` return after the iteration that is running; safe to call from a signal handler."""
+        """Make :meth:`fit` return after the current iteration; safe to call from a signal handler."""
         self._stop_requested = True
 
     def _check_divergence(self) -> None:
@@ -340,16 +388,16 @@ class Trainer:
 
     @torch.no_grad()
     def sample(self, n: int = 64, *, z: Tensor | None = None, seed: int = 0, ema: bool = True) -> Tensor:
-        """Generate images in evaluation mode; training is not disturbed.
+        """Generate images in evaluation mode, without changing anything that training depends on.
 
         Args:
-            n: number of images, at least 1; ignored where ``z`` is given.
-            z: latents (n, latent_dim).
-            seed: of the latents where ``z`` is None: equal seeds, equal latents.
-            ema: from the averaged generator; False: from the current one.
+            n: number of images, at least 1; ignored if ``z`` is given.
+            z: latents (n, latent_dim); None draws them.
+            seed: seed of the drawn latents. They do not depend on the device.
+            ema: True uses the averaged generator, False the current one.
 
         Returns:
-            float (n, C, H, W) in [-1, 1] on the device.
+            (n, C, H, W) in [-1, 1], of the generator's dtype, on the device.
 
         Raises:
             ValueError: n below 1.
@@ -360,16 +408,19 @@ class Trainer:
         return generate(generator, z.to(self.device, self.dtype))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a resumed training needs: tensors and plain numbers, safe to load as weights only.
+        """Return everything that :meth:`load_state_dict` needs to continue the training.
 
-        The position in the data is the step. The global random state is there for models that draw from it (dropout).
+        Returns:
+            Nested dicts of tensors, numbers and strings, which ``torch.load`` can read with ``weights_only=True``. The
+            tensors share memory with the trainer: save or copy them before the next step. The step number is the
+            position in the data; torch's global random state is included for models that draw from it (dropout).
         """
         state = {
             "steps_done": self.steps_done,
             **{name: getattr(self, name).state_dict() for name in _MODELS},
-            "buffers": {name: made.changes(getattr(self, name)) for name, made in self._buffers_made.items()},
+            "buffers": {name: record.changes(getattr(self, name)) for name, record in self._initial_buffers.items()},
             **{name: getattr(self, name).state_dict()["state"] for name in _OPTIMIZERS},
-            "optimizers": {name: kind_of(getattr(self, name)) for name in _OPTIMIZERS},
+            "optimizers": {name: type_name(getattr(self, name)) for name in _OPTIMIZERS},
             "skipped_steps": self.skipped_steps,
             "skipped_in_a_row": self.skipped_in_a_row,
             "latent_rng": self.latent_rng.get_state(),
@@ -380,43 +431,47 @@ class Trainer:
         return state
 
     def is_finite(self) -> bool:
-        """Tell whether weights, moments and running statistics are finite; waits for the device."""
-        tensors = [*moving_tensors(self.discriminator), *moving_tensors(self.generator)]
-        tensors += moving_tensors(self.generator, self.ema_generator)
+        """Return whether all weights, moments and running statistics are finite; waits for the device."""
+        tensors = [*trained_tensors(self.discriminator), *trained_tensors(self.generator)]
+        tensors += trained_tensors(self.generator, self.ema_generator)
         for optimizer in (self.g_optimizer, self.d_optimizer):
-            tensors += [t for t in moments(optimizer) if isinstance(t, Tensor)]
+            tensors += [t for t in state_values(optimizer) if isinstance(t, Tensor)]
         return all_finite(tensors)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken: N + N steps equal 2N, bit for bit on a CPU.
+        """Continue from a state that :meth:`state_dict` returned: N + N steps equal 2N, bit for bit on a CPU.
 
-        Learning rates, betas and all other settings are those of the optimizers here, not the state's. Sets torch's
-        global random state.
+        Learning rates, betas and all other settings are those of this trainer's optimizers, not of the saved ones.
+        Sets torch's global random state.
+
+        Args:
+            state: of a trainer with equal models and optimizers of the same types. It is not changed.
 
         Raises:
-            KeyError, RuntimeError: the state is of other models or of other kinds of optimizers.
+            KeyError: the state lacks an entry.
+            RuntimeError: the state is of other models, or of optimizers of other types.
         """
         for name, want in state.get("optimizers", {}).items():
-            have = kind_of(getattr(self, name))
+            have = type_name(getattr(self, name))
             if have != want:
                 raise RuntimeError(
                     f"Trainer.load_state_dict: expected {name} of type {want}, as in the state, got {have}; "
                     f"set trainer.{name} before loading"
                 )
-        for name, made in self._buffers_made.items():
-            made.load(getattr(self, name), state[name], state.get("buffers", {}).get(name, {}))
+        for name, record in self._initial_buffers.items():
+            record.load(getattr(self, name), state[name], state.get("buffers", {}).get(name, {}))
         for name in _OPTIMIZERS:
             optimizer = getattr(self, name)
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state[name], "param_groups": groups})
-            _own_moments(optimizer)
+            _copy_state_tensors(optimizer)
         self.skipped_steps.copy_(state["skipped_steps"])
         self.skipped_in_a_row.copy_(state["skipped_in_a_row"])
         self.steps_done = state["steps_done"]
         torch.set_rng_state(state["torch_rng"].cpu())
         if self.device.type == "cuda" and "cuda_rng" in state:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
-        # A generator's state has another form on another kind of device; there the latents start anew.
+        # A state from another type of device has another size and cannot be used: the latents restart from the seed.
         if state["latent_rng"].shape == self.latent_rng.get_state().shape:
             self.latent_rng.set_state(state["latent_rng"].cpu())
 
@@ -425,10 +480,11 @@ class Trainer:
         return torch.randn(shape, generator=self.latent_rng, device=self.device, dtype=self.dtype)
 
     def _autocast(self) -> AbstractContextManager:
-        # One context for each phase: the casts that it caches without gradients must not reach a phase that needs them.
+        # A new context for each phase: weights that are cast without gradients are cached, and a phase that needs their
+        # gradients must not use them.
         wanted = self.config.precision
         enabled = wanted == "bf16" or (wanted == "auto" and self.device.type == "cuda")
-        # The outermost context empties the cache; inside one of the caller's, casts of weights would outlive them.
+        # Only the outermost context clears the cache: in a caller's context, casts would outlive an update of weights.
         outermost = not torch.is_autocast_enabled(self.device.type)
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=outermost)
 
@@ -440,7 +496,7 @@ class Trainer:
         # Fused Adam takes no complex parameters.
         fused = all(p.is_floating_point() for p in trainable)
         adam = torch.optim.Adam(trainable, lr, betas, fused=fused, capturable=self._captured_steps is not None)
-        # It would warn of the iterations before the capture.
+        # Suppresses its warning about the iterations before the capture.
         adam._warned_capturable_if_run_uncaptured = True
         return adam
 
@@ -461,8 +517,8 @@ class Trainer:
         norms = [m for m in self.discriminator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if self.config.update == "one_stage" and norms:
             raise ValueError(
-                "Trainer: expected discriminator without batch norm for update one_stage, got one with "
-                f"{len(norms)}; DCGANDiscriminator(norm='none'), or --d-norm none, has none"
+                "Trainer: expected discriminator without batch norm for update 'one_stage', got one with "
+                f"{len(norms)} batch norms; use DCGANDiscriminator(norm='none'), or --d-norm none"
             )
 
     def _check_features(self) -> float:
@@ -470,20 +526,21 @@ class Trainer:
             return 0.0
         if not hasattr(self.discriminator, "forward_with_features"):
             raise ValueError(
-                "Trainer: expected discriminator.forward_with_features(images) -> (logits, features) for "
-                f"feature_matching, got a {type(self.discriminator).__name__} without it"
+                "Trainer: expected discriminator with a method forward_with_features(images) that returns "
+                "(logits, features), for the regularizer feature_matching, got a "
+                f"{type(self.discriminator).__name__} without it"
             )
         return self.config.feature_weight
 
-    def _subject(self) -> Subject:
-        return Subject(
-            players=(self.generator, self.discriminator),
+    def _step_state(self) -> StepState:
+        return StepState(
+            models=(self.generator, self.discriminator),
             average=self.ema_generator,
             optimizers=(self.g_optimizer, self.d_optimizer),
             objective=self.objective,
             counters=(self.skipped_steps, self.skipped_in_a_row, self._average_weight, self._noise_std),
             generator=self.latent_rng,
-            reshaped=self._reshaped,
+            buffer_change=self._buffer_change,
         )
 
     def _batch_source(self, data: Tensor | ImageData | BatchSource | None) -> BatchSource | None:
@@ -492,16 +549,16 @@ class Trainer:
         if isinstance(data, Tensor):
             return DeviceLoader(data, self.config.batch_size, seed=self.config.seed, device=self.device)
         if data is not None and not hasattr(data, "batch"):
-            want = "Tensor, ImageData or an object with batch(step)"
+            want = "torch.Tensor, ImageData or an object with a method batch(step)"
             raise TypeError(f"Trainer: expected data type {want}, got {type(data).__name__}")
         return data
 
 
 def device_of(config: TrainConfig) -> torch.device:
-    """Return the device that a configuration trains on; "auto" takes the GPU where there is one.
+    """Return the device that a configuration trains on; "auto" selects the GPU if there is one.
 
     Raises:
-        ValueError: no such device here; ``cuda_graph`` "on" without a GPU.
+        ValueError: the device is not available, or is not a GPU although ``cuda_graph`` is "on".
     """
     name = config.device
     if name == "auto":
@@ -509,19 +566,19 @@ def device_of(config: TrainConfig) -> torch.device:
     else:
         try:
             device = torch.device(name)
-            # Latents are drawn there; "meta" holds tensors and draws nothing.
+            # "meta" holds tensors, but cannot draw latents.
             torch.Generator(device)
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"TrainConfig: expected device one that is here, got {name!r}: {reason}") from error
+            gpus = "".join(f", cuda:{index}" for index in range(torch.cuda.device_count()))
+            raise ConfigError("TrainConfig", "device", f"one of auto, cpu{gpus}", repr(name)) from error
     if config.cuda_graph == "on" and graphs_on(device) is None:
-        raise ValueError(f"TrainConfig: expected device a GPU for cuda_graph on, got {device}")
+        raise ConfigError("TrainConfig", "device", "a GPU for cuda_graph on", device)
     return device
 
 
 def draw_latents(n: int, latent_dim: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Draw z ~ N(0, 1), (n, latent_dim), on the CPU: the same latents for a seed whatever the device.
+    """Draw latents z ~ N(0, 1), (n, latent_dim), on the CPU, so that a seed gives the same latents on any device.
 
     Raises:
         ValueError: n below 1.
@@ -533,43 +590,48 @@ def draw_latents(n: int, latent_dim: int, seed: int, dtype: torch.dtype = torch.
 
 @torch.no_grad()
 def generate(generator: nn.Module, z: Tensor) -> Tensor:
-    """Run G on latents (n, latent_dim) in evaluation mode, a few at a time; its modes are put back."""
+    """Return G(z) for latents (n, latent_dim), in evaluation mode and in parts; the modes of G are restored."""
     modes = [(module, module.training) for module in generator.modules()]
     generator.eval()
     try:
         return torch.cat([generator(part) for part in z.split(_SAMPLE_BATCH)])
     finally:
-        # One by one: a layer that its owner keeps in evaluation mode stays there.
+        # Module by module, as some may be in evaluation mode during training.
         for module, training in modes:
             module.training = training
 
 
-def _layout(discriminator: nn.Module) -> torch.memory_format:
-    """Channels-last where the weights of D are: its first convolution would copy each batch into that."""
+def _memory_format(discriminator: nn.Module) -> torch.memory_format:
+    """Return channels-last if D has weights in it, as its first convolution would otherwise copy each batch."""
     for p in discriminator.parameters():
         if p.dim() == 4 and not p.is_contiguous() and p.is_contiguous(memory_format=torch.channels_last):
             return torch.channels_last
     return torch.preserve_format
 
 
-def _own_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Copy the moments, which loading only refers to, into the memory layout of their parameters.
+def _copy_state_tensors(optimizer: torch.optim.Optimizer) -> None:
+    """Copy a loaded state, which shares memory with the saved one, and give moments their parameters' memory layout.
 
-    Fused Adam walks parameters and moments in storage order and checks nothing.
+    Fused Adam reads parameters and moments in storage order without checking that their layouts agree.
     """
     for parameter, state in optimizer.state.items():
-        for name, moment in state.items():
-            if isinstance(parameter, Tensor) and isinstance(moment, Tensor):
-                like = parameter.detach() if moment.shape == parameter.shape else moment
-                state[name] = torch.empty_like(like, dtype=moment.dtype, device=moment.device).copy_(moment)
+        for name, value in state.items():
+            if isinstance(parameter, Tensor) and isinstance(value, Tensor):
+                like = parameter.detach() if value.shape == parameter.shape else value
+                state[name] = torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
             else:
-                state[name] = copy.deepcopy(moment)
+                state[name] = copy.deepcopy(value)
 
 
 def _latent_dim(config: TrainConfig, generator: nn.Module) -> int:
     own = getattr(generator, "latent_dim", None)
     if config.latent_dim is None and not isinstance(own, int):
-        raise ValueError("Trainer: expected config.latent_dim or generator.latent_dim an int, got neither")
+        raise ValueError(
+            "Trainer: expected an int in config.latent_dim or generator.latent_dim, got neither; "
+            "set TrainConfig(latent_dim=...)"
+        )
     if config.latent_dim is not None and isinstance(own, int) and own != config.latent_dim:
-        raise ValueError(f"Trainer: expected config.latent_dim {own} as generator.latent_dim, got {config.latent_dim}")
+        raise ValueError(
+            f"Trainer: expected config.latent_dim {own}, as generator.latent_dim is, got {config.latent_dim}"
+        )
     return config.latent_dim if config.latent_dim is not None else own  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Settings of the whole process that a training of our own may make; a library must not."""
+"""Settings of the whole process, which the command line may change but library code must not."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from types import FrameType
 
 import torch
 
-# Of glibc's malloc.h.
+# From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-# The largest that glibc takes on 64 bits: half of its heap's maximum size.
+# The largest value that glibc accepts on 64-bit systems: half of the maximum heap size.
 _THRESHOLD_BYTES = 32 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed buffers of up to 32 MiB instead of unmapping them.
+    """Make glibc keep freed buffers of up to 32 MiB instead of unmapping them.
 
-    Every tensor above the threshold is otherwise mapped and its pages faulted in anew.
+    By default, large tensors are mapped anew on each allocation, and every page causes a fault.
 
     Returns:
-        Whether glibc took it; False where the C library is another one.
+        Whether the setting took effect; False with another C library.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -38,10 +38,10 @@ def keep_freed_memory() -> bool:
 
 
 def set_threads(threads: int | None) -> None:
-    """Set torch's CPU threads; None lowers torch's own choice to the CPUs that this process may use.
+    """Set the number of torch's CPU threads; None limits torch's default to the CPUs that this process may use.
 
-    torch counts the cores of the machine, also where a container or a scheduler grants only some: the threads would
-    then wait for each other.
+    By default torch counts all cores of the machine. If a container or scheduler grants only some of them, the threads
+    wait for each other.
     """
     if threads is None:
         if "OMP_NUM_THREADS" in os.environ:
@@ -55,43 +55,43 @@ def _usable_cpus() -> int:
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return min(cpus, max(1, int(quota) // int(period)))
-    # No cgroup version 2, or "max": no quota.
+    # Without cgroup version 2, or with "max", there is no quota.
     except (OSError, ValueError):
         return cpus
 
 
-# Rounds of `fastest_threads`: the first warms up; a second one is always timed, more while the budget lasts.
+# Rounds of `fastest_threads`: the first is a warm-up, the second is always timed, more follow within the budget.
 _MOST_ROUNDS = 20
 _BUDGET_S = 1.0
-# Fewer threads are chosen only where they save this share of a step: less is noise.
+# Fewer threads are chosen only if they save this fraction of the step time; smaller differences are noise.
 _LEAST_GAIN = 0.1
 
 
 @dataclass(frozen=True)
 class ThreadChoice:
-    """The number of CPU threads that a training runs on, and the measured time of a step at each number tried."""
+    """The chosen number of CPU threads, and the measured time of a step for each number that was tried."""
 
     threads: int
     times_ms: dict[int, float]
 
     def __str__(self) -> str:
         times = {n: f"{ms:.3g} ms" if ms < 100 else f"{ms:.0f} ms" for n, ms in self.times_ms.items()}
-        own = times.pop(self.threads)
-        others = ", ".join(f"{time} on {n}" for n, time in times.items())
-        return f"CPU threads: {self.threads} ({own} a step; {others}); --threads decides without measuring"
+        chosen = times.pop(self.threads)
+        others = ", ".join(f"{time} with {n}" for n, time in times.items())
+        return f"CPU threads: {self.threads} ({chosen} per step; {others}); set --threads to skip this measurement"
 
 
 def fastest_threads(step: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> ThreadChoice:
-    """Time a training step at 1, 2, 4, ... threads up to torch's present number, and set the fastest.
+    """Time a training step with 1, 2, 4, ... threads up to torch's current number, and set the fastest number.
 
-    Where other programs share the cores, threads wait for each other, and more of them can be many times slower.
+    If other programs use the same cores, threads wait for each other, and more threads can be many times slower.
 
     Args:
-        step: runs one training step; called twice or more at each number, in turns.
-        clock: returns seconds.
+        step: runs one training step; called at least twice per number of threads, in rounds over all numbers.
+        clock: returns the time in seconds.
 
     Returns:
-        The number that was set and the shortest time at each.
+        The number that was set, and the shortest time for each number.
     """
     most = torch.get_num_threads()
     counts = [*(2**i for i in range(most.bit_length()) if 2**i < most), most]
@@ -114,20 +114,23 @@ def fastest_threads(step: Callable[[], object], clock: Callable[[], float] = tim
 
 
 class StopSignal:
-    """Which signal asked to stop, if any."""
+    """The number of the signal that was received, or None."""
 
     number: int | None = None
 
 
 @contextmanager
 def stopping_signals(stop: Callable[[], None]) -> Iterator[StopSignal]:
-    """Call ``stop`` on the first SIGINT or SIGTERM inside the block; a second one acts as it did before.
+    """Call ``stop`` on the first SIGINT, SIGTERM or SIGHUP inside the block; a second one has its previous effect.
 
     Yields:
-        An object that then holds the signal's number.
+        An object whose ``number`` is set when a signal arrives.
     """
     received = StopSignal()
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    # A closed terminal sends SIGHUP. nohup ignores it, and it must stay ignored then. Windows has no SIGHUP.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -1,9 +1,10 @@
-"""A training in a folder: what ``gan-fast train`` runs."""
+"""Train in a folder, as ``gan-fast train`` does. Messages name the options of the command line."""
 
 from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import os
 import sys
@@ -18,15 +19,17 @@ from typing import Any
 import torch
 from torch import nn
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gan_fast import backends
-from gan_fast.data import ImageData, load_images
+from gan_fast.data import DataError, ImageData, load_images
+from gan_fast.data.errors import quoted
 from gan_fast.data.memory import available_bytes, in_words
 from gan_fast.files import previous_of, write_bytes_safely, write_safely
 from gan_fast.metrics import Coverage, class_coverage
 from gan_fast.models import DCGANDiscriminator, DCGANGenerator
 from gan_fast.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, save_generator
-from gan_fast.train.config import FREE, RunConfig, RunError, TrainConfig, read_record
+from gan_fast.train.config import CHANGEABLE, RunConfig, RunError, TrainConfig, option_of, read_record
 from gan_fast.train.history import start_of, versions
 from gan_fast.train.lock import FolderLock, hold_folder
 from gan_fast.train.loop import LOGGED, Trainer, TrainingDivergedError, device_of, draw_latents
@@ -39,44 +42,63 @@ _LATENT_DIM = 100
 _GRID_IMAGES = 64
 _COVERAGE_SAMPLES = 1000
 _SHOWN_FILES = 5
-# In a shorter training the measurement would take too large a share.
-_STEPS_WORTH_MEASURING = 200
-# In training G has weights, average, gradient and two moments, D all but the average.
+# Seconds between two progress lines where no terminal shows a progress bar.
+_LINE_EVERY_S = 30.0
+# In a shorter training, measuring the threads would take too large a part of the time.
+_MIN_STEPS_TO_MEASURE = 200
+# In training, G has weights, average, gradient and two moments; D has all but the average.
 _TENSORS_PER_WEIGHT = {"generator": 5, "discriminator": 4}
+# Names in messages of load_images, and the options of the command line that set them.
+_OPTIONS_OF_DATA = {
+    'bad_files="skip"': "--bad-files skip",
+    "max_skipped=": "--max-skipped-files ",
+    "batch_size": "--batch-size",
+    "image_size": "--image-size",
+}
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return a line for each option that differs."""
+    """Return a line for each option that differs, as the command line spells it."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return [f"{name}: the run has {before.get(name)!r}, the command {now.get(name)!r}" for name in names]
+    return [
+        f"{option_of(name)}: the run has {_spelled(name, before.get(name))}, "
+        f"the command {_spelled(name, now.get(name))}"
+        for name in names
+    ]
+
+
+def _spelled(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return option_of(name if value else f"no_{name}")
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    return "no value" if value is None else str(value)
 
 
 class Run:
-    """One training and its folder.
+    """A training and its folder. docs/runs.md describes the files in it.
 
-    The folder holds config.json, history.jsonl (a line for each start), metrics.jsonl, samples/step_NNNNNN.png,
-    curves.png, checkpoint.pt and the one before it, generator.safetensors, generator_ema.safetensors, and
-    class_coverage.json where the data have classes. It is locked from here to the end of :meth:`train`.
+    The folder is locked from the construction of this object to the end of :meth:`train`.
 
     Args:
-        config: what to train.
-        resume: continue the run that is in the folder.
-        allow_changed_data: resume on other images or labels than the run was started with.
-        measure_threads: on a CPU, time a few steps of a new training and set the number of threads that is fastest.
-        command: the command line, for the folder's history.
-        lock: on the folder, from :func:`gan_fast.train.lock.hold_folder`; None: taken here.
-        say: is told what a person should know, a line at a time.
+        config: the settings.
+        resume: continue the run in the folder.
+        allow_changed_data: allow that a resumed run gets other images or labels than it was started with.
+        measure_threads: on a CPU, time a few steps of a new run and set the fastest number of threads.
+        command: the command line, for history.jsonl.
+        lock: a lock on the folder from :func:`gan_fast.train.lock.hold_folder`; None: the folder is locked here.
+        say: called with each line of progress, warnings and results.
 
     Attributes:
-        trainer: the training.
+        trainer: the trainer.
         images: the data.
 
     Raises:
         FolderInUseError: another training uses the folder.
-        RunError: the folder holds a run and ``resume`` is not set, or holds none and it is; the run in it was
-            configured otherwise, or its data were others; the networks need more memory than there is; TensorBoard is
-            asked for and not installed.
-        DataError: the data cannot be read.
+        RunError: ``resume`` does not match the content of the folder; options or data of a resumed run differ from
+            those it was started with; the data cannot be read; the networks do not fit in memory; TensorBoard is
+            requested but not installed.
+        ConfigError: the device does not exist on this machine.
         CheckpointError: neither checkpoint can be used.
     """
 
@@ -102,7 +124,10 @@ class Run:
     def _start(self, resume: bool, allow_changed_data: bool, measure_threads: bool, command: str | None) -> None:
         config = self.config
         if config.tensorboard:
-            _summary_writer(self.folder)
+            _summary_writer(self.folder)  # raises before the images are read
+        ignored = config.options_without_effect()
+        if ignored and not resume:
+            self._say(f"warning: options without effect: {', '.join(ignored)}")
         self._record = self._check_options() if resume else {}
         self._rows = self._read_rows() if resume else []
         device = device_of(config.train)
@@ -123,8 +148,8 @@ class Run:
             "width": config.width,
         }
         generator, discriminator = self._make_networks(device)
-        # A resumed run keeps the threads that it had: with others its sums would be rounded otherwise.
-        if measure_threads and device.type == "cpu" and not resume and config.train.steps >= _STEPS_WORTH_MEASURING:
+        # A resumed run keeps its number of threads, because another number rounds sums differently.
+        if measure_threads and device.type == "cpu" and not resume and config.train.steps >= _MIN_STEPS_TO_MEASURE:
             self._say(str(_measure_threads(config.train, generator, discriminator, self.images.images)))
         self.trainer = Trainer(config.train, generator, discriminator, self.images)
         self._grid_z = draw_latents(_GRID_IMAGES, self._model["latent_dim"], config.train.seed)
@@ -135,23 +160,29 @@ class Run:
         self._saved = self._checkpoint_status()
 
     def train(self, minutes: float | None = None) -> int | None:
-        """Train to the end, for so many minutes, or until SIGINT or SIGTERM; write everything and unlock the folder.
+        """Train until all steps are done, a time limit is reached, or SIGINT, SIGTERM or SIGHUP arrives.
+
+        Then save everything and unlock the folder.
 
         Args:
-            minutes: stop after the first step that ends later than this from now; None: no such limit.
+            minutes: stop after the first step that ends later than this; None: no time limit.
 
         Returns:
-            The number of the signal that ended it early, else None.
+            The number of the signal that stopped the training, or None.
 
         Raises:
-            TrainingDivergedError: the gradients or the weights are not finite; the last checkpoint stands.
-            FileError: a file could not be saved.
-            RunError: this object has trained before, and another has gone on in the folder since.
+            TrainingDivergedError: gradients or weights are not finite; the last checkpoint is unchanged.
+            FileError: a file cannot be saved.
+            RunError: this object has trained before, and another one has trained in the folder since.
         """
         self._hold_folder()
         try:
+            steps_before, steps = self.trainer.steps_done, self.config.train.steps
+            if steps_before == steps:
+                self._say(f"this run has finished all of its {steps} steps; a larger --steps continues it")
             number = self._train(minutes)
-            if number is None and self.trainer.steps_done == self.config.train.steps:
+            measured = steps_before == steps and (self.folder / "class_coverage.json").exists()
+            if number is None and self.trainer.steps_done == steps and not measured:
                 self._report_coverage()
             self._saved = self._checkpoint_status()
             return number
@@ -168,26 +199,38 @@ class Run:
                 self._writer = _summary_writer(self.folder)()
                 stack.callback(self._writer.close)
             metrics = stack.enter_context(open(self.folder / "metrics.jsonl", "a", encoding="utf-8"))
-            # Where nobody watches, a line now and then is enough.
+            watched = _is_watched()
             bar = stack.enter_context(
                 tqdm(
                     total=config.steps,
                     initial=trainer.steps_done,
                     desc="train",
                     unit="step",
-                    mininterval=0.2 if _is_watched() else 30.0,
-                    disable=sys.stderr is None,
+                    mininterval=0.2,
+                    disable=not watched,
                 )
             )
+            if watched:
+                # Log records and Python warnings go through tqdm, so that they do not end up on the line of the bar.
+                stack.enter_context(logging_redirect_tqdm())
+                logging.captureWarnings(True)
+                stack.callback(logging.captureWarnings, False)
             received = stack.enter_context(stopping_signals(trainer.stop))
+            names = [name for name in LOGGED if name != "penalty" or config.penalty]
+            next_line_s = time.monotonic() + _LINE_EVERY_S
 
             def on_log(row: dict[str, float]) -> None:
+                nonlocal next_line_s
                 row["time_s"] += earlier_s
                 self._rows.append({name: _json_number(value) for name, value in row.items()})
                 metrics.write(json.dumps(self._rows[-1]) + "\n")
                 metrics.flush()
-                shown = {name: f"{row[name]:.3f}" for name in LOGGED}
-                bar.set_postfix({**shown, "images/s": f"{row['images_per_s']:.0f}"}, refresh=False)
+                shown = {name: f"{row[name]:.3f}" for name in names} | {"images/s": f"{row['images_per_s']:.0f}"}
+                bar.set_postfix(shown, refresh=False)
+                if not watched and (time.monotonic() >= next_line_s or row["step"] == config.steps):
+                    values = ", ".join(f"{name} {value}" for name, value in shown.items())
+                    self._say(f"step {row['step']} of {config.steps}: {values}")
+                    next_line_s = time.monotonic() + _LINE_EVERY_S
                 if self._writer is not None:
                     for name, value in row.items():
                         self._writer.add_scalar(name, value, int(row["step"]))
@@ -202,7 +245,7 @@ class Run:
                     trainer.stop()
 
             trainer.fit(on_log, on_step)
-            # Inside the block: a second Ctrl-C may end the program at once, but the first one's save is not disturbed.
+            # Saved inside the block, so that the first Ctrl-C does not interrupt it; a second one may.
             if trainer.steps_done != self._checkpointed_step:
                 self._save_state()
             self._save_samples()
@@ -211,14 +254,14 @@ class Run:
         return received.number
 
     def _hold_folder(self) -> None:
-        """Lock the folder again where an earlier :meth:`train` has unlocked it."""
+        """Lock the folder again if an earlier :meth:`train` has unlocked it."""
         if self._lock.release.alive:
             return
         self._lock = hold_folder(self.folder, resume=True, warn=self._say)
         if self._checkpoint_status() != self._saved:
             self._lock.release()
             raise RunError(
-                f"train: expected {self.folder} as this run left it, got a newer checkpoint; make a new Run with resume"
+                f"--out: expected {self.folder} as this run left it, got a newer checkpoint; make a new Run with resume"
             )
 
     def _checkpoint_status(self) -> tuple[int, int] | None:
@@ -228,15 +271,15 @@ class Run:
         return status.st_ino, status.st_mtime_ns
 
     def _check_options(self) -> dict[str, Any]:
-        """Return the run's record, of which only what is free may differ from the configuration."""
+        """Return the run's record; raise if options differ that must not change, and report the others."""
         record = read_record(self.folder)
-        # Options that were not there yet when the run was started did what their defaults do.
+        # Options that did not exist when the run was started have their defaults, which change nothing.
         before, now = RunConfig.from_flat(record["config"], self.folder).flat(), self.config.flat()
         binding = _binding_difference(before, now)
         if binding:
             raise RunError(
-                f"train: expected the options that {self.folder} was started with, got {'; '.join(binding)}; "
-                "leave them out, or start another run in another folder"
+                f"--resume: expected the options that {self.folder} was started with, got {'; '.join(binding)}; "
+                "leave them out, or start a new run in another folder"
             )
         for options in (before, now):
             options["data"] = os.path.realpath(options["data"])
@@ -248,37 +291,52 @@ class Run:
         data = self.config.data
         if resume and data != "digits" and not os.path.exists(data):
             raise RunError(
-                f"train: expected data the images of the run, got {data!r}, which does not exist; "
-                "name the place where they are now with --data"
+                f"--data: expected the images of the run, got {quoted(data)}, which does not exist; "
+                "if they were moved, set --data to their new path"
             )
-        return _load(self.config)
+        try:
+            return load_images(
+                data,
+                image_size=self.config.image_size,
+                channels=self.config.channels,
+                bad_files=self.config.bad_files,
+                max_skipped=self.config.max_skipped_files,
+                min_images=1 if resume else self.config.train.batch_size,
+                progress=_is_watched(),
+            )
+        except DataError as error:
+            raise RunError(f"--data: {_in_options(str(error), quoted(data))}") from error
 
     def _check_data(self, allow_changed: bool) -> None:
-        """Compare the data with those that the run was started with."""
+        """Compare the data with those that the run was started with; raise if they differ and must not."""
         before, images_before = self._record.get("data_fingerprint"), self._record.get("images")
         count = len(self.images.images)
         if before is None and images_before in (None, count):
-            self._say("config.json has no fingerprint of the data: they are taken to be those of the run")
+            self._say("warning: config.json has no fingerprint of the data, so a change of the data cannot be noticed")
             return
         if before == self.images.fingerprint:
             return
-        reason = f"the run had {images_before} images, the data have {count}"
+        reason = f"the run was started with {images_before} images, and there are {count} now"
         if images_before == count:
             decoders = (self._record.get("versions", {}).get("pillow"), versions()["pillow"])
-            reason = "as many images, but other pixels or labels"
+            reason = "the number of images is the same, but pixels or labels differ"
             if None not in decoders and decoders[0] != decoders[1]:
                 reason += f" (decoded by Pillow {decoders[0]} then and {decoders[1]} now)"
         if not allow_changed:
             raise RunError(
-                f"train: expected data the images that {self.folder} was started with, got others in "
-                f"{self.config.data!r}: {reason}; name the place of the right ones with --data, or go on with these by "
+                f"--data: expected the images that {self.folder} was started with, got others in "
+                f"{quoted(self.config.data)}: {reason}; set --data to the right path, or accept the change with "
                 "--allow-changed-data"
             )
-        self._say(f"changed: data: {reason}: not the same run any more")
+        if count < self.config.train.batch_size:
+            raise RunError(
+                f"--data: expected at least {self.config.train.batch_size} images, one batch of this run, got {count}"
+            )
+        self._say(f"changed: --data: {reason}")
 
     def _make_networks(self, device: torch.device) -> tuple[DCGANGenerator, DCGANDiscriminator]:
         config, model = self.config, self._model
-        sizes = f"width={config.width} and latent_dim={model['latent_dim']}"
+        sizes = f"--width {config.width} and --latent-dim {model['latent_dim']}"
 
         def make() -> tuple[DCGANGenerator, DCGANDiscriminator]:
             return (
@@ -287,30 +345,30 @@ class Run:
             )
 
         try:
-            # Without memory first: an allocation that is granted may end the process when it is used.
+            # Counted on the meta device first: the kernel may grant memory and kill the process when it is used.
             with torch.device("meta"):
                 needed = sum(map(_training_bytes, make(), _TENSORS_PER_WEIGHT.values()))
             available = available_bytes()
             if device.type == "cpu" and available is not None and needed > available:
                 raise RunError(
-                    f"train: expected networks that fit the memory, got {sizes}: training them takes "
-                    f"{in_words(needed)}, and this process may take {in_words(available)} more"
+                    f"train: expected networks that fit in memory, got {sizes}: training them takes "
+                    f"{in_words(needed)}, and {in_words(available)} are available"
                 )
             torch.manual_seed(config.train.seed)
             networks = make()
-            # The layout that convolutions are quicker in; on a CPU the models see to that, and a weight stays as it is.
+            # Convolutions are faster in this layout. On a CPU the models convert only activations.
             if device.type != "cpu":
                 for network in networks:
                     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        # Sizes that overflow 64 bits have no common exception.
+        # Sizes that overflow 64 bits raise exceptions of several types.
         except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise RunError(f"train: expected networks that fit the memory, got {sizes}: {reason}") from error
+            raise RunError(f"train: expected networks that fit in memory, got {sizes}: {reason}") from error
         return networks
 
     def _prepare_folder(self, command: str | None) -> None:
         (self.folder / "samples").mkdir(exist_ok=True)
-        # Rows of steps that are trained again would appear twice.
+        # Rewritten, because rows of steps that are trained again would appear twice.
         text = "".join(json.dumps(row) + "\n" for row in self._rows)
         write_bytes_safely(self.folder / "metrics.jsonl", text)
         record = {
@@ -330,31 +388,30 @@ class Run:
 
     def _resume(self) -> None:
         if not self._checkpoint.exists() and not previous_of(self._checkpoint).exists():
-            self._say("no checkpoint was written yet: starting at step 0")
+            self._say("this run has no checkpoint yet; starting at step 0")
         else:
             self._load_state(load_checkpoint(self._checkpoint, warn=self._say))
             self._checkpointed_step = self.trainer.steps_done
             if self.config.train.steps < self.trainer.steps_done:
                 raise RunError(
-                    f"train: expected steps at least the {self.trainer.steps_done} that {self.folder} has done, "
+                    f"--steps: expected at least the {self.trainer.steps_done} steps that {self.folder} has done, "
                     f"got {self.config.train.steps}"
                 )
             self._say(f"resuming at step {self.trainer.steps_done}")
         self._rows = [row for row in self._rows if row["step"] <= self.trainer.steps_done]
 
     def _load_state(self, checkpoint: Mapping[str, Any]) -> None:
-        # config.json has no hash of its own; the checkpoint's copy tells a damaged one.
+        # config.json has no hash; comparing it with the copy in the checkpoint detects damage.
         try:
             before = RunConfig.from_flat(json.loads(checkpoint["config"]), self.folder).flat()
-            damage = _binding_difference(before, self.config.flat())
-            if damage:
-                raise ValueError(f"it differs from config.json in {'; '.join(damage)}")
+            now = self.config.flat()
+            damaged = [option_of(name) for name in now if name not in CHANGEABLE and before.get(name) != now[name]]
+            if damaged:
+                raise ValueError(f"they differ in {', '.join(damaged)}")
             self.trainer.load_state_dict(checkpoint["trainer"])
         except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
             reason = " ".join(str(error).split())
-            raise CheckpointError(
-                f"{self._checkpoint}: not a checkpoint of the run in config.json: {reason}"
-            ) from error
+            raise CheckpointError(f"{self._checkpoint}: does not belong to the run in config.json: {reason}") from error
 
     def _skipped_files(self) -> list[str]:
         skipped = self.images.skipped
@@ -362,7 +419,7 @@ class Run:
         return lines + [f"... and {len(skipped) - _SHOWN_FILES} more"] * (len(skipped) > _SHOWN_FILES)
 
     def _read_rows(self) -> list[dict[str, Any]]:
-        """Read metrics.jsonl, without lines that a kill has cut short or that are damaged."""
+        """Read metrics.jsonl; skips lines that are damaged or were truncated by a kill."""
         path = self.folder / "metrics.jsonl"
         rows: list[dict[str, Any]] = []
         for line in path.read_bytes().splitlines() if path.exists() else ():
@@ -378,7 +435,7 @@ class Run:
         if not self.trainer.is_finite():
             raise TrainingDivergedError(
                 f"train: expected finite weights at step {self.trainer.steps_done}, got NaN or infinity; "
-                f"the checkpoint of step {self._checkpointed_step} stands"
+                f"the checkpoint of step {self._checkpointed_step} is kept"
             )
         state = self.trainer.state_dict()
         save_checkpoint(self._checkpoint, {"trainer": state, "config": json.dumps(self.config.flat())})
@@ -394,24 +451,24 @@ class Run:
             self._writer.add_images("samples", (images.float() + 1) / 2, step)
 
     def _report_coverage(self) -> None:
-        """Measure and write class coverage; whatever goes wrong is one line, as the training is finished and saved."""
+        """Measure and write class coverage. Errors are reported in one line, because the training is already saved."""
         labels = self.images.labels
         if not self.config.class_coverage or labels is None or len(labels[labels >= 0].unique()) < 2:
             return
-        self._say("measuring class coverage ... (Ctrl-C leaves it out)")
+        self._say("measuring class coverage (press Ctrl-C to skip it)")
         try:
             coverage = self._measure_coverage(labels)
             record = {name: _json_number(v) if isinstance(v, float) else v for name, v in asdict(coverage).items()}
             write_bytes_safely(self.folder / "class_coverage.json", json.dumps(record, indent=2) + "\n")
             self._say(str(coverage))
         except KeyboardInterrupt:
-            self._say("class coverage was interrupted; the training is finished and saved")
+            self._say("class coverage was skipped; the training is finished and saved")
         except Exception as error:
             reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-            self._say(f"no class coverage: {reason}; the training is finished and saved")
+            self._say(f"class coverage cannot be measured: {reason}; the training is finished and saved")
 
     def _measure_coverage(self, labels: torch.Tensor) -> Coverage:
-        # Of a seed that training's latents do not use.
+        # Another seed than that of the training latents.
         seed = (self.config.train.seed + 1) % 2**63
         samples = self.trainer.sample(_COVERAGE_SAMPLES, seed=seed).cpu()
         with tqdm(total=100, desc="class coverage", unit="%", disable=not _is_watched()) as bar:
@@ -426,8 +483,16 @@ class Run:
         return self.folder / "checkpoint.pt"
 
 
+def _in_options(text: str, data: str) -> str:
+    """Replace arguments of load_images in its error message by options; ``data`` in it is left unchanged."""
+    parts = text.removeprefix("load_images: ").split(data)
+    for argument, option in _OPTIONS_OF_DATA.items():
+        parts = [part.replace(argument, option) for part in parts]
+    return data.join(parts).replace("expected source ", "expected ", 1)
+
+
 def _binding_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return difference(*({k: v for k, v in options.items() if k not in FREE} for options in (before, now)))
+    return difference(*({k: v for k, v in options.items() if k not in CHANGEABLE} for options in (before, now)))
 
 
 def _training_bytes(network: nn.Module, tensors_per_weight: int) -> int:
@@ -435,7 +500,7 @@ def _training_bytes(network: nn.Module, tensors_per_weight: int) -> int:
 
 
 def _is_row(row: Any) -> bool:
-    """Whether a line of metrics.jsonl is what :meth:`Run.train` writes."""
+    """Whether a line of metrics.jsonl has the fields that :meth:`Run.train` writes."""
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):
         return False
     return isinstance(row.get("time_s"), (int, float)) and all(
@@ -444,12 +509,12 @@ def _is_row(row: Any) -> bool:
 
 
 def _is_watched() -> bool:
-    """Whether a terminal shows the progress."""
+    """Whether stderr is a terminal, which can show progress bars."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _json_number(value: float) -> float | None:
-    """Round to what is worth reading; JSON has no NaN."""
+    """Round to 6 digits; NaN and infinity, which JSON does not have, become None."""
     if isinstance(value, int):
         return value
     return float(f"{value:.6g}") if math.isfinite(value) else None
@@ -458,39 +523,27 @@ def _json_number(value: float) -> float | None:
 def _measure_threads(
     config: TrainConfig, generator: nn.Module, discriminator: nn.Module, images: torch.Tensor
 ) -> ThreadChoice:
-    """Time steps of a training of copies, so that the one that is to run begins as if none had been made."""
+    """Time steps with copies of the networks and of the random state, so that the training itself is not affected."""
     with torch.random.fork_rng(devices=[]):
         trainer = Trainer(config, copy.deepcopy(generator), copy.deepcopy(discriminator))
         batch = images[: config.batch_size].float() / 127.5 - 1
         return fastest_threads(lambda: trainer.step(batch))
 
 
-def _load(config: RunConfig) -> ImageData:
-    return load_images(
-        config.data,
-        image_size=config.image_size,
-        channels=config.channels,
-        bad_files="skip" if config.bad_files == "skip" else "raise",
-        max_skipped=config.max_skipped_files,
-        min_images=config.train.batch_size,
-        progress=_is_watched(),
-    )
-
-
 def _summary_writer(run: Path) -> Callable[[], Any]:
-    """Return a function that makes TensorBoard's writer for a run; what stands in its way is an error now."""
+    """Return a function that creates the TensorBoard writer of a run; raise now if TensorBoard cannot be used."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise RunError(
-            'train: expected TensorBoard to be installed for tensorboard, got none; pip install "gan_fast[tensorboard]"'
+            '--tensorboard: expected TensorBoard to be installed, got none; run: pip install "gan_fast[tensorboard]"'
         ) from error
     folder = os.fspath(run / "tensorboard")
     try:
         folder.encode()
     except UnicodeEncodeError as error:
         raise RunError(
-            f"train: expected out a folder whose name is UTF-8 for tensorboard, got {run}; rename it, or leave "
-            "TensorBoard out"
+            f"--out: expected a folder whose name is UTF-8 for --tensorboard, got {run}; rename it, or leave out "
+            "--tensorboard"
         ) from error
     return partial(SummaryWriter, folder)

@@ -1,7 +1,7 @@
-"""One discriminator step, one generator step, or one of both.
+"""The discriminator step, the generator step, and the step that updates both at once.
 
-Everything here only queues work: no value is read back, and nothing branches on one, so a whole iteration can be
-captured as a CUDA graph. Symbols: x real images, z latents, G the generator, D the discriminator.
+The functions only queue work on the device: they neither read a value back nor branch on one, so that a whole
+iteration can be captured as a CUDA graph. Symbols: x real images, z latents, G the generator, D the discriminator.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ def d_step(
     """Update D once, on one batch of x and one of G(z).
 
     Args:
-        discriminator: D, on the device and in the mode (training) that the step is to use.
-        optimizer: D's.
+        discriminator: D, on the device, in training mode.
+        optimizer: of D.
         objective: the losses and penalties.
         real: x, (N, C, H, W).
-        fake: G(z), (N, C, H, W); its graph is not followed.
-        autocast: a fresh context for the forward passes.
-        penalty_scale: times the penalties' weight; 0 leaves them out.
-        generator: of the penalties' random numbers.
+        fake: G(z), (N, C, H, W); no gradient flows into G.
+        autocast: a new context for the forward passes.
+        penalty_scale: factor on the weight of the penalties; 0 leaves them out.
+        generator: source of the penalties' random numbers.
 
     Returns:
-        The losses; 1 where the update was skipped, else 0.
+        The losses; a scalar tensor: 1 if the update was skipped, else 0.
 
     Notes:
-        x and G(z) go through D one after the other, so that batch norm sees each by itself.
+        x and G(z) pass through D separately, so that batch norm normalizes each by its own statistics.
     """
     with autocast:
         loss = objective.d_loss(discriminator, real, fake, penalty_scale=penalty_scale, generator=generator)
@@ -59,15 +59,22 @@ def g_step(
     fake: Tensor,
     autocast: AbstractContextManager,
 ) -> tuple[Tensor, Tensor]:
-    """Update G once, on D's answer to G(z), and to x where G's loss is of both.
+    """Update G once, from D(G(z)), and from D(x) if G's loss needs it.
 
-    Args: as :func:`d_step`; ``optimizer`` is G's, and ``fake`` has G's graph behind it.
+    Args:
+        discriminator: D, on the device, in training mode.
+        optimizer: of G.
+        objective: the losses.
+        real: x, (N, C, H, W).
+        fake: G(z), (N, C, H, W), with the autograd graph of G.
+        autocast: a new context for the forward passes.
 
     Returns:
-        The loss; 1 where the update was skipped, else 0: both without gradient.
+        The loss, without gradient; a scalar tensor: 1 if the update was skipped, else 0.
 
     Notes:
-        D is frozen meanwhile: its weight gradients would be computed and thrown away. Its running statistics move.
+        D is frozen meanwhile, so that its weight gradients, which would be discarded, are not computed. The running
+        statistics of its norms still move.
     """
     with frozen(discriminator):
         with autocast:
@@ -88,16 +95,25 @@ def one_stage_step(
     penalty_scale: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> tuple[DLoss, Tensor, Tensor]:
-    """Update D and G once, both from one pass of x and of G(z) through the D that there was.
+    """Update D and G once, both from the same pass of x and of G(z) through D.
 
-    Args: as :func:`d_step` and :func:`g_step`.
+    Args:
+        discriminator: D, on the device, in training mode, without batch norm.
+        d_optimizer: of D.
+        g_optimizer: of G.
+        objective: the losses and penalties.
+        real: x, (N, C, H, W).
+        fake: G(z), (N, C, H, W), with the autograd graph of G.
+        autocast: a new context for the forward passes.
+        penalty_scale: factor on the weight of the penalties; 0 leaves them out.
+        generator: source of the penalties' random numbers.
 
     Returns:
-        D's losses; G's loss; 1 where an update was skipped, else 0.
+        D's losses; G's loss; a scalar tensor: 1 if an update was skipped, else 0.
 
     Notes:
-        Not the alternating algorithm: there G learns from the D that was just updated. It saves one pass of G(z)
-        through D forward and one backward: in passes of D and G, each taken as one, 9 instead of 11.
+        This is not the alternating algorithm, in which G learns from the D that was just updated. It saves one forward
+        and one backward pass of G(z) through D: 9 passes of D and G instead of 11.
     """
     with autocast:
         d_loss, g_loss = objective.losses(discriminator, real, fake, penalty_scale=penalty_scale, generator=generator)
@@ -110,7 +126,7 @@ def one_stage_step(
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Let no parameter require gradients inside the block; after it, those do that did before."""
+    """Set ``requires_grad`` of all parameters to False inside the block, and restore it afterwards."""
     trainable = [p for p in module.parameters() if p.requires_grad]
     for p in trainable:
         p.requires_grad_(False)

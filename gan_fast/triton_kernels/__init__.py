@@ -1,8 +1,7 @@
-"""GPU kernels in Triton, one file per op, each with the functions and signatures of the op's native kernels.
+"""GPU kernels in Triton: one file per op, whose functions have the signatures of the op's compiled kernels.
 
-Importing this package does not import triton; a file is imported when its kernels first serve, which
-gan_fast/backends.py decides. With TRITON_INTERPRET=1 they run on CPU tensors too, slowly: how tests prove them where
-there is no GPU.
+Importing this package does not import Triton: gan_fast/backends.py imports a file when a call first uses its kernels.
+With TRITON_INTERPRET=1 the kernels run on CPU tensors, slowly; tests use this where there is no GPU.
 """
 
 import torch

@@ -1,13 +1,15 @@
-"""The activations on values of a tile, their slopes and curvatures; csrc/cpu/activation.h says the same in C++."""
+"""Activations of the values of a tile with their first and second derivatives; csrc/cpu/activation.h in Triton."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-# What kernels get for an activation's name.
-CODES = {"identity": 0, "relu": 1, "leaky_relu": 2, "tanh": 3, "sigmoid": 4}
-# Those with a second derivative.
+from gan_fast.choices import ACTIVATIONS
+
+# Activation name -> the value of the kernels' ACTIVATION argument.
+CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
+# The activations whose second derivative is not zero.
 CURVED = ("tanh", "sigmoid")
 
 _IDENTITY: tl.constexpr = tl.constexpr(CODES["identity"])
@@ -18,7 +20,7 @@ _TANH: tl.constexpr = tl.constexpr(CODES["tanh"])
 
 @triton.jit
 def value(z, slope, ACTIVATION: tl.constexpr):
-    """f(z). NaN goes the way it goes in ATen: through relu, scaled through leaky_relu."""
+    """f(z). NaN propagates as in ATen, also through relu."""
     if ACTIVATION == _IDENTITY:
         return z
     elif ACTIVATION == _RELU:
@@ -28,7 +30,7 @@ def value(z, slope, ACTIVATION: tl.constexpr):
     elif ACTIVATION == _TANH:
         e = tl.exp(-2 * tl.abs(z))
         square = z * z
-        # Near zero 1 - e would have lost the digits that matter.
+        # Near zero 1 - e would cancel, so the Taylor series is used.
         series = z * (1 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835)))))
         far = (1 - e) / (1 + e)
         return tl.where(square < 0.04, series, tl.where(z < 0, -far, far))
@@ -46,7 +48,7 @@ def slope_at(z, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def backward(grad, z, slope, ACTIVATION: tl.constexpr):
-    """grad f'(z); selected, not multiplied, so that an infinite grad stays out of relu's dead half."""
+    """grad f'(z). The rectifiers select instead of multiplying, since an infinite grad times 0 would be NaN."""
     if ACTIVATION == _IDENTITY:
         return grad
     elif ACTIVATION == _RELU:

@@ -1,7 +1,8 @@
-"""The adversarial losses in Triton: one launch gives the loss, the means and the gradients.
+"""Adversarial losses in Triton: one launch computes the loss, the means and the gradients.
 
-One program walks over all logits, in float64 and in an order that their number alone decides: losses have hundreds of
-logits, a patch discriminator's some ten thousand, and a second launch would cost more than a wider first one saves.
+A single program loops over all logits, in float64 and in an order that depends only on their number. There are hundreds
+of logits, or some ten thousand for a patch discriminator. So few that a second launch, to merge the sums of several
+programs, would cost more than the parallelism saves.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 from gan_fast.triton_kernels import launch
 
 _BLOCK = 512
-# Four logits in float64 for each thread: with more, or more warps, some architecture spills.
+# Four float64 logits per thread: with more, or with more warps, some architectures spill.
 _WARPS = 4
 
 
@@ -25,7 +26,7 @@ def _load(pointer, i, count):
 
 @triton.jit
 def _argument(x, paired_pointer, i, count, shift):
-    """x against its partner, or against an average."""
+    """The argument of phi: x minus its paired logit, or minus an average."""
     if paired_pointer is not None:
         return x - _load(paired_pointer, i, count)
     return x - shift
@@ -33,23 +34,23 @@ def _argument(x, paired_pointer, i, count, shift):
 
 @triton.jit
 def _phi(u, target, KIND: tl.constexpr):
-    """phi(u; target) of csrc/common/adversarial_loss.h, its slope, and sigmoid(u) where phi is bce."""
-    if KIND == "bce":
+    """phi(u; target) of csrc/common/adversarial_loss.h, its derivative, and sigmoid(u) for minimax."""
+    if KIND == "minimax":
         e = tl.exp(-tl.abs(u))
-        # In float64, what log(1 + e) loses for a small e is below what any logit's dtype can show.
+        # log1p is not needed: in float64 the error of log(1 + e) is below the resolution of the logits' dtype.
         softplus = tl.log(1 + e) + tl.where(u < 0, -u, 0.0)
         probability = tl.where(u < 0, e, 1.0) / (1 + e)
         return (1 - target) * u + softplus, probability - target, probability
     elif KIND == "hinge":
         below = 1 - u
         above = 1 + u
-        # A side without weight is left out: zero times infinity would be NaN.
+        # Skip a side with weight 0, since 0 times infinity is NaN.
         real = tl.where((below <= 0) | (target == 0), 0.0, target * below)
         fake = tl.where((above <= 0) | (target == 1), 0.0, (1 - target) * above)
-        # At the kinks 0, and through for NaN, as in ATen.
+        # As in ATen, the derivative at a kink is 0, and a NaN argument counts as inside the margin.
         slope = tl.where(above <= 0, 0.0, 1 - target) - tl.where(below <= 0, 0.0, target)
         return real + fake, slope.to(tl.float64), u
-    elif KIND == "linear":
+    elif KIND == "wasserstein":
         return (1 - 2 * target) * u, tl.zeros_like(u) + (1 - 2 * target), u
     else:
         return (u - target) * (u - target) / 2, u - target, u
@@ -79,13 +80,16 @@ def _sums(
     KIND: tl.constexpr, ABOVE: tl.constexpr, PROBABILITY: tl.constexpr, MEANS: tl.constexpr, SLOPES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sums over one batch, and factor phi': loss, slopes, D's answers, the partners', how many logits are
-    placed rightly."""
+    """Store factor phi' and return the sums over one batch of: phi, phi', D's answers, the paired logits, and the
+    number of logits on the correct side of the threshold.
+
+    D's answer is sigmoid(x) for minimax and x otherwise.
+    """
     losses = tl.zeros((BLOCK,), tl.float64)
     slopes = tl.zeros((BLOCK,), tl.float64)
     answers = tl.zeros((BLOCK,), tl.float64)
     other_answers = tl.zeros((BLOCK,), tl.float64)
-    right = tl.zeros((BLOCK,), tl.float64)
+    correct = tl.zeros((BLOCK,), tl.float64)
     for first in range(0, count, BLOCK):
         i = first + tl.arange(0, BLOCK)
         x = _load(pointer, i, count)
@@ -96,20 +100,20 @@ def _sums(
         _store_grads(grad_pointer, paired_grad_pointer, i, count, slope * factor)
         if MEANS:
             answers += tl.where(i < count, probability if PROBABILITY else x, 0.0)
-            than = threshold
+            limit = threshold
             if paired_pointer is not None:
-                than = _load(paired_pointer, i, count)
-                other_answers += than
+                limit = _load(paired_pointer, i, count)
+                other_answers += limit
             if ABOVE:
-                right += tl.where((i < count) & (x > than), 1.0, 0.0)
+                correct += tl.where((i < count) & (x > limit), 1.0, 0.0)
             else:
-                right += tl.where((i < count) & (x < than), 1.0, 0.0)
-    return tl.sum(losses), tl.sum(slopes), tl.sum(answers), tl.sum(other_answers), tl.sum(right)
+                correct += tl.where((i < count) & (x < limit), 1.0, 0.0)
+    return tl.sum(losses), tl.sum(slopes), tl.sum(answers), tl.sum(other_answers), tl.sum(correct)
 
 
 @triton.jit
 def _grads(pointer, count, target, shift, grad_pointer, factor, offset, KIND: tl.constexpr, BLOCK: tl.constexpr):
-    """factor (phi' - offset)."""
+    """Store factor (phi' - offset)."""
     for first in range(0, count, BLOCK):
         i = first + tl.arange(0, BLOCK)
         _, slope, _ = _phi(_load(pointer, i, count) - shift, target, KIND)
@@ -119,36 +123,36 @@ def _grads(pointer, count, target, shift, grad_pointer, factor, offset, KIND: tl
 @triton.jit
 def forward_kernel(
     pointer, other_pointer, grad_loss_pointer, loss_pointer, means_pointer, grad_pointer, other_grad_pointer, count,
-    other_count, target, other_target, scale, KIND: tl.constexpr, RELATION: tl.constexpr, BLOCK: tl.constexpr,
+    other_count, target, other_target, scale, KIND: tl.constexpr, RELATIVISTIC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The loss, the means, and the gradients for a loss gradient of one, or of what ``grad_loss_pointer`` has."""
+    """The loss, the means, and the gradients, multiplied by the loss gradient if ``grad_loss_pointer`` is given."""
     MEANS: tl.constexpr = means_pointer is not None
-    PROBABILITY: tl.constexpr = KIND == "bce" and RELATION == "none"
+    PROBABILITY: tl.constexpr = KIND == "minimax" and RELATIVISTIC == "none"
     factor = scale + tl.zeros((), tl.float64)
-    # Over no logits it is infinite, and their mean NaN, as in ATen.
+    # Infinite for an empty batch, so that its mean is NaN, as in ATen.
     share = (tl.zeros((), tl.float64) + 1.0) / count
     other_share = (tl.zeros((), tl.float64) + 1.0) / other_count
-    threshold = tl.zeros((), tl.float64) + (0.5 if KIND == "squared" else 0.0)
+    threshold = tl.zeros((), tl.float64) + (0.5 if KIND == "least_squares" else 0.0)
     zero = tl.zeros((), tl.float64)
-    if RELATION == "average":
+    if RELATIVISTIC == "average":
         SLOPES: tl.constexpr = grad_pointer is not None or other_grad_pointer is not None
         mean = _average(pointer, count, share, BLOCK)
         other_mean = _average(other_pointer, other_count, other_share, BLOCK)
-        losses, slopes, _, _, right = _sums(
+        losses, slopes, _, _, correct = _sums(
             pointer, None, count, target, other_mean, other_mean, None, None, zero, KIND, True, False, MEANS, SLOPES,
             BLOCK,
         )  # fmt: skip
         loss = losses * share
-        losses, other_slopes, _, _, other_right = _sums(
+        losses, other_slopes, _, _, other_correct = _sums(
             other_pointer, None, other_count, other_target, mean, mean, None, None, zero, KIND, False, False, MEANS,
             SLOPES, BLOCK,
         )  # fmt: skip
         loss += losses * other_share
-        accuracy = (right + other_right) / (count + other_count)
+        accuracy = (correct + other_correct) / (count + other_count)
         if grad_loss_pointer is not None:
             factor *= tl.load(grad_loss_pointer).to(tl.float64)
-        # A gradient waits for the slopes of the other batch, which reach it through its own average; where there are no
-        # logits nothing flows.
+        # Each batch also gets a gradient through its average, from phi' of the other batch. So all sums come first. An
+        # empty other batch contributes nothing.
         if grad_pointer is not None:
             offset = tl.where(other_count > 0, other_slopes * other_share, 0.0)
             _grads(pointer, count, target, other_mean, grad_pointer, factor * share, offset, KIND, BLOCK)
@@ -158,30 +162,30 @@ def forward_kernel(
                 other_pointer, other_count, other_target, mean, other_grad_pointer, factor * other_share, offset, KIND,
                 BLOCK,
             )  # fmt: skip
-    elif RELATION == "paired":
-        losses, _, answers, other_answers, right = _sums(
+    elif RELATIVISTIC == "paired":
+        losses, _, answers, other_answers, correct = _sums(
             pointer, other_pointer, count, target, zero, zero, grad_pointer, other_grad_pointer, factor * share, KIND,
             True, False, MEANS, False, BLOCK,
         )  # fmt: skip
-        loss, mean, other_mean, accuracy = losses * share, answers * share, other_answers * share, right * share
+        loss, mean, other_mean, accuracy = losses * share, answers * share, other_answers * share, correct * share
     else:
-        if MEANS and KIND == "linear" and other_pointer is not None:
+        if MEANS and KIND == "wasserstein" and other_pointer is not None:
             threshold = (
                 _average(pointer, count, share, BLOCK) + _average(other_pointer, other_count, other_share, BLOCK)
             ) / 2
-        losses, _, answers, _, right = _sums(
+        losses, _, answers, _, correct = _sums(
             pointer, None, count, target, zero, threshold, grad_pointer, None, factor * share, KIND, True, PROBABILITY,
             MEANS, False, BLOCK,
         )  # fmt: skip
         loss, mean, other_mean, accuracy = losses * share, answers * share, zero, zero
         if other_pointer is not None:
-            losses, _, answers, _, other_right = _sums(
+            losses, _, answers, _, other_correct = _sums(
                 other_pointer, None, other_count, other_target, zero, threshold, other_grad_pointer, None,
                 factor * other_share, KIND, False, PROBABILITY, MEANS, False, BLOCK,
             )  # fmt: skip
             loss += losses * other_share
             other_mean = answers * other_share
-            accuracy = (right + other_right) / (count + other_count)
+            accuracy = (correct + other_correct) / (count + other_count)
     if loss_pointer is not None:
         tl.store(loss_pointer, (loss * scale).to(tl.float32).to(loss_pointer.dtype.element_ty))
     if means_pointer is not None:
@@ -197,7 +201,7 @@ def backward_kernel(
     pointer, paired_pointer, grad_loss_pointer, grad_pointer, paired_grad_pointer, count, target, scale,
     KIND: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """grad_loss scale / count phi', where no logit depends on all the others."""
+    """grad_loss scale / count phi', for the relations "none" and "paired"."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     _, slope, _ = _phi(_argument(_load(pointer, i, count), paired_pointer, i, count, 0.0), target, KIND)
     grad = tl.load(grad_loss_pointer).to(tl.float64) * scale / count * slope
@@ -205,41 +209,41 @@ def backward_kernel(
 
 
 def _in_strides_of(logits: Tensor | None, grad: Tensor | None) -> Tensor | None:
-    """A gradient of contiguous values in the strides that one has."""
+    """Return a contiguous gradient with the strides of the logits."""
     if logits is None or grad is None or logits.is_contiguous():
         return grad
     return torch.empty_like(logits).copy_(grad)
 
 
-def _walk(
+def _launch_forward(
     logits: Tensor,
     target: float,
     other_logits: Tensor | None,
     other_target: float,
     scale: float,
     kind: str,
-    relation: str,
+    relativistic: str,
     wanted: tuple[bool, bool],
     grad_loss: Tensor | None = None,
     loss: Tensor | None = None,
     means: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Launch the one program; return the gradients that are wanted."""
+    """Launch forward_kernel and return the gradients that are ``wanted``."""
     x = logits.contiguous()
     other = None if other_logits is None else other_logits.contiguous()
     grad = torch.empty_like(x) if wanted[0] else None
     other_grad = torch.empty_like(other) if wanted[1] and other is not None else None
-    with launch.on(logits):
+    with launch.on_device_of(logits):
         forward_kernel[(1,)](
             x, other, grad_loss, loss, means, grad, other_grad, x.numel(), 0 if other is None else other.numel(),
-            target, other_target, scale, kind, relation, _BLOCK, num_warps=_WARPS,
+            target, other_target, scale, kind, relativistic, _BLOCK, num_warps=_WARPS,
         )  # fmt: skip
-    # Pairs have one order in memory.
-    other_like = logits if relation == "paired" else other_logits
+    # Paired logits have the same memory order.
+    other_like = logits if relativistic == "paired" else other_logits
     return _in_strides_of(logits, grad), _in_strides_of(other_like, other_grad)
 
 
-@launch.of_values
+@launch.readable_arguments
 def forward(
     logits: Tensor,
     target: float,
@@ -247,7 +251,7 @@ def forward(
     other_target: float,
     scale: float,
     kind: str,
-    relation: str,
+    relativistic: str,
     means_wanted: bool,
     grad_wanted: bool,
     other_grad_wanted: bool,
@@ -256,11 +260,11 @@ def forward(
     loss = logits.new_empty(())
     means = logits.new_empty(1 if other_logits is None else 3) if means_wanted else None
     wanted = (grad_wanted, other_grad_wanted)
-    arguments = (logits, target, other_logits, other_target, scale, kind, relation)
-    return loss, means, *_walk(*arguments, wanted, loss=loss, means=means)
+    arguments = (logits, target, other_logits, other_target, scale, kind, relativistic)
+    return loss, means, *_launch_forward(*arguments, wanted, loss=loss, means=means)
 
 
-@launch.of_values
+@launch.readable_arguments
 def backward(
     grad_loss: Tensor,
     logits: Tensor,
@@ -269,17 +273,17 @@ def backward(
     other_target: float,
     scale: float,
     kind: str,
-    relation: str,
+    relativistic: str,
 ) -> tuple[Tensor | None, Tensor | None]:
     """torch.ops.gan_fast.adversarial_loss_backward."""
-    if relation == "average":
-        return _walk(
-            logits, target, other_logits, other_target, scale, kind, relation, (True, True), grad_loss=grad_loss
+    if relativistic == "average":
+        return _launch_forward(
+            logits, target, other_logits, other_target, scale, kind, relativistic, (True, True), grad_loss=grad_loss
         )
 
-    def one_side(values: Tensor, partners: Tensor | None, target: float) -> tuple[Tensor | None, Tensor | None]:
+    def one_batch(values: Tensor, paired_logits: Tensor | None, target: float) -> tuple[Tensor | None, Tensor | None]:
         x = values.contiguous()
-        paired = None if partners is None else partners.contiguous()
+        paired = None if paired_logits is None else paired_logits.contiguous()
         grad = torch.empty_like(x)
         paired_grad = None if paired is None else torch.empty_like(paired)
         if x.numel():
@@ -289,8 +293,8 @@ def backward(
             )  # fmt: skip
         return _in_strides_of(values, grad), _in_strides_of(values, paired_grad)
 
-    with launch.on(logits):
-        if relation == "paired":
-            return one_side(logits, other_logits, target)
-        grad = one_side(logits, None, target)[0]
-        return grad, None if other_logits is None else one_side(other_logits, None, other_target)[0]
+    with launch.on_device_of(logits):
+        if relativistic == "paired":
+            return one_batch(logits, other_logits, target)
+        grad = one_batch(logits, None, target)[0]
+        return grad, None if other_logits is None else one_batch(other_logits, None, other_target)[0]

@@ -1,14 +1,15 @@
-"""Batch norm and the activation behind it in Triton: the functions of csrc/cpu/batch_norm_act.cpp, whose
-notation this has (xc = x - mean, r = 1 / sqrt(var + eps), z = gamma r xc + beta, u = dL/dy f'(z)); the second
-derivatives are derived in docs/batch_norm_act.md, with a the cotangent of grad_input.
+"""Batch norm followed by an activation, in Triton: the functions of csrc/cpu/batch_norm_act.cpp.
 
-A tensor is seen as (outer, C, inner): contiguous (N, C, S), channels-last (N * S, C, 1). Sums over a channel are formed
-in two steps whose order depends on the shape alone: each of some chunks of a channel gives a mean and a sum of squares
-about it (or plain sums), and one program merges a channel's chunks in float64 (Chan, Golub and LeVeque, 1979). Two runs
-give the same bits.
+Notation: xc = x - mean, r = 1 / sqrt(var + eps), z = gamma r xc + beta, u = dL/dy f'(z), and a is the cotangent of
+grad_input. docs/batch_norm_act.md derives the second derivatives.
 
-Reads and writes per pass: statistics 1 read, normalise 1 + 1, backward sums 2 reads, backward map 2 + 1; double sums 3
-reads, curvature sums (tanh and sigmoid alone) 3, double map 3 + 2.
+A tensor is viewed as (outer, C, inner): (N, C, S) if contiguous, (N * S, C, 1) if channels-last. Sums over a channel
+take two steps, in an order that depends only on the shape. First, programs reduce chunks of the channel to a mean and a
+sum of squared deviations (or to plain sums). Then one program merges the chunks in float64 (Chan, Golub and LeVeque,
+1979). So results are deterministic.
+
+Tensor reads + writes per pass: statistics 1 + 0, normalize 1 + 1, backward sums 2 + 0, backward map 2 + 1, double sums
+3 + 0, curvature sums (tanh and sigmoid only) 3 + 0, double map 3 + 2.
 """
 
 from __future__ import annotations
@@ -21,32 +22,32 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gan_fast import layout
+from gan_fast.memory_format import empty_output_like, suggest_memory_format
 from gan_fast.triton_kernels import DTYPE_NAMES, DTYPES, launch
 from gan_fast.triton_kernels import activation as act
 
 OP = "batch_norm_act"
-# Values of a thread at a time, 16 bytes of bfloat16, and of a tile of eight warps.
+# Values per thread and load: 16 bytes of bfloat16. A tile has this many for each thread of eight warps.
 _VALUES = 8
 _WARPS = 8
 _TILE = _VALUES * 32 * _WARPS
-# What a thread reads at a time in passes that keep sums, and in those that write as much.
+# Bytes that a thread has in flight in passes that only sum, and in passes that also write.
 _BYTES_OF_SUMS = 64
 _BYTES_OF_MAPS = 32
-# Places within a dim are 32-bit numbers, the last tile's included; those of tensors are 64-bit.
-_MOST_ROWS = 2**31 - 2**16
-# Neighbouring channels of a channels-last tile: 128 bytes of bfloat16.
-_MOST_CHANNELS = 64
-# Programs that fill the largest GPU that we know a few times over.
+# Indices within a dim are 32-bit, including those of the last tile's padding; offsets into tensors are 64-bit.
+_MAX_ROWS = 2**31 - 2**16
+# Adjacent channels of a channels-last tile: 128 bytes of bfloat16.
+_MAX_CHANNELS = 64
+# Number of programs that keeps the largest GPU busy (an H100 has 132 multiprocessors).
 _PROGRAMS = 528
-# What one program merges at the end, and before that where a convolution's tiles are many.
-_MOST_CHUNKS = 256
+# Most chunks that the last program merges; a convolution may produce more, which are first merged _MERGED at a time.
+_MAX_CHUNKS = 256
 _MERGED = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """How a dense tensor is cut: sizes and strides of (outer, C, inner), and the tile's share of each."""
+    """The partition of a dense tensor: sizes and strides of (outer, C, inner), and the block size in each."""
 
     outer: int
     channels: int
@@ -64,27 +65,27 @@ class Tiles:
         samples, channels = x.shape[:2]
         space = x.numel() // (samples * channels)
         if channels_last or space == 1:
-            block = min(triton.next_power_of_2(channels), _MOST_CHANNELS)
+            block = min(triton.next_power_of_2(channels), _MAX_CHANNELS)
             outer = samples * space
             rows = min(_TILE // block, triton.next_power_of_2(outer))
             return cls(outer, channels, 1, channels, 1, 1, rows, block, 1, _warps(rows * block))
         block = min(triton.next_power_of_2(space), _TILE // 2)
         rows = min(_TILE // block, triton.next_power_of_2(samples))
-        # Small planes of few samples, as instance norm has them: several channels share a tile, but all of a GPU's
-        # processors are to have work. What is left of a tile has fewer warps, not idle ones.
+        # For small planes of few samples, as in instance norm, several channels share a tile, as long as there are
+        # enough programs to fill the GPU. A smaller tile gets fewer warps, so that none is idle.
         programs = channels * triton.cdiv(samples, rows) * triton.cdiv(space, block)
-        neighbours = min(_TILE // (rows * block), triton.next_power_of_2(channels), max(1, programs // _PROGRAMS))
-        neighbours = 1 << (neighbours.bit_length() - 1)
+        adjacent = min(_TILE // (rows * block), triton.next_power_of_2(channels), max(1, programs // _PROGRAMS))
+        adjacent = 1 << (adjacent.bit_length() - 1)
         return cls(
-            samples, channels, space, channels * space, space, 1, rows, neighbours, block,
-            _warps(rows * neighbours * block),
+            samples, channels, space, channels * space, space, 1, rows, adjacent, block,
+            _warps(rows * adjacent * block),
         )  # fmt: skip
 
-    def wider(self, per_thread: int, x: Tensor, tensors: int = 1) -> Tiles:
-        """With so many rows that a thread has about ``per_thread`` bytes of that many tensors on their way at once.
+    def with_more_rows(self, per_thread: int, x: Tensor, tensors: int = 1) -> Tiles:
+        """Return tiles so large that a thread has about ``per_thread`` bytes of ``tensors`` tensors in flight.
 
-        Memory is far away: what a GPU's threads ask for at a time decides how much comes per second. But all of its
-        processors are to have work.
+        Memory latency is long, so the bytes in flight decide the bandwidth. Tiles grow only as long as there are enough
+        programs to fill the GPU.
         """
         factor = min(per_thread // (_VALUES * x.element_size() * tensors), self.tiles * self.channel_tiles // _PROGRAMS)
         rows = self.block_outer << (max(1, factor).bit_length() - 1)
@@ -104,22 +105,22 @@ class Tiles:
 
     @property
     def tiles(self) -> int:
-        """Of one channel, or of the neighbouring ones that share a tile."""
+        """Number of tiles of a channel, or of the adjacent channels that share tiles."""
         return self.outer_tiles * self.inner_tiles
 
     @property
     def tiles_per_chunk(self) -> int:
-        """What one program reduces."""
-        return triton.cdiv(self.tiles, min(max(1, _PROGRAMS // self.channel_tiles), _MOST_CHUNKS))
+        """Number of tiles that one program reduces."""
+        return triton.cdiv(self.tiles, min(max(1, _PROGRAMS // self.channel_tiles), _MAX_CHUNKS))
 
     @property
     def chunks(self) -> int:
-        """Parts of a channel that are reduced by programs of their own, none of them empty."""
+        """Number of chunks of a channel, each reduced by one program; none is empty."""
         return triton.cdiv(self.tiles, self.tiles_per_chunk)
 
     @property
     def arguments(self) -> tuple[int, ...]:
-        """What every kernel begins with, behind its pointers."""
+        """The arguments that follow the pointers in every kernel."""
         return (self.outer, self.channels, self.inner, self.outer_stride, self.channel_stride, self.inner_stride)
 
     @property
@@ -133,7 +134,7 @@ class Tiles:
 
 
 def _warps(values: int) -> int:
-    """So many that each thread has work."""
+    """Return the largest number of warps that leaves no thread idle."""
     return max(1, min(_WARPS, values // (32 * _VALUES)))
 
 
@@ -142,9 +143,9 @@ def _tile(
     tile, first_channel, outer, channels, inner, outer_stride, channel_stride, inner_stride,
     BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr,
 ):  # fmt: skip
-    """Offsets and mask of a tile: the inner dim moves first."""
+    """Offsets and mask of a tile; consecutive tiles advance along the inner dim first."""
     if BLOCK_INNER == 1:
-        # The one inner index, said so that the compiler sees that rows begin at 16 bytes.
+        # The general case below, simplified so that the compiler can prove that rows are aligned to 16 bytes.
         o = tile * BLOCK_OUTER + tl.arange(0, BLOCK_OUTER)
         s = tl.arange(0, BLOCK_INNER)
     else:
@@ -163,7 +164,7 @@ def _tile(
 
 @triton.jit
 def _count(tile, outer, inner, BLOCK_OUTER: tl.constexpr, BLOCK_INNER: tl.constexpr):
-    """How many values of each channel a tile has."""
+    """Number of values of each channel in a tile."""
     inner_tiles = tl.cdiv(inner, BLOCK_INNER)
     return tl.minimum(outer - (tile // inner_tiles) * BLOCK_OUTER, BLOCK_OUTER) * tl.minimum(
         inner - (tile % inner_tiles) * BLOCK_INNER, BLOCK_INNER
@@ -178,7 +179,7 @@ def _over_channel(x):
 
 @triton.jit
 def _vector(pointer, c, channels, otherwise: tl.constexpr):
-    """A value for each channel of a tile, shaped to meet it; `otherwise` where there is no vector."""
+    """One value per channel, shaped to broadcast over a tile; `otherwise` if there is no vector."""
     if pointer is None:
         return tl.full(c.shape, otherwise, tl.float32)[None, :, None]
     else:
@@ -187,7 +188,7 @@ def _vector(pointer, c, channels, otherwise: tl.constexpr):
 
 @triton.jit
 def _place(channels, BLOCK_CHANNELS: tl.constexpr):
-    """Which tile or chunk this program works on, and its first channel: those move first along the grid's one dim."""
+    """The tile or chunk of this program, and its first channel; channels advance first along the 1-d grid."""
     channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
     return tl.program_id(0) // channel_tiles, (tl.program_id(0) % channel_tiles) * BLOCK_CHANNELS
 
@@ -206,18 +207,19 @@ def statistics_kernel(
     outer, channels, inner, outer_stride, channel_stride, inner_stride, tiles, tiles_per_chunk,
     BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr,
 ):  # fmt: skip
-    """Count (chunk,), mean and sum of squares about it (chunk, C) of one chunk of a channel."""
+    """Count (chunk,), mean and sum of squared deviations (chunk, C) of one chunk of a channel."""
     chunk, first_channel = _place(channels, BLOCK_CHANNELS)
     first = chunk * tiles_per_chunk
     last = tl.minimum(first + tiles_per_chunk, tiles)
-    # Squares are taken of distances to the first tile's mean, so that nothing cancels that was not far apart.
+    # Deviations are first taken from the first tile's mean: it is close to the chunk's mean, so that little cancels in
+    # the correction at the end.
     offsets, mask = _tile(
         first, first_channel, outer, channels, inner, outer_stride, channel_stride, inner_stride,
         BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER,
     )  # fmt: skip
     x = tl.load(x_pointer + offsets, mask=mask, other=0.0).to(tl.float32)
     pivot = _over_channel(x) / _count(first, outer, inner, BLOCK_OUTER, BLOCK_INNER)
-    # An infinite pivot would make the mean NaN instead of infinite.
+    # With an infinite pivot the mean would be NaN instead of infinite.
     pivot = tl.where(tl.abs(pivot) < float("inf"), pivot, 0.0)
     sums = tl.zeros((BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER), tl.float32)
     squares = tl.zeros((BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER), tl.float32)
@@ -242,14 +244,14 @@ def statistics_kernel(
 
 @triton.jit
 def _merge(counts_pointer, means_pointer, squares_pointer, k, last, c, channels):
-    """Count, mean and sum of squares about it of some chunks of each channel."""
+    """Count, mean and sum of squared deviations of several chunks of each channel."""
     mask = (k < last)[:, None] & (c < channels)[None, :]
     at = k.to(tl.int64)[:, None] * channels + c[None, :]
     count = tl.load(counts_pointer + k, mask=k < last, other=0.0).to(tl.float64)[:, None]
     means = tl.load(means_pointer + at, mask=mask, other=0.0).to(tl.float64)
     squares = tl.load(squares_pointer + at, mask=mask, other=0.0).to(tl.float64)
     total = tl.sum(count)
-    # A chunk of nothing has no mean.
+    # The mean of an empty chunk is undefined.
     mask &= count > 0
     mean = tl.sum(tl.where(mask, count * means, 0.0), axis=0) / total
     distance = means - mean[None, :]
@@ -262,7 +264,7 @@ def merge_statistics_kernel(
     counts_pointer, means_pointer, squares_pointer, merged_counts_pointer, merged_means_pointer, merged_squares_pointer,
     chunks, channels, BLOCK_CHUNKS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_CHUNKS chunks of a channel become one."""
+    """Merge BLOCK_CHUNKS chunks of a channel into one."""
     merged, first_channel = _place(channels, BLOCK_CHANNELS)
     k = merged * BLOCK_CHUNKS + tl.arange(0, BLOCK_CHUNKS)
     c = first_channel + tl.arange(0, BLOCK_CHANNELS)
@@ -278,13 +280,13 @@ def finish_statistics_kernel(
     counts_pointer, means_pointer, squares_pointer, mean_pointer, invstd_pointer, running_mean_pointer,
     running_var_pointer, chunks, channels, momentum, eps, BLOCK_CHUNKS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Merge a channel's chunks, and move the running statistics."""
+    """Merge all chunks of a channel, and update the running statistics."""
     k = tl.arange(0, BLOCK_CHUNKS)
     c = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     total, mean, square = _merge(counts_pointer, means_pointer, squares_pointer, k, chunks, c, channels)
-    # A comparison, not tl.maximum, which drops NaN.
+    # tl.maximum would turn NaN into 0.
     square = tl.where(square < 0, 0.0, square)
-    var = square / total  # biased; the running one is not
+    var = square / total  # biased; the running variance below is unbiased
     tl.store(mean_pointer + c, mean.to(tl.float32), mask=c < channels)
     tl.store(invstd_pointer + c, (1 / tl.sqrt(var + eps)).to(tl.float32), mask=c < channels)
     if running_mean_pointer is not None:
@@ -375,7 +377,7 @@ def backward_map_kernel(
     THROUGH_STATISTICS: tl.constexpr, ACTIVATION: tl.constexpr,
     BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr,
 ):  # fmt: skip
-    """grad_input = gamma r (u - mean(u) - r^2 xc mean(u xc)); without the means where statistics are given."""
+    """grad_input = gamma r (u - mean(u) - r^2 xc mean(u xc)); in evaluation mode gamma r u."""
     tile, first_channel = _place(channels, BLOCK_CHANNELS)
     offsets, mask = _tile(
         tile, first_channel,
@@ -395,13 +397,13 @@ def backward_map_kernel(
 
 @triton.jit
 def _sum_of_chunks(pointer, at, mask):
-    """The sum over a channel, in float64, of what its chunks have."""
+    """The sum of a channel's chunks in float64."""
     return tl.sum(tl.load(pointer + at, mask=mask, other=0.0).to(tl.float64), axis=0)
 
 
 @triton.jit
 def _parameter(pointer, c, channels, otherwise: tl.constexpr):
-    """A value for each channel in float64; `otherwise` where there is no vector."""
+    """One value per channel in float64; `otherwise` if there is no vector."""
     if pointer is None:
         return tl.full(c.shape, otherwise, tl.float64)
     else:
@@ -468,9 +470,10 @@ def finish_double_kernel(
     coefficients_pointer, grad_weight_pointer, grad_bias_pointer, chunks, channels, count,
     THROUGH_STATISTICS: tl.constexpr, BLOCK_CHUNKS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Merge a channel's chunks: the gradients by the affine parameters, and coefficients k (5, C) of
+    """Merge a channel's chunks into the gradients of the affine parameters and five coefficients k (5, C).
 
-    w = gamma r a + k0 xc + k1, the cotangent of u, and by input k0 u + k2 a + gamma r q + k3 xc + k4.
+    They give w = gamma r a + k0 xc + k1, the cotangent of u, and the gradient of the input,
+    k0 u + k2 a + gamma r q + k3 xc + k4.
     """
     k = tl.arange(0, BLOCK_CHUNKS)
     c = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
@@ -481,7 +484,7 @@ def finish_double_kernel(
     gamma = _parameter(weight_pointer, c, channels, 1.0)
     scale = gamma * r
     covariance = _sum_of_chunks(sums_pointer + 4 * each, at, mask)
-    # In evaluation statistics do not depend on the input, and the means that come of it vanish.
+    # In evaluation mode the statistics do not depend on the input, so the terms with these means vanish.
     mean_u = tl.zeros_like(r)
     mean_a = tl.zeros_like(r)
     mean_u_xhat = tl.zeros_like(r)
@@ -505,23 +508,23 @@ def finish_double_kernel(
         mean_h_xhat = mean_u_xhat * b - mean_a_xhat * scale * mean_u_xhat + scale * sum_q_xc / count
         by_xc = -r * r * (mean_h_xhat + scale * covariance / count)
         by_one = -r * mean_h
-    own = c < channels
+    mask_c = c < channels
     b_beta = _parameter(cotangent_bias_pointer, c, channels, 0.0)
-    tl.store(coefficients_pointer + c, (r * b).to(tl.float32), mask=own)
-    tl.store(coefficients_pointer + channels + c, (b_beta - scale * mean_a).to(tl.float32), mask=own)
-    tl.store(coefficients_pointer + 2 * channels + c, (-scale * r * mean_u_xhat).to(tl.float32), mask=own)
-    tl.store(coefficients_pointer + 3 * channels + c, by_xc.to(tl.float32), mask=own)
-    tl.store(coefficients_pointer + 4 * channels + c, by_one.to(tl.float32), mask=own)
+    tl.store(coefficients_pointer + c, (r * b).to(tl.float32), mask=mask_c)
+    tl.store(coefficients_pointer + channels + c, (b_beta - scale * mean_a).to(tl.float32), mask=mask_c)
+    tl.store(coefficients_pointer + 2 * channels + c, (-scale * r * mean_u_xhat).to(tl.float32), mask=mask_c)
+    tl.store(coefficients_pointer + 3 * channels + c, by_xc.to(tl.float32), mask=mask_c)
+    tl.store(coefficients_pointer + 4 * channels + c, by_one.to(tl.float32), mask=mask_c)
     if grad_weight_pointer is not None:
         grad_weight = (r * (covariance + sum_q_xc)).to(tl.float32).to(grad_weight_pointer.dtype.element_ty)
-        tl.store(grad_weight_pointer + c, grad_weight, mask=own)
+        tl.store(grad_weight_pointer + c, grad_weight, mask=mask_c)
     if grad_bias_pointer is not None:
-        tl.store(grad_bias_pointer + c, sum_q.to(tl.float32).to(grad_bias_pointer.dtype.element_ty), mask=own)
+        tl.store(grad_bias_pointer + c, sum_q.to(tl.float32).to(grad_bias_pointer.dtype.element_ty), mask=mask_c)
 
 
 @triton.jit
 def _cotangent_of_u(a, xc, scale, coefficients_pointer, c, channels):
-    """w of a tile."""
+    """The cotangent w of u for a tile."""
     by_xc = _vector(coefficients_pointer, c, channels, 0.0)
     return scale * a + (by_xc * xc + _vector(coefficients_pointer + channels, c, channels, 0.0))
 
@@ -566,7 +569,7 @@ def double_map_kernel(
     THROUGH_STATISTICS: tl.constexpr, CURVED: tl.constexpr, ACTIVATION: tl.constexpr,
     BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr,
 ):  # fmt: skip
-    """The gradients by dL/dy and by input, each where it is wanted."""
+    """The gradients of dL/dy and of input, each if it has a pointer."""
     tile, first_channel = _place(channels, BLOCK_CHANNELS)
     offsets, mask = _tile(
         tile, first_channel,
@@ -585,7 +588,7 @@ def double_map_kernel(
         result = _vector(coefficients_pointer, c, channels, 0.0) * u
         if CURVED:
             result += scale * (grad * act.curvature(z, ACTIVATION) * w)
-        # A branch, not zero coefficients: zero times an infinite xc is NaN.
+        # Branching avoids NaN from coefficients of zero times an infinite xc.
         if THROUGH_STATISTICS:
             by_a = _vector(coefficients_pointer + 2 * channels, c, channels, 0.0)
             by_xc = _vector(coefficients_pointer + 3 * channels, c, channels, 0.0)
@@ -595,41 +598,41 @@ def double_map_kernel(
 
 def _check(input: Tensor) -> None:
     if input.dtype not in DTYPES:
-        raise RuntimeError(f"{OP}: expected input dtype {DTYPE_NAMES} in Triton, got {input.dtype}")
+        raise RuntimeError(f"{OP}: expected input dtype {DTYPE_NAMES} for backend triton, got {input.dtype}")
 
 
-def _layout(x: Tensor) -> tuple[Tensor, Tiles]:
-    """x dense in the format that its result has, and how it is cut."""
-    memory_format = layout.suggest_memory_format(x)
+def _dense_with_tiles(x: Tensor) -> tuple[Tensor, Tiles]:
+    """Return x dense in the memory format of its result, and its tiles."""
+    memory_format = suggest_memory_format(x)
     tiles = Tiles.of(x, memory_format != torch.contiguous_format)
-    if max(tiles.outer, tiles.inner, tiles.channels) > _MOST_ROWS:
+    if max(tiles.outer, tiles.inner, tiles.channels) > _MAX_ROWS:
         raise RuntimeError(
-            f"{OP}: expected in Triton at most {_MOST_ROWS} rows of channels or values of a plane, got input "
-            f"{tuple(x.shape)}"
+            f"{OP}: expected input with at most {_MAX_ROWS} channels, values per plane and rows (samples, or pixels if "
+            f"channels-last) for backend triton, got shape {tuple(x.shape)}"
         )
     return x.contiguous(memory_format=memory_format), tiles
 
 
-def _chunks(x: Tensor, chunks: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for count, mean and sum of squares of each chunk."""
+def _new_chunks(x: Tensor, chunks: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return empty tensors for the count, mean and sum of squared deviations of each chunk."""
     new = functools.partial(torch.empty, dtype=torch.float32, device=x.device)
     return new(chunks), new(chunks, channels), new(chunks, channels)
 
 
 def _statistics(x: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor, Tensor]:
-    tiles = tiles.wider(_BYTES_OF_SUMS, x)
-    found = _chunks(x, tiles.chunks, tiles.channels)
+    tiles = tiles.with_more_rows(_BYTES_OF_SUMS, x)
+    statistics = _new_chunks(x, tiles.chunks, tiles.channels)
     statistics_kernel[(tiles.chunks * tiles.channel_tiles,)](
-        x, *found, *tiles.arguments, tiles.tiles, tiles.tiles_per_chunk, **tiles.blocks
+        x, *statistics, *tiles.arguments, tiles.tiles, tiles.tiles_per_chunk, **tiles.blocks
     )
-    return found
+    return statistics
 
 
 def _merged(statistics: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """As few chunks as one program merges; the order depends on their number alone."""
+    """Merge chunks until one program can merge the rest, in an order that depends only on their number."""
     chunks, channels = statistics[1].shape
-    while chunks > _MOST_CHUNKS:
-        fewer = _chunks(statistics[0], triton.cdiv(chunks, _MERGED), channels)
+    while chunks > _MAX_CHUNKS:
+        fewer = _new_chunks(statistics[0], triton.cdiv(chunks, _MERGED), channels)
         block = min(triton.next_power_of_2(channels), 32)
         merge_statistics_kernel[(len(fewer[0]) * triton.cdiv(channels, block),)](
             *statistics, *fewer, chunks, channels, _MERGED, block, num_warps=_WARPS
@@ -639,11 +642,11 @@ def _merged(statistics: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _finish(channels: int, chunks: int, per_thread: int = 16) -> tuple[tuple[int], dict[str, int]]:
-    """Grid and blocks of the programs that merge the last chunks."""
+    """Return the grid and blocks of the programs that merge the last chunks, with ``per_thread`` values per thread."""
     rows = triton.next_power_of_2(chunks)
-    # Of few chunks, as small planes have them, many channels: half of what a warp may have.
+    # With few chunks a program takes many channels: up to half of the values of a full warp.
     block = min(triton.next_power_of_2(channels), max(8, 16 * per_thread // rows))
-    # Statistics of eight values for each thread sm_90's compiler gives fewer registers, and spills.
+    # 16 values per thread by default: with 8 the sm_90 compiler assigns fewer registers to the statistics and spills.
     warps = max(1, rows * block // (32 * per_thread))
     return (triton.cdiv(channels, block),), {"BLOCK_CHUNKS": rows, "BLOCK_CHANNELS": block, "num_warps": warps}
 
@@ -656,7 +659,7 @@ def _normalize(
     x: Tensor, tiles: Tiles, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None, activation: str,
     negative_slope: float,
 ) -> Tensor:  # fmt: skip
-    y, tiles = torch.empty_like(x), tiles.wider(_BYTES_OF_MAPS, x)
+    y, tiles = torch.empty_like(x), tiles.with_more_rows(_BYTES_OF_MAPS, x)
     normalize_kernel[(tiles.tiles * tiles.channel_tiles,)](
         x, y, *_vectors(mean, invstd, weight, bias), *tiles.arguments, negative_slope, act.CODES[activation],
         **tiles.blocks,
@@ -664,7 +667,7 @@ def _normalize(
     return y
 
 
-@launch.of_values
+@launch.readable_arguments
 def forward(
     input: Tensor,
     running_mean: Tensor | None,
@@ -678,22 +681,22 @@ def forward(
     negative_slope: float,
     *statistics: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """torch.ops.gan_fast.batch_norm_act_forward; a convolution's kernel may have taken the statistics."""
+    """torch.ops.gan_fast.batch_norm_act_forward; ``statistics`` are those that a convolution's kernel has computed."""
     _check(input)
     channels = input.size(1)
     if not training:
         if running_mean is None or running_var is None:
             raise RuntimeError(f"{OP}: expected running_mean and running_var tensors when training is False, got None")
-        # Dense, and not the buffer itself: results are nobody else's.
+        # A copy: an op's results must not alias its inputs.
         mean = running_mean.to(torch.float32, copy=True).contiguous()
         invstd = torch.rsqrt(running_var.to(torch.float32) + eps).contiguous()
     if not input.numel():
         if training:
             mean = torch.zeros(channels, dtype=torch.float32, device=input.device)
             invstd = mean.clone()
-        return layout.empty_like(input), mean, invstd
-    with launch.on(input):
-        x, tiles = _layout(input)
+        return empty_output_like(input), mean, invstd
+    with launch.on_device_of(input):
+        x, tiles = _dense_with_tiles(input)
         if training:
             chunks = _merged(statistics or _statistics(x, tiles))
             mean, invstd = (torch.empty(channels, dtype=torch.float32, device=x.device) for _ in range(2))
@@ -702,13 +705,14 @@ def forward(
             finish_statistics_kernel[grid](
                 *chunks, mean, invstd, *running, len(chunks[0]), channels, momentum, eps, **blocks
             )
-            for own, moved in ((running_mean, running[0]), (running_var, running[1])):
-                if own is not None and moved is not None and own is not moved:
-                    own.copy_(moved)
+            # _vectors copies a buffer that is not contiguous: write the update back.
+            for buffer, updated in ((running_mean, running[0]), (running_var, running[1])):
+                if buffer is not None and updated is not None and buffer is not updated:
+                    buffer.copy_(updated)
         return _normalize(x, tiles, mean, invstd, weight, bias, activation, negative_slope), mean, invstd
 
 
-@launch.of_values
+@launch.readable_arguments
 def normalize(
     input: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None, activation: str,
     negative_slope: float,
@@ -716,13 +720,13 @@ def normalize(
     """torch.ops.gan_fast.batch_norm_act_normalize."""
     _check(input)
     if not input.numel():
-        return layout.empty_like(input)
-    with launch.on(input):
-        x, tiles = _layout(input)
+        return empty_output_like(input)
+    with launch.on_device_of(input):
+        x, tiles = _dense_with_tiles(input)
         return _normalize(x, tiles, mean, invstd, weight, bias, activation, negative_slope)
 
 
-@launch.of_values
+@launch.readable_arguments
 def backward(
     grad_output: Tensor,
     input: Tensor,
@@ -747,23 +751,23 @@ def backward(
 
     grad_weight, grad_bias = parameter_grad(weight), parameter_grad(bias)
     if not input.numel():
-        return layout.empty_like(input) if input_wanted else None, grad_weight, grad_bias
-    with launch.on(input):
-        x, tiles = _layout(input)
-        grad = grad_output.contiguous(memory_format=layout.suggest_memory_format(input))
+        return empty_output_like(input) if input_wanted else None, grad_weight, grad_bias
+    with launch.on_device_of(input):
+        x, tiles = _dense_with_tiles(input)
+        grad = grad_output.contiguous(memory_format=suggest_memory_format(input))
         vectors = _vectors(mean, invstd, weight, bias)
         options = (negative_slope, act.CODES[activation])
         means = None
         if training or affine_wanted:
-            wide = tiles.wider(_BYTES_OF_SUMS, x, 2)
-            sums = torch.empty(2, wide.chunks, tiles.channels, dtype=torch.float32, device=x.device)
+            large = tiles.with_more_rows(_BYTES_OF_SUMS, x, 2)
+            sums = torch.empty(2, large.chunks, tiles.channels, dtype=torch.float32, device=x.device)
             means = torch.empty(2, tiles.channels, dtype=torch.float32, device=x.device)
-            backward_sums_kernel[(wide.chunks * wide.channel_tiles,)](
-                x, grad, *vectors, sums, *wide.arguments, wide.tiles, wide.tiles_per_chunk, *options, **wide.blocks
+            backward_sums_kernel[(large.chunks * large.channel_tiles,)](
+                x, grad, *vectors, sums, *large.arguments, large.tiles, large.tiles_per_chunk, *options, **large.blocks
             )
-            grid, blocks = _finish(tiles.channels, wide.chunks)
+            grid, blocks = _finish(tiles.channels, large.chunks)
             finish_backward_kernel[grid](
-                sums, vectors[1], means, grad_weight, grad_bias, wide.chunks, tiles.channels,
+                sums, vectors[1], means, grad_weight, grad_bias, large.chunks, tiles.channels,
                 tiles.outer * tiles.inner, **blocks,
             )  # fmt: skip
         grad_input = None
@@ -776,7 +780,7 @@ def backward(
         return grad_input, grad_weight, grad_bias
 
 
-@launch.of_values
+@launch.readable_arguments
 def double_backward(
     cotangent_input: Tensor | None,
     cotangent_weight: Tensor | None,
@@ -800,11 +804,11 @@ def double_backward(
         None if p is None else new(p.shape, dtype=p.dtype, device=p.device) for p in (weight, bias)
     )
     if not input.numel():
-        grad_grad, grad_input = (layout.empty_like(input) if w else None for w in (grad_output_wanted, input_wanted))
+        grad_grad, grad_input = (empty_output_like(input) if w else None for w in (grad_output_wanted, input_wanted))
         return grad_grad, grad_input, grad_weight, grad_bias
-    with launch.on(input):
-        x, tiles = _layout(input)
-        memory_format = layout.suggest_memory_format(input)
+    with launch.on_device_of(input):
+        x, tiles = _dense_with_tiles(input)
+        memory_format = suggest_memory_format(input)
         grad, cotangent = (
             None if t is None else t.contiguous(memory_format=memory_format) for t in (grad_output, cotangent_input)
         )
@@ -815,7 +819,7 @@ def double_backward(
         coefficients = vectors(5, tiles.channels)
 
         def finish(curvature: Tensor | None) -> None:
-            # Up to seven sums at once: of more values sm_120 spills.
+            # Up to seven sums at once: with more values per thread sm_120 spills.
             grid, blocks = _finish(tiles.channels, tiles.chunks, per_thread=8)
             finish_double_kernel[grid](
                 sums, curvature, *_vectors(invstd, weight, cotangent_weight, cotangent_bias), coefficients,

@@ -1,14 +1,15 @@
-"""Convolutions in Triton, plain and transposed, as one product of matrices whose left one is gathered on the way.
+"""2-d convolutions and transposed convolutions in Triton, as an implicit matrix product.
 
-A row is a position of the output, a column one of its channels, and what is summed up are the taps that meet it times
-the input's channels. A plain convolution's output at o meets all taps t at inputs o stride - padding + t dilation. A
-transposed one's at o = q stride + r meets every stride-th tap, from (r + padding) % stride on, at inputs that step back
-by one: each of the stride x stride phases r is a convolution of its own with its share of the taps, and no zero is
-multiplied. Both are one kernel; the gradient of either by its input is the other.
+A row of the product is an output position, a column is an output channel, and the sum runs over kernel taps and input
+channels. The left matrix, of input values, is gathered while it is multiplied. The output of a convolution at o sums
+all taps t at the inputs o stride - padding + t dilation. The output of a transposed convolution at o = q stride + r
+sums every stride-th tap, beginning with (r + padding) % stride, at inputs that step back by one. So each of the
+stride x stride phases r is a separate convolution with its share of the taps, and no zeros are multiplied. One kernel
+computes both kinds; the input gradient of one kind is the other.
 
-What is done to a tile of the output before it is stored (the epilogue): bias and activation, and the statistics of a
-batch norm behind it (count, mean and sum of squares about it for each tile), so that no pass over the output is spent
-on them. Two spatial dims, read channels-last and written in either format.
+The epilogue, which runs on an output tile before it is stored, adds the bias and applies the activation. For a batch
+norm that follows it also computes the statistics of each tile (count, mean and sum of squared deviations), which saves
+a pass over the output. Inputs are read channels-last; outputs are contiguous or channels-last.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ OP = "conv"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A tile of the output and how the loop over taps and channels is run."""
+    """Sizes of an output tile, and of the loop over taps and channels."""
 
     rows: int
     columns: int
@@ -48,7 +49,7 @@ class Config:
 
 
 def config(c_in: int, c_out: int, dtype: torch.dtype) -> Config:
-    """A tile that fits the channels (tl.dot wants sixteen of each at least), and that no architecture spills.
+    """Return tile sizes that fit the channels (tl.dot needs at least 16) and spill on no architecture.
 
     ``python -m benchmarks.compiled --match conv`` shows registers and shared memory.
     """
@@ -98,7 +99,7 @@ def conv_kernel(
 
     row = row_tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     sample = (row // (q_height * q_width)).to(tl.int64)
-    # Within a sample 32 bits are enough (the launcher looks), and registers are what these kernels run out of.
+    # Offsets within a sample are 32-bit to save registers, which limit this kernel; `convolve` checks that they fit.
     rows_pointer = x_pointer + sample * x_sample
     q_y = (row // q_width) % q_height
     q_x = row % q_width
@@ -121,7 +122,7 @@ def conv_kernel(
             tap_x = i
             y = q_y * STRIDE_Y + offset_y + j * DILATION_Y
             x = q_x * STRIDE_X + offset_x + i * DILATION_X
-        # Phases whose share of the taps is smaller have none here: an empty mask instead of a shorter loop.
+        # A phase with fewer taps than others gets an empty mask here instead of a shorter loop.
         there = (tap_y < KERNEL_Y) & (tap_x < KERNEL_X)
         inside = (row < rows) & (y >= 0) & (y < in_height) & (x >= 0) & (x < in_width) & there
         left = tl.load(
@@ -154,7 +155,7 @@ def conv_kernel(
         result, mask=stored[:, None] & (column < c_out)[None, :],
     )  # fmt: skip
     if counts_pointer is not None:
-        # Of what is stored, rounded as it is: what a pass over the output would find.
+        # Statistics of the rounded values that are stored, as a pass over the output would compute them.
         chunk = tl.program_id(1) * (tl.num_programs(0) // column_tiles) + row_tile
         values = tl.where(stored[:, None], result.to(tl.float32), 0.0)
         count = tl.sum(stored.to(tl.float32))
@@ -167,7 +168,7 @@ def conv_kernel(
 
 
 def refuses(input: Tensor, dilation: tuple[int, ...], transposed: bool, groups: int) -> str | None:
-    """Why these kernels cannot take a convolution, or None where they can."""
+    """Return what these kernels expect of a convolution and what it has instead, or None if they can compute it."""
     if input.dim() != 4:
         return f"input dimensions 4 (N, C_in, H_in, W_in), got shape {tuple(input.shape)}"
     if input.dtype not in DTYPES:
@@ -179,7 +180,7 @@ def refuses(input: Tensor, dilation: tuple[int, ...], transposed: bool, groups: 
     return None
 
 
-@launch.of_values
+@launch.readable_arguments
 def convolve(
     input: Tensor,
     weight: Tensor,
@@ -194,24 +195,26 @@ def convolve(
     memory_format: torch.memory_format = torch.channels_last,
     statistics: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-    """Return activation(convolution(input, weight, bias)) and its statistics where wanted.
+    """Return activation(convolution(input, weight, bias)) and, if wanted, its batch norm statistics.
 
     Args:
         input: (N, C_in, H_in, W_in).
-        weight: (C_out, C_in, ...), transposed (C_in, C_out, ...).
-        output_size: of the two dims of space.
-        memory_format: of the output.
+        weight: (C_out, C_in, kH, kW), or (C_in, C_out, kH, kW) if ``transposed``.
+        output_size: (H_out, W_out).
+        memory_format: format of the output.
+        statistics: whether to compute the statistics.
 
     Returns:
-        The output; count (chunks,), mean and sum of squares about it (chunks, C) of parts of each of its channels.
+        The output, and None or a tuple: count (chunks,), mean (chunks, C_out) and sum of squared deviations
+        (chunks, C_out), where each chunk is a part of every channel.
     """
     samples, c_in, in_height, in_width = input.shape
     positions = output_size[0] * output_size[1]
     c_out = weight.size(1) if transposed else weight.size(0)
     if max(c_in * in_height * in_width, weight.numel(), samples * positions, c_out * positions) >= 2**31:
         raise RuntimeError(
-            f"{OP}: expected in Triton fewer than 2^31 elements in a sample, in the weight and rows in the output, got "
-            f"input {tuple(input.shape)}, weight {tuple(weight.shape)}, output size {output_size}"
+            f"{OP}: expected fewer than 2^31 values per sample, in the weight and per output channel for backend "
+            f"triton, got input {tuple(input.shape)}, weight {tuple(weight.shape)}, output size {output_size}"
         )
     kernel = (weight.size(2), weight.size(3))
     output = torch.empty(
@@ -219,11 +222,11 @@ def convolve(
     )
     if not output.numel():
         return output, None
-    # Strides of a dim of one say nothing, and the kernel goes by them.
+    # Computed, since the stride of a dim of size one may be anything.
     pixel, plane = (c_out, 1) if memory_format == torch.channels_last else (1, positions)
     y_strides = (c_out * positions, output_size[1] * pixel, pixel, plane)
     x = input.permute(0, 2, 3, 1).contiguous()
-    # (C_in, C_out, tap, tap); its last two places in memory are the kernel's to read sixteen bytes of.
+    # (C_in, C_out, kH, kW). One of the channel dims must be innermost in memory for 16-byte loads.
     w = weight if transposed else weight.transpose(0, 1)
     if w.stride(0) != 1 and w.stride(1) != 1:
         w = w.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
@@ -238,15 +241,15 @@ def convolve(
         chunks = row_tiles * phases[0] * phases[1]
         shapes = ((chunks,), (chunks, c_out), (chunks, c_out))
         found = tuple(torch.empty(shape, dtype=torch.float32, device=x.device) for shape in shapes)
-    with launch.on(x):
+    with launch.on_device_of(x):
         conv_kernel[grid](
             x, w, None if bias is None else bias.contiguous(), output, *(found or (None,) * 3),
             rows, q_height, q_width, in_height, in_width, *output_size, c_in, c_out,
             *x.stride()[:3], *y_strides, w.stride(2), w.stride(3), w.stride(0), w.stride(1), *padding, negative_slope,
             *kernel, *stride, *dilation, transposed, act.CODES[activation],
-            # Not TF32: tl.dot cuts operands off for it where cuDNN rounds them.
+            # Not TF32, for which tl.dot truncates operands; cuDNN rounds them.
             "ieee",
-            # The interpreter would multiply the bits of bfloat16 values as if they were numbers.
+            # Widen bfloat16 in the interpreter, whose tl.dot would multiply the raw bits as integers.
             launch.INTERPRETED and x.dtype == torch.bfloat16, **chosen.options,
         )  # fmt: skip
     return output, found

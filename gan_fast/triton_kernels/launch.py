@@ -1,4 +1,4 @@
-"""Where kernels run."""
+"""What the functions that launch Triton kernels share: the device, and arguments that kernels can read."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ import torch
 import triton
 from torch import Tensor
 
-# Whether kernels are interpreted on the CPU, decided when triton is imported.
+# Whether kernels are interpreted on the CPU; Triton decides it when it is imported.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 
 @triton.jit
-def _nothing_kernel():
+def _empty_kernel():
     pass
 
 
-def nothing() -> None:
-    """Launch a kernel that does nothing: an error where Triton cannot launch any."""
-    _nothing_kernel[(1,)]()
+def launch_empty_kernel() -> None:
+    """Launch a kernel that does nothing; raises if Triton cannot launch kernels."""
+    _empty_kernel[(1,)]()
 
 
-def on(tensor: Tensor) -> AbstractContextManager[Any]:
-    """The tensor's GPU as the current one; the interpreter runs where the tensor is."""
+def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Make the tensor's GPU the current device, on which Triton launches; nothing to do for the interpreter."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
-def in_order_of(t: Tensor, like: Tensor) -> Tensor:
-    """t with its values in memory as ``like`` has them; the stride of a single element says nothing."""
+def in_memory_order_of(t: Tensor, like: Tensor) -> Tensor:
+    """Return t with the strides of ``like``, copied if needed; strides of dims of size one do not matter."""
     same = all(size == 1 or own == other for size, own, other in zip(t.shape, t.stride(), like.stride()))
     return t if same and not t.is_neg() else torch.empty_like(like).copy_(t)
 
 
-def sample_by_sample(t: Tensor) -> Tensor:
-    """t where samples lie in memory one after the other, each without gaps in whatever order; else so copied."""
+def with_contiguous_samples(t: Tensor) -> Tensor:
+    """Return t, or a copy, whose samples follow each other in memory, each without gaps and with any order of dims."""
     expected = 1
     for stride, size in sorted((stride, size) for stride, size in zip(t.stride()[1:], t.shape[1:]) if size != 1):
         if stride != expected:
@@ -51,10 +51,11 @@ def sample_by_sample(t: Tensor) -> Tensor:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def of_values(function: Function) -> Function:
-    """Give a function that launches kernels what they can read.
+def readable_arguments(function: Function) -> Function:
+    """Convert the arguments of a function that launches kernels to what Triton can read.
 
-    Tensors whose memory has their values, not those times minus one; numbers of Python's own types.
+    Negative views (``Tensor.is_neg``) are resolved, since their memory holds the negated values. Numbers other than
+    ints, such as NumPy's, become floats.
     """
 
     def readable(value: Any) -> Any:

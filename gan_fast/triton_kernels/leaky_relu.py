@@ -1,10 +1,10 @@
-"""Leaky ReLU in Triton, its backward by sign bits: one bit a value is kept, a sixteenth of a bfloat16 input.
+"""Leaky ReLU in Triton. Backward needs only the input's signs: one bit per value, 1/16 of a bfloat16 input.
 
-A tensor is seen as its values in the order of memory, whatever its shape. A program takes eight rows of them; bit k of
-a byte is the sign of a value of row k, so that a thread packs what it has read itself and writes as many bytes as it
-reads values of a row. Backward is linear in the gradient and cut the same way: on a cotangent it is its own derivative.
+A tensor is viewed as its values in memory order, whatever its shape. A program handles eight rows of values. Bit k of a
+byte is the sign of a value in row k, so that each thread packs the values it has read. Backward is linear in the
+gradient, so double backward is the same kernel applied to a cotangent.
 
-Reads and writes: 1 + 1 and the bits, forward and backward.
+Tensor reads + writes: 1 + 1, and the sign bits, in forward and backward.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from gan_fast.triton_kernels import DTYPE_NAMES, DTYPES, launch
 
 OP = "leaky_relu"
 _WARPS = 4
-# A row is 16 bytes for each thread; with eight rows as many loads are under way.
+# Bytes of a row: 16 for each thread. Eight rows give each thread eight loads in flight.
 _ROW_BYTES = 16 * 32 * _WARPS
 _ROWS: tl.constexpr = tl.constexpr(8)
 
 
 @triton.jit
 def _activate(x_pointer, y_pointer, offsets, mask, slope):
-    """Write y = x above zero, elsewhere slope x, where there is a y; return where that was."""
+    """Write y = x where x > 0, else slope x, if there is a y; return x > 0."""
     x = tl.load(x_pointer + offsets, mask=mask).to(tl.float32)
     positive = x > 0
     if y_pointer is not None:
@@ -37,11 +37,11 @@ def _activate(x_pointer, y_pointer, offsets, mask, slope):
 
 @triton.jit
 def leaky_relu_kernel(x_pointer, y_pointer, signs_pointer, count, slope, COLUMNS: tl.constexpr):
-    """y, and the signs of a tile: one that ends behind the values is filled up with bits that mean nothing."""
+    """y and the sign bits of a tile. In the last tile the bits beyond the values are arbitrary."""
     tile = tl.program_id(0).to(tl.int64)
     row, column = tl.arange(0, _ROWS)[:, None], tl.arange(0, COLUMNS)
     first = tile * (_ROWS * COLUMNS)
-    # Without a mask, which for any count breaks up the 16 bytes of a load.
+    # Full tiles use no mask: a mask that depends on count would split the 16-byte loads.
     if first + _ROWS * COLUMNS <= count:
         positive = _activate(x_pointer, y_pointer, first + row * COLUMNS + column[None, :], None, slope)
         bits = tl.sum(positive.to(tl.int32) << row, axis=0)
@@ -56,7 +56,7 @@ def leaky_relu_kernel(x_pointer, y_pointer, signs_pointer, count, slope, COLUMNS
 
 @triton.jit
 def _scale(grad_pointer, grad_input_pointer, offsets, mask, bits, slope):
-    """Write grad where a bit is not zero, elsewhere slope grad."""
+    """Write grad where the bit is set, else slope grad."""
     grad = tl.load(grad_pointer + offsets, mask=mask).to(tl.float32)
     result = tl.where(bits != 0, grad, grad * slope).to(grad_input_pointer.dtype.element_ty)
     tl.store(grad_input_pointer + offsets, result, mask=mask)
@@ -64,7 +64,7 @@ def _scale(grad_pointer, grad_input_pointer, offsets, mask, bits, slope):
 
 @triton.jit
 def leaky_relu_backward_kernel(grad_pointer, signs_pointer, grad_input_pointer, count, slope, COLUMNS: tl.constexpr):
-    """grad_input by the signs of a tile."""
+    """grad_input of a tile from its sign bits."""
     tile = tl.program_id(0).to(tl.int64)
     row, column = tl.arange(0, _ROWS)[:, None], tl.arange(0, COLUMNS)
     first = tile * (_ROWS * COLUMNS)
@@ -83,43 +83,44 @@ def _columns(dtype: torch.dtype) -> int:
 
 
 def _launch(x: Tensor, output: Tensor | None, signs_wanted: bool, slope: float) -> Tensor | None:
-    """Write leaky_relu(x) to ``output``, if any, and return the bits, where wanted; both in the order of x's memory."""
+    """Write leaky_relu(x) to ``output``, if given, and return the sign bits, if wanted; both in x's memory order."""
     columns = _columns(x.dtype)
     tiles = triton.cdiv(x.numel(), _ROWS.value * columns)
     signs = torch.empty(tiles * columns, dtype=torch.uint8, device=x.device) if signs_wanted else None
     if tiles:
-        with launch.on(x):
+        with launch.on_device_of(x):
             leaky_relu_kernel[(tiles,)](x, output, signs, x.numel(), slope, columns, num_warps=_WARPS)
     return signs
 
 
 def forward(input: Tensor, negative_slope: float, signs_wanted: bool) -> tuple[Tensor, Tensor | None]:
-    """Return leaky_relu(input) and, where wanted, the bits that :func:`backward` goes by.
+    """Return leaky_relu(input) and, if wanted, the sign bits for :func:`backward`.
 
-    They are in the order of the output's memory, which is the input's own where that is dense.
+    The bits are in the output's memory order, which is that of a dense input.
     """
     if input.dtype not in DTYPES:
-        raise RuntimeError(f"{OP}: expected input dtype {DTYPE_NAMES} in Triton, got {input.dtype}")
+        raise RuntimeError(f"{OP}: expected input dtype {DTYPE_NAMES} for backend triton, got {input.dtype}")
     output = torch.empty_like(input)
-    return output, _launch(launch.in_order_of(input, output), output, signs_wanted, float(negative_slope))
+    return output, _launch(launch.in_memory_order_of(input, output), output, signs_wanted, float(negative_slope))
 
 
 def signs(output: Tensor) -> Tensor | None:
-    """Return the bits of a dense leaky_relu that was computed elsewhere, with a slope of at least zero."""
+    """Return the sign bits of a dense output of leaky_relu with a slope of at least zero."""
     return _launch(output, None, True, 0.0)
 
 
 def backward(grad_output: Tensor, signs: Tensor, strides: Sequence[int], negative_slope: float) -> Tensor:
-    """Return grad_output times the slope that ``signs`` tell.
+    """Return grad_output times the derivative of leaky_relu.
 
     Args:
-        strides: of the output that the bits came with; the result has them too.
+        signs: the bits from :func:`forward` or :func:`signs`.
+        strides: strides of the output that the bits belong to; the result has the same.
     """
     grad_input = grad_output.new_empty_strided(grad_output.shape, tuple(strides))
     columns = _columns(grad_output.dtype)
     if signs.numel():
-        with launch.on(grad_output):
-            grad = launch.in_order_of(grad_output, grad_input)
+        with launch.on_device_of(grad_output):
+            grad = launch.in_memory_order_of(grad_output, grad_input)
             leaky_relu_backward_kernel[(signs.numel() // columns,)](
                 grad, signs, grad_input, grad.numel(), float(negative_slope), columns, num_warps=_WARPS
             )
@@ -127,7 +128,7 @@ def backward(grad_output: Tensor, signs: Tensor, strides: Sequence[int], negativ
 
 
 def positive(signs: Tensor, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return the bits as booleans of a tensor's shape and strides, in plain ATen."""
+    """Return the bits as a boolean tensor with the given shape and strides, computed with ATen's ops."""
     columns = _columns(dtype)
     rows = torch.arange(_ROWS.value, device=signs.device)[:, None]
     bits = (signs.view(signs.numel() // columns, 1, columns) >> rows) & 1

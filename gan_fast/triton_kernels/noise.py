@@ -1,11 +1,11 @@
-"""Images with random numbers in Triton, made where they are used: one pass over the images, no tensor of noise.
+"""Random interpolation, perturbation and noise in Triton: numbers are drawn where they are used, in one pass.
 
-Philox counts (Salmon, Moraes, Dror and Shaw, 2011) with a key that lies on the device, so that neither the host waits
-nor a CUDA graph replays the numbers it was captured with. A count gives four numbers: a program takes four rows of
-values, a thread four neighbours of each row. Counts are 64-bit, none is used twice under one key, and what is drawn
-depends on no dtype.
+The generator is the counter-based Philox (Salmon, Moraes, Dror and Shaw, 2011). Its seed is in device memory, so that
+the host does not wait for it and a CUDA graph draws new numbers at each replay. A counter gives four numbers: a program
+handles four rows of values, and a thread four adjacent values of each row. Counters are 64-bit and no counter is used
+twice with one seed. The numbers do not depend on the dtype.
 
-Reads and writes: interpolate 2 + 1, perturb and add_noise 1 + 1.
+Tensor reads + writes: interpolate 2 + 1, perturb and add_noise 1 + 1.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from gan_fast.triton_kernels import launch
 _WARPS = 4
 _ROWS = 4
 _COLUMNS = 4 * 32 * _WARPS
-# Values of a tile where none is drawn for itself: eight for each thread.
+# Values of a tile of interpolate, which draws one number per sample and none per value: eight per thread.
 _TILE = 8 * 32 * _WARPS
-# Where numbers of samples are counted from: no value's count comes so far.
+# Counter of the first sample's number; the counters of values never reach it.
 _SAMPLES: tl.constexpr = tl.constexpr(2**62)
 
 
@@ -46,7 +46,7 @@ def interpolate_kernel(
 
 @triton.jit
 def _add(x_pointer, y_pointer, begin, i, length, noise):
-    """y = x + noise for a row of a sample's values."""
+    """y = x + noise for one row of values."""
     x = tl.load(x_pointer + begin + i, mask=i < length).to(tl.float32)
     tl.store(y_pointer + begin + i, (x + noise).to(y_pointer.dtype.element_ty), mask=i < length)
 
@@ -69,15 +69,16 @@ def perturb_kernel(x_pointer, y_pointer, std_pointer, seed_pointer, length, tile
 
 @triton.jit
 def _normal(u, v):
-    """Two of N(0, 1) from two of U[0, 1), after Box and Muller (1958).
+    """Two numbers of N(0, 1) from two of U[0, 1) (Box and Muller, 1958).
 
-    tl.cos and tl.sin would reduce any angle, with a table on the stack: of a turn the nearest quarter is enough.
+    tl.cos and tl.sin use a table on the stack to reduce large angles. Here the angle is within one turn, so subtracting
+    the nearest quarter turn is enough.
     """
     radius = tl.sqrt(-2.0 * tl.log(tl.maximum(u, 1e-7)))
     quarter = tl.floor(4.0 * v + 0.5)
     angle = (4.0 * v - quarter) * 1.5707963267948966
     square = angle * angle
-    # The series, to a rounding of float32 within an eighth of a turn.
+    # Taylor series, accurate to float32 rounding within an eighth of a turn.
     cos = 1.0 + square * (-1 / 2 + square * (1 / 24 + square * (-1 / 720 + square * (1 / 40320))))
     sin = angle * (1.0 + square * (-1 / 6 + square * (1 / 120 + square * (-1 / 5040 + square * (1 / 362880)))))
     odd = (quarter == 1.0) | (quarter == 3.0)
@@ -88,7 +89,7 @@ def _normal(u, v):
 
 @triton.jit
 def add_noise_kernel(x_pointer, y_pointer, std_pointer, seed_pointer, length, std, COLUMNS: tl.constexpr):
-    """x + std N(0, 1); std from the device where there is a pointer to it."""
+    """x + std N(0, 1); std is read from the device if there is a pointer to it."""
     if std_pointer is not None:
         std = tl.load(std_pointer).to(tl.float32)
     column = tl.arange(0, COLUMNS)
@@ -103,44 +104,44 @@ def add_noise_kernel(x_pointer, y_pointer, std_pointer, seed_pointer, length, st
     _add(x_pointer, y_pointer, 0, i + 3 * COLUMNS, length, std * d)
 
 
-@launch.of_values
+@launch.readable_arguments
 def interpolate(real: Tensor, fake: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
     """Return real + u_n (fake - real), and u, (N,) float32."""
-    x = launch.sample_by_sample(real)
-    y = launch.in_order_of(fake, x)
+    x = launch.with_contiguous_samples(real)
+    y = launch.in_memory_order_of(fake, x)
     output = torch.empty_like(x)
     samples = x.size(0)
     u = x.new_empty(samples, dtype=torch.float32)
     if samples:
         length = x.numel() // samples
         tiles = max(1, triton.cdiv(length, _TILE))
-        with launch.on(x):
+        with launch.on_device_of(x):
             interpolate_kernel[(samples * tiles,)](x, y, output, u, seed, length, tiles, _TILE, num_warps=_WARPS)
     return output, u
 
 
-@launch.of_values
+@launch.readable_arguments
 def perturb(real: Tensor, std: Tensor, seed: Tensor, scale: float) -> Tensor:
     """Return real + u_n scale std U[0, 1) per value."""
-    x = launch.sample_by_sample(real)
+    x = launch.with_contiguous_samples(real)
     output = torch.empty_like(x)
     if x.numel():
         tiles = triton.cdiv(x.numel() // x.size(0), _ROWS * _COLUMNS)
-        with launch.on(x):
+        with launch.on_device_of(x):
             perturb_kernel[(x.size(0) * tiles,)](
                 x, output, std, seed, x.numel() // x.size(0), tiles, scale, _COLUMNS, num_warps=_WARPS
             )
     return output
 
 
-@launch.of_values
+@launch.readable_arguments
 def add_noise(input: Tensor, std: float | Tensor, seed: Tensor) -> Tensor:
     """Return input + std N(0, 1) per value."""
     output = torch.empty_like(input)
     if input.numel():
-        x = launch.in_order_of(input, output)
+        x = launch.in_memory_order_of(input, output)
         on_device = isinstance(std, Tensor)
-        with launch.on(x):
+        with launch.on_device_of(x):
             add_noise_kernel[(triton.cdiv(x.numel(), _ROWS * _COLUMNS),)](
                 x, output, std if on_device else None, seed, x.numel(), 0.0 if on_device else float(std), _COLUMNS,
                 num_warps=_WARPS,

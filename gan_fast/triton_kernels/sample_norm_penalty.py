@@ -1,9 +1,9 @@
-"""The penalty of samples' norms in Triton: two launches forward, one backward, none of which the host waits for.
+"""The sample norm penalty in Triton: two launches forward, one backward, and no synchronization with the host.
 
-A tensor is seen as samples of so many values each. Squares are summed in float64, for chunks of a sample whose number
-shapes alone decide; one program merges them. Two runs give the same bits.
+A tensor is viewed as (samples, values). Programs sum the squares of chunks of a sample in float64, and one program
+merges the chunks. Their number depends only on the shape, so results are deterministic.
 
-Reads and writes: forward 1 read, backward 1 + 1.
+Tensor reads + writes: forward 1 + 0, backward 1 + 1.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from gan_fast.triton_kernels import DTYPE_NAMES, DTYPES, launch
 
 OP = "sample_norm_penalty"
 _WARPS = 4
-# Values of a tile: eight for each thread, 16 bytes of bfloat16. With sixteen, in float64, sm_90 spills.
+# Values of a tile: eight per thread, 16 bytes of bfloat16. With sixteen sm_90 spills, since sums are in float64.
 _TILE = 8 * 32 * _WARPS
-# Programs that fill the largest GPU that we know a few times over.
+# Number of programs that keeps the largest GPU busy (an H100 has 132 multiprocessors).
 _PROGRAMS = 528
-# Sums that the merging program reads at a time: more than the chunks of a sample, which programs bound.
+# Sums that the merging program reads at a time. A sample has fewer chunks than this, since it has at most _PROGRAMS.
 _MERGED = 1024
 
 
@@ -45,7 +45,7 @@ def merge_norms_kernel(
     sums_pointer, coefficients_pointer, penalty_pointer, norms_pointer, samples, chunks, coefficients_stride,
     center, scale, BLOCK_SAMPLES: tl.constexpr, BLOCK_CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """Norms of all samples and their penalty."""
+    """The norms of all samples, and the penalty."""
     total = tl.zeros((BLOCK_SAMPLES,), tl.float64)
     k = tl.arange(0, BLOCK_CHUNKS)
     for first in range(0, samples, BLOCK_SAMPLES):
@@ -74,7 +74,7 @@ def scale_samples_kernel(
         factor *= tl.load(coefficients_pointer + sample * coefficients_stride).to(tl.float64)
     if center != 0:
         norm = tl.load(norms_pointer + sample * norms_stride).to(tl.float64)
-        # A quotient of infinities is NaN, as in ATen. A norm of zero has zeros alone to multiply.
+        # Infinity / infinity gives NaN, as in ATen. If the norm is 0, so is x, and the divisor does not matter.
         factor *= (norm - center) / tl.where(norm == 0, 1.0, norm)
     i = (tl.program_id(0) % tiles).to(tl.int64) * TILE + tl.arange(0, TILE)
     x = tl.load(x_pointer + sample * length + i, mask=i < length).to(tl.float64)
@@ -84,10 +84,10 @@ def scale_samples_kernel(
 
 def _check(input: Tensor) -> None:
     if input.dtype not in DTYPES:
-        raise RuntimeError(f"{OP}: expected input dtype {DTYPE_NAMES} in Triton, got {input.dtype}")
+        raise RuntimeError(f"{OP}: expected input dtype {DTYPE_NAMES} for backend triton, got {input.dtype}")
 
 
-@launch.of_values
+@launch.readable_arguments
 def forward(input: Tensor, coefficients: Tensor | None, center: float, scale: float) -> tuple[Tensor, Tensor]:
     """torch.ops.gan_fast.sample_norm_penalty_forward."""
     _check(input)
@@ -96,14 +96,14 @@ def forward(input: Tensor, coefficients: Tensor | None, center: float, scale: fl
     norms = input.new_empty(samples, dtype=torch.float32)
     if samples == 0:
         return penalty.fill_(float("nan")), norms
-    x = launch.sample_by_sample(input)
+    x = launch.with_contiguous_samples(input)
     length = x.numel() // samples
     tiles = max(1, triton.cdiv(length, _TILE))
     tiles_per_chunk = triton.cdiv(tiles, min(tiles, max(1, _PROGRAMS // samples)))
     chunks = triton.cdiv(tiles, tiles_per_chunk)
     sums = input.new_empty(samples * chunks, dtype=torch.float64)
     block = triton.next_power_of_2(chunks)
-    with launch.on(input):
+    with launch.on_device_of(input):
         sum_squares_kernel[(samples * chunks,)](x, sums, length, chunks, tiles_per_chunk, _TILE, num_warps=_WARPS)
         merge_norms_kernel[(1,)](
             sums, coefficients, penalty, norms, samples, chunks,
@@ -113,7 +113,7 @@ def forward(input: Tensor, coefficients: Tensor | None, center: float, scale: fl
     return penalty, norms
 
 
-@launch.of_values
+@launch.readable_arguments
 def backward(
     grad_penalty: Tensor, input: Tensor, norms: Tensor, coefficients: Tensor | None, center: float, scale: float
 ) -> Tensor:
@@ -121,15 +121,15 @@ def backward(
     _check(input)
     if input.numel() == 0:
         return torch.empty_like(input)
-    x = launch.sample_by_sample(input)
+    x = launch.with_contiguous_samples(input)
     grad = torch.empty_like(x)
     samples = x.size(0)
     length = x.numel() // samples
     tiles = triton.cdiv(length, _TILE)
-    with launch.on(input):
+    with launch.on_device_of(input):
         scale_samples_kernel[(samples * tiles,)](
             x, grad, grad_penalty, norms, coefficients, samples, length, tiles, norms.stride(0),
             0 if coefficients is None else coefficients.stride(0), center, scale, _TILE, num_warps=_WARPS,
         )  # fmt: skip
-    # In the strides that ATen's elementwise ops give.
+    # With the strides that ATen's elementwise ops give their results.
     return grad if x is input else torch.empty_like(input).copy_(grad)

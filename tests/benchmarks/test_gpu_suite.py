@@ -1,4 +1,4 @@
-"""The GPU suite without a GPU: each part at tiny sizes on the CPU, its budget, what it keeps when things go wrong."""
+"""The GPU suite without a GPU: every part at tiny sizes on the CPU, time limits, and results after failures."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ import torch
 from triton_device import interpreted
 
 from benchmarks import gpu_checks, gpu_machine, gpu_ops, gpu_step, gpu_suite, table
-from benchmarks.gpu_machine import Case, Machine
+from benchmarks.gpu_machine import GpuCase, Machine
 from gan_fast import backends
 from gan_fast.capture import CudaGraphs
 
 CPU = torch.device("cpu")
 HALVES = torch.full((3,), 0.5)
-# Those that run kernels or steps; the others run commands, and have tests of their own below.
+# Parts that run kernels or steps; the other parts run commands and have separate tests below.
 MEASURING = ("rates", "losses", "norms", "blocks", "penalty", "leaky_relu", "sample_norm_penalty", "noise",
              "discrimination", "convolutions", "step", "critic_iteration", "compiled_step", "large_step",
              "autotuned_step")  # fmt: skip
-# What a CPU cannot have.
+# Providers that do not exist on a CPU, with the reason.
 ABSENT = {"leaky_relu": "no Triton kernel for this op"}
 
 
@@ -55,7 +55,7 @@ def suite_of(**parts: dict[str, Any]) -> dict[str, Any]:
     return {"device": "a GPU", "torch": "2", "triton": "3", "commit": "abc", "date": "2026-01-01", "parts": parts}
 
 
-# What torch.compile says of an input that has a history.
+# torch.compile warns about inputs that are not leaves.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("name", [pytest.param(name, marks=interpreted) for name in MEASURING])
 def test_every_measuring_part_runs_dry(name: str, tmp_path: Path, one_thread: None) -> None:
@@ -71,7 +71,7 @@ def test_every_measuring_part_runs_dry(name: str, tmp_path: Path, one_thread: No
     assert records[0]["case"] in table.suite(found)
 
 
-def test_parts_are_all_tested() -> None:
+def test_every_part_is_tested() -> None:
     assert {*gpu_suite.PARTS} == {*MEASURING, "build", "facts", "tests", "sanitizer", "cases"}
 
 
@@ -84,9 +84,9 @@ def test_facts_and_tests_run_dry(tmp_path: Path) -> None:
 
 
 @interpreted[0]
-def test_the_sanitizer_s_script_runs_every_kernel(tmp_path: Path) -> None:
-    triton, native = dry("sanitizer", tmp_path)
-    for checked in (triton, native):
+def test_sanitizer_script_runs_every_kernel(tmp_path: Path) -> None:
+    triton, cpp = dry("sanitizer", tmp_path)
+    for checked in (triton, cpp):
         assert "failed" not in checked
         assert {line.split(":")[0] for line in checked["checked"]} >= {"batch_norm_act", "minimax_d_loss"}
     files = {name for name, file in backends._triton_files.items() if f"{name}:" in " ".join(triton["checked"])}
@@ -94,7 +94,7 @@ def test_the_sanitizer_s_script_runs_every_kernel(tmp_path: Path) -> None:
     assert triton["absent"] == []
 
 
-def test_cases_are_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_benchmark_cases_are_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GAN_FAST_SUITE_OUT", str(tmp_path))
     (collected,) = dry("cases", tmp_path)
     assert collected["status"] == 0
@@ -110,7 +110,7 @@ def fake_run(outcomes: Sequence[int]) -> tuple[list[Any], Callable[..., tuple[in
     return calls, run
 
 
-def test_a_build_that_fails_goes_on_without_cuda_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_build_is_recorded_and_repeated_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, run = fake_run((1, 1, 0))
     monkeypatch.setattr(gpu_checks, "run", run)
     machine = mock.Mock(dry=False, left_s=100.0)
@@ -123,7 +123,7 @@ def test_a_build_that_fails_goes_on_without_cuda_and_says_so(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("left_s", [130.0, 60.0])
-def test_a_slow_build_leaves_time_for_the_one_without_cuda(left_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_build_leaves_time_for_a_build_without_cuda(left_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
     machine, given = mock.Mock(dry=False, left_s=left_s), []
 
     def run(command: Sequence[str], seconds: float, **settings: str) -> tuple[int, str]:
@@ -139,14 +139,14 @@ def test_a_slow_build_leaves_time_for_the_one_without_cuda(left_s: float, monkey
     assert all("skipped" in record or record["failed"].startswith("took too long") for record in others)
 
 
-def test_a_build_that_works_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_successful_build_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, run = fake_run((0,))
     monkeypatch.setattr(gpu_checks, "run", run)
     assert list(gpu_checks.build(mock.Mock(dry=False, left_s=100.0))) == [{"case": "build by pip", "status": 0}]
     assert len(calls) == 1
 
 
-def test_the_gpu_s_tests_are_those_of_its_kernels() -> None:
+def test_gpu_tests_include_all_kernel_tests() -> None:
     files = gpu_checks.gpu_tests()
     assert len(files) == len({*files}) >= 12
     for path in gpu_checks.TESTS.rglob("*.py"):
@@ -157,23 +157,23 @@ def test_the_gpu_s_tests_are_those_of_its_kernels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gone", "file", "kept"),
+    ("missing", "file", "kept"),
     [("PIL", "tests/train/test_graph.py", "tests/triton_kernels/test_conv.py"),
      ("PIL", "tests/data/test_device_loader.py", "tests/triton_kernels/test_conv.py"),
      ("hypothesis", "tests/triton_kernels/test_conv.py", None)],
 )  # fmt: skip
-def test_what_cannot_be_imported_is_left_out(
-    gone: str, file: str, kept: str | None, monkeypatch: pytest.MonkeyPatch
+def test_file_with_missing_package_is_left_out(
+    missing: str, file: str, kept: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether a file imports it itself, through this repository's files, or by conftest.py."""
+    """The file may import the package directly, through files of this repository, or through conftest.py."""
     assert {
         name for path in gpu_checks.gpu_tests() for name in gpu_checks.not_installed(gpu_checks.ROOT / path)
     } == set()
-    monkeypatch.setattr(gpu_checks, "find_spec", lambda name: None if name == gone else find_spec(name))
+    monkeypatch.setattr(gpu_checks, "find_spec", lambda name: None if name == missing else find_spec(name))
     calls, run = fake_run((0,))
     monkeypatch.setattr(gpu_checks, "run", run)
     (record,) = gpu_checks.tests(mock.Mock(dry=False, left_s=100.0))
-    assert record["left_out"][file] == f"needs {gone}"
+    assert record["left_out"][file] == f"needs {missing}"
     if kept is None:
         assert not calls
         assert record["skipped"]
@@ -184,7 +184,7 @@ def test_what_cannot_be_imported_is_left_out(
     assert file not in command
 
 
-def test_failing_tests_are_kept_as_text() -> None:
+def test_failed_tests_are_recorded_with_their_output() -> None:
     output = "E  boom\nFAILED tests/a.py::b - boom\n1 failed, 3 passed, 2 skipped in 1.0s\n"
     record = gpu_checks.test_record(1, output, ["tests/a.py"])
     assert (record["passed"], record["skipped"]) == (3, 2)
@@ -193,13 +193,13 @@ def test_failing_tests_are_kept_as_text() -> None:
     assert gpu_checks.test_record(124, output, [])["failed"].startswith("stopped at its time limit")
 
 
-def test_a_command_past_its_time_may_say_what_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_past_its_time_limit_can_still_print(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_checks, "SUMMARY_S", 5.0)
-    # A shell's background jobs are born deaf to the signal, and so are their children.
+    # Background jobs of a shell ignore the signal, and so do their children.
     listens = "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
     script = f"{listens}try:\n  time.sleep(60)\nexcept KeyboardInterrupt:\n  print('so far')"
     start = time.monotonic()
-    # Long enough for Python to start where other tests run.
+    # Long enough for Python to start while other tests run.
     assert gpu_checks.run([sys.executable, "-c", script], 3.0) == (124, "so far\n")
     assert time.monotonic() - start < 30
 
@@ -207,8 +207,8 @@ def test_a_command_past_its_time_may_say_what_it_had(monkeypatch: pytest.MonkeyP
 SLEEPER = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True); "
 
 
-def ends(process: int) -> bool:
-    """Whether a process is gone soon, or waits for whoever inherited it to take note."""
+def ends_soon(process: int) -> bool:
+    """Whether a process ends soon; a zombie that its new parent has not reaped has ended."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         try:
@@ -221,17 +221,17 @@ def ends(process: int) -> bool:
 
 
 @pytest.mark.parametrize(("rest", "seconds"), [("sys.exit(1)", 30.0), ("import time; time.sleep(60)", 1.0)])
-def test_nothing_that_a_command_started_outlives_it(rest: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_children_of_a_command_end_with_it(rest: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_checks, "SUMMARY_S", 1.0)
-    # What is left over holds no pipe: the command has failed and is over.
+    # The child holds no pipe, so that the command's output ends when the command fails.
     script = SLEEPER.replace("'60']", "'60'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL") + rest
     status, output = gpu_checks.run([sys.executable, "-c", script], seconds)
     assert status
-    assert ends(int(output.split()[0]))
+    assert ends_soon(int(output.split()[0]))
 
 
-def test_nothing_that_a_part_started_outlives_it(tmp_path: Path) -> None:
-    """A part's commands are in sessions of their own."""
+def test_commands_of_a_part_end_with_it(tmp_path: Path) -> None:
+    """The commands of a part run in separate sessions."""
     inner = f"{SLEEPER}import time; time.sleep(60)"
     script = (
         "import os, signal, sys; from benchmarks import gpu_checks; "
@@ -243,11 +243,11 @@ def test_nothing_that_a_part_started_outlives_it(tmp_path: Path) -> None:
         assert process.stdout is not None
         sleeper = int(process.stdout.readline())
         assert not Path(f"/proc/{sleeper}/stat").read_text().endswith("Z")
-    assert ends(sleeper)
+    assert ends_soon(sleeper)
 
 
 @pytest.mark.parametrize("have_tool", [True, False])
-def test_the_sanitizer_runs_where_it_is(have_tool: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sanitizer_runs_if_installed(have_tool: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, run = fake_run((0, 9, 0, 0))
     monkeypatch.setattr(gpu_checks, "run", run)
     monkeypatch.setattr(gpu_checks, "sanitizer", lambda: "/opt/compute-sanitizer" if have_tool else None)
@@ -266,7 +266,7 @@ def test_the_sanitizer_runs_where_it_is(have_tool: bool, monkeypatch: pytest.Mon
 
 
 class Clock:
-    """Time that passes only where a part says so."""
+    """A clock that advances only while a part runs, by ``part_s`` at most."""
 
     def __init__(self, part_s: float) -> None:
         self.now, self.part_s = 0.0, part_s
@@ -280,7 +280,7 @@ class Clock:
 
 
 @pytest.mark.parametrize("part_s", [1e9, 45.0, 1.0], ids=["every part hangs", "slow parts", "quick parts"])
-def test_all_parts_end_within_eight_minutes(part_s: float, tmp_path: Path) -> None:
+def test_all_parts_together_end_within_eight_minutes(part_s: float, tmp_path: Path) -> None:
     clock = Clock(part_s)
     found = suite_of()
     gpu_suite.run_parts(list(gpu_suite.PARTS), tmp_path, torch.device("cuda"), found, clock.run, lambda: clock.now)
@@ -292,8 +292,8 @@ def test_all_parts_end_within_eight_minutes(part_s: float, tmp_path: Path) -> No
     assert {*left_out} == {*gpu_suite.PARTS} - {*clock.limits}
 
 
-def test_each_part_of_a_default_run_has_its_whole_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where each takes all of it, and after that what it gets to end in."""
+def test_each_part_of_a_default_run_gets_its_full_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if every part uses all of its time and then the time for ending its children."""
     clock = Clock(1e9)
 
     def run(name: str, out: Path, device: torch.device, seconds: float) -> dict[str, Any]:
@@ -313,7 +313,7 @@ def test_each_part_of_a_default_run_has_its_whole_time(tmp_path: Path, monkeypat
     assert clock.now <= gpu_suite.TOTAL_S
 
 
-def test_what_was_found_is_kept_when_a_part_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_are_kept_when_a_part_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     timed = {"time_ms": {"median": 0.5, "q1": 0.4, "q3": 0.6}, "speedup": {"median": 1.0, "q1": 1.0, "q3": 1.0}}
     norm = {"case": "a norm", "baseline": "eager", "providers": {"eager": {**timed, "gb_per_s": 3000.0}}}
     copy = {"case": "copy", "baseline": "ATen", "providers": {"ATen": {**timed, "gb_per_s": 4000.0}}}
@@ -334,7 +334,7 @@ def test_what_was_found_is_kept_when_a_part_fails(tmp_path: Path, capsys: pytest
     assert "FAILED tests: out of luck" in text
 
 
-def test_a_part_runs_alone_in_a_process_and_names_what_went_wrong(tmp_path: Path) -> None:
+def test_part_runs_in_a_separate_process_and_records_its_error(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         gpu_suite.main(["--out", str(tmp_path), "--dry", "--parts", "rates"])
     assert not ended.value.code
@@ -347,7 +347,7 @@ def test_a_part_runs_alone_in_a_process_and_names_what_went_wrong(tmp_path: Path
         assert "CUDA" in failed or "NVIDIA" in failed
 
 
-def test_parts_may_run_one_at_a_time(tmp_path: Path) -> None:
+def test_parts_of_one_commit_are_joined(tmp_path: Path) -> None:
     path = tmp_path / "suite.json"
     origin = {**gpu_suite.origin(CPU, "abc"), "parts": {}}
     assert gpu_suite.earlier_parts(path, origin) == {}
@@ -357,19 +357,19 @@ def test_parts_may_run_one_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "word"), [("rates", "failed"), ("autotuned_step", "skipped")])
-def test_running_out_of_time_is_said(name: str, word: str, tmp_path: Path) -> None:
+def test_running_out_of_time_is_recorded(name: str, word: str, tmp_path: Path) -> None:
     found = gpu_suite.run_part(name, tmp_path, CPU, 0.2)
     assert found[word].startswith("took longer than 0 s")
     assert found["records"] == []
 
 
-def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_gpu_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="gpu_suite: expected a GPU"):
         gpu_suite.main(["--out", str(tmp_path)])
 
 
-def test_a_part_that_breaks_the_device_runs_again_without_the_culprit(
+def test_part_runs_again_without_a_provider_that_broke_the_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[list[str]] = []
@@ -379,29 +379,29 @@ def test_a_part_that_breaks_the_device_runs_again_without_the_culprit(
     ) -> str:
         ran.append(list(without))
         lines = out / "lines"
-        provider = {"skipped": "it broke the device before"} if without else {"failed": "illegal access"}
-        record = {"case": "a", "baseline": "eager", "providers": {"eager": {"run": len(ran)}, "ours": provider}}
-        lines.write_text(json.dumps(record if without else {**record, "fatal": "ours"}) + '\n{"case": "half a li')
+        provider = {"skipped": "it broke the device in an earlier run"} if without else {"failed": "illegal access"}
+        record = {"case": "a", "baseline": "eager", "providers": {"eager": {"run": len(ran)}, "gan_fast": provider}}
+        lines.write_text(json.dumps(record if without else {**record, "fatal": "gan_fast"}) + '\n{"case": "half a li')
         gpu_suite.merge(records, lines)
         return "" if without else "exit status -6"
 
     monkeypatch.setattr(gpu_suite, "_run_process", run_process)
     found = gpu_suite.run_part("norms", tmp_path, CPU, 100.0)
-    assert ran == [[], ["ours"]]
-    assert found["broke_the_device"] == ["ours"]
+    assert ran == [[], ["gan_fast"]]
+    assert found["broke_the_device"] == ["gan_fast"]
     assert "failed" not in found
-    assert found["records"][0]["providers"] == {"eager": {"run": 2}, "ours": {"failed": "illegal access"}}
+    assert found["records"][0]["providers"] == {"eager": {"run": 2}, "gan_fast": {"failed": "illegal access"}}
 
 
-def turns(value: float) -> Callable[[], list[Callable[[], torch.Tensor]]]:
+def copies(value: float) -> Callable[[], list[Callable[[], torch.Tensor]]]:
     return lambda: [lambda: torch.full((3,), value)]
 
 
-def test_a_provider_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_provider_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent() -> Any:
         raise RuntimeError("op: expected backend cuda to be available, got: no kernel for device cuda")
 
-    case = Case("c", {"eager": turns(1.0), "close": turns(1.001), "wrong": turns(2.0), "absent": absent}, 0.01)
+    case = GpuCase("c", {"eager": copies(1.0), "close": copies(1.001), "wrong": copies(2.0), "absent": absent}, 0.01)
     providers = gpu_machine.measure(Machine(CPU), case)["providers"]
     assert providers["close"]["time_ms"]["median"] > 0
     assert providers["close"]["distance"] == pytest.approx(0.001, rel=1e-2)
@@ -411,10 +411,10 @@ def test_a_provider_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch
     broken = [*gpu_machine.measure_all(Machine(CPU), iter([case, case]))]
     assert [record["fatal"] for record in broken] == ["wrong"]
     left = gpu_machine.measure(Machine(CPU, without=["wrong", "absent"]), case)
-    assert left["providers"]["wrong"] == {"skipped": "it broke the device before"}
+    assert left["providers"]["wrong"] == {"skipped": "it broke the device in an earlier run"}
 
 
-def test_more_launches_than_wanted_are_a_failure() -> None:
+def test_too_many_launches_are_a_failure() -> None:
     def two() -> list[Any]:
         return [lambda: HALVES.neg().neg()]
 
@@ -422,7 +422,7 @@ def test_more_launches_than_wanted_are_a_failure() -> None:
     record = gpu_ops.count_launches(Machine(CPU), "c", makers, 1)
     assert [found["launches"] for found in record["providers"].values()] == [2, 2, 2, 1]
     assert "expected at most 1 kernel launched, got 2" in record["providers"]["gan_fast, triton"]["failed"]
-    # Automatic choice may have taken the reference.
+    # Automatic choice may have chosen the reference.
     assert [name for name, found in record["providers"].items() if "failed" in found] == ["gan_fast, triton"]
     with pytest.raises(RuntimeError, match="expected kernels"):
         gpu_ops.launched(Machine(CPU), lambda: None)
@@ -433,7 +433,7 @@ def step_of(loss: float, captured: bool | None = None) -> Callable[[], gpu_step.
     return lambda: gpu_step.Step(lambda: {"d_loss": torch.tensor(loss)}, False, by_now)
 
 
-def test_steps_with_wrong_losses_are_refused() -> None:
+def test_steps_with_wrong_losses_fail() -> None:
     providers = {"eager": step_of(1.4), "close": step_of(1.41), "off": step_of(2.0), "nan": step_of(float("nan"))}
     *_, record = gpu_step.measure(Machine(CPU), "a step", 1e9, providers)
     found = record["providers"]
@@ -441,7 +441,7 @@ def test_steps_with_wrong_losses_are_refused() -> None:
     assert all("expected d_loss within 0.1" in found[name]["failed"] for name in ("off", "nan"))
 
 
-def test_each_step_s_figures_are_there_before_the_next_begins() -> None:
+def test_figures_of_a_step_are_yielded_before_the_next_begins() -> None:
     seen: list[set[str]] = []
 
     def late() -> gpu_step.Step:
@@ -450,22 +450,22 @@ def test_each_step_s_figures_are_there_before_the_next_begins() -> None:
 
     records: list[dict[str, Any]] = []
     for record in gpu_step.measure(
-        Machine(CPU), "a step", 1e9, {"eager": step_of(1.4), "ours": step_of(1.4), "late": late}
+        Machine(CPU), "a step", 1e9, {"eager": step_of(1.4), "gan_fast": step_of(1.4), "late": late}
     ):
         records.append(json.loads(json.dumps(record)))
-    assert seen == [{"eager", "ours"}]
+    assert seen == [{"eager", "gan_fast"}]
     assert len(records) == 3
-    assert records[-1]["providers"]["ours"]["speedup"]["median"] > 0
+    assert records[-1]["providers"]["gan_fast"]["speedup"]["median"] > 0
 
 
-def test_a_step_that_no_graph_ran_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_without_its_graph_fails_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(CPU)
     providers = {"eager": step_of(1.4), "kernel by kernel": step_of(1.4, False), "a graph": step_of(1.4, True)}
     *_, record = gpu_step.measure(machine, "a step", 1e9, providers)
     assert [found.get("captured") for found in record["providers"].values()] == [None, False, True]
     assert "failed" not in record["providers"]["kernel by kernel"]
     monkeypatch.setattr(machine, "dry", False)
-    for name in ("synchronize", "forget_peak"):
+    for name in ("synchronize", "reset_peak"):
         monkeypatch.setattr(machine, name, lambda: None)
     for name in ("allocated", "peak"):
         monkeypatch.setattr(machine, name, lambda: (0, 0))
@@ -476,7 +476,7 @@ def test_a_step_that_no_graph_ran_is_not_reported(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("device", "wanted"), [("cpu", "off"), ("cuda", "on")])
-def test_our_step_must_be_a_graph_on_a_gpu(device: str, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainer_step_requires_a_graph_on_a_gpu(device: str, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     configs = []
     monkeypatch.setattr(gpu_step, "Trainer", lambda config, *others: configs.append(config))
     machine = Machine(CPU)
@@ -487,17 +487,17 @@ def test_our_step_must_be_a_graph_on_a_gpu(device: str, wanted: str, monkeypatch
 
 
 def timed_by(times: Callable[[str], float]) -> Machine:
-    """A machine on which work is what it is called."""
+    """A machine on which work returns its name, from which ``times`` computes its ms."""
     machine = Machine(CPU)
     machine.rounds = 20
     machine.time_ms = lambda work, repeats: times(work())  # type: ignore[method-assign]
     return machine
 
 
-def test_no_provider_always_follows_the_same_one() -> None:
+def test_order_of_providers_is_random() -> None:
     order: list[str] = []
     machine = timed_by(lambda name: order.append(name) or 1.0)  # type: ignore[func-returns-value]
-    samples = machine.race({name: lambda name=name: name for name in "abc"})
+    samples = machine.time_in_rounds({name: lambda name=name: name for name in "abc"})
     assert {name: len(ms) for name, ms in samples.items()} == {"a": 20, "b": 20, "c": 20}
     rounds = {"".join(order[begin : begin + 3]) for begin in range(0, 60, 3)}
     assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
@@ -505,7 +505,7 @@ def test_no_provider_always_follows_the_same_one() -> None:
 
 
 @pytest.mark.parametrize("alive", [True, False])
-def test_a_crash_while_timing_is_the_provider_s(alive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crash_during_timing_is_recorded_for_its_provider(alive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
     def times(name: str) -> float:
@@ -518,21 +518,21 @@ def test_a_crash_while_timing_is_the_provider_s(alive: bool, monkeypatch: pytest
     monkeypatch.setattr(machine, "alive", lambda: alive)
     record: dict[str, Any] = {"baseline": "bad", "providers": {name: {"distance": 0.0} for name in ("bad", "good")}}
     works = {name: lambda name=name: name for name in ("bad", "good")}
-    samples = gpu_machine.race(machine, record, works)
+    samples = gpu_machine.time_survivors(machine, record, works)
     assert "illegal memory access" in record["providers"]["bad"]["failed"]
     assert ("fatal" in record) != alive
     assert list(samples) == (["good"] if alive else [])
     assert record["baseline"] == ("good" if alive else "bad")
 
 
-def test_no_time_for_the_compiler_is_said() -> None:
+def test_compiling_without_time_left_is_skipped() -> None:
     compiler = gpu_ops._Compiler(Machine(CPU, seconds=0.0))
     with pytest.raises(gpu_machine.SkippedError, match="no time left"):
-        compiler.turns(torch.neg, turns(1.0))
+        compiler.copies(torch.neg, copies(1.0))
 
 
-def test_the_gpu_s_side_calls_what_torch_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs, events and memory with torch.cuda's own signatures, on no GPU."""
+def test_gpu_code_matches_the_signatures_of_torch_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs, events and memory statistics, replaced by mocks with the signatures of torch.cuda."""
     replayed: list[int] = []
 
     for name in ("synchronize", "empty_cache", "reset_peak_memory_stats", "current_stream"):
@@ -545,28 +545,30 @@ def test_the_gpu_s_side_calls_what_torch_has(monkeypatch: pytest.MonkeyPatch) ->
     graph = mock.create_autospec(CudaGraphs)
     graph.return_value.capture.side_effect = lambda function, generator: (lambda: replayed.append(1), function())
     monkeypatch.setattr(gpu_machine, "CudaGraphs", graph)
-    # torch.compile, imported here, wants a type.
+    # torch.compile, which is imported here, requires a type.
     monkeypatch.setattr(torch, "Generator", type("Generator", (), {"__init__": lambda self, device: None}))
     monkeypatch.setattr(torch.cuda, "Stream", mock.create_autospec(torch.cuda.Stream))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     machine = Machine(torch.device("cuda"))
     with machine.stream():
-        record = gpu_machine.measure(machine, Case("c", {"eager": turns(1.0), "ours": turns(1.0)}, 0.0, bytes=10**6))
-    assert record["providers"]["ours"]["time_ms"]["median"] == 0.25
-    assert record["providers"]["ours"]["gb_per_s"] == 4.0
+        record = gpu_machine.measure(
+            machine, GpuCase("c", {"eager": copies(1.0), "gan_fast": copies(1.0)}, 0.0, bytes=10**6)
+        )
+    assert record["providers"]["gan_fast"]["time_ms"]["median"] == 0.25
+    assert record["providers"]["gan_fast"]["gb_per_s"] == 4.0
     assert graph.call_count == 1
     assert graph.return_value.capture.call_count == 2
-    # For each provider: once to see that it runs; a timing of one, then twenty of two, each after one not timed.
+    # For each provider: one check, one timing of one run and twenty timings of two runs, each after an untimed run.
     assert len(replayed) == 2 * (1 + 2 + 20 * 3)
     assert machine.allocated() == machine.peak() == (5, 5)
-    machine.forget_peak()
-    assert machine.turns(2**20) == gpu_machine.MOST_TURNS
-    assert machine.turns(2**30) == 3
+    machine.reset_peak()
+    assert machine.copies(2**20) == gpu_machine.MAX_COPIES
+    assert machine.copies(2**30) == 3
     assert callable(machine.compile(torch.neg, "max-autotune"))
 
 
-def test_what_a_graph_reads_lives_while_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turns of a backward pass read outputs and saved tensors that were made before the capture."""
+def test_tensors_that_a_graph_reads_live_while_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backward passes read outputs and saved tensors that were made before the capture."""
     made: list[weakref.ref[torch.Tensor]] = []
     alive: list[bool] = []
 
@@ -587,16 +589,17 @@ def test_what_a_graph_reads_lives_while_it_is_timed(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(machine, name, lambda: True)
     monkeypatch.setattr(machine, "time_ms", lambda work, repeats: work() or 1.0)
     inputs = [torch.randn(2, 3, 4, 4) for _ in range(3)]
-    providers = {name: functools.partial(gpu_ops.backward_turns, function, inputs, ()) for name in ("eager", "ours")}
-    record = gpu_machine.measure(machine, Case("c", providers, 0.1))
-    assert "time_ms" in record["providers"]["ours"]
+    make = functools.partial(gpu_ops.backward_copies, function, inputs, ())
+    providers = {"eager": make, "gan_fast": make}
+    record = gpu_machine.measure(machine, GpuCase("c", providers, 0.1))
+    assert "time_ms" in record["providers"]["gan_fast"]
     assert len(made) == 6
     assert len(alive) > 4
     assert all(alive)
-    # By hand, too.
+    # The same for a single recording.
     replay, _ = machine.record(inputs[0].neg)
     held, inputs = weakref.ref(inputs[0]), []
-    del providers
+    del providers, make
     gc.collect()
     assert held() is not None
     del replay
@@ -604,8 +607,8 @@ def test_what_a_graph_reads_lives_while_it_is_timed(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("provider", ["trainer", "graphed", "tuned"])
-def test_ours_and_the_tuned_baselines_have_one_memory_format(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models and images; eager as people write it stays as it is."""
+def test_gan_fast_and_tuned_baselines_use_channels_last(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In models and images; eager as people write it stays contiguous."""
     setting = gpu_step.Setting(Machine(CPU), 4)
     seen: list[torch.Tensor] = []
 
@@ -625,17 +628,17 @@ def test_ours_and_the_tuned_baselines_have_one_memory_format(provider: str, monk
     seen.clear()
     handle = torch.nn.modules.module.register_module_forward_pre_hook(spy)
     try:
-        setting.classic()()
+        setting.example_loop()()
     finally:
         handle.remove()
     assert all(t.is_contiguous() for t in seen)
 
 
-def test_a_capture_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What CUDA's own capture leaves behind is put back by CudaGraphs, which tests/train/test_graph.py is about."""
+def test_failed_capture_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CudaGraphs restores the state after a failed capture; tests/train/test_graph.py tests that."""
     machine = Machine(CPU)
     monkeypatch.setattr(machine, "rounds", 1)
-    monkeypatch.setattr(machine, "capture", lambda turns: machine.record(turns[0])[0])
+    monkeypatch.setattr(machine, "capture", lambda copies: machine.record(copies[0])[0])
 
     class Graphs:
         def capture(self, function: Callable[[], Any], generator: Any) -> Any:
@@ -654,24 +657,24 @@ def test_a_capture_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch)
             self.dry = True
 
     monkeypatch.setattr(Machine, "record", on_a_gpu)
-    found = gpu_machine.measure(machine, Case("c", {"eager": turns(1.0), "bad": turns(1.001)}, 0.01))["providers"]
+    found = gpu_machine.measure(machine, GpuCase("c", {"eager": copies(1.0), "bad": copies(1.001)}, 0.01))["providers"]
     assert "not permitted" in found["bad"]["failed"]
     assert found["eager"]["time_ms"]
 
 
-def test_times_of_several_turns_are_a_turn_s() -> None:
-    record: dict[str, Any] = {"baseline": "eager", "providers": {"eager": {}, "ours": {}}}
-    samples = {"eager": np.array([4.0, 8.0]), "ours": np.array([1.0, 4.0])}
+def test_rates_and_speedups_are_computed_from_times() -> None:
+    record: dict[str, Any] = {"baseline": "eager", "providers": {"eager": {}, "gan_fast": {}}}
+    samples = {"eager": np.array([4.0, 8.0]), "gan_fast": np.array([1.0, 4.0])}
     gpu_machine.add_times(record, samples, bytes=10**6, flop=10**9)
-    assert record["providers"]["ours"]["speedup"]["median"] == 3.0
-    assert record["providers"]["ours"]["gb_per_s"] == 0.4
-    assert record["providers"]["ours"]["tflop_per_s"] == 0.4
+    assert record["providers"]["gan_fast"]["speedup"]["median"] == 3.0
+    assert record["providers"]["gan_fast"]["gb_per_s"] == 0.4
+    assert record["providers"]["gan_fast"]["tflop_per_s"] == 0.4
 
 
-def test_a_dry_run_s_figures_are_not_kept(tmp_path: Path) -> None:
+def test_results_of_a_dry_run_are_not_added(tmp_path: Path) -> None:
     path = tmp_path / "suite.json"
     path.write_text(json.dumps({**suite_of(), "dry": True}))
-    with pytest.raises(ValueError, match="from a GPU, got a dry run"):
+    with pytest.raises(ValueError, match="to be from a GPU, got a dry run"):
         table.add(path, tmp_path / "results")
     path.write_text(json.dumps({**suite_of(), "dry": False, "device": "NVIDIA H200"}))
     assert table.add(path, tmp_path / "results").name == "nvidia-h200.json"

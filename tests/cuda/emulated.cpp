@@ -1,4 +1,4 @@
-// csrc/cuda's kernels and their launches, on a CPU: what tests/cuda_emulated.py calls.
+// Runs the kernels of csrc/cuda on a CPU, for tests/cuda_emulated.py.
 
 #include "emulator.h"
 //
@@ -10,7 +10,7 @@ using namespace gan_fast::cuda;
 
 namespace {
 
-// Codes of tests/cuda_emulated.py.
+// dtype is an index into DTYPES of tests/cuda_emulated.py.
 template <class F>
 void for_dtype(int dtype, const F& f) {
   switch (dtype) {
@@ -109,11 +109,11 @@ void norm_double_backward(const Options* o, const void* cotangent, Parameter cot
   });
 }
 
-void launch_nothing(int64_t blocks, int threads) {
+void launch_empty_kernel(int64_t blocks, int threads) {
   emulator::Launch{1, false}(+[] {}, blocks, threads);
 }
 
-// Where threads of a geometry go: each value's offset as often as somebody visits it.
+// Counts how often the threads of a grid visit each value.
 void visits(const Shape* shape, int width, int64_t blocks, int32_t* counts) {
   const ChannelGrid g = ChannelGrid::of(*shape, width, blocks);
   const int slots = shape->channels_last ? width : 1;
@@ -131,7 +131,8 @@ void visits(const Shape* shape, int width, int64_t blocks, int32_t* counts) {
 }
 
 void adversarial_loss(int dtype, bool backwards, bool forward, const void* grad_loss, LossBatch<void> first,
-                      LossBatch<void> second, bool two, double scale, int kind, int relation, void* loss, void* means) {
+                      LossBatch<void> second, bool two, double scale, int kind, int relativistic, void* loss,
+                      void* means) {
   for_dtype(dtype, [&](auto tag) {
     using T = decltype(tag);
     const LossArguments<T> arguments{as<T>(grad_loss),
@@ -140,7 +141,7 @@ void adversarial_loss(int dtype, bool backwards, bool forward, const void* grad_
                                      two,
                                      scale,
                                      static_cast<Kind>(kind),
-                                     static_cast<Relation>(relation),
+                                     static_cast<Relativistic>(relativistic),
                                      as<T>(loss),
                                      as<T>(means)};
     const emulator::Launch launch{1, backwards};

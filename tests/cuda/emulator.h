@@ -1,5 +1,5 @@
-// Lets a C++ compiler take csrc/cuda/*.cuh: blocks run one after the other, and the threads of a block are fibers that
-// give way to each other at barriers. What it is for is arithmetic, indices and barriers; it knows no time.
+// Compiles csrc/cuda/*.cuh for a CPU, to test arithmetic, indices and barriers. Blocks run one after the other. The
+// threads of a block are fibers that switch at barriers.
 #pragma once
 
 #include <setjmp.h>
@@ -54,7 +54,7 @@ namespace emulator {
 
 constexpr size_t kStackBytes = 1 << 16;
 
-// Contexts begin fibers, jumps switch between them: without the system call that a context's signal mask costs.
+// A fiber starts with setcontext and switches with longjmp, which avoids the system call that saves the signal mask.
 struct Fiber {
   ucontext_t context;
   jmp_buf jump;
@@ -84,8 +84,8 @@ __attribute__((noinline)) inline void resume(Fiber& fiber) {
   setcontext(&fiber.context);
 }
 
-// From barrier to barrier, threads from the first to the last or the other way round: a missing barrier shows as a
-// result that depends on it.
+// Runs the threads in ascending or descending order from barrier to barrier. If a barrier is missing, results depend on
+// the order.
 inline void run_block(unsigned threads, bool backwards) {
   if (fibers.size() < threads) fibers.resize(threads);
   for (unsigned t = 0; t < threads; ++t) {
@@ -119,7 +119,7 @@ struct Launch {
 
   template <class... P, class... A>
   void operator()(void (*kernel)(P...), int64_t blocks, int threads, const A&... arguments) const {
-    // What CUDA refuses to launch.
+    // CUDA rejects such a launch.
     if (blocks < 1 || blocks > 2147483647 || threads < 1 || threads > 1024) {
       std::fprintf(stderr, "emulator: a launch of %lld blocks of %d threads\n", static_cast<long long>(blocks),
                    threads);

@@ -1,4 +1,4 @@
-"""The CUDA kernels of batch norm, emulated on a CPU and on a GPU: the samples and bounds of the native ones."""
+"""CUDA kernels of batch_norm_act, emulated on a CPU and on a GPU, with the samples and bounds of the CPU's kernels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import gan_fast
 from gan_fast.ops import batch_norm_act
 from gan_fast.ops.batch_norm_act import reference
 
-# Accesses of 16 bytes need channels or pixels in fours or eights: what the shared samples leave out.
+# Accesses of 16 bytes need multiples of four or eight channels or pixels, which the shared samples do not have.
 WIDE_SAMPLES = [
     *(
         NormSample((3, 16, 4, 4), training, activation, layout=layout)
@@ -41,7 +41,7 @@ SMALL = [s for s in NORM_SAMPLES if s.small] + WIDE_SAMPLES
 
 @pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Functions of the native ops' signatures: the kernels emulated, and on a GPU."""
+    """The functions of torch.ops.gan_fast.batch_norm_act_*: emulated, and on a GPU."""
     if request.param == "cuda":
         return on_cuda("batch_norm_act", ("forward", "normalize", "backward", "double_backward"))
     kernels = Kernels(request.getfixturevalue("emulated"))
@@ -49,27 +49,27 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return kernels
 
 
-def emulated_alone(kernels: Any) -> None:
+def skip_without_emulator(kernels: Any) -> None:
     if not isinstance(kernels, Kernels):
-        pytest.skip("asks what only the emulator can set")
+        pytest.skip("needs the emulator")
 
 
 def compare(sample: NormSample, dtype: torch.dtype, kernels: Any) -> None:
     arguments = on_device(sample.make(dtype), kernels)
     with gan_fast.use_backend(kernels.device.type):
-        ours = second_order_and_statistics(batch_norm_act, arguments, dtype)
+        actual = second_order_and_statistics(batch_norm_act, arguments, dtype)
     eager = second_order_and_statistics(reference, arguments, dtype)
     exact_arguments = {k: v.contiguous() if isinstance(v, Tensor) else v for k, v in in_double(arguments).items()}
     exact = second_order_and_statistics(reference, exact_arguments, dtype)
     for name, value in eager.items():
-        if name not in ours:
+        if name not in actual:
             assert not value.count_nonzero(), f"{name} is missing"
             continue
-        # Of values that repeat along space the means are few, and cancel; a GPU's eager is another's arithmetic.
+        # For values that repeat along space there are few means, and they cancel. On a GPU eager computes differently.
         few = kernels.device.type == "cuda" or (sample.layout == "expanded" and sample.activation == "tanh")
-        assert_as_exact(ours[name], value, exact[name], name, few_numbers_factor(value) if few else 2.0)
+        assert_as_exact(actual[name], value, exact[name], name, few_numbers_factor(value) if few else 2.0)
         if not name.startswith("second"):
-            assert strides(ours[name]) == strides(value), name
+            assert strides(actual[name]) == strides(value), name
 
 
 @pytest.mark.parametrize("sample", SMALL, ids=str)
@@ -86,7 +86,7 @@ def test_other_dtypes(sample: NormSample, dtype: torch.dtype, kernels: Any) -> N
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("sample", [s for s in NORM_SAMPLES if not s.small], ids=str)
 def test_workloads(sample: NormSample, dtype: torch.dtype, kernels: Any) -> None:
-    """More than one block, chunk and batch of loads."""
+    """They have several blocks, chunks and batches of loads."""
     if isinstance(kernels, Kernels):
         kernels.multiprocessors = 4
     compare(sample, dtype, kernels)
@@ -95,10 +95,10 @@ def test_workloads(sample: NormSample, dtype: torch.dtype, kernels: Any) -> None
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", [(9, 16, 8, 8), (6, 13, 7, 7)])
-def test_no_result_depends_on_the_order_of_threads(
+def test_results_do_not_depend_on_the_order_of_threads(
     shape: tuple[int, ...], layout: str, dtype: torch.dtype, kernels: Any
 ) -> None:
-    emulated_alone(kernels)
+    skip_without_emulator(kernels)
     arguments = NormSample(shape, activation="sigmoid", layout=layout).make(dtype)
     results = []
     for kernels.backwards in (False, True):
@@ -114,17 +114,17 @@ def test_no_result_depends_on_the_order_of_threads(
         value=[float("inf"), float("-inf"), float("nan")],
     )
 )
-def test_infinities_and_nan_as_in_aten(activation: str, layout: str, value: float, kernels: Any) -> None:
+def test_infinities_and_nan_propagate_as_in_aten(activation: str, layout: str, value: float, kernels: Any) -> None:
     for training in (True, False):
         for shape in ((3, 4, 3, 3), (3, 8, 2, 4)):
             arguments = on_device(NormSample(shape, training, activation, layout=layout).make(torch.float32), kernels)
             for pixel in ((1, 2, 0, 1), (2, 2, 1, 1)):
                 arguments["input"].data[pixel] = value
             with gan_fast.use_backend(kernels.device.type):
-                ours = second_order_and_statistics(batch_norm_act, arguments, torch.float32)
-            for name, want in second_order_and_statistics(reference, arguments, torch.float32).items():
+                actual = second_order_and_statistics(batch_norm_act, arguments, torch.float32)
+            for name, expected in second_order_and_statistics(reference, arguments, torch.float32).items():
                 if not name.startswith("second"):
-                    torch.testing.assert_close(ours[name], want, rtol=1e-4, atol=1e-4, equal_nan=True, msg=name)
+                    torch.testing.assert_close(actual[name], expected, rtol=1e-4, atol=1e-4, equal_nan=True, msg=name)
 
 
 def test_normalize_repeats_the_forward_pass_to_the_last_bit(kernels: Any) -> None:
@@ -137,7 +137,7 @@ def test_normalize_repeats_the_forward_pass_to_the_last_bit(kernels: Any) -> Non
             assert torch.equal(kernels.normalize(mean=mean, invstd=invstd, **options), output)
 
 
-def test_only_what_is_asked_for_is_computed(kernels: Any) -> None:
+def test_unneeded_results_are_none_and_do_not_change_the_others(kernels: Any) -> None:
     a = on_device(NormSample((3, 8, 4, 5), activation="tanh").make(torch.float32, requires_grad=False), kernels)
     x, weight, bias = a["input"], a["weight"], a["bias"]
     _, mean, invstd = kernels.forward(**a)
@@ -151,8 +151,8 @@ def test_only_what_is_asked_for_is_computed(kernels: Any) -> None:
         second = kernels.double_backward(x, weight, bias, x, *given, *rest, True, True)
         for wanted in ((True, False), (False, True), (False, False)):
             some = kernels.double_backward(x, weight, bias, x, *given, *rest, *wanted)
-            for ours, want, is_wanted in zip(some, second, (*wanted, True, True)):
-                assert ours is None if not is_wanted else torch.equal(ours, want)
+            for actual, expected, is_wanted in zip(some, second, (*wanted, True, True)):
+                assert actual is None if not is_wanted else torch.equal(actual, expected)
 
 
 def test_strided_and_half_parameters(kernels: Any) -> None:
@@ -162,26 +162,28 @@ def test_strided_and_half_parameters(kernels: Any) -> None:
         for training in (True, False):
             exact = [v.double() for v in vectors]
             strided = [torch.empty(16, dtype=dtype, device=kernels.device)[::2].copy_(v) for v in vectors]
-            want = reference(x.double(), *exact, training)
+            expected = reference(x.double(), *exact, training)
             with gan_fast.use_backend(kernels.device.type):
-                ours = batch_norm_act(x, *strided, training)
-            torch.testing.assert_close(ours.double(), want, rtol=tolerance, atol=tolerance)
-            for own, moved in zip(strided[:2], exact):
-                torch.testing.assert_close(own.double(), moved, rtol=tolerance, atol=tolerance)
+                actual = batch_norm_act(x, *strided, training)
+            torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
+            for running, updated in zip(strided[:2], exact):
+                torch.testing.assert_close(running.double(), updated, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("activation", ["leaky_relu", "tanh"])
 @pytest.mark.parametrize("shape", [(2, 0, 16), (0, 3, 4), (2, 3, 0), (2, 0), (0, 8, 4, 4), (0, 0, 0)], ids=str)
-def test_nothing_comes_of_nothing(shape: tuple[int, ...], activation: str, training: bool, kernels: Any) -> None:
+def test_empty_tensors(shape: tuple[int, ...], activation: str, training: bool, kernels: Any) -> None:
     a = on_device(NormSample(shape, training, activation).make(torch.float32, requires_grad=False), kernels)
     x, weight, bias, channels = a["input"], a["weight"], a["bias"], shape[1]
     before = [a[name].clone() for name in ("running_mean", "running_var")]
     output, mean, invstd = kernels.forward(**a)
     assert output.shape == x.shape
     assert [a["running_mean"].tolist(), a["running_var"].tolist()] == [t.tolist() for t in before]
-    want = (torch.zeros(channels), torch.zeros(channels)) if training else (before[0], (before[1] + a["eps"]).rsqrt())
-    torch.testing.assert_close((mean.cpu(), invstd.cpu()), tuple(t.cpu() for t in want))
+    expected = (
+        (torch.zeros(channels), torch.zeros(channels)) if training else (before[0], (before[1] + a["eps"]).rsqrt())
+    )
+    torch.testing.assert_close((mean.cpu(), invstd.cpu()), tuple(t.cpu() for t in expected))
     assert kernels.normalize(x, mean, invstd, weight, bias, activation, 0.2).shape == x.shape
     given = (x, mean, invstd, weight, bias, training, activation, 0.2)
     grads = kernels.backward(x, *given, True, True)
@@ -193,8 +195,8 @@ def test_nothing_comes_of_nothing(shape: tuple[int, ...], activation: str, train
 
 
 @pytest.mark.parametrize(("blocks", "threads"), [(0, 32), (2**31, 32), (1, 0), (1, 1025)])
-def test_the_emulator_launches_nothing_that_cuda_would_not(blocks: int, threads: int, emulated: ctypes.CDLL) -> None:
-    launch = f"import ctypes; ctypes.CDLL({emulated._name!r}).launch_nothing(ctypes.c_int64({{}}), {{}})"
+def test_emulator_rejects_the_launches_that_cuda_rejects(blocks: int, threads: int, emulated: ctypes.CDLL) -> None:
+    launch = f"import ctypes; ctypes.CDLL({emulated._name!r}).launch_empty_kernel(ctypes.c_int64({{}}), {{}})"
     assert subprocess.run([sys.executable, "-c", launch.format(1, 1024)]).returncode == 0
     done = subprocess.run([sys.executable, "-c", launch.format(blocks, threads)], capture_output=True, text=True)
     assert done.returncode == -signal.SIGABRT
@@ -212,7 +214,7 @@ VISITS = [
 
 @pytest.mark.parametrize(("n", "c", "s", "channels_last", "width"), VISITS)
 @pytest.mark.parametrize("blocks", [1, 7, 528])
-def test_every_value_has_one_thread(
+def test_every_value_is_visited_once(
     n: int, c: int, s: int, channels_last: bool, blocks: int, width: int, emulated: ctypes.CDLL
 ) -> None:
     counts = torch.zeros(n * c * s, dtype=torch.int32)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc
 
 @functools.cache
 def toolkit() -> Path:
-    """Where nvcc's headers are; the one on PATH may be a script."""
+    """Return the folder of the CUDA toolkit, as nvcc reports it, since the nvcc on PATH may be a script."""
     dry = subprocess.run(["nvcc", "--dryrun", "-c", "x.cu"], capture_output=True, text=True)
     (top,) = re.findall(r"^#\$ TOP=(.+)$", dry.stderr, re.MULTILINE)
     return Path(top)
@@ -50,7 +50,7 @@ def test_compiles_without_spills(source: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", HOST_SOURCES)
 def test_host_code_compiles(source: str, tmp_path: Path) -> None:
-    """Against a torch without CUDA too: the stable ABI's headers are the same."""
+    """Also with a torch built without CUDA: it has the same headers of the stable ABI."""
     from torch.utils import cpp_extension
 
     command = ["g++", "-std=c++20", "-fsyntax-only", "-Wall", "-Werror=return-type", "-fvisibility=hidden"]

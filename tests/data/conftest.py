@@ -1,4 +1,4 @@
-"""What tests of damaged files share."""
+"""A fixture for tests of damaged files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HANG_SECONDS = 60
 
 @pytest.fixture
 def end_the_run_on_a_hang() -> Iterator[None]:
-    # A worker thread stuck in a C decoder can be ended only together with the process.
+    # A thread stuck in a C decoder can only be stopped by ending the process.
     faulthandler.dump_traceback_later(HANG_SECONDS, exit=True, file=sys.__stderr__)
     yield
     faulthandler.cancel_dump_traceback_later()

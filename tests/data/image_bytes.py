@@ -1,4 +1,4 @@
-"""Image files and archives made in memory, for the tests of this folder."""
+"""Functions that make image files and archives for the tests in this folder."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def png(
     rows: bytes = b"",
     *,
     depth: int = 8,
-    colour_type: int = 0,
+    color_type: int = 0,
     chunks: dict[bytes, bytes] | None = None,
     interlaced: bool = False,
 ) -> bytes:
-    """A PNG with a header and further chunks of our choice, such as sizes that no encoder would write."""
+    """Return a PNG with any header and chunks, also ones that no encoder would write."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, interlaced)
+    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, interlaced)
     body = chunk(b"IHDR", header) + b"".join(chunk(kind, content) for kind, content in (chunks or {}).items())
     body += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
@@ -49,7 +49,7 @@ ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (
 
 
 def packed(samples: np.ndarray, depth: int) -> list[bytes]:
-    """Rows of `depth` bits a sample, each filled to whole bytes."""
+    """Return the rows with `depth` bits per sample, each padded to whole bytes."""
     bits = np.unpackbits(samples.astype(">u2").reshape(len(samples), -1, 1).view(np.uint8), axis=2)[..., 16 - depth :]
     return [row.tobytes() for row in np.packbits(bits.reshape(len(samples), -1), axis=1)]
 
@@ -57,28 +57,28 @@ def packed(samples: np.ndarray, depth: int) -> list[bytes]:
 def png_of(
     samples: np.ndarray,
     depth: int,
-    colour_type: int,
+    color_type: int,
     chunks: dict[bytes, bytes] | None = None,
     *,
     interlaced: bool = False,
 ) -> bytes:
-    """A PNG of `samples`, (height, width, samples of a pixel), each of `depth` bits."""
+    """Return a PNG of `samples`, (height, width, samples per pixel), of `depth` bits each."""
     height, width = samples.shape[:2]
     passes = ADAM7 if interlaced else [(0, 0, 1, 1)]
     parts = [samples[top::down, left::right] for top, left, down, right in passes]
     rows = b"".join(b"\0" + row for part in parts if part.size for row in packed(part, depth))
-    return png(width, height, rows, depth=depth, colour_type=colour_type, chunks=chunks, interlaced=interlaced)
+    return png(width, height, rows, depth=depth, color_type=color_type, chunks=chunks, interlaced=interlaced)
 
 
 def field(tag: int, kind: int, count: int, value: int | bytes, order: str = "<") -> bytes:
-    """One entry of an EXIF or TIFF directory."""
+    """Return one entry of an EXIF or TIFF directory."""
     if isinstance(value, int):
         value = struct.pack(order + {3: "H", 4: "I", 9: "i"}[kind], value)
     return struct.pack(order + "HHI", tag, kind, count) + value.ljust(4, b"\0")
 
 
 def exif(*fields: bytes, order: str = "<") -> bytes:
-    """An EXIF block with one directory."""
+    """Return an EXIF block with one directory."""
     head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", 8, len(fields))
     return b"Exif\0\0" + head + b"".join(fields) + bytes(4)
 
@@ -92,9 +92,9 @@ def tiff(
     extra_samples: int | None = None,
     fields: tuple[bytes, ...] = (),
 ) -> bytes:
-    """A one-strip TIFF of the depth and sign of `pixels`, which Pillow itself cannot write in every case.
+    """Return a TIFF with one strip that has the dtype of `pixels`; Pillow cannot write all of these.
 
-    `pixels` is (height, width), or (height, width, samples of a pixel). `fields` are put last in the directory.
+    `pixels` is (height, width) or (height, width, samples per pixel). `fields` come last in the directory.
     """
     strip = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
     height, width = pixels.shape[:2]
@@ -137,7 +137,7 @@ def write_zip(path: Path, files: dict[str, bytes], compression: int = zipfile.ZI
 
 
 def patch_zip(path: Path, local: tuple[int, bytes], central: tuple[int, bytes]) -> Path:
-    """Overwrite bytes at an offset inside every local and every central header."""
+    """Overwrite bytes at an offset in every local header and in every central header of a zip."""
     data = bytearray(path.read_bytes())
     for signature, (offset, value) in ((b"PK\3\4", local), (b"PK\1\2", central)):
         at = data.find(signature)

@@ -1,4 +1,4 @@
-"""One table of bad files, one of bad sources, one of bad arguments; each error names the file and the reason."""
+"""Bad files, sources and arguments: each error names the file and the reason."""
 
 import os
 import re
@@ -12,6 +12,7 @@ import pytest
 from data.image_bytes import encode, patch_zip, picture, png, tiff, write_folder, write_zip
 
 from gan_fast.data import DataError, load_images
+from gan_fast.data.errors import quoted
 from gan_fast.data.files import MAX_FILE_BYTES
 
 GOOD = encode(picture(8, 8))
@@ -20,7 +21,7 @@ NOISE_JPEG = encode(picture(64, 64), "JPEG")
 
 
 def gif_with_a_huge_frame():
-    """The screen is 8x8 as it should be; the frame on it is not."""
+    """Return a GIF with a screen of 8x8 and a frame of 65535x65535 pixels."""
     data = bytearray(encode(picture(8, 8, 1), "GIF"))
     frame = data.rindex(b",\0\0\0\0\10\0\10\0")
     data[frame + 5 : frame + 9] = b"\xff\xff\xff\xff"
@@ -47,11 +48,11 @@ BAD_CONTENT = {
     "bomb in a gif frame": (gif_with_a_huge_frame(), "decompression bomb"),
     "12-bit tiff": (tiff(np.zeros((2, 2), np.uint16), bits=12), "12-bit or white-is-zero"),
     "white-is-zero 16-bit tiff": (tiff(np.zeros((2, 2), np.uint16), photometric=0), "12-bit or white-is-zero"),
-    "negative pixels": (tiff(np.full((2, 2), -1, np.int16)), "0..65535, found -1..-1"),
-    "pixels above 16 bits": (tiff(np.full((2, 2), 70_000, np.int32)), "0..65535, found 70000..70000"),
-    "float pixels above 1": (tiff(np.full((2, 2), 255, np.float32)), "[0, 1], found 255.0..255.0"),
-    "nan pixels": (tiff(np.full((2, 2), np.nan, np.float32)), "[0, 1], found nan..nan"),
-    "float pixels below 0": (tiff(np.full((2, 2), -0.5, np.float32)), "[0, 1], found -0.5..-0.5"),
+    "negative pixels": (tiff(np.full((2, 2), -1, np.int16)), "0..65535, got -1..-1"),
+    "pixels above 16 bits": (tiff(np.full((2, 2), 70_000, np.int32)), "0..65535, got 70000..70000"),
+    "float pixels above 1": (tiff(np.full((2, 2), 255, np.float32)), "[0, 1], got 255.0..255.0"),
+    "nan pixels": (tiff(np.full((2, 2), np.nan, np.float32)), "[0, 1], got nan..nan"),
+    "float pixels below 0": (tiff(np.full((2, 2), -0.5, np.float32)), "[0, 1], got -0.5..-0.5"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n", "not an image"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
 }
@@ -61,11 +62,14 @@ def load(source, **options):
     return load_images(source, **{"image_size": 8, **options})
 
 
-def check_named(source, name, reason):
-    """Raised by default; skipped on request; over the cap with max_skipped=0. Each time with name and reason."""
+def assert_bad_file_is_reported(source, name, reason):
+    """Assert that a bad file raises by default, is skipped on request, and raises if max_skipped is 0.
+
+    Name and reason must be given each time.
+    """
     with pytest.raises(DataError, match="load_images: expected source") as error:
         load(source)
-    assert repr(name) in str(error.value)
+    assert quoted(name) in str(error.value)
     assert reason in str(error.value)
 
     data = load(source, bad_files="skip")
@@ -73,20 +77,20 @@ def check_named(source, name, reason):
     assert [bad.name for bad in data.skipped] == [name]
     assert reason in data.skipped[0].reason
 
-    with pytest.raises(DataError, match="at most max_skipped=0 bad files, got 1") as error:
+    with pytest.raises(DataError, match="at most max_skipped=0 files that cannot be used, got 1") as error:
         load(source, bad_files="skip", max_skipped=0)
-    assert repr(name) in str(error.value)
+    assert quoted(name) in str(error.value)
     assert reason in str(error.value)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", BAD_CONTENT)
 @pytest.mark.parametrize("kind", ["folder", "zip"])
-def test_bad_content(tmp_path, kind, case):
+def test_bad_content_is_reported(tmp_path, kind, case):
     data, reason = BAD_CONTENT[case]
     files = {"c/bad.png": data, "c/good.png": GOOD}
     source = write_folder(tmp_path, files) if kind == "folder" else write_zip(tmp_path / "a.zip", files)
-    check_named(source, "c/bad.png", reason)
+    assert_bad_file_is_reported(source, "c/bad.png", reason)
 
 
 def dangling_link(path):
@@ -116,19 +120,19 @@ BAD_ENTRIES = {
 
 
 @pytest.mark.parametrize("case", BAD_ENTRIES)
-def test_bad_folder_entry(tmp_path, case):
+def test_bad_folder_entry_is_reported(tmp_path, case):
     make, reason = BAD_ENTRIES[case]
     write_folder(tmp_path, {"c/good.png": GOOD})
     make(tmp_path / "c" / "bad.png")
-    check_named(tmp_path, "c/bad.png", reason)
+    assert_bad_file_is_reported(tmp_path, "c/bad.png", reason)
 
 
 @pytest.fixture
 def as_ordinary_user(tmp_path, monkeypatch):
-    """Root may read everything, so stop being root; paths are relative as /tmp/pytest-of-root is closed to others."""
+    """Drop root's rights, as root may read everything. Only root may enter /tmp/pytest-of-root: use relative paths."""
     tmp_path.chmod(0o755)
     monkeypatch.chdir(tmp_path)
-    load(write_folder(tmp_path / "warm-up", {"a.png": GOOD}))  # imports Pillow's plugins while we may
+    load(write_folder(tmp_path / "warm-up", {"a.png": GOOD}))  # imports Pillow's plugins, which only root may read
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
@@ -140,20 +144,22 @@ def as_ordinary_user(tmp_path, monkeypatch):
     ("locked", "reason"),
     [("c/bad.png", "cannot be read: permission denied"), ("closed", "folder cannot be read: permission denied")],
 )
-def test_unreadable(tmp_path, request, locked, reason):
+def test_unreadable_file_or_folder_is_reported(tmp_path, request, locked, reason):
     write_folder(tmp_path / "photos", {"c/good.png": GOOD, "c/bad.png": GOOD, "closed/a.png": GOOD})
     (tmp_path / "photos" / locked).chmod(0)
     other = {"c/bad.png": "closed/a.png", "closed": "c/bad.png"}[locked]
     (tmp_path / "photos" / other).unlink()
     request.getfixturevalue("as_ordinary_user")
-    check_named("photos", locked, reason)
+    assert_bad_file_is_reported("photos", locked, reason)
 
 
 @pytest.mark.parametrize(
     "name", ["../bad.png", "/etc/bad.png", "c/../../bad.png", "C:\\bad.png", "\\\\host\\bad.png", "..\\bad.png", "../x"]
 )
-def test_zip_path_traversal(tmp_path, name):
-    check_named(write_zip(tmp_path / "a.zip", {name: GOOD, "c/good.png": GOOD}), name, "leads out of the archive")
+def test_zip_path_out_of_the_archive_is_reported(tmp_path, name):
+    assert_bad_file_is_reported(
+        write_zip(tmp_path / "a.zip", {name: GOOD, "c/good.png": GOOD}), name, "leads out of the archive"
+    )
 
 
 def encrypted(path):
@@ -195,7 +201,7 @@ BAD_ZIP_ENTRIES = {
 
 
 @pytest.mark.parametrize("case", BAD_ZIP_ENTRIES)
-def test_bad_zip_entry(tmp_path, case):
+def test_bad_zip_entry_is_reported(tmp_path, case):
     damage, reason = BAD_ZIP_ENTRIES[case]
     bad = damage(write_zip(tmp_path / "bad.zip", {"c/bad.png": NOISE_PNG}))
     with pytest.raises(DataError) as error:
@@ -205,14 +211,14 @@ def test_bad_zip_entry(tmp_path, case):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_compression_that_cannot_be_bounded_is_refused(tmp_path, method):
+def test_zip_compression_without_a_size_limit_is_refused(tmp_path, method):
     source = write_zip(tmp_path / "a.zip", {"c/bad.png": GOOD}, method)
-    with pytest.raises(DataError, match=f"compression method {method} is not read here"):
+    with pytest.raises(DataError, match=f"compression method {method} is not supported"):
         load(source)
 
 
-def test_a_lying_bomb_is_not_unpacked(tmp_path):
-    # 64 MiB of zeros that declare 100 bytes.
+def test_bomb_that_declares_a_small_size_is_not_unpacked(tmp_path):
+    # 64 MiB of zeros, declared as 100 bytes.
     source = declares_less_than_it_holds(write_zip(tmp_path / "a.zip", {"bad.png": bytes(64 * 2**20)}))
     tracemalloc.start()
     with pytest.raises(DataError, match="Bad CRC-32"):
@@ -247,14 +253,14 @@ BAD_SOURCES = {
     "mnist": (None, 'expected source to be "digits", an image folder or a .zip file, got'),
     "missing.zip": (None, 'expected source to be "digits", an image folder or a .zip file, got'),
     "pipe.zip": (os.mkfifo, 'expected source to be "digits", an image folder or a .zip file, got'),
-    "text.zip": (text_file, "to be a sound zip, got: File is not a zip file"),
-    "image.png": (lambda path: path.write_bytes(GOOD), "to be a sound zip, got: File is not a zip file"),
-    "truncated.zip": (truncated_zip, "to be a sound zip, got: File is not a zip file"),
-    "garbled.zip": (garbled_directory, "to be a sound zip, got: Bad magic number for central directory"),
-    "empty.zip": (lambda path: path.touch(), "to be a sound zip, got: File is not a zip file"),
+    "text.zip": (text_file, "to be an undamaged zip file, got: File is not a zip file"),
+    "image.png": (lambda path: path.write_bytes(GOOD), "to be an undamaged zip file, got: File is not a zip file"),
+    "truncated.zip": (truncated_zip, "to be an undamaged zip file, got: File is not a zip file"),
+    "garbled.zip": (garbled_directory, "to be an undamaged zip file, got: Bad magic number for central directory"),
+    "empty.zip": (lambda path: path.touch(), "to be an undamaged zip file, got: File is not a zip file"),
     "later.zip": (
         lambda path: later_zip_version(write_zip(path, {"a.png": GOOD})),
-        "to be a sound zip, got: zip file version 9.9",
+        "to be an undamaged zip file, got: zip file version 9.9",
     ),
     "no-images.zip": (zip_without_images, "to hold at least one image (.png .jpg .jpeg"),
     "no-images": (folder_without_images, "to hold at least one image (.png .jpg .jpeg"),
@@ -263,42 +269,42 @@ BAD_SOURCES = {
 
 
 @pytest.mark.parametrize("name", BAD_SOURCES)
-def test_bad_source(tmp_path, name):
+def test_bad_source_is_reported(tmp_path, name):
     make, message = BAD_SOURCES[name]
     if make:
         make(tmp_path / name)
     with pytest.raises(DataError, match=re.escape(message)) as error:
         load(tmp_path / name)
-    assert repr(str(tmp_path / name)) in str(error.value)
+    assert quoted(str(tmp_path / name)) in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "Digits", "", "nul\0byte"])
-def test_unknown_names_are_told_the_known_ones(name):
+def test_unknown_source_error_lists_the_kinds_of_sources(name):
     with pytest.raises(DataError, match=r'"digits", an image folder or a \.zip file') as error:
         load(name)
-    assert repr(name) in str(error.value)
+    assert quoted(name) in str(error.value)
 
 
 BAD_ARGUMENTS = [
-    ({"image_size": 0}, ValueError, "load_images: expected image_size >= 1, got 0"),
+    ({"image_size": 0}, ValueError, "load_images: expected image_size at least 1, got 0"),
     ({"image_size": 8.0}, TypeError, "load_images: expected image_size type int, got float"),
     ({"image_size": True}, TypeError, "load_images: expected image_size type int, got bool"),
-    ({"channels": 2}, ValueError, "load_images: expected channels to be 1, 3 or None, got 2"),
-    ({"channels": "3"}, ValueError, "load_images: expected channels to be 1, 3 or None, got '3'"),
+    ({"channels": 2}, ValueError, "load_images: expected channels to be 1 (gray), 3 (RGB) or None, got 2"),
+    ({"channels": "3"}, ValueError, "load_images: expected channels to be 1 (gray), 3 (RGB) or None, got '3'"),
     ({"bad_files": "ignore"}, ValueError, 'load_images: expected bad_files to be "raise" or "skip", got \'ignore\''),
-    ({"max_skipped": -1}, ValueError, "load_images: expected max_skipped >= 0, got -1"),
+    ({"max_skipped": -1}, ValueError, "load_images: expected max_skipped at least 0, got -1"),
     ({"source": None}, TypeError, "load_images: expected source type str or os.PathLike, got NoneType"),
     ({"source": b"digits"}, TypeError, "load_images: expected source type str or os.PathLike, got bytes"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), BAD_ARGUMENTS)
-def test_bad_argument(arguments, error, message):
+def test_bad_argument_is_refused(arguments, error, message):
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         load(**{"source": "digits", **arguments})
 
 
-def test_the_first_bad_file_in_path_order_is_the_one_raised(tmp_path):
+def test_first_bad_file_in_path_order_is_raised(tmp_path):
     source = write_folder(tmp_path, {f"{i:03}.png": GOOD if i < 40 else b"" for i in range(80)})
     for _ in range(5):
         with pytest.raises(DataError, match=r"040\.png"):
@@ -306,28 +312,31 @@ def test_the_first_bad_file_in_path_order_is_the_one_raised(tmp_path):
 
 
 @pytest.mark.parametrize(("max_skipped", "good"), [(5, 1), (100, 1), (5, 0)])
-def test_cap_and_nothing_left(tmp_path, max_skipped, good):
+def test_bad_files_up_to_max_skipped_are_skipped(tmp_path, max_skipped, good):
     files = {f"bad{i}.png": b"" for i in range(5)} | {f"good{i}.png": GOOD for i in range(good)}
     source = write_folder(tmp_path, files)
     if good:
         data = load(source, bad_files="skip", max_skipped=max_skipped)
         assert [bad.name for bad in data.skipped] == [f"bad{i}.png" for i in range(5)]
     else:
-        with pytest.raises(DataError, match=r"got 5 bad files only: 'bad0.png': the file is empty; .*; and 2 more"):
+        with pytest.raises(
+            DataError, match=r"got only 5 files that cannot be used: 'bad0.png': the file is empty; .*; and 2 more"
+        ):
             load(source, bad_files="skip", max_skipped=max_skipped)
 
 
-def test_more_than_the_cap(tmp_path):
+def test_more_bad_files_than_max_skipped_raise(tmp_path):
     source = write_folder(tmp_path, {f"bad{i}.png": b"" for i in range(9)} | {"good.png": GOOD})
     with pytest.raises(DataError) as error:
         load(source, bad_files="skip", max_skipped=4)
     assert str(error.value) == (
-        f"load_images: expected source {str(source)!r} to hold at most max_skipped=4 bad files, got 5 and stopped: "
+        f"load_images: expected source {str(source)!r} to hold at most max_skipped=4 files that cannot be "
+        "used, got 5 and stopped: "
         "'bad0.png': the file is empty; 'bad1.png': the file is empty; 'bad2.png': the file is empty; and 2 more"
     )
 
 
-def test_no_thread_outlives_an_error(tmp_path):
+def test_no_thread_is_left_after_an_error(tmp_path):
     before = threading.active_count()
     with pytest.raises(DataError):
         load(write_folder(tmp_path, {"a.png": b"", "b.png": GOOD}))

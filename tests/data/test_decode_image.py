@@ -1,4 +1,4 @@
-"""What each kind of file becomes: exact pixels, for content that has one right answer."""
+"""decode_image: the exact pixels of every kind of file, where the right answer is known."""
 
 import struct
 import warnings
@@ -15,13 +15,13 @@ DEEP = np.array([[0, 128], [129, 65535]], dtype=np.uint16)  # round(x / 257): 0,
 DEEP_AS_8_BIT = [[0, 0], [1, 255]]
 
 
-def grey(values):
-    """Three equal channels."""
+def gray(values):
+    """Return three equal channels."""
     return np.broadcast_to(np.array(values, dtype=np.uint8), (3, *np.shape(values)))
 
 
-def colour(*pixel):
-    """A 2x2 image of one colour."""
+def solid_color(*pixel):
+    """Return the pixels of a 2x2 image of one color."""
     return np.broadcast_to(np.array(pixel, dtype=np.uint8)[:, None, None], (3, 2, 2))
 
 
@@ -39,42 +39,42 @@ def deep_ppm():
     return b"P5 2 2 65535\n" + DEEP.astype(">u2").tobytes()
 
 
-def deep_colour_png():
+def deep_color_png():
     pixel = struct.pack(">3H", 0x0A00, 0x14FF, 0x1E80)
-    return png(2, 2, (b"\0" + 2 * pixel) * 2, depth=16, colour_type=2)
+    return png(2, 2, (b"\0" + 2 * pixel) * 2, depth=16, color_type=2)
 
 
 EXACT = {
-    "16-bit png": (encode(DEEP), grey(DEEP_AS_8_BIT)),
-    "16-bit png, nothing above 300": (encode(np.full((2, 2), 300, np.uint16)), grey([[1, 1], [1, 1]])),
-    "16-bit tiff": (tiff(DEEP), grey(DEEP_AS_8_BIT)),
-    "16-bit tiff, big-endian": (tiff(DEEP, order=">"), grey(DEEP_AS_8_BIT)),
-    "16-bit tiff, signed": (tiff(np.full((2, 2), 257 * 9, np.int16)), grey([[9, 9], [9, 9]])),
-    "16-bit pgm": (deep_ppm(), grey(DEEP_AS_8_BIT)),
-    "16-bit colour png": (deep_colour_png(), colour(10, 20, 30)),
-    "32-bit integer tiff": (tiff(DEEP.astype(np.int32)), grey(DEEP_AS_8_BIT)),
-    "float tiff": (tiff(np.array([[0, 0.2], [0.5, 1]], np.float32)), grey([[0, 51], [128, 255]])),
-    "1-bit": (solid("1", 1), colour(255, 255, 255)),
-    "palette": (palette(), colour(10, 20, 30)),
-    "palette, one index transparent": (palette(transparency=1), colour(255, 255, 255)),
-    "palette, half transparent": (palette(transparency=b"\xff\x80"), colour(132, 137, 142)),
-    "rgb, one colour transparent": (solid("RGB", (1, 2, 3), transparency=(1, 2, 3)), colour(255, 255, 255)),
-    "rgba, opaque": (solid("RGBA", (10, 20, 30, 255)), colour(10, 20, 30)),
-    "rgba, half": (solid("RGBA", (10, 20, 30, 128)), colour(132, 137, 142)),
-    "rgba, invisible": (solid("RGBA", (10, 20, 30, 0)), colour(255, 255, 255)),
-    "grey and alpha": (solid("LA", (55, 0)), colour(255, 255, 255)),
-    "cmyk tiff": (solid("CMYK", (255, 0, 0, 0), "TIFF"), colour(0, 255, 255)),
-    # With the Adobe marker and inverted ink, as Photoshop writes them.
-    "cmyk jpeg": (solid("CMYK", (0, 255, 255, 0), "JPEG", quality=100), colour(255, 0, 0)),
+    "16-bit png": (encode(DEEP), gray(DEEP_AS_8_BIT)),
+    "16-bit png, nothing above 300": (encode(np.full((2, 2), 300, np.uint16)), gray([[1, 1], [1, 1]])),
+    "16-bit tiff": (tiff(DEEP), gray(DEEP_AS_8_BIT)),
+    "16-bit tiff, big-endian": (tiff(DEEP, order=">"), gray(DEEP_AS_8_BIT)),
+    "16-bit tiff, signed": (tiff(np.full((2, 2), 257 * 9, np.int16)), gray([[9, 9], [9, 9]])),
+    "16-bit pgm": (deep_ppm(), gray(DEEP_AS_8_BIT)),
+    "16-bit color png": (deep_color_png(), solid_color(10, 20, 30)),
+    "32-bit integer tiff": (tiff(DEEP.astype(np.int32)), gray(DEEP_AS_8_BIT)),
+    "float tiff": (tiff(np.array([[0, 0.2], [0.5, 1]], np.float32)), gray([[0, 51], [128, 255]])),
+    "1-bit": (solid("1", 1), solid_color(255, 255, 255)),
+    "palette": (palette(), solid_color(10, 20, 30)),
+    "palette, one index transparent": (palette(transparency=1), solid_color(255, 255, 255)),
+    "palette, half transparent": (palette(transparency=b"\xff\x80"), solid_color(132, 137, 142)),
+    "rgb, one color transparent": (solid("RGB", (1, 2, 3), transparency=(1, 2, 3)), solid_color(255, 255, 255)),
+    "rgba, opaque": (solid("RGBA", (10, 20, 30, 255)), solid_color(10, 20, 30)),
+    "rgba, half": (solid("RGBA", (10, 20, 30, 128)), solid_color(132, 137, 142)),
+    "rgba, invisible": (solid("RGBA", (10, 20, 30, 0)), solid_color(255, 255, 255)),
+    "gray and alpha": (solid("LA", (55, 0)), solid_color(255, 255, 255)),
+    "cmyk tiff": (solid("CMYK", (255, 0, 0, 0), "TIFF"), solid_color(0, 255, 255)),
+    # With the Adobe marker and inverted ink values, as Photoshop writes it.
+    "cmyk jpeg": (solid("CMYK", (0, 255, 255, 0), "JPEG", quality=100), solid_color(255, 0, 0)),
     "gif, first frame": (
         encode(Image.new("L", (2, 2), 7), "GIF", save_all=True, append_images=[Image.new("L", (2, 2), 99)]),
-        colour(7, 7, 7),
+        solid_color(7, 7, 7),
     ),
 }
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_pixels(name):
+def test_pixels_are_exact(name):
     data, want = EXACT[name]
     got = decode_image(data, 2, 3)
     assert got.dtype == np.uint8
@@ -92,9 +92,9 @@ def test_lossless_formats_are_exact(image_format, channels):
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(mode, orientation):
+def test_exif_orientation_is_applied(mode, orientation):
     upright = np.arange(4 * 4, dtype=np.uint8).reshape(4, 4) * 15
-    # What a camera stores for each orientation, written out here rather than taken from Pillow.
+    # What a camera stores for each orientation, written out so that the test does not rely on Pillow.
     stored = {
         1: upright,
         2: upright[:, ::-1],
@@ -112,8 +112,8 @@ def test_exif_orientation(mode, orientation):
     np.testing.assert_array_equal(got[0], upright)
 
 
-# Fields beside the orientation that Pillow cannot write again, cannot read, or at which it stops reading.
-HOSTILE_FIELDS = {
+# Fields beside the orientation that Pillow cannot write, cannot read, or at which it stops reading.
+DAMAGED_FIELDS = {
     "empty text for a resolution": field(0x011A, 2, 1, b"\0"),
     "a byte for a resolution": field(0x011A, 1, 1, b"\7"),
     "a negative resolution": field(0x011A, 9, 1, -5),
@@ -129,7 +129,7 @@ HOSTILE_FIELDS = {
     "a maker's note": field(0x927C, 7, 4, b"FUJI"),
     "wrong text encoding": field(0x010D, 2, 4, b"\xff\xfe\xfd\0"),
 }
-QUADRANTS = np.kron(np.array([[16, 80], [144, 240]], np.uint8), np.ones((8, 8), np.uint8))  # whole JPEG blocks
+QUADRANTS = np.kron(np.array([[16, 80], [144, 240]], np.uint8), np.ones((8, 8), np.uint8))  # each is one JPEG block
 STORED = {
     1: QUADRANTS,
     2: QUADRANTS[:, ::-1],
@@ -155,15 +155,15 @@ def assert_near(got, want):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", HOSTILE_FIELDS)
+@pytest.mark.parametrize("name", DAMAGED_FIELDS)
 @pytest.mark.parametrize("image_format", EXIF_FORMATS)
-def test_orientation_beside_damaged_fields(image_format, name):
-    hostile = HOSTILE_FIELDS[name]
+def test_orientation_is_found_beside_damaged_fields(image_format, name):
+    damaged = DAMAGED_FIELDS[name]
     for orientation, stored in STORED.items():
         stated = field(0x0112, 3, 1, orientation)
-        assert_near(decode_image(with_fields(stored, image_format, stated, hostile), 16, 1)[0], QUADRANTS)
-        if image_format != "TIFF":  # there the size and the place of the pixels are fields of the same directory
-            assert_near(decode_image(with_fields(stored, image_format, hostile, stated), 16, 1)[0], QUADRANTS)
+        assert_near(decode_image(with_fields(stored, image_format, stated, damaged), 16, 1)[0], QUADRANTS)
+        if image_format != "TIFF":  # its directory also has the size and place of the pixels
+            assert_near(decode_image(with_fields(stored, image_format, damaged, stated), 16, 1)[0], QUADRANTS)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -179,7 +179,7 @@ def test_orientation_beside_damaged_fields(image_format, name):
     ],
     ids=["0", "9", "65535", "text", "undefined"],
 )
-def test_an_orientation_out_of_range_turns_nothing(image_format, stated):
+def test_orientation_out_of_range_is_ignored(image_format, stated):
     assert_near(decode_image(with_fields(QUADRANTS, image_format, stated), 16, 1)[0], QUADRANTS)
 
 
@@ -200,14 +200,14 @@ ROTATED = exif(field(0x0112, 3, 1, 6))
         exif(field(0x010F, 2, 4, b"abc\0"))[:-5],
     ],
 )
-def test_a_broken_exif_block_turns_nothing(image_format, block):
+def test_broken_exif_block_is_ignored(image_format, block):
     data = encode(QUADRANTS, image_format, exif=block, **EXIF_FORMATS[image_format])
     assert_near(decode_image(data, 16, 1)[0], QUADRANTS)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("kind", [3, 4])
-def test_orientation_in_either_byte_order_and_integer_type(order, kind):
+def test_orientation_is_read_in_both_byte_orders_and_integer_types(order, kind):
     block = exif(field(0x0112, kind, 1, 6, order), order=order)
     data = encode(np.ascontiguousarray(STORED[6]), exif=block)
     np.testing.assert_array_equal(decode_image(data, 16, 1)[0], QUADRANTS)
@@ -218,7 +218,7 @@ def xmp(orientation):
 
 
 @pytest.mark.parametrize("image_format", EXIF_FORMATS)
-def test_orientation_in_xmp_counts_where_exif_has_none(image_format):
+def test_orientation_in_xmp_is_used_if_exif_has_none(image_format):
     options = dict(EXIF_FORMATS[image_format])
     if image_format == "TIFF":
         options["tiffinfo"] = {700: xmp(6)}
@@ -237,26 +237,26 @@ def test_orientation_in_xmp_counts_where_exif_has_none(image_format):
     assert_near(decode_image(encode(QUADRANTS, image_format, **options), 16, 1)[0], QUADRANTS)
 
 
-def test_orientation_in_the_png_text_of_imagemagick():
+def test_orientation_in_png_text_of_imagemagick_is_applied():
     text = PngImagePlugin.PngInfo()
     text.add_text("Raw profile type exif", f"\nexif\n{len(ROTATED):8}\n{ROTATED.hex()}\n")
     got = decode_image(encode(np.ascontiguousarray(STORED[6]), pnginfo=text), 16, 1)
     np.testing.assert_array_equal(got[0], QUADRANTS)
 
 
-def test_a_tiff_that_is_not_square_is_turned_once():
+def test_orientation_of_a_tiff_is_applied_once():
     upright = picture(4, 6, 1)
     data = tiff(np.ascontiguousarray(np.rot90(upright)), fields=(field(0x0112, 3, 1, 6), field(0xA005, 4, 1, 8)))
     np.testing.assert_array_equal(decode_image(data, 4, 1)[0], upright[:, 1:5])
 
 
-def over_white(colour, alpha, largest=255):
-    """What a pixel of `alpha` out of `largest` looks like over white."""
-    return np.rint((np.array(colour) * alpha + 255.0 * (largest - alpha)) / largest)
+def over_white(color, alpha, largest=255):
+    """Return a pixel with opacity `alpha` / `largest` composited over white."""
+    return np.rint((np.array(color) * alpha + 255.0 * (largest - alpha)) / largest)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
-def test_the_transparent_value_of_a_grey_png(depth):
+def test_transparent_value_of_a_gray_png_becomes_white(depth):
     largest = 2**depth - 1
     values = np.array([[0, 1], [largest - 1, largest]])
     for key in {0, 1, largest - 1, largest}:
@@ -265,17 +265,17 @@ def test_the_transparent_value_of_a_grey_png(depth):
         np.testing.assert_array_equal(decode_image(data, 2, 1)[0], want)
 
 
-def test_the_transparent_value_of_a_turned_16_bit_png():
+def test_transparent_value_of_a_rotated_16_bit_png_becomes_white():
     values = np.array([[1, 2], [3, 4]]) * 257
     chunks = {b"eXIf": ROTATED[6:], b"tRNS": struct.pack(">H", 257)}
     np.testing.assert_array_equal(decode_image(png_of(values[..., None], 16, 0, chunks), 2, 1)[0], [[3, 255], [4, 2]])
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-def test_the_transparent_color_of_an_rgb_png(depth):
+def test_transparent_color_of_an_rgb_png_becomes_white(depth):
     step = 257 if depth == 16 else 1
     key = np.array([10, 20, 30]) * step
-    # One of the neighbours differs in the lowest bit only, which Pillow drops from 16-bit color.
+    # One neighbor differs only in the lowest bit, which Pillow drops from 16-bit color.
     values = np.array([[key, [10 * step, 20 * step, 30 * step + 1]], [key[::-1], [0, 0, 0]]])
     got = decode_image(png_of(values, depth, 2, {b"tRNS": struct.pack(">3H", *key)}), 2, 3)
     want = values // step
@@ -285,29 +285,29 @@ def test_the_transparent_color_of_an_rgb_png(depth):
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
 @pytest.mark.parametrize("alphas", [b"\0", b"\xff\0", b"\x40\x80", b"\0\0"])
-def test_the_transparent_entries_of_a_palette(depth, alphas):
+def test_transparent_palette_entries_are_composited_over_white(depth, alphas):
     palette = np.array([[10, 20, 30], [200, 100, 50]])
     values = np.array([[0, 1], [1, 0]])
     data = png_of(values[..., None], depth, 3, {b"PLTE": palette.astype(np.uint8).tobytes(), b"tRNS": alphas})
     opacity = list(alphas.ljust(2, b"\xff"))
-    want = np.array([over_white(colour, alpha) for colour, alpha in zip(palette, opacity, strict=True)])[values]
+    want = np.array([over_white(color, alpha) for color, alpha in zip(palette, opacity, strict=True)])[values]
     assert np.abs(decode_image(data, 2, 3).astype(int) - want.transpose(2, 0, 1)).max() <= 1
 
 
 @pytest.mark.parametrize("alpha", [0, 1, 100, 255])
-@pytest.mark.parametrize(("colour_type", "pixel"), [(4, [50]), (6, [50, 60, 70])])
-@pytest.mark.parametrize("depth", [8, 16])
-def test_alpha_of_png(depth, colour_type, pixel, alpha):
+@pytest.mark.parametrize(
+    ("depth", "color_type", "pixel"), [(8, 4, [50]), (16, 4, [50]), (8, 6, [50, 60, 70]), (16, 6, [50, 60, 70])]
+)
+def test_alpha_of_a_png_is_composited_over_white(depth, color_type, pixel, alpha):
     step = 257 if depth == 16 else 1
     values = np.broadcast_to(np.array([*pixel, alpha]) * step, (2, 2, len(pixel) + 1))
-    got = decode_image(png_of(values, depth, colour_type), 2, 3)
+    got = decode_image(png_of(values, depth, color_type), 2, 3)
     assert np.abs(got.astype(int).transpose(1, 2, 0) - over_white(pixel, alpha)).max() <= 1
 
 
-@pytest.mark.parametrize("premultiplied", [True, False])
-@pytest.mark.parametrize("alpha", [0, 100, 255])
+@pytest.mark.parametrize(("alpha", "premultiplied"), [(0, True), (0, False), (100, True), (100, False), (255, True)])
 @pytest.mark.parametrize(("dtype", "pixel"), [(np.uint8, [50]), (np.uint8, [50, 60, 70]), (np.uint16, [50, 60, 70])])
-def test_alpha_of_tiff(dtype, pixel, alpha, premultiplied):
+def test_alpha_of_a_tiff_is_composited_over_white(dtype, pixel, alpha, premultiplied):
     stored = np.rint(np.array(pixel) * alpha / 255) if premultiplied else np.array(pixel)
     values = np.broadcast_to(np.array([*stored, alpha]) * (np.iinfo(dtype).max // 255), (2, 2, len(pixel) + 1))
     data = tiff(values.astype(dtype), photometric=1 if len(pixel) == 1 else 2, extra_samples=2 - premultiplied)
@@ -315,14 +315,14 @@ def test_alpha_of_tiff(dtype, pixel, alpha, premultiplied):
     assert np.abs(got.astype(int).transpose(1, 2, 0) - over_white(pixel, alpha)).max() <= 2
 
 
-def test_alpha_beside_a_palette():
+def test_alpha_of_a_palette_image_is_composited_over_white():
     image = Image.new("PA", (2, 2), (1, 128))
     image.putpalette([0, 0, 0, 10, 20, 30])
-    assert np.abs(decode_image(encode(image, "TIFF"), 2, 3).astype(int) - colour(132, 137, 142)).max() <= 1
+    assert np.abs(decode_image(encode(image, "TIFF"), 2, 3).astype(int) - solid_color(132, 137, 142)).max() <= 1
 
 
 @pytest.mark.parametrize("factor", [1, 256, 257], ids=["8 bits", "high byte", "16 bits"])
-def test_the_palette_of_a_tiff(factor):
+def test_palette_of_a_tiff_is_read_in_8_and_16_bits(factor):
     palette = np.zeros((3, 256), "<u2")
     palette[:, :2] = np.array([[10, 200], [20, 100], [30, 50]]) * factor
     values = np.array([[0, 1], [1, 1]], np.uint8)
@@ -332,9 +332,9 @@ def test_the_palette_of_a_tiff(factor):
 
 
 @pytest.mark.parametrize("image_format", ["GIF", "WEBP", "PNG"])
-def test_the_first_frame_of_an_animation(image_format):
-    colours = np.array([[10, 20, 30], [200, 100, 50]])[picture(8, 8, 1) % 2]
-    first = np.dstack([colours, np.kron([[0, 255], [255, 0]], np.ones((4, 4)))]).astype(np.uint8)
+def test_first_frame_of_an_animation_is_decoded(image_format):
+    colors = np.array([[10, 20, 30], [200, 100, 50]])[picture(8, 8, 1) % 2]
+    first = np.dstack([colors, np.kron([[0, 255], [255, 0]], np.ones((4, 4)))]).astype(np.uint8)
     later = [Image.new("RGBA", (8, 8), (200, 0, 0, 128)), Image.new("RGBA", (8, 8), (0, 200, 0, 255))]
     options = {"lossless": True} if image_format == "WEBP" else {}
     data = encode(first, image_format, save_all=True, append_images=later, **options)
@@ -342,7 +342,7 @@ def test_the_first_frame_of_an_animation(image_format):
     np.testing.assert_array_equal(decode_image(data, 8, 3), want.transpose(2, 0, 1))
 
 
-def test_the_first_image_of_an_mpo_is_turned():
+def test_first_image_of_an_mpo_is_decoded_and_rotated():
     frames = [Image.fromarray(np.ascontiguousarray(STORED[6])), Image.new("L", (16, 16), 99)]
     data = encode(frames[0], "MPO", save_all=True, append_images=frames[1:], quality=100, exif=ROTATED)
     assert_near(decode_image(data, 16, 1)[0], QUADRANTS)
@@ -350,12 +350,12 @@ def test_the_first_image_of_an_mpo_is_turned():
 
 @pytest.mark.parametrize("rgb", [(255, 0, 0), (20, 200, 90), (250, 250, 250), (0, 0, 0)])
 @pytest.mark.parametrize("black", [0, 60])
-def test_ycck_jpeg(rgb, black):
-    # Adobe stores 255 - ink, and YCCK takes 255 minus that for red, green and blue: the ink.
+def test_ycck_jpeg_has_the_right_colors(rgb, black):
+    # Adobe stores 255 - ink, and YCCK applies the YCC transform to 255 minus the stored values, that is, to the ink.
     red, green, blue = 255 - np.array(rgb)
     luma = 0.299 * red + 0.587 * green + 0.114 * blue
     ycc = [luma, 128 + (blue - luma) / 1.772, 128 + (red - luma) / 1.402]
-    # Pillow stores CMYK inverted under a marker that says CMYK; the pixels are made for one that says YCCK.
+    # Pillow stores CMYK inverted, with a marker that says CMYK. The marker is changed to YCCK below.
     pixel = tuple(255 - round(min(max(value, 0), 255)) for value in (*ycc, 255 - black))
     data = bytearray(encode(Image.new("CMYK", (16, 16), pixel), "JPEG", quality=100, subsampling=0))
     marker = data.index(b"\xff\xee\0\x0eAdobe")
@@ -370,7 +370,7 @@ def test_ycck_jpeg(rgb, black):
 @pytest.mark.parametrize(
     ("mode", "pixel"), [("LAB", (128, 128, 128)), ("CMYK", (10, 20, 30, 40)), ("YCbCr", (90, 120, 140))]
 )
-def test_every_color_space_also_becomes_grey(mode, pixel, channels):
+def test_every_color_space_becomes_rgb_or_gray(mode, pixel, channels):
     data = encode(Image.new(mode, (2, 2), pixel), "TIFF")
     red, green, blue = decode_image(data, 2, 3).astype(int)
     luma = np.rint(0.299 * red + 0.587 * green + 0.114 * blue)
@@ -380,14 +380,14 @@ def test_every_color_space_also_becomes_grey(mode, pixel, channels):
 
 @pytest.mark.parametrize(("magic", "samples"), [(b"P5", 1), (b"P6", 3)])
 @pytest.mark.parametrize("largest", [1, 15, 200, 255, 256, 1023, 4095, 65535])
-def test_the_largest_value_of_a_pgm_or_ppm_is_white(magic, samples, largest):
+def test_largest_value_of_a_pgm_or_ppm_is_white(magic, samples, largest):
     values = np.linspace(0, largest, 4).astype(int).repeat(samples).reshape(2, 2, samples)
     raw = values.astype(np.uint8 if largest < 256 else ">u2").tobytes()
     got = decode_image(magic + b" 2 2 %d\n" % largest + raw, 2, samples)
     assert np.abs(got.transpose(1, 2, 0) - values * 255 / largest).max() <= 0.51
 
 
-def test_a_bmp_with_alpha():
+def test_alpha_of_a_bmp_is_composited_over_white():
     pixels = np.array([[[10, 20, 30, 0], [10, 20, 30, 255]]] * 2, np.uint8)
     masks = struct.pack("<4I", 0xFF, 0xFF00, 0xFF0000, 0xFF000000)
     header = struct.pack("<IiiHHIIiiII", 108, 2, -2, 1, 32, 3, 16, 0, 0, 0, 0) + masks + b"BGRs" + bytes(48)
@@ -413,14 +413,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_has_no_right_value_is_refused(name):
+def test_file_without_defined_pixel_values_is_refused(name):
     data, reason = REFUSED[name]
     with pytest.raises(BadFileError, match=reason):
         decode_image(data, 2, 3)
 
 
 @pytest.mark.parametrize("shape", [(8, 12), (12, 8), (8, 13), (13, 8)])
-def test_the_centre_is_cropped_without_blur(shape):
+def test_center_is_cropped_without_blur(shape):
     pixels = picture(*shape, channels=1)
     top, left = (shape[0] - 8) // 2, (shape[1] - 8) // 2
     got = decode_image(encode(pixels), 8, 1)
@@ -433,26 +433,26 @@ def test_downscaling_is_antialiased():
     assert np.abs(got - 127.5).max() < 10
 
 
-def test_a_very_long_image_needs_little_memory():
-    # Scaling it whole before the crop would make 256 x 25,600,000 pixels.
+def test_very_long_image_is_not_scaled_as_a_whole():
+    # As a whole it would be scaled to 256 x 25,600,000 pixels.
     got = decode_image(encode(np.full((1, 100_000), 9, np.uint8)), 256, 1)
     assert (got == 9).all()
 
 
-def test_forced_grey_is_luma():
+def test_color_becomes_luma_with_one_channel():
     got = decode_image(encode(np.array([[[255, 0, 0], [0, 255, 0]]] * 2, np.uint8)), 2, 1)
     np.testing.assert_array_equal(got, [[[76, 150], [76, 150]]])
 
 
-def test_only_image_formats_of_the_list_are_parsed():
-    # Pillow would run Ghostscript on this one.
+def test_format_outside_of_the_list_is_not_opened():
+    # Pillow would run Ghostscript for it.
     with pytest.raises(BadFileError, match="not an image"):
         decode_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n", 8, 3)
 
 
 @pytest.mark.parametrize("width", [9_500, 40_000])
 @pytest.mark.parametrize("pillow_limit", [None, 1, 89_478_485])
-def test_a_bomb_is_refused_whatever_pillow_is_set_to(monkeypatch, width, pillow_limit):
+def test_bomb_is_refused_with_any_pillow_setting(monkeypatch, width, pillow_limit):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillow_limit)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

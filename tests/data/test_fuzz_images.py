@@ -1,4 +1,4 @@
-"""Damaged bytes: the image decodes or a DataError names the file. No other exception, no hang."""
+"""Damaged bytes: an image is decoded, or a DataError names the file, without a hang."""
 
 import zipfile
 
@@ -14,7 +14,7 @@ GOOD = encode(picture(8, 8))
 
 pytestmark = [
     pytest.mark.usefixtures("end_the_run_on_a_hang"),
-    # Pillow warns of much that is odd in these files.
+    # Pillow warns about many of these files.
     pytest.mark.filterwarnings("ignore"),
 ]
 
@@ -44,7 +44,7 @@ def smooth_picture():
 
 @pytest.mark.parametrize("damage", [truncated, flipped])
 @pytest.mark.parametrize("image_format", FORMATS)
-def test_damaged_image(tmp_path, image_format, damage, record_property):
+def test_damaged_image_is_decoded_or_reported(tmp_path, image_format, damage, record_property):
     variants = damage(encode(smooth_picture(), image_format))
     files = {f"{index:04}.png": data for index, data in enumerate(variants)}
     data = load_images(
@@ -61,7 +61,7 @@ def test_damaged_image(tmp_path, image_format, damage, record_property):
 
 @pytest.mark.parametrize("damage", [truncated, flipped])
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_damaged_zip(tmp_path, compression, damage, record_property):
+def test_damaged_zip_is_loaded_or_reported(tmp_path, compression, damage, record_property):
     source = write_zip(
         tmp_path / "a.zip", {f"c{i}/é{i}.png": encode(picture(8, 8, 3, i)) for i in range(3)}, compression
     )

@@ -1,4 +1,4 @@
-"""What a process may still take, from files and limits like the kernel's."""
+"""available_bytes on made-up files of the kernel and under real limits."""
 
 import subprocess
 import sys
@@ -7,9 +7,9 @@ import pytest
 
 from gan_fast.data import memory
 
-RUNS_UNDER_A_LIMIT = """
-import resource
-from gan_fast.data.memory import available_bytes
+PROGRAM_UNDER_A_LIMIT = """
+import resource, runpy, sys
+available_bytes = runpy.run_path(sys.argv[1])["available_bytes"]
 free = available_bytes()
 resource.setrlimit(resource.RLIMIT_{limit}, (2**36, resource.RLIM_INFINITY))
 assert available_bytes() <= min(free + 2**28, 2**36)
@@ -22,10 +22,10 @@ assert left == 0, left
 
 @pytest.fixture
 def system(tmp_path, monkeypatch):
-    """A system without any limit or any file to read them from."""
+    """Replace the kernel's files by none and the process limits by none; the result writes files."""
     monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
     monkeypatch.setattr(memory, "_CGROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(memory, "_limits", list)
+    monkeypatch.setattr(memory, "_process_limits", list)
 
     def write(files):
         for name, text in files.items():
@@ -62,21 +62,23 @@ SYSTEMS = {
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_the_least_of_all_limits(system, name):
+def test_smallest_limit_is_returned(system, name):
     files, want = SYSTEMS[name]
     system(files)
     assert memory.available_bytes() == want
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="has no such limits")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limits")
 @pytest.mark.parametrize("limit", ["AS", "DATA"])
-def test_limits_of_the_process(limit):
-    subprocess.run([sys.executable, "-c", RUNS_UNDER_A_LIMIT.replace("{limit}", limit)], check=True)
+def test_limits_of_the_process_are_respected(limit):
+    # The file is run by its path, as importing gan_fast would load torch, which takes seconds.
+    program = PROGRAM_UNDER_A_LIMIT.replace("{limit}", limit)
+    subprocess.run([sys.executable, "-c", program, memory.__file__], check=True)
 
 
 @pytest.mark.parametrize(
     ("count", "words"),
     [(0, "0 bytes"), (1023, "1023 bytes"), (2**20, "1.0 MiB (1048576 bytes)"), (3 * 2**29, "1.5 GiB")],
 )
-def test_in_words(count, words):
+def test_bytes_are_written_with_a_unit(count, words):
     assert memory.in_words(count).startswith(words)

@@ -1,4 +1,4 @@
-"""Class coverage on images whose classes are known."""
+"""Class coverage of images whose classes are known."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def as_samples(images):
     return images.float() / 127.5 - 1
 
 
-def test_real_images_are_covered_as_they_are_labelled(digits):
+def test_real_images_cover_all_classes(digits):
     found = class_coverage(digits.images, digits.labels, as_samples(digits.images), digits.class_names)
     assert list(found.fractions) == list(digits.class_names)
     assert sum(found.fractions.values()) == pytest.approx(1)
@@ -28,30 +28,30 @@ def test_real_images_are_covered_as_they_are_labelled(digits):
     assert found.samples == 1797
 
 
-def test_collapse_shows_as_a_class_at_zero(digits):
+def test_samples_of_one_class_leave_the_others_at_zero(digits):
     threes = as_samples(digits.images[digits.labels == 3])
     found = class_coverage(digits.images, digits.labels, threes, digits.class_names)
     assert found.fractions["3"] > 0.95
     assert found.least_class_fraction == 0
 
 
-def test_noise_shows_as_low_probability(digits):
-    grey = torch.zeros(100, 1, 8, 8)
-    found = class_coverage(digits.images, digits.labels, grey, digits.class_names)
+def test_blank_images_have_a_low_probability(digits):
+    gray = torch.zeros(100, 1, 8, 8)
+    found = class_coverage(digits.images, digits.labels, gray, digits.class_names)
     assert found.mean_top_probability < found.real_mean_top_probability - 0.1
 
 
 def test_images_without_a_class_are_left_out(digits):
-    spoilt = digits.images.clone()
+    images = digits.images.clone()
     labels = digits.labels.clone()
-    spoilt[::2], labels[::2] = 0, -1
-    # Samples like those images must still go to a class that has a name.
-    found = class_coverage(spoilt, labels, as_samples(spoilt), digits.class_names)
+    images[::2], labels[::2] = 0, -1
+    # Samples that look like the left-out images must still be assigned to a named class.
+    found = class_coverage(images, labels, as_samples(images), digits.class_names)
     assert sum(found.fractions.values()) == pytest.approx(1)
     assert found.classifier_accuracy > 0.9
 
 
-def test_large_colour_images_are_averaged_down():
+def test_large_color_images_are_classified():
     dark, light = (
         torch.full((40, 3, 48, 40), 30, dtype=torch.uint8),
         torch.full((40, 3, 48, 40), 220, dtype=torch.uint8),
@@ -61,7 +61,7 @@ def test_large_colour_images_are_averaged_down():
     assert found.fractions == {"dark": 0.0, "light": 1.0}
 
 
-def test_the_classifier_is_the_logistic_regression_that_scikit_learn_fits(digits):
+def test_classifier_equals_the_logistic_regression_of_scikit_learn(digits):
     x, y = torch.from_numpy(np.random.default_rng(0).normal(size=(300, 12))).float(), torch.arange(300) % 3
     x[y == 1] += 0.7
     weight, bias = coverage._fit(x, y, 3, 500, None)
@@ -74,7 +74,7 @@ def test_classes_of_any_size_are_measured(sizes):
     labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     images = (20 + 80 * labels).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
     found = class_coverage(images, labels, as_samples(images), "abc"[: len(sizes)])
-    # A class without an image can hold none; the others hold their own.
+    # No sample can be assigned to a class without images.
     present = [i for i, size in enumerate(sizes) if size]
     assert list(found.fractions) == ["abc"[i] for i in present]
     if min(size for size in sizes if size) > 1:
@@ -82,7 +82,7 @@ def test_classes_of_any_size_are_measured(sizes):
     assert str(found)
 
 
-def test_a_poor_classifier_is_said_to_be_one(digits):
+def test_poor_classifier_is_reported_as_unreliable(digits):
     shuffled = digits.labels[torch.randperm(len(digits.labels), generator=torch.Generator().manual_seed(0))]
     poor = class_coverage(digits.images, shuffled, as_samples(digits.images), digits.class_names)
     good = class_coverage(digits.images, digits.labels, as_samples(digits.images), digits.class_names)
@@ -93,7 +93,7 @@ def test_a_poor_classifier_is_said_to_be_one(digits):
     assert "mean little" not in str(good)
 
 
-def test_work_is_bounded_whatever_the_number_of_classes_and_images(monkeypatch):
+def test_work_is_limited_for_any_number_of_classes_and_images(monkeypatch):
     fits = []
 
     def fit(x, y, classes, iterations, on_progress):
@@ -106,10 +106,10 @@ def test_work_is_bounded_whatever_the_number_of_classes_and_images(monkeypatch):
         labels = torch.arange(50_000) % classes
         found = class_coverage(real, labels, torch.zeros(10, 3, 16, 16), list(map(str, range(classes))))
         assert str(found).count("\n") <= 22
-    assert max(fits) <= coverage._BUDGET_FLOP
+    assert max(fits) <= coverage._MAX_FLOP
 
 
-def test_progress_goes_up_to_the_end(digits):
+def test_progress_increases_to_at_most_one(digits):
     shares = []
     class_coverage(
         digits.images, digits.labels, as_samples(digits.images), digits.class_names, on_progress=shares.append
@@ -128,15 +128,15 @@ def test_progress_goes_up_to_the_end(digits):
         (torch.zeros(3, dtype=torch.int64), torch.zeros(2, 1, 8, 8), "1797 labels, got"),
     ],
 )
-def test_bad_arguments_are_named(digits, labels, samples, message):
+def test_bad_argument_is_refused(digits, labels, samples, message):
     with pytest.raises(ValueError, match=message):
         class_coverage(digits.images, digits.labels if labels is None else labels, samples, digits.class_names)
 
 
-def test_classes_too_small_to_hold_out_say_so_without_nan():
+def test_classes_too_small_to_hold_out_are_reported_without_nan():
     images = torch.randint(0, 255, (8, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     found = class_coverage(images, torch.arange(8) % 2, as_samples(images), ["a", "b"])
     assert not found.reliable
     assert "(no real images held out)" in str(found)
-    assert "no class has the 5 images of which one is held out" in str(found)
+    assert "no class has the 5 real images from which one could be held out" in str(found)
     assert "nan" not in str(found)

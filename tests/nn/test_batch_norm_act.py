@@ -27,10 +27,10 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize(("ours", "theirs", "shape"), PAIRS, ids=lambda v: getattr(v, "__name__", str(v)))
-def test_is_batch_norm_with_an_activation(ours: Any, theirs: Any, shape: tuple[int, ...], options: Any) -> None:
-    fused = ours(4, **options, activation="leaky_relu", negative_slope=0.2)
-    eager = nn.Sequential(theirs(4, **options), nn.LeakyReLU(0.2))
+@pytest.mark.parametrize(("kind", "torch_kind", "shape"), PAIRS, ids=lambda v: getattr(v, "__name__", str(v)))
+def test_matches_batch_norm_and_activation(kind: Any, torch_kind: Any, shape: tuple[int, ...], options: Any) -> None:
+    fused = kind(4, **options, activation="leaky_relu", negative_slope=0.2)
+    eager = nn.Sequential(torch_kind(4, **options), nn.LeakyReLU(0.2))
     assert list(fused.state_dict()) == list(eager[0].state_dict())
     eager[0].load_state_dict(fused.state_dict())
     for mode in (True, True, False):
@@ -42,23 +42,38 @@ def test_is_batch_norm_with_an_activation(ours: Any, theirs: Any, shape: tuple[i
         torch.testing.assert_close(fused.state_dict()[name], value, msg=name)
 
 
-@pytest.mark.parametrize(("ours", "theirs", "shape"), PAIRS, ids=lambda v: getattr(v, "__name__", str(v)))
-def test_wrong_number_of_dims_is_an_error(ours: Any, theirs: Any, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("kind", "torch_kind", "shape"), PAIRS, ids=lambda v: getattr(v, "__name__", str(v)))
+def test_wrong_number_of_dims_is_an_error(kind: Any, torch_kind: Any, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expected .*D"):
-        ours(4)(torch.randn(*shape, 2, 2))
+        kind(4)(torch.randn(*shape, 2, 2))
 
 
-def test_one_value_per_channel_in_training_is_an_error() -> None:
-    with pytest.raises(ValueError, match="more than 1 value per channel when training"):
-        BatchNormAct2d(4)(torch.randn(1, 4, 1, 1))
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(1, 4, 1, 1), (2, 3, 5, 5), (2, 4, 5), (4,)])
+def test_wrong_shape_raises_the_error_of_torch(shape: tuple[int, ...], training: bool) -> None:
+    x = torch.randn(shape)
+    errors = []
+    for module in (BatchNormAct2d(4), nn.BatchNorm2d(4)):
+        module.train(training)
+        statistics = module.running_mean.clone()
+        try:
+            module(x)
+        except (RuntimeError, ValueError) as error:
+            errors.append((type(error), str(error)))
+        assert torch.equal(module.running_mean, statistics)
+    if shape == (1, 4, 1, 1) and not training:
+        assert errors == []
+    else:
+        assert len(errors) == 2
+        assert errors[0] == errors[1]
 
 
-def test_unknown_activation_is_named() -> None:
+def test_unknown_activation_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"BatchNormAct2d: expected activation one of identity, .*, got 'gelu'"):
         BatchNormAct2d(4, activation="gelu")
 
 
-def test_statistics_dropped_after_construction() -> None:
+def test_statistics_can_be_dropped_after_construction() -> None:
     fused, eager = BatchNormAct2d(3, activation="identity").eval(), nn.BatchNorm2d(3).eval()
     x = torch.randn(4, 3, 2, 2)
     for module in (fused, eager):
@@ -70,7 +85,7 @@ def test_statistics_dropped_after_construction() -> None:
     torch.testing.assert_close(fused(x), eager(x))
 
 
-def test_frozen_statistics_in_training() -> None:
+def test_evaluation_mode_freezes_statistics() -> None:
     bn = BatchNormAct2d(4).eval()
     before = bn.running_mean.clone()
     bn(torch.randn(3, 4, 2, 2, requires_grad=True)).sum().backward()
@@ -78,7 +93,7 @@ def test_frozen_statistics_in_training() -> None:
     assert bn.weight.grad is not None
 
 
-def test_copies_and_prints() -> None:
+def test_copies_give_the_same_output_and_repr_shows_the_activation() -> None:
     bn = BatchNormAct2d(4, activation="leaky_relu", negative_slope=0.2)
     x = torch.randn(3, 4, 2, 2)
     expected = bn.eval()(x)
@@ -88,7 +103,7 @@ def test_copies_and_prints() -> None:
     assert isinstance(bn, nn.BatchNorm2d)
 
 
-def test_functional_call_and_per_sample_gradients() -> None:
+def test_per_sample_gradients_match_single_samples() -> None:
     bn = BatchNormAct1d(3, activation="tanh").eval()
     parameters = dict(bn.named_parameters())
     buffers = dict(bn.named_buffers())
@@ -104,7 +119,7 @@ def test_functional_call_and_per_sample_gradients() -> None:
         torch.testing.assert_close(grads["weight"][index], bn.weight.grad)
 
 
-def test_moves_between_backends() -> None:
+def test_backends_agree() -> None:
     bn = BatchNormAct2d(4, activation="relu")
     x = torch.randn(3, 4, 5, 5)
     with gan_fast.use_backend("reference"):

@@ -1,4 +1,4 @@
-"""A critic with frozen parameters under create_graph: values, zeros or None where eager has them, and no error more."""
+"""Second gradients of a critic with frozen parameters are values, zeros or None exactly where eager's are."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ ACTIVATIONS = {"leaky_relu": lambda: nn.LeakyReLU(0.2), "relu": nn.ReLU, "tanh":
 NORMS = {
     "batch": nn.BatchNorm2d, "instance": lambda c: nn.InstanceNorm2d(c, affine=True), "none": lambda c: nn.Identity(),
 }  # fmt: skip
-# Which parameters of a critic require a gradient.
-UNFROZEN = {
+# The parameters that require a gradient.
+TRAINABLE = {
     "none": lambda name: False,
     "biases": lambda name: name.endswith("bias"),
     "first": lambda name: name.startswith("0."),
@@ -34,7 +34,7 @@ def critic(activation: str, norm: str) -> nn.Sequential:
 
 
 def kinds(model: nn.Module, x: Tensor, how: str) -> tuple[str, ...]:
-    """What comes of a gradient's gradient, by the input and by the parameters."""
+    """Whether each second (or third) gradient is None, zeros or values; or the error."""
     x = x.clone().requires_grad_()
     leaves = [x, *(p for p in model.parameters() if p.requires_grad)]
     try:
@@ -60,25 +60,25 @@ def kinds(model: nn.Module, x: Tensor, how: str) -> tuple[str, ...]:
         activation=ACTIVATIONS,
         norm=NORMS,
         training=[True, False],
-        unfrozen=UNFROZEN,
+        trainable=TRAINABLE,
         how=["backward", "grad", "third order"],
         small=[True, False],
     )
 )
-def test_kinds_of_gradients_are_eagers(
-    activation: str, norm: str, training: bool, unfrozen: str, how: str, small: bool, monkeypatch: pytest.MonkeyPatch
+def test_gradients_are_none_or_zero_where_those_of_eager_are(
+    activation: str, norm: str, training: bool, trainable: str, how: str, small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends, "SMALL", 8192 if small else -1)
     model = critic(activation, norm).train(training)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(UNFROZEN[unfrozen](name))
+        parameter.requires_grad_(TRAINABLE[trainable](name))
     x = torch.randn(6, 3, 16, 16)
     fused = gan_fast.fuse(model)
     assert kinds(fused, x, how) == kinds(copy.deepcopy(model), x, how)
 
 
-def test_a_frozen_block_holds_no_activation() -> None:
-    """The place in the graph that zeros need is kept without values."""
+def test_frozen_block_frees_its_output() -> None:
+    """Backward keeps the output's place in the graph, which zero gradients need, but not its values."""
     x = torch.randn(4, 8, 32, 32, requires_grad=True)
     output = gan_fast.ops.conv2d_act(x, torch.randn(8, 8, 3, 3), None, 1, 1, activation="leaky_relu")
     alive = torch.multiprocessing.reductions.StorageWeakRef(output.untyped_storage())
@@ -89,7 +89,7 @@ def test_a_frozen_block_holds_no_activation() -> None:
 
 
 @pytest.mark.parametrize("penalty", ["gradient_penalty", "r1_penalty"])
-def test_penalties_of_a_frozen_critic(penalty: str) -> None:
+def test_penalty_of_a_frozen_critic_is_finite(penalty: str) -> None:
     model = critic("leaky_relu", "none").requires_grad_(False)
     real, fake = torch.randn(2, 6, 3, 16, 16)
     real.requires_grad_()

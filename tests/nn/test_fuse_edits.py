@@ -1,4 +1,4 @@
-"""Models whose layers change after fuse give what the same edits give without it."""
+"""A fused model whose layers are edited gives the same results as an eager model with the same edits."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 import gan_fast
 
 
-class Picky(nn.Module):
-    """A user's layer that takes nothing but a tensor, in the memory format that eager has."""
+class TensorOnly(nn.Module):
+    """A user's layer that accepts only a plain tensor in eager's memory format."""
 
     def forward(self, x: Tensor) -> Tensor:
         assert type(x) is Tensor
@@ -28,18 +28,18 @@ class Picky(nn.Module):
 
 
 class Inner(nn.Module):
-    """Layers in a container, which its forward calls in ``way``."""
+    """A container whose layers are called as a whole, by index or by iterating over the children."""
 
-    def __init__(self, layers: nn.Module, way: str) -> None:
+    def __init__(self, layers: nn.Module, mode: str) -> None:
         super().__init__()
-        self.layers, self.way = layers, way
+        self.layers, self.mode = layers, mode
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.way == "call":
+        if self.mode == "call":
             return F.leaky_relu(self.layers(x), 0.3)
-        for index in range(len(self.layers)) if self.way == "index" else ():
+        for index in range(len(self.layers)) if self.mode == "index" else ():
             x = self.layers[index](x)
-        for layer in self.layers.children() if self.way == "children" else ():
+        for layer in self.layers.children() if self.mode == "children" else ():
             x = layer(x)
         return F.leaky_relu(x, 0.3)
 
@@ -53,7 +53,7 @@ def layers(width: int = 4) -> OrderedDict[str, nn.Module]:
 
 
 def assert_same(model: nn.Module, fused: nn.Module, x: Tensor) -> None:
-    """Outputs, gradients, running statistics, the state dict's keys and the order of modules, or the same error."""
+    """Compare outputs, gradients, buffers, state dict keys and module names; both models may also raise."""
     assert list(model.state_dict()) == list(fused.state_dict())
     assert [name for name, _ in model.named_modules()] == [name for name, _ in fused.named_modules()]
     found: list[list[Tensor | None]] = []
@@ -61,31 +61,31 @@ def assert_same(model: nn.Module, fused: nn.Module, x: Tensor) -> None:
     for m in (model, fused):
         torch.manual_seed(1)
         m.zero_grad()
-        own = x.clone().requires_grad_()
+        leaf = x.clone().requires_grad_()
         try:
-            output = m(own * 1)
+            output = m(leaf * 1)
             if output.requires_grad:
                 (output.square().sum() + output.sum()).backward()
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             errors.append(error)
             continue
         errors.append(None)
-        found.append([output.detach(), own.grad, *(p.grad for p in m.parameters()), *m.buffers()])
-    # What eager keeps for backward is not all that the fused model keeps: where it was written to, eager alone raises.
+        found.append([output.detach(), leaf.grad, *(p.grad for p in m.parameters()), *m.buffers()])
+    # A fused model saves fewer tensors for backward, so that a write to one may raise in eager only.
     if "modified by an inplace operation" not in str(errors[0]):
         assert (errors[0] is None) == (errors[1] is None), errors
     if errors[0] is errors[1] is None:
         tolerance = 1e-9 if x.dtype == torch.float64 else 1e-3
-        for eager, own in zip(*found, strict=True):
-            if eager is None or own is None:
-                assert eager is own or not (eager if own is None else own).any()  # type: ignore[union-attr]
+        for eager, got in zip(*found, strict=True):
+            if eager is None or got is None:
+                assert eager is got or not (eager if got is None else got).any()  # type: ignore[union-attr]
             else:
-                assert eager.shape == own.shape
-                assert torch.allclose(eager, own, rtol=tolerance, atol=tolerance * max(1.0, eager.abs().max().item()))
+                assert eager.shape == got.shape
+                assert torch.allclose(eager, got, rtol=tolerance, atol=tolerance * max(1.0, eager.abs().max().item()))
 
 
 class AtKink(TorchFunctionMode):
-    """Whether a rectifier met a value that is zero but for rounding: its slope is then a matter of the last bit."""
+    """Detect rectifier inputs that are zero up to rounding, where rounding decides the slope."""
 
     found = False
 
@@ -106,7 +106,7 @@ def is_at_kink(model: nn.Module, x: Tensor) -> bool:
     return mode.found
 
 
-def to_the_end(s: Any, name: str) -> None:
+def move_to_end(s: Any, name: str) -> None:
     layer = s._modules[name]
     delattr(s, name)
     s.add_module(name, layer)
@@ -123,47 +123,47 @@ def reorder(s: Any, names: list[str]) -> None:
 
 
 EDITS: dict[str, Callable[[Any], None]] = {
-    "activation to the end": lambda s: to_the_end(s, "act"),
-    "norm to the end": lambda s: to_the_end(s, "bn"),
+    "activation to the end": lambda s: move_to_end(s, "act"),
+    "norm to the end": lambda s: move_to_end(s, "bn"),
     "convolution to the end, its norm before it": lambda s: reorder(
         s, ["head", "bn", "act", "norm", "last", "end", "conv"]
     ),
-    "a layer between, names kept": lambda s: (
-        s.add_module("user", Picky()),
+    "a layer inserted before the norm": lambda s: (
+        s.add_module("user", TensorOnly()),
         reorder(s, ["conv", "user", "bn", "act", "head", "norm", "last", "end"]),
     ),
-    "a layer before the activation": lambda s: (
-        s.add_module("user", Picky()),
+    "a layer inserted before the activation": lambda s: (
+        s.add_module("user", TensorOnly()),
         reorder(s, ["conv", "bn", "user", "act", "head", "norm", "last", "end"]),
     ),
     "norm replaced": lambda s: replace(s, "bn", nn.GroupNorm(2, 4)),
-    "norm replaced by a user's": lambda s: replace(s, "bn", Picky()),
+    "norm replaced by a user's layer": lambda s: replace(s, "bn", TensorOnly()),
     "activation replaced": lambda s: replace(s, "act", nn.ELU()),
-    "activation replaced by a user's": lambda s: replace(s, "act", Picky()),
-    "activation replaced by a Sequential": lambda s: replace(s, "act", nn.Sequential(Picky(), nn.Sigmoid())),
+    "activation replaced by a user's layer": lambda s: replace(s, "act", TensorOnly()),
+    "activation replaced by a Sequential": lambda s: replace(s, "act", nn.Sequential(TensorOnly(), nn.Sigmoid())),
     "activation deleted": lambda s: delattr(s, "act"),
     "norm and activation swapped": lambda s: reorder(s, ["conv", "act", "bn", "head", "norm", "last", "end"]),
     "one norm under two names": lambda s: replace(s, "norm", s.bn),
-    "one convolution under two names": lambda s: (replace(s, "end", s.head), replace(s, "last", Picky())),
+    "one convolution under two names": lambda s: (replace(s, "end", s.head), replace(s, "last", TensorOnly())),
     "fused layers exchanged": lambda s: (lambda a, b: (replace(s, "head", b), replace(s, "end", a)))(s.head, s.end),
 }
 
 
 @pytest.mark.parametrize(
-    ("way", "width"), [("sequential", 4), ("nested", 24), ("call", 4), ("index", 4), ("children", 24)]
+    ("mode", "width"), [("sequential", 4), ("nested", 24), ("call", 4), ("index", 4), ("children", 24)]
 )
 @pytest.mark.parametrize("edit", EDITS)
-def test_edits(edit: str, way: str, width: int) -> None:
-    """Wide layers on larger maps are channels-last inside until a layer is put in that was not looked at."""
+def test_edited_model_matches_eager(edit: str, mode: str, width: int) -> None:
+    """The wide models run in channels-last until an edit puts in a layer that was not analyzed."""
     torch.manual_seed(0)
     container = nn.Sequential(layers(width))
-    model = {"sequential": container, "nested": nn.Sequential(container, nn.Identity())}.get(way) or Inner(
-        container, way
+    model = {"sequential": container, "nested": nn.Sequential(container, nn.Identity())}.get(mode) or Inner(
+        container, mode
     )
     model = model.double() if width == 4 else model
     fused = gan_fast.fuse(model)
     for m in (model, fused):
-        EDITS[edit](m if way == "sequential" else m[0] if way == "nested" else m.layers)
+        EDITS[edit](m if mode == "sequential" else m[0] if mode == "nested" else m.layers)
         torch.manual_seed(2)
         m.to(torch.float64 if width == 4 else torch.float32)
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64) if width == 4 else torch.randn(4, 3, 16, 16)
@@ -172,58 +172,58 @@ def test_edits(edit: str, way: str, width: int) -> None:
     assert_same(gan_fast.unfuse(fused), gan_fast.fuse(model), x)
 
 
-def test_a_user_s_layer_among_modules_that_a_forward_goes_through() -> None:
-    """Positions are names there: the chain of before must not let a value wait that the new layer is given."""
+def test_layer_inserted_into_a_list_gets_tensors() -> None:
+    """An insertion shifts the names in a ModuleList, so that the traced groups no longer hold."""
     torch.manual_seed(0)
     model = Inner(nn.ModuleList([nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()]), "index").double()
     fused = gan_fast.fuse(model)
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    for index, make in ((1, Picky), (4, nn.Sigmoid), (0, Picky), (6, Picky)):
+    for index, make in ((1, TensorOnly), (4, nn.Sigmoid), (0, TensorOnly), (6, TensorOnly)):
         for m in (model, fused):
             m.layers.insert(index, make())
         assert_same(model, fused, x)
 
 
-def test_rows_are_found_anew_in_a_sequential() -> None:
-    """``print`` tells which modules are one op now."""
+def test_repr_shows_the_groups_after_an_edit() -> None:
+    """A Sequential gets new groups; a module with a custom forward loses the old ones."""
     model = gan_fast.fuse(nn.Sequential(layers()))
     assert "fused: conv + bn + act, norm + last" in str(model)
-    to_the_end(model, "act")
+    move_to_end(model, "act")
     assert "fused: conv + bn, norm + last, end + act" in str(model)
     other = gan_fast.fuse(Inner(nn.Sequential(layers()), "index"))
     assert "fused: layers.conv + layers.bn + layers.act, layers.norm + layers.last, layers.end" in str(other)
-    to_the_end(other.layers, "act")
+    move_to_end(other.layers, "act")
     assert "fused: layers" not in str(other)
 
 
-# Drawn models: layers of few channels, on maps small enough for thousands of models in minutes.
+# Random models have few channels and small images, so that thousands run in minutes.
 WIDTH = 3
 
 
 class Residual(nn.Module):
-    """A block with a forward function, which calls its layers by attribute."""
+    """A block that calls its layers by attribute, or iterates over them."""
 
     def __init__(self, draw: random.Random, dims: int) -> None:
         super().__init__()
         self.conv, self.norm = drawn_convolution(draw, dims), drawn_norm(draw, dims)
         self.act, self.tail = drawn_activation(draw), drawn_convolution(draw, dims)
-        self.way = draw.randrange(4)
+        self.variant = draw.randrange(4)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(self.conv(x))
-        if self.way == 0:
+        if self.variant == 0:
             return x + self.tail(self.act(h))
-        if self.way == 1:
+        if self.variant == 1:
             return x + F.leaky_relu(self.tail(torch.tanh(h)), 0.3)
-        if self.way == 2:
+        if self.variant == 2:
             return self.act(x + h)
         for layer in self.children():
             x = layer(x)
         return x
 
 
-class Walk(nn.Module):
-    """Layers of a list, called in the order that they have."""
+class InOrder(nn.Module):
+    """Calls the layers of a list in order."""
 
     def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
@@ -260,11 +260,11 @@ def drawn_layer(draw: random.Random, dims: int, depth: int = 0) -> nn.Module:
     if which < 6:
         return drawn_norm(draw, dims) if which < 5 else drawn_activation(draw)
     if which == 6:
-        return draw.choice((Picky, nn.Identity, lambda: nn.GroupNorm(1, WIDTH), lambda: nn.Dropout(0.3)))()
+        return draw.choice((TensorOnly, nn.Identity, lambda: nn.GroupNorm(1, WIDTH), lambda: nn.Dropout(0.3)))()
     if which == 7:
         return Residual(draw, dims)
     inner = drawn_layers(draw, dims, depth + 1)
-    return nn.Sequential(*inner) if which == 8 else Walk(inner)
+    return nn.Sequential(*inner) if which == 8 else InOrder(inner)
 
 
 def drawn_layers(draw: random.Random, dims: int, depth: int) -> list[nn.Module]:
@@ -282,7 +282,7 @@ def drawn_layers(draw: random.Random, dims: int, depth: int) -> list[nn.Module]:
 
 
 def edit(model: nn.Module, draw: random.Random, dims: int) -> None:
-    """One edit; the same for the same state of ``draw`` and the same names in ``model``."""
+    """Make one random edit, the same for the same state of ``draw`` and the same names in ``model``."""
     owners = [m for m in model.modules() if isinstance(m, (nn.Sequential, nn.ModuleList, Residual))]
     owner: Any = draw.choice(owners)
     names = list(owner._modules)
@@ -312,7 +312,7 @@ def edit(model: nn.Module, draw: random.Random, dims: int) -> None:
     elif which == 5:
         owner.pop(names.index(name))
     elif which == 6:
-        to_the_end(owner, name)
+        move_to_end(owner, name)
     elif which == 7:
         reorder(owner, draw.sample(names, len(names)))
     elif which == 8:
@@ -322,7 +322,7 @@ def edit(model: nn.Module, draw: random.Random, dims: int) -> None:
     elif which == 10:
         owner._modules[name] = new
     elif which == 11 and isinstance(owner, nn.Sequential):
-        # Made again of what another had, as a slice is.
+        # Modules of one container in a new one, as slicing makes it.
         layers = list(owner.children())
         owner[names.index(name)] = nn.Sequential(OrderedDict((f"part{i}", m) for i, m in enumerate(layers[:2])))
     else:
@@ -332,7 +332,7 @@ def edit(model: nn.Module, draw: random.Random, dims: int) -> None:
 
 
 @pytest.mark.parametrize("seed", drawn.seeds(40))
-def test_drawn_edits(seed: int) -> None:
+def test_random_edits_match_eager(seed: int) -> None:
     draw = random.Random(seed)
     torch.manual_seed(seed)
     dims = draw.choice((1, 2, 2, 2, 3))
@@ -351,7 +351,7 @@ def test_drawn_edits(seed: int) -> None:
         assert_same(model, fused.train(training), x)
 
 
-class _Doubled(torch.autograd.Function):
+class _Double(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         return x * 2
@@ -362,7 +362,7 @@ class _Doubled(torch.autograd.Function):
 
 
 OTHER_PATHS: dict[str, Callable[[Any], Any]] = {
-    "autograd.Function": _Doubled.apply,
+    "autograd.Function": _Double.apply,
     "isinstance": lambda h: h if isinstance(h, Tensor) else h * 0,
     "checkpoint": lambda h: torch.utils.checkpoint.checkpoint(torch.sin, h, use_reentrant=False),
     "vmap": lambda h: torch.func.vmap(torch.sin)(h),
@@ -388,7 +388,7 @@ class Branching(nn.Module):
 
 @pytest.mark.parametrize("changed", [{"flag": True}, {"level": 2}], ids=str)
 @pytest.mark.parametrize("other", OTHER_PATHS)
-def test_another_path_than_the_traced_one(other: str, changed: dict[str, Any]) -> None:
+def test_changed_attribute_runs_layers_one_by_one(other: str, changed: dict[str, Any]) -> None:
     torch.manual_seed(0)
     eager = Branching(OTHER_PATHS[other])
     models = [eager, gan_fast.fuse(eager)]
@@ -401,20 +401,20 @@ def test_another_path_than_the_traced_one(other: str, changed: dict[str, Any]) -
         found.append([output, *torch.autograd.grad(output.square().sum(), model.conv.parameters())])
     for want, got in zip(*found):
         torch.testing.assert_close(got, want)
-    fusion = vars(models[1])["_gan_fast_fusion"]
-    assert not fusion.waiting(models[1])
+    plan = vars(models[1])["_gan_fast_plan"]
+    assert not plan.deferring(models[1])
     vars(models[1]).update(flag=False, level=0)
-    assert len(fusion.waiting(models[1])) == 2, "a counter of calls must not end the fusion"
+    assert len(plan.deferring(models[1])) == 2, "the call counter must not turn fusion off"
 
 
-def test_an_autograd_function_on_an_unseen_path_is_an_error() -> None:
-    model = gan_fast.fuse(Branching(_Doubled.apply))
+def test_autograd_function_on_an_untraced_path_is_an_error() -> None:
+    model = gan_fast.fuse(Branching(_Double.apply))
     model.options[0] = True
-    with pytest.raises(RuntimeError, match=r"whose gradient would be lost; gan_fast\.unfuse\(model\) runs it"):
+    with pytest.raises(RuntimeError, match=r"which would lose the gradient; call gan_fast\.unfuse\(model\)"):
         model(torch.randn(2, 3, 6, 6))
 
 
-def test_a_waiting_value_has_copies() -> None:
+def test_deferred_tensor_can_be_copied() -> None:
     model = gan_fast.fuse(Branching(copy.copy))
     model.options[0] = True
     x = torch.randn(2, 3, 6, 6)

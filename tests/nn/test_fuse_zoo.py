@@ -1,4 +1,4 @@
-"""Every architecture of the zoo, fused and back: what it returns, learns and keeps is what it was."""
+"""Every network of the zoo, fused: outputs, gradients, statistics and state match eager, and unfuse restores it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tensors(output: Any) -> list[Tensor]:
 
 
 def run(model: nn.Module, inputs: list[Tensor], order: int = 2) -> dict[str, Tensor]:
-    """Outputs, gradients, gradients of gradients, and the buffers that are left."""
+    """Outputs, first and second gradients, and buffers."""
     torch.manual_seed(1)
     random.seed(1)
     inputs = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs]
@@ -54,15 +54,15 @@ def run(model: nn.Module, inputs: list[Tensor], order: int = 2) -> dict[str, Ten
     return found | {f"buffer {n}": b.clone() for n, b in model.named_buffers()}
 
 
-def assert_close(ours: dict[str, Tensor], eager: dict[str, Tensor], bound: float) -> None:
+def assert_close(fused: dict[str, Tensor], eager: dict[str, Tensor], bound: float) -> None:
     for name, wanted in eager.items():
-        zeros = name not in ours and name.startswith("second")  # none where ATen has zeros
-        got = torch.zeros_like(wanted) if zeros else ours[name]
+        zeros = name not in fused and name.startswith("second")  # fused ops give None where ATen gives zeros
+        got = torch.zeros_like(wanted) if zeros else fused[name]
         assert got.dtype == wanted.dtype, name
         assert got.shape == wanted.shape, name
         scale = max(1.0, wanted.abs().max().item()) if wanted.numel() else 1.0
         assert torch.allclose(got, wanted, rtol=0, atol=bound * scale), f"{name}: {(got - wanted).abs().max():.3g}"
-    assert not [name for name in ours if name not in eager and not name.startswith("second")]
+    assert not [name for name in fused if name not in eager and not name.startswith("second")]
 
 
 @pytest.fixture(params=ZOO, ids=lambda entry: entry.name)
@@ -71,7 +71,7 @@ def entry(request: pytest.FixtureRequest) -> Entry:
     return found
 
 
-def test_results_gradients_and_statistics(entry: Entry) -> None:
+def test_fused_matches_eager_in_double_precision(entry: Entry) -> None:
     model, inputs = built(entry, torch.float64)
     fused = gan_fast.fuse(model)
     assert_close(run(fused, inputs), run(model, inputs), BOUND)
@@ -81,19 +81,19 @@ def test_results_gradients_and_statistics(entry: Entry) -> None:
         assert_close(run(fused, inputs, order=0), run(model, inputs, order=0), BOUND)
 
 
-def test_single_precision(entry: Entry) -> None:
-    """In channels-last inside, where that can be. A value at a kink may fall to either side: gradients by norm."""
+def test_fused_matches_eager_in_single_precision(entry: Entry) -> None:
+    """Gradients are compared by norm, because rounding may move a value across the kink of a rectifier."""
     model, inputs = built(entry, torch.float32)
     fused = gan_fast.fuse(model)
-    ours, eager = run(fused, inputs, order=1), run(model, inputs, order=1)
+    results, eager = run(fused, inputs, order=1), run(model, inputs, order=1)
     for name in [n for n in eager if n.startswith("gradient")]:
-        got, wanted = ours.pop(name), eager.pop(name)
+        got, wanted = results.pop(name), eager.pop(name)
         assert (got - wanted).norm() <= 2e-3 * max(1.0, wanted.norm().item()), name
-    assert_close(ours, eager, 2e-4)
-    assert {n: strides(t) for n, t in ours.items()} == {n: strides(t) for n, t in eager.items()}
+    assert_close(results, eager, 2e-4)
+    assert {n: strides(t) for n, t in results.items()} == {n: strides(t) for n, t in eager.items()}
 
 
-def test_state_and_way_back(entry: Entry) -> None:
+def test_unfuse_restores_the_model(entry: Entry) -> None:
     model, inputs = built(entry, torch.float32)
     before = run(copy.deepcopy(model), inputs, order=0)
     classes = [type(m) for m in model.modules()]
@@ -112,7 +112,7 @@ def test_state_and_way_back(entry: Entry) -> None:
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_something_is_fused(entry: Entry) -> None:
+def test_report_lists_fused_layers(entry: Entry) -> None:
     model, _ = built(entry, torch.float32)
     before, report = names(model), gan_fast.fuse_report(model)
     assert bool(report.fused) == any(isinstance(m, KERNELS) for m in model.modules())

@@ -1,4 +1,4 @@
-"""Initialisers that know layers by the names of their classes, on blocks, on models and on fused ones."""
+"""Weight initializers that match class names work on blocks, models and fused models."""
 
 from __future__ import annotations
 
@@ -68,20 +68,22 @@ def blocks() -> nn.Module:
 
 @pytest.mark.parametrize("initialize", [dcgan, by_type, pix2pix, by_class])
 @pytest.mark.parametrize("build", [blocks, lambda: gan_fast.fuse(torch_layers())], ids=["blocks", "fused"])
-def test_as_on_torch_layers(initialize: Callable[[nn.Module], None], build: Callable[[], nn.Module]) -> None:
-    """To the last bit: each layer once, in the same order."""
-    expected, own = torch_layers(), build()
-    own.load_state_dict(dict(zip(own.state_dict(), expected.state_dict().values(), strict=True)))
-    for m in (expected, own):
+def test_initializes_as_torch_layers(initialize: Callable[[nn.Module], None], build: Callable[[], nn.Module]) -> None:
+    """Bit for bit: it reaches each layer once, in the same order."""
+    expected, model = torch_layers(), build()
+    model.load_state_dict(dict(zip(model.state_dict(), expected.state_dict().values(), strict=True)))
+    for m in (expected, model):
         torch.manual_seed(0)
         m.apply(initialize)
-    for a, b in zip(expected.state_dict().values(), own.state_dict().values(), strict=True):
+    for a, b in zip(expected.state_dict().values(), model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("initialize", [dcgan, by_type, pix2pix, by_class])
 @pytest.mark.parametrize("build", [models.DCGANGenerator, models.DCGANDiscriminator])
-def test_models(initialize: Callable[[nn.Module], None], build: Callable[[], nn.Module]) -> None:
+def test_initializer_reaches_every_layer_of_a_model(
+    initialize: Callable[[nn.Module], None], build: Callable[[], nn.Module]
+) -> None:
     model = build().apply(initialize)
     for name, p in model.named_parameters():
         if name.endswith("bn.weight"):
@@ -93,8 +95,8 @@ def test_models(initialize: Callable[[nn.Module], None], build: Callable[[], nn.
 
 
 @pytest.mark.parametrize("name", [n for n in fast.__all__ if "Act" in n])
-def test_public_names(name: str) -> None:
-    """Printing, pickles and errors have the public name; a class derived by a user has its own."""
+def test_public_name_in_repr_pickle_and_errors(name: str) -> None:
+    """A user's subclass prints its own name."""
     kind = getattr(fast, name)
     module = kind(4, 4, 3) if "Conv" in name else kind(4)
     assert repr(module).startswith(f"{name}(")
@@ -103,7 +105,7 @@ def test_public_names(name: str) -> None:
     with pytest.raises(ValueError, match=rf"^{name}: expected activation"):
         kind(4, 4, 3, activation="none") if "Conv" in name else kind(4, activation="none")
 
-    class Own(kind):  # type: ignore[misc, valid-type]
+    class Derived(kind):  # type: ignore[misc, valid-type]
         pass
 
-    assert repr(Own(4, 4, 3) if "Conv" in name else Own(4)).startswith("Own(")
+    assert repr(Derived(4, 4, 3) if "Conv" in name else Derived(4)).startswith("Derived(")

@@ -1,4 +1,4 @@
-"""What is written to between forward and backward: whatever eager runs, blocks and fused models run as well."""
+"""In-place writes between forward and backward: blocks and fused models accept every write that eager accepts."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "sigmoid": torch.sigmoid,
 }  # fmt: skip
 CHANNELS = 8
-# Below what automatic choice leaves to ATen, and above.
+# One shape that is left to ATen, and one for the fused ops.
 SHAPES = {"small": (2, CHANNELS, 6, 5), "large": (4, CHANNELS, 17, 16)}
 
 
 @pytest.fixture(autouse=True)
-def _small_tensors_are_left_to_aten(monkeypatch: pytest.MonkeyPatch) -> None:
+def _leave_small_tensors_to_aten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "SMALL", 8192)
 
 
 class Eager(nn.Module):
-    """A convolution or not, a norm or not, an activation, and what is done to its result in the same forward."""
+    """An optional convolution, an optional norm, an activation, and a write to its result."""
 
     def __init__(self, kind: str, activation: str, write: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Eager(nn.Module):
 
 
 class Block(Eager):
-    """The same on a block of gan_fast.nn."""
+    """The same network on a block of gan_fast.nn."""
 
     def __init__(self, kind: str, activation: str, write: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__(kind, activation, write)
@@ -70,11 +70,11 @@ def as_block(model: Eager, kind: str) -> Block:
     block = Block(kind, model.activation, model.write)
     del block.conv, block.norm
     block.last.load_state_dict(model.last.state_dict())
-    own = {"conv": {"conv": model.conv}, "conv bn": {"conv": model.conv, "bn": model.norm}}.get(kind)
-    if own is None:
+    children = {"conv": {"conv": model.conv}, "conv bn": {"conv": model.conv, "bn": model.norm}}.get(kind)
+    if children is None:
         block.block.load_state_dict(model.norm.state_dict())
     else:
-        for name, layer in own.items():
+        for name, layer in children.items():
             getattr(block.block, name).load_state_dict(layer.state_dict())
     return block
 
@@ -116,7 +116,7 @@ Gradients = dict[str, Tensor]
 def gradients(
     model: nn.Module, x: Tensor, before_backward: Callable[[nn.Module], Any] = lambda model: None
 ) -> Gradients | None:
-    """Gradients by the input and the parameters, as :class:`Eager` calls them; None where a write is an error."""
+    """The gradients under the names of :class:`Eager`; None if autograd rejects the write."""
     x = x.clone().requires_grad_()
     named = {}
     for name, parameter in model.named_parameters():
@@ -133,29 +133,29 @@ def gradients(
     return dict(zip(["x", *named], found))
 
 
-def assert_runs_as(eager: Gradients | None, ours: Gradients | None) -> None:
+def assert_matches(eager: Gradients | None, fused: Gradients | None) -> None:
     if eager is None:
         return
-    assert ours is not None, "raises where eager runs"
-    assert eager.keys() == ours.keys()
+    assert fused is not None, "raises where eager does not"
+    assert eager.keys() == fused.keys()
     for name, want in eager.items():
-        torch.testing.assert_close(ours[name], want, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(fused[name], want, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
 
 
 @pytest.mark.parametrize(
     *pairwise(3, kind=["conv", "conv bn", "bn", "in"], activation=ACTIVATIONS, write=WRITES, size=SHAPES)
 )
-def test_a_write_to_the_activation(kind: str, activation: str, write: str, size: str) -> None:
+def test_write_to_the_activation_matches_eager(kind: str, activation: str, write: str, size: str) -> None:
     torch.manual_seed(0)
     model = Eager(kind, activation, WRITES[write]).double()
     x = torch.randn(SHAPES[size], dtype=torch.float64)
     eager = gradients(copy.deepcopy(model), x)
-    assert_runs_as(eager, gradients(gan_fast.fuse(model), x))
-    assert_runs_as(eager, gradients(as_block(model, kind).double(), x))
+    assert_matches(eager, gradients(gan_fast.fuse(model), x))
+    assert_matches(eager, gradients(as_block(model, kind).double(), x))
 
 
 class Outer(nn.Module):
-    """Writes to what a module inside returns."""
+    """Writes to the result of an inner module."""
 
     def __init__(self, inner: nn.Module, write: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class Outer(nn.Module):
 @pytest.mark.parametrize("size", SHAPES)
 @pytest.mark.parametrize("where", ["calling module", "outside"])
 @pytest.mark.parametrize("slope", [0.2, 0.0, -0.3])
-def test_a_write_to_what_a_model_returns(slope: float, where: str, size: str) -> None:
+def test_write_to_the_result_of_a_model_matches_eager(slope: float, where: str, size: str) -> None:
     torch.manual_seed(0)
     inner = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.LeakyReLU(slope)).double()
     x = torch.randn(SHAPES[size], dtype=torch.float64)
@@ -179,9 +179,9 @@ def test_a_write_to_what_a_model_returns(slope: float, where: str, size: str) ->
         models = [Outer(copy.deepcopy(inner), write), gan_fast.fuse(Outer(inner, write))]
     else:
         models = [Outer(copy.deepcopy(inner), write), Outer(gan_fast.fuse(inner), write)]
-    eager, ours = (gradients(m, x) for m in models)
+    eager, got = (gradients(m, x) for m in models)
     assert eager is not None
-    assert_runs_as(eager, ours)
+    assert_matches(eager, got)
 
 
 @pytest.mark.parametrize(
@@ -189,8 +189,8 @@ def test_a_write_to_what_a_model_returns(slope: float, where: str, size: str) ->
         3, kind=["conv bn", "bn", "in"], activation=ACTIVATIONS, changed=["weight", "bias"], training=[True, False]
     )
 )
-def test_a_write_to_a_norms_parameter(kind: str, activation: str, changed: str, training: bool) -> None:
-    """ATen's batch norm keeps its weight, and not its bias; instance norm keeps copies."""
+def test_write_to_a_norm_parameter_matches_eager(kind: str, activation: str, changed: str, training: bool) -> None:
+    """ATen's batch norm saves its weight but not its bias; instance norm saves copies."""
 
     def change(model: nn.Module) -> None:
         norm = next(m for m in model.modules() if isinstance(m, (nn.BatchNorm2d, nn.InstanceNorm2d)))
@@ -202,12 +202,12 @@ def test_a_write_to_a_norms_parameter(kind: str, activation: str, changed: str, 
     x = torch.randn(SHAPES["large"], dtype=torch.float64)
     eager = gradients(copy.deepcopy(model), x, change)
     assert (eager is None) == (changed == "weight" and kind != "in")
-    assert_runs_as(eager, gradients(gan_fast.fuse(model), x, change))
-    assert_runs_as(eager, gradients(as_block(copy.deepcopy(model), kind).double().train(training), x, change))
+    assert_matches(eager, gradients(gan_fast.fuse(model), x, change))
+    assert_matches(eager, gradients(as_block(copy.deepcopy(model), kind).double().train(training), x, change))
 
 
-def test_a_bias_written_to_before_a_second_backward() -> None:
-    """The curved activations' second derivative reaches the bias, with the value of the forward."""
+def test_bias_changed_before_double_backward_matches_eager() -> None:
+    """The second derivative of tanh depends on the bias, which must have its value from the forward."""
     torch.manual_seed(0)
     x = torch.randn(SHAPES["large"], dtype=torch.float64, requires_grad=True)
     weight, bias = (torch.randn(CHANNELS, dtype=torch.float64, requires_grad=True) for _ in range(2))
@@ -223,12 +223,12 @@ def test_a_bias_written_to_before_a_second_backward() -> None:
         found.append(torch.autograd.grad(sum(g.square().sum() for g in first), [x, weight, bias]))
         with torch.no_grad():
             bias.sub_(1)
-    for want, ours in zip(*found):
-        torch.testing.assert_close(ours, want, rtol=1e-7, atol=1e-7)
+    for want, got in zip(*found):
+        torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-7)
 
 
-def test_the_signs_of_leaky_relu_are_what_is_kept() -> None:
-    """One bit a value, rounded up to blocks of 64; the output is not held."""
+def test_leaky_relu_saves_sign_bits_instead_of_its_output() -> None:
+    """One bit per value, in blocks of 64."""
     x = torch.randn(SHAPES["large"])
     weight = torch.randn(CHANNELS, CHANNELS, 3, 3, requires_grad=True)
     output = gan_fast.ops.conv2d_act(x, weight, None, 1, 1)

@@ -7,17 +7,19 @@ from gan_fast import nn as fused
 from gan_fast import ops
 
 
-def test_stddev_is_the_op() -> None:
-    module = fused.MinibatchStdDev(group_size=2, num_channels=3)
+def test_stddev_matches_the_op() -> None:
+    module = fused.MinibatchStdDev(group_size=2, num_channels=3, eps=1e-4)
     x = torch.randn(4, 6, 3, 3)
-    assert torch.equal(module(x), ops.minibatch_stddev(x, 2, 3))
+    assert torch.equal(module(x), ops.minibatch_stddev(x, group_size=2, num_channels=3, eps=1e-4))
     assert not module.state_dict()
-    assert "group_size=2, num_channels=3" in repr(module)
+    assert "group_size=2, num_channels=3, eps=0.0001" in repr(module)
     with pytest.raises(ValueError, match="MinibatchStdDev: expected num_channels at least 1, got 0"):
         fused.MinibatchStdDev(num_channels=0)
+    with pytest.raises(ValueError, match="MinibatchStdDev: expected eps above 0, got 0"):
+        fused.MinibatchStdDev(eps=0)
 
 
-def test_discrimination_is_the_op() -> None:
+def test_discrimination_matches_the_op() -> None:
     module = fused.MinibatchDiscrimination(6, 5, 4, dtype=torch.float64)
     x = torch.randn(3, 6, dtype=torch.float64)
     assert torch.equal(module(x), ops.minibatch_discrimination(x, module.weight))
@@ -28,8 +30,7 @@ def test_discrimination_is_the_op() -> None:
         fused.MinibatchDiscrimination(6, 5, 0)
 
 
-def test_a_discriminator_that_sees_its_batch_trains() -> None:
-    """Samples that are alike are told from samples that are not, which no sample by itself could show."""
+def test_minibatch_discrimination_learns_to_detect_similar_samples() -> None:
     torch.manual_seed(0)
     discriminator = torch.nn.Sequential(fused.MinibatchDiscrimination(4, 8, 2), torch.nn.Linear(12, 1))
     optimizer = torch.optim.Adam(discriminator.parameters(), 0.01)

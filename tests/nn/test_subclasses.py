@@ -1,4 +1,4 @@
-"""Tensor subclasses as inputs, as parameters and in the middle of a model: types, attributes and values of eager."""
+"""Tensor subclasses as inputs, parameters and intermediate values keep the types, attributes and values of eager."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ class Plain(Tensor):
     pass
 
 
-class Carrying(Tensor):
-    """Hands on a note, with the names of the functions that it went through."""
+class Annotated(Tensor):
+    """Records the names of the functions that were applied in a note."""
 
     note: str
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = [t for t in _pytree.tree_leaves((args, kwargs)) if isinstance(t, Carrying)]
+        given = [t for t in _pytree.tree_leaves((args, kwargs)) if isinstance(t, Annotated)]
         output = super().__torch_function__(func, types, args, kwargs or {})
-        # Names of attributes are descriptors, which nothing is noted of.
+        # "__get__" is the access to an attribute.
         name = getattr(func, "__name__", "")
-        if isinstance(output, Carrying) and name != "__get__":
+        if isinstance(output, Annotated) and name != "__get__":
             output.note = f"{getattr(given[0], 'note', '')} {name}"
         return output
 
 
 class Wrapped(Tensor):
-    """Has its values in another tensor."""
+    """Wraps another tensor that holds the values."""
 
     inner: Tensor
 
@@ -59,7 +59,7 @@ class Wrapped(Tensor):
         return _pytree.tree_map_only(Tensor, Wrapped, func(*args, **kwargs))
 
 
-class OwnParameter(nn.Parameter):
+class DerivedParameter(nn.Parameter):
     pass
 
 
@@ -67,12 +67,12 @@ def of_class(kind: type, t: Tensor) -> Any:
     if kind is Wrapped:
         return Wrapped(t.detach())
     made: Any = t.detach().as_subclass(kind)
-    if kind is Carrying:
+    if kind is Annotated:
         made.note = "begun"
     return made
 
 
-class Becomes(nn.Module):
+class ToSubclass(nn.Module):
     def __init__(self, kind: type) -> None:
         super().__init__()
         self.kind = kind
@@ -81,12 +81,12 @@ class Becomes(nn.Module):
         if self.kind is Wrapped:
             return Wrapped(x.detach())
         made: Any = x.as_subclass(self.kind)
-        if self.kind is Carrying:
+        if self.kind is Annotated:
             made.note = "in the middle"
         return made
 
 
-class Written(nn.Module):
+class Loop(nn.Module):
     def __init__(self, layers: nn.Sequential) -> None:
         super().__init__()
         self.layers = layers
@@ -111,10 +111,10 @@ def values(t: Tensor) -> Tensor:
     return t.inner if isinstance(t, Wrapped) else t.as_subclass(Tensor)
 
 
-def assert_same(eager: Tensor, own: Tensor, scale: float = 1.0) -> None:
-    assert type(own) is type(eager)
-    assert getattr(own, "note", None) == getattr(eager, "note", None)
-    plain = [values(t) for t in (eager, own)]
+def assert_same(eager: Tensor, fused: Tensor, scale: float = 1.0) -> None:
+    assert type(fused) is type(eager)
+    assert getattr(fused, "note", None) == getattr(eager, "note", None)
+    plain = [values(t) for t in (eager, fused)]
     assert torch.allclose(*plain, rtol=1e-4, atol=1e-5 * max(scale, plain[0].abs().max().item()))
 
 
@@ -128,50 +128,53 @@ def compare(model: nn.Module, fused: nn.Module, x: Tensor, kind: type) -> None:
             output = m(given)
             output.sum().backward()
             found.append([output, given.grad, *(p.grad for p in m.parameters())])
-        # The gradient of a bias before a norm is the rounding error of larger ones.
+        # The gradient of a bias before a norm is rounding error, relative to the larger gradients.
         scale = max(values(t).abs().max().item() for t in found[0] if t is not None)
-        for eager, own in zip(*found, strict=True):
-            assert (eager is None) == (own is None)
+        for eager, got in zip(*found, strict=True):
+            assert (eager is None) == (got is None)
             if eager is not None:
-                assert_same(eager, own, scale)
+                assert_same(eager, got, scale)
         with torch.no_grad():
             assert_same(model(of_class(kind, x)), fused(of_class(kind, x)))
-        for eager, own in zip(model.buffers(), fused.buffers(), strict=True):
-            assert_same(eager, own)
+        for eager_buffer, buffer in zip(model.buffers(), fused.buffers(), strict=True):
+            assert_same(eager_buffer, buffer)
 
 
-WRITTEN = [lambda s: s, Written]
+MakeModel = Callable[[nn.Sequential], nn.Module]
+FORWARDS: list[MakeModel] = [lambda s: s, Loop]
 
 
 @pytest.mark.parametrize("width", [4, 32])
-@pytest.mark.parametrize("written", WRITTEN, ids=["sequential", "forward"])
-@pytest.mark.parametrize("kind", [Plain, Carrying, Wrapped])
-def test_as_input(kind: type, written: Callable[[nn.Sequential], nn.Module], width: int) -> None:
-    model = written(stack(width))
+@pytest.mark.parametrize("make_model", FORWARDS, ids=["sequential", "forward"])
+@pytest.mark.parametrize("kind", [Plain, Annotated, Wrapped])
+def test_subclass_as_input_matches_eager(kind: type, make_model: MakeModel, width: int) -> None:
+    model = make_model(stack(width))
     torch.manual_seed(0)
     compare(model, gan_fast.fuse(model), torch.randn(4, 3, 16, 16), kind)
 
 
 @pytest.mark.parametrize("width", [4, 32])
-@pytest.mark.parametrize("written", WRITTEN, ids=["sequential", "forward"])
-@pytest.mark.parametrize("kind", [Plain, Carrying])
-def test_in_the_middle(kind: type, written: Callable[[nn.Sequential], nn.Module], width: int) -> None:
-    model = written(stack(width, Becomes(kind)))
+@pytest.mark.parametrize("make_model", FORWARDS, ids=["sequential", "forward"])
+@pytest.mark.parametrize("kind", [Plain, Annotated])
+def test_subclass_as_intermediate_value_matches_eager(kind: type, make_model: MakeModel, width: int) -> None:
+    model = make_model(stack(width, ToSubclass(kind)))
     compare(model, gan_fast.fuse(model), torch.randn(4, 3, 16, 16), Tensor)
 
 
 @pytest.mark.parametrize(
-    *pairwise(3, layer=[0, 1, 3, 4, 6, 9], kind=[Plain, Carrying, OwnParameter], written=WRITTEN, width=[4, 32])
+    *pairwise(
+        3, layer=[0, 1, 3, 4, 6, 9], kind=[Plain, Annotated, DerivedParameter], make_model=FORWARDS, width=[4, 32]
+    )
 )
-def test_as_parameters(kind: Any, layer: int, written: Callable[[nn.Sequential], nn.Module], width: int) -> None:
-    model = written(stack(width))
+def test_subclass_as_parameter_matches_eager(kind: Any, layer: int, make_model: MakeModel, width: int) -> None:
+    model = make_model(stack(width))
     fused = gan_fast.fuse(model)
     for m in (model, fused):
-        chosen = (m.layers if isinstance(m, Written) else m)[layer]
+        chosen = (m.layers if isinstance(m, Loop) else m)[layer]
         for name, p in list(chosen.named_parameters()):
             value = p.detach().clone()
             chosen._parameters[name] = (
-                OwnParameter(value) if kind is OwnParameter else nn.Parameter(of_class(kind, value))
+                DerivedParameter(value) if kind is DerivedParameter else nn.Parameter(of_class(kind, value))
             )
     compare(model, fused, torch.randn(4, 3, 16, 16), Tensor)
 
@@ -212,16 +215,16 @@ def functional(width: int) -> dict[str, tuple[Callable[[Any], Any], Callable[[An
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [Plain, Carrying, Wrapped])
+@pytest.mark.parametrize("kind", [Plain, Annotated, Wrapped])
 @pytest.mark.parametrize("op", functional(1))
-def test_ops(op: str, kind: type) -> None:
+def test_op_keeps_the_subclass(op: str, kind: type) -> None:
     torch.manual_seed(0)
-    own, eager = functional(32)[op]
+    fused, eager = functional(32)[op]
     x = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
-        assert_same(eager(of_class(kind, x)), own(of_class(kind, x)))
+        assert_same(eager(of_class(kind, x)), fused(of_class(kind, x)))
     outputs = []
-    for call in (eager, own):
+    for call in (eager, fused):
         given = of_class(kind, x).requires_grad_()
         output = call(given)
         output.square().sum().backward()
@@ -230,9 +233,8 @@ def test_ops(op: str, kind: type) -> None:
         assert_same(a, b)
 
 
-@pytest.mark.parametrize("kind", [Plain, Carrying, Wrapped])
-def test_blocks(kind: type) -> None:
-    """Blocks give what their children and the activation give; chains of them keep the type."""
+@pytest.mark.parametrize("kind", [Plain, Annotated, Wrapped])
+def test_blocks_keep_the_subclass(kind: type) -> None:
     torch.manual_seed(0)
     from gan_fast import nn as fast
 
@@ -247,9 +249,9 @@ def test_blocks(kind: type) -> None:
     assert_same(values(outputs[0]), outputs[1])
 
 
-@pytest.mark.parametrize("kind", [Plain, Carrying])
-def test_gradients_of_subclasses(kind: type) -> None:
-    """A loss of a subclass sends gradients of one into nodes that plain tensors left behind."""
+@pytest.mark.parametrize("kind", [Plain, Annotated])
+def test_subclass_gradients_flow_into_plain_layers(kind: type) -> None:
+    """A loss of a subclass sends gradients of that class through the nodes of plain tensors."""
     model = stack(32)
     fused = gan_fast.fuse(model)
     x = torch.randn(4, 3, 16, 16)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from derivatives import (
     cotangent,
     differentiated,
@@ -30,23 +31,23 @@ SMALL = [s for s in NORM_SAMPLES if s.small]
 @pytest.mark.parametrize(*in_dtypes(NORM_SAMPLES, DTYPES))
 def test_equals_eager_to_second_order(sample: NormSample, dtype: torch.dtype) -> None:
     arguments = sample.make(dtype)
-    ours = second_order_and_statistics(batch_norm_act, arguments, dtype)
+    actual = second_order_and_statistics(batch_norm_act, arguments, dtype)
     eager = second_order_and_statistics(reference, arguments, dtype)
     exact = second_order_and_statistics(reference, in_double(arguments), dtype)
-    # Eager's zeros for a second derivative that is nowhere stand for our None.
+    # For a second derivative that is zero everywhere, eager returns zeros and the op returns None.
     for name, value in eager.items():
-        if name not in ours:
+        if name not in actual:
             assert not value.count_nonzero(), f"{name} is missing"
             continue
-        assert_as_exact(ours[name], value, exact[name], name)
-        assert strides(ours[name]) == strides(value) or name.startswith("second"), f"{name}: strides"
-    for name in set(ours) - set(eager):
-        assert not ours[name].count_nonzero(), f"{name}: eager has no such derivative"
+        assert_as_exact(actual[name], value, exact[name], name)
+        assert strides(actual[name]) == strides(value) or name.startswith("second"), f"{name}: strides"
+    for name in set(actual) - set(eager):
+        assert not actual[name].count_nonzero(), f"{name}: eager has no such derivative"
 
 
-# Numerical differentiation writes to elements; expanded ones share theirs.
+# Numerical differentiation writes to single elements, which expanded tensors do not have.
 @pytest.mark.parametrize("sample", [s for s in SMALL if s.layout != "expanded"], ids=str)
-def test_numerical_derivatives(sample: NormSample) -> None:
+def test_gradcheck_to_second_order(sample: NormSample) -> None:
     arguments = sample.make(torch.float64)
     named = differentiated(arguments)
 
@@ -61,7 +62,7 @@ def test_numerical_derivatives(sample: NormSample) -> None:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("activation", ["leaky_relu", "tanh"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_third_derivative(activation: str, training: bool, dtype: torch.dtype) -> None:
+def test_third_derivative_equals_the_reference(activation: str, training: bool, dtype: torch.dtype) -> None:
     arguments = NormSample((3, 2, 3), training, activation).make(dtype)
     if dtype == torch.bfloat16:
         for name in ("weight", "bias", "running_mean", "running_var"):
@@ -75,15 +76,15 @@ def test_third_derivative(activation: str, training: bool, dtype: torch.dtype) -
         second = torch.autograd.grad(sum((g**2).sum() for g in first), values, create_graph=True)
         return torch.autograd.grad(sum((g**2).sum() for g in second), values)
 
-    for ours, eager in zip(third(batch_norm_act), third(reference)):
-        if dtype == torch.bfloat16:  # eager's own roundings compound over three orders
-            assert ours.shape == eager.shape
-            assert ours.isfinite().all()
+    for actual, eager in zip(third(batch_norm_act), third(reference)):
+        if dtype == torch.bfloat16:  # rounding errors grow over three orders, in eager mode too
+            assert actual.shape == eager.shape
+            assert actual.isfinite().all()
         else:
-            torch.testing.assert_close(ours, eager)
+            torch.testing.assert_close(actual, eager)
 
 
-# One of each code path is enough for what is slow.
+# opcheck is slow, so one sample per code path.
 OPCHECK = [
     s
     for s in SMALL
@@ -114,7 +115,7 @@ def test_opcheck(sample: NormSample) -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_compiles_whole(layout: str, training: bool) -> None:
+def test_compiles_without_graph_breaks(layout: str, training: bool) -> None:
     sample = NormSample((4, 8, 5, 3), training, layout=layout)
 
     def step(function: Any) -> dict[str, Tensor]:
@@ -126,18 +127,18 @@ def test_compiles_whole(layout: str, training: bool) -> None:
 
     torch._dynamo.reset()
     compiled = torch.compile(batch_norm_act, fullgraph=True, backend="aot_eager")
-    ours, eager = step(compiled), step(reference)
+    actual, eager = step(compiled), step(reference)
     for name in eager:
-        torch.testing.assert_close(ours[name], eager[name], msg=lambda m, name=name: f"{name}: {m}")
-    assert ours["output"].stride() == eager["output"].stride()
+        torch.testing.assert_close(actual[name], eager[name], msg=lambda m, name=name: f"{name}: {m}")
+    assert actual["output"].stride() == eager["output"].stride()
 
 
 def test_functorch_transforms_use_the_reference() -> None:
     arguments = NormSample((3, 4, 5), training=False).make(torch.float64, requires_grad=False)
     weight = arguments.pop("weight")
     stack = torch.stack([weight, 2 * weight])
-    ours = torch.func.vmap(lambda w: batch_norm_act(weight=w, **arguments))(stack)
-    torch.testing.assert_close(ours[1], reference(weight=2 * weight, **arguments))
+    actual = torch.func.vmap(lambda w: batch_norm_act(weight=w, **arguments))(stack)
+    torch.testing.assert_close(actual[1], reference(weight=2 * weight, **arguments))
     grad = torch.func.grad(lambda w: batch_norm_act(weight=w, **arguments).sum())(weight)
     assert grad.shape == weight.shape
 
@@ -147,22 +148,22 @@ def test_functorch_transforms_use_the_reference() -> None:
         training=[True, False], activation=ACTIVATIONS, value=[float("nan"), float("inf"), -float("inf"), 1e4, 1e-40]
     )
 )
-def test_special_values(training: bool, activation: str, value: float) -> None:
+def test_special_values_equal_eager(training: bool, activation: str, value: float) -> None:
     for layout in ("contiguous", "channels_last"):
         for position in ((0, 1, 0, 0), (2, 1, 2, 1)):
             arguments = NormSample((3, 4, 3, 3), training, activation, layout=layout).make(torch.float32)
             with torch.no_grad():
                 arguments["input"][position] = value
-            ours = second_order_and_statistics(batch_norm_act, arguments, torch.float32)
+            actual = second_order_and_statistics(batch_norm_act, arguments, torch.float32)
             eager = second_order_and_statistics(reference, arguments, torch.float32)
             exact = second_order_and_statistics(reference, in_double(arguments), torch.float32)
             for name in ("output", "grad_input", "grad_weight", "grad_bias", "running_mean", "running_var"):
-                assert_as_exact(ours[name], eager[name], exact[name], name)
+                assert_as_exact(actual[name], eager[name], exact[name], name)
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4), (2, 3, 0, 4), (0, 3, 4, 4)])
-def test_no_elements(shape: tuple[int, ...], training: bool) -> None:
+def test_empty_input_leaves_statistics_unchanged(shape: tuple[int, ...], training: bool) -> None:
     arguments = NormSample(shape, training).make(torch.float32)
     before = arguments["running_mean"].clone(), arguments["running_var"].clone()
     output = batch_norm_act(**arguments)
@@ -177,7 +178,7 @@ def test_no_elements(shape: tuple[int, ...], training: bool) -> None:
     assert torch.equal(arguments["running_var"], before[1])
 
 
-def test_only_wanted_gradients() -> None:
+def test_gradient_is_none_for_frozen_arguments() -> None:
     for wanted in ("input", "weight", "bias"):
         arguments = NormSample((3, 4, 3, 3)).make(torch.float32, requires_grad=False)
         arguments[wanted].requires_grad_()
@@ -186,7 +187,7 @@ def test_only_wanted_gradients() -> None:
             assert (arguments[name].grad is not None) == (name == wanted)
 
 
-def test_input_changed_after_saving_is_noticed() -> None:
+def test_backward_raises_if_the_input_was_modified() -> None:
     arguments = NormSample((3, 4, 3, 3)).make(torch.float32)
     input = arguments["input"] * 1
     output = batch_norm_act(**{**arguments, "input": input})
@@ -195,7 +196,7 @@ def test_input_changed_after_saving_is_noticed() -> None:
         output.sum().backward()
 
 
-def test_running_statistics_count_as_modified() -> None:
+def test_training_increments_the_version_of_running_statistics() -> None:
     arguments = NormSample((3, 4, 3, 3)).make(torch.float32)
     version = arguments["running_mean"]._version
     batch_norm_act(**arguments)
@@ -205,7 +206,7 @@ def test_running_statistics_count_as_modified() -> None:
     assert arguments["running_mean"]._version == version
 
 
-def test_backward_keeps_the_input_alone() -> None:
+def test_backward_saves_only_the_input() -> None:
     arguments = NormSample((8, 16, 16, 16)).make(torch.float32)
     saved: list[Tensor] = []
 
@@ -221,7 +222,7 @@ def test_backward_keeps_the_input_alone() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_same_bits_for_any_number_of_threads(layout: str, dtype: torch.dtype) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(layout: str, dtype: torch.dtype) -> None:
     arguments = NormSample((16, 48, 17, 13), layout=layout).make(dtype)
     threads = torch.get_num_threads()
     results = []
@@ -255,7 +256,7 @@ def test_autocast_keeps_the_input_dtype() -> None:
     mean=st.sampled_from([0.0, 0.5, 10.0]),
     seed=st.integers(0, 2**16),
 )
-def test_drawn_inputs_equal_eager(
+def test_random_inputs_equal_eager(
     shape: tuple[int, ...], layout: str, activation: str, training: bool, affine: bool, dtype: torch.dtype,
     mean: float, seed: int,
 ) -> None:  # fmt: skip
@@ -266,17 +267,17 @@ def test_drawn_inputs_equal_eager(
     values = int(torch.Size(shape).numel() / shape[1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ours = second_order_and_statistics(batch_norm_act, arguments, dtype)
+        actual = second_order_and_statistics(batch_norm_act, arguments, dtype)
         eager = second_order_and_statistics(reference, arguments, dtype)
         exact = second_order_and_statistics(reference, in_double(arguments), dtype)
-    # With two or three values, or a batch expanded from one, the variance can be nothing but rounding: then results
-    # magnify the input's own rounding and "exact" means little.
+    # With few values, or a batch expanded from one sample, the variance may be pure rounding error, which the results
+    # magnify: then there is no exact result to compare with.
     if training and (values < 8 or layout == "expanded"):
         return
     for name, value in eager.items():
-        if name in ours:
-            assert strides(ours[name]) == strides(value) or name != "output", name
-            assert_as_exact(ours[name], value, exact[name], name, few_numbers_factor(value))
+        if name in actual:
+            assert strides(actual[name]) == strides(value) or name != "output", name
+            assert_as_exact(actual[name], value, exact[name], name, few_numbers_factor(value))
 
 
 BAD_INPUTS: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -294,14 +295,14 @@ BAD_INPUTS: list[tuple[dict[str, Any], type[Exception], str]] = [
      "expected weight dtype float32 as running_mean, got bfloat16"),
     ({"bias": torch.ones(3, device="meta")}, ValueError, "expected bias device cpu as input, got meta"),
     ({"input": torch.ones(1, 3), "training": True}, ValueError,
-     "expected input more than 1 value per channel when training, got (1, 3)"),
+     "expected input with more than 1 value per channel when training, got shape (1, 3)"),
     ({"running_mean": None, "running_var": None}, ValueError,
      "expected running_mean and running_var tensors when training is False, got None"),
     ({"running_mean": None, "training": True}, ValueError,
      "expected running_mean and running_var both tensors or both None, got one of each"),
     ({"running_mean": torch.zeros(3, requires_grad=True)}, ValueError,
      "expected running_mean not to require grad, got one that does: it has no gradient"),
-    ({"eps": 0.0, "training": True}, ValueError, "expected eps above 0 when training, got 0.0"),
+    ({"eps": 0.0, "training": True}, ValueError, "expected eps a positive number when training, got 0.0"),
     ({"input": torch.ones(2, 3).to_sparse()}, TypeError, "expected input layout strided, got sparse_coo"),
     ({"activation": "gelu"}, ValueError,
      "expected activation one of identity, relu, leaky_relu, tanh, sigmoid, got 'gelu'"),
@@ -323,12 +324,23 @@ def test_bad_input(
     arguments: dict[str, Any] = {
         "input": torch.ones(2, 3, 4), "running_mean": torch.zeros(3), "running_var": torch.ones(3),
     }  # fmt: skip
+    arguments |= change
     with gan_fast.use_backend(backend), pytest.raises(error) as caught:
-        batch_norm_act(**{**arguments, **change})
+        batch_norm_act(**arguments)
     assert str(caught.value) == f"batch_norm_act: {message}"
+    # Code around a replaced torch function must catch the error as before.
+    arguments.pop("activation", None)
+    torch_error: Exception = caught.value
+    try:
+        F.batch_norm(**arguments)
+    except NotImplementedError:
+        torch_error = RuntimeError()
+    except (TypeError, ValueError, RuntimeError) as raised:
+        torch_error = raised
+    assert isinstance(caught.value, type(torch_error))
 
 
-def test_raw_ops_refuse_what_would_read_past_the_end() -> None:
+def test_raw_ops_reject_shapes_that_would_read_out_of_bounds() -> None:
     op = torch.ops.gan_fast
     x, c = torch.ones(2, 3, 4), torch.ones(3)
     tail = (True, 0.1, 1e-5, "relu", 0.0)
@@ -344,7 +356,7 @@ def test_raw_ops_refuse_what_would_read_past_the_end() -> None:
         op.batch_norm_act_backward(x, x, torch.ones(4), c, None, None, True, "relu", 0.0, True, True)
 
 
-def test_raw_second_order_refuses_a_third_loudly() -> None:
+def test_raw_double_backward_raises_for_a_third_derivative() -> None:
     arguments = NormSample((3, 2, 3)).make(torch.float64)
     double = torch.ops.gan_fast.batch_norm_act_double_backward
     x = arguments["input"]
@@ -353,7 +365,7 @@ def test_raw_second_order_refuses_a_third_loudly() -> None:
         double(x, None, None, x, x, mean, invstd, None, None, True, "relu", 0.0, True, True)
 
 
-def test_no_channels() -> None:
+def test_accepts_zero_channels() -> None:
     assert batch_norm_act(torch.ones(4, 0, 3), None, None, training=True).shape == (4, 0, 3)
 
 
@@ -365,14 +377,14 @@ def test_forward_mode_uses_the_reference() -> None:
     assert tangent is not None
 
 
-def test_raw_backward_refuses_gradients_by_the_statistics() -> None:
+def test_raw_backward_rejects_statistics_that_require_grad() -> None:
     x, c = torch.ones(2, 3, 4), torch.ones(3, requires_grad=True)
     with pytest.raises(NotImplementedError, match="expected mean and invstd not to require grad"):
         torch.ops.gan_fast.batch_norm_act_backward(x, x, c, c, None, None, True, "relu", 0.0, True, True)
 
 
 @pytest.mark.parametrize("size", [-1, 8192])
-def test_a_refused_call_leaves_the_statistics_alone(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejected_call_leaves_statistics_unchanged(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gan_fast.backends, "SMALL", size)
     x, mean, var = torch.randn(2, 3, 4, 4) + 5, torch.zeros(3), torch.ones(3)
     meta = torch.ones(3, device="meta")

@@ -24,21 +24,21 @@ def check_against_aten(
     sample: ConvSample, dtype: torch.dtype, drawn: bool = False, weight_strides: bool = True, factor: float = 2.0
 ) -> None:
     arguments = sample.make(dtype)
-    ours = second_order(getattr(ops, sample.op), arguments)
+    actual = second_order(getattr(ops, sample.op), arguments)
     eager = second_order(getattr(F, sample.op), arguments)
     exact = second_order(getattr(F, sample.op), in_double(arguments), dtype)
     for name, value in eager.items():
-        if name not in ours:
+        if name not in actual:
             assert not value.count_nonzero(), f"{name} is missing"
             continue
-        assert_as_exact(ours[name], value, exact[name], name, few_numbers_factor(value) if drawn else factor)
+        assert_as_exact(actual[name], value, exact[name], name, few_numbers_factor(value) if drawn else factor)
         if not name.startswith("second") and (weight_strides or name != "grad_weight"):
-            assert ours[name].stride() == value.stride(), f"{name}: strides"
-    # Of an empty batch ATen gives none.
-    assert all(not ours[name].count_nonzero() for name in set(ours) - set(eager))
+            assert actual[name].stride() == value.stride(), f"{name}: strides"
+    # For an empty batch ATen returns no gradient.
+    assert all(not actual[name].count_nonzero() for name in set(actual) - set(eager))
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same'")  # ATen says that it pads, as we do
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # ATen warns that it pads the input
 @pytest.mark.parametrize(*in_dtypes(CONV_SAMPLES, DTYPES))
 def test_equals_aten_to_second_order(sample: ConvSample, dtype: torch.dtype) -> None:
     check_against_aten(sample, dtype)
@@ -47,7 +47,7 @@ def test_equals_aten_to_second_order(sample: ConvSample, dtype: torch.dtype) -> 
 @pytest.mark.parametrize(
     "sample", [s for s in CONV_SAMPLES if s.layout != "expanded" and 0 not in s.input_shape], ids=str
 )
-def test_numerical_derivatives(sample: ConvSample) -> None:
+def test_gradcheck_to_second_order(sample: ConvSample) -> None:
     arguments = sample.make(torch.float64)
     named = differentiated(arguments)
 
@@ -60,21 +60,21 @@ def test_numerical_derivatives(sample: ConvSample) -> None:
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_third_derivative(transposed: bool) -> None:
+def test_fourth_derivative_equals_aten(transposed: bool) -> None:
     def third(namespace: Any) -> Tensor:
         sample = ConvSample((2, 2, 5, 5), (2, 2, 3, 3), transposed, options=(("stride", 2),))
         arguments = sample.make(torch.float64)
         grad = getattr(namespace, sample.op)(**arguments).tanh()
         for _ in range(3):
             (grad,) = torch.autograd.grad((grad**2).sum(), arguments["input"], create_graph=True)
-        (by_weight,) = torch.autograd.grad((grad**2).sum(), arguments["weight"])
-        return by_weight
+        (grad_weight,) = torch.autograd.grad((grad**2).sum(), arguments["weight"])
+        return grad_weight
 
     torch.testing.assert_close(third(ops), third(F))
 
 
 def large_samples() -> list[ConvSample]:
-    """Shapes that go through a product of matrices in forward, in one gradient or in both, and neighbours."""
+    """Shapes that use a matrix product in the forward pass, in one gradient or in both."""
     down = (("stride", 2), ("padding", 1))
     samples = [
         ConvSample((8, 64, 8, 8), (300, 64, 4, 4), bias=bias, options=down, layout=layout)
@@ -113,16 +113,16 @@ def test_products_equal_aten_to_second_order(
             name,
             lambda *args, method=method, name=name: products.append(name) or method(*args),
         )
-    # Few columns at a time: several parts, the last of them smaller.
+    # Few columns at a time, so that there are several parts and a smaller last one.
     monkeypatch.setattr(conv_kernels, "_MOST_COLUMNS", 200_000)
-    # On average MKL's sums of 2,000 terms are 1.65 times as far off as oneDNN's (both grow as the root of the number of
-    # terms), and how far the worst of 30,000 is depends on the number of threads: 2.1 times was seen.
+    # MKL's sums of 2,000 terms have on average 1.65 times the error of oneDNN's (both grow with the square root of the
+    # number of terms). The largest of 30,000 errors depends on the number of threads; up to 2.1 times was measured.
     check_against_aten(sample, dtype, weight_strides=False, factor=2.5)
-    assert products, "no product was taken"
+    assert products, "no kernel was a product"
 
 
 def _choice(input: tuple[int, ...], weight: tuple[int, ...], channels_last: bool = False, **options: int) -> set[str]:
-    """Which kernels of a convolution, or of a transposed one, are products: gather, scatter, weigh."""
+    """Return which kernels of a convolution are products: gather, scatter, weigh."""
     dims = len(input) - 2
     values = {"stride": 1, "padding": 0, "dilation": 1, "transposed": False, "output_padding": 0, **options}
     each = {name: (value,) * dims for name, value in values.items() if name != "transposed"}
@@ -133,8 +133,8 @@ def _choice(input: tuple[int, ...], weight: tuple[int, ...], channels_last: bool
     return {name for name in ("gather", "scatter", "weigh") if getattr(product, name, False)}
 
 
-ATEN_IS_QUICKER = [
-    # The shape of a bug report, and layers of vocoders: few channels on long signals, residual blocks, upsamplers.
+ATEN_IS_FASTER = [
+    # Layers of vocoders: few channels on long signals, residual blocks, upsamplers.
     ((4, 8, 8192), (8, 8, 7), {"padding": 3}),
     ((16, 8, 4096), (8, 8, 4), {"stride": 2, "transposed": True}),
     ((4, 80, 32), (128, 80, 7), {"padding": 3}),
@@ -150,7 +150,7 @@ ATEN_IS_QUICKER = [
     ((4, 32, 8192), (1, 32, 7), {"padding": 3}),
     ((2, 1, 8192), (128, 1, 7), {"padding": 3}),
     ((1, 1, 16384), (64, 1, 25), {"stride": 4, "padding": 11}),
-    # The same in 2-d: kernels along one dim, and without a stride.
+    # In 2-d: filters along one dim, and filters without a stride.
     ((4, 1, 1024, 3), (32, 1, 5, 1), {"stride": 3}),
     ((4, 128, 100, 3), (512, 128, 5, 1), {"stride": 3}),
     ((4, 256, 8, 8), (256, 256, 3, 3), {"padding": 1}),
@@ -160,8 +160,8 @@ ATEN_IS_QUICKER = [
 ]
 
 
-@pytest.mark.parametrize(("input", "weight", "options"), ATEN_IS_QUICKER, ids=str)
-def test_no_product_is_taken_where_aten_is_quicker(
+@pytest.mark.parametrize(("input", "weight", "options"), ATEN_IS_FASTER, ids=str)
+def test_no_kernel_is_a_product_if_aten_is_faster(
     input: tuple[int, ...], weight: tuple[int, ...], options: dict[str, int]
 ) -> None:
     assert _choice(input, weight, **options) == set()
@@ -172,7 +172,7 @@ def test_no_product_is_taken_where_aten_is_quicker(
 @pytest.mark.parametrize(
     ("input", "weight", "options", "products"),
     [
-        # The last layer of WaveGAN's generator; the gradient by the input of a critic's first one.
+        # The last layer of WaveGAN's generator, and the input gradient of a critic's first layer.
         ((4, 64, 4096), (64, 1, 25), {"stride": 4, "padding": 11, "transposed": True}, {"scatter"}),
         ((1, 64, 4096), (64, 1, 25), {"stride": 4, "padding": 11, "transposed": True}, {"scatter"}),
         ((4, 1, 8192), (16, 1, 15), {"padding": 7}, {"scatter"}),
@@ -180,7 +180,7 @@ def test_no_product_is_taken_where_aten_is_quicker(
         ((4, 1024, 16), (1024, 512, 25), {"stride": 4, "padding": 11, "transposed": True}, {"scatter", "weigh"}),
         ((4, 1024, 32), (1024, 1024, 5), {"padding": 2}, {"weigh"}),
         ((4, 256, 16), (256, 256, 16), {}, {"gather", "weigh"}),
-        # The layers of DCGAN-64, and of those that end generators.
+        # Layers of DCGAN-64, and last layers of generators.
         ((32, 512, 4, 4), (512, 256, 4, 4), {"stride": 2, "padding": 1, "transposed": True}, {"scatter", "weigh"}),
         ((32, 256, 8, 8), (512, 256, 4, 4), {"stride": 2, "padding": 1}, {"scatter", "weigh"}),
         ((32, 64, 16, 16), (64, 3, 5, 5), {"stride": 2, "padding": 2, "transposed": True}, {"scatter"}),
@@ -188,22 +188,24 @@ def test_no_product_is_taken_where_aten_is_quicker(
         ((2, 3, 8, 32, 32), (32, 3, 4, 4, 4), {"stride": 2, "padding": 1}, {"scatter"}),
         ((4, 512, 4, 4), (512, 512, 3, 3), {"padding": 1}, {"weigh"}),
     ],
-    # Workers of pytest-xdist must agree on the names, and sets have no fixed order.
+    # Sorted, because pytest-xdist needs the same ids in every process and sets have no fixed order.
     ids=lambda value: "+".join(sorted(value)) if isinstance(value, set) else str(value),
 )
-def test_products_are_taken_where_they_are_quicker(
+def test_kernels_are_products_if_those_are_faster(
     input: tuple[int, ...], weight: tuple[int, ...], options: dict[str, int], products: set[str]
 ) -> None:
     assert _choice(input, weight, **options) == products
 
 
-def test_a_weight_that_would_be_copied_first_is_left_to_aten() -> None:
-    """The gradient by the weight alone does not read it."""
+def test_channels_last_weight_uses_a_product_only_for_its_own_gradient() -> None:
+    """Other products would copy the weight first."""
     geometry = conv_kernels.ConvGeometry((2, 2), (1, 1), (1, 1), True, (0, 0), 1)
     x, weight = torch.empty(32, 512, 4, 4), torch.empty(512, 256, 4, 4)
     for memory_format, scatter in ((torch.contiguous_format, True), (torch.channels_last, False)):
-        as_is = Like.of(weight.contiguous(memory_format=memory_format))
-        product = conv_kernels._Product.of(Like.of(x.contiguous(memory_format=torch.channels_last)), as_is, geometry)
+        weight_like = Like.of(weight.contiguous(memory_format=memory_format))
+        product = conv_kernels._Product.of(
+            Like.of(x.contiguous(memory_format=torch.channels_last)), weight_like, geometry
+        )
         assert product is not None
         assert (product.gather, product.scatter, product.weigh) == (scatter, scatter, True)
 
@@ -211,10 +213,10 @@ def test_a_weight_that_would_be_copied_first_is_left_to_aten() -> None:
 @pytest.mark.parametrize(
     *pairwise(
         geometry=[
-            # kernel, stride, padding, dilation, map, positions
+            # kernel, stride, padding, dilation, size of the map, positions
             ((4, 4), (2, 2), (1, 1), (1, 1), (10, 7), (5, 3)),
-            ((4, 4), (2, 2), (0, 0), (1, 1), (13, 9), (5, 3)),  # values that no kernel touches
-            ((3, 5), (1, 3), (2, 4), (1, 1), (4, 6), (6, 4)),  # more padding than kernel reaches
+            ((4, 4), (2, 2), (0, 0), (1, 1), (13, 9), (5, 3)),  # some values are under no filter position
+            ((3, 5), (1, 3), (2, 4), (1, 1), (4, 6), (6, 4)),  # filter positions entirely in the padding
             ((2, 3), (3, 1), (0, 1), (2, 2), (9, 6), (3, 4)),
             ((7,), (2,), (3,), (1,), (21,), (11,)),
             ((2, 4, 4), (1, 2, 2), (1, 1, 0), (1, 1, 1), (3, 6, 8), (4, 3, 3)),
@@ -229,7 +231,7 @@ def test_columns_equal_unfold_and_fold(geometry: Any, dtype: torch.dtype, layout
     x = LAYOUTS[layout](torch.randn(n, c, *size).to(dtype))
     columns = torch.ops.gan_fast.im2col(x, kernel, stride, padding, dilation, positions)
     count = torch.Size(positions).numel()
-    # Convolving with one weight for each tap that is one there and zero elsewhere takes the values under a kernel.
+    # A convolution with one unit weight per tap extracts the values under the filter.
     taps = torch.Size(kernel).numel()
     weight = torch.eye(taps, dtype=torch.float64).view(taps, 1, *kernel)
     convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(kernel)]
@@ -254,7 +256,7 @@ def test_columns_equal_unfold_and_fold(geometry: Any, dtype: torch.dtype, layout
 @pytest.mark.parametrize(
     *pairwise(
         case=[
-            # channels in and out, size of the input, padding, output padding
+            # input channels, output channels, size of the input, padding, output padding
             (64, 3, (32, 32), (1, 1), (0, 0)),
             (33, 1, (1, 17), (1, 2), (1, 1)),
             (5, 2, (9, 40), (0, 3), (0, 1)),
@@ -265,7 +267,7 @@ def test_columns_equal_unfold_and_fold(geometry: Any, dtype: torch.dtype, layout
         dtype=[torch.float32, torch.bfloat16, torch.float16],
     )
 )
-def test_sub_pixel_conv_is_a_transposed_convolution(case: Any, layout: str, dtype: torch.dtype) -> None:
+def test_sub_pixel_conv_equals_a_transposed_convolution(case: Any, layout: str, dtype: torch.dtype) -> None:
     c_in, c_out, size, padding, output_padding = case
     x = LAYOUTS[layout](torch.randn(3, c_in, *size).to(dtype))
     weight = LAYOUTS[layout](torch.randn(c_in, c_out, 4, 4).to(dtype))
@@ -281,7 +283,7 @@ def test_sub_pixel_conv_is_a_transposed_convolution(case: Any, layout: str, dtyp
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_the_last_layer_of_a_generator_is_a_sub_pixel_conv(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_layer_of_a_generator_uses_sub_pixel_conv(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     kernel = conv_kernels._sub_pixel_conv
     monkeypatch.setattr(conv_kernels, "_sub_pixel_conv", lambda *args: calls.append(1) or kernel(*args))
@@ -291,10 +293,10 @@ def test_the_last_layer_of_a_generator_is_a_sub_pixel_conv(layout: str, monkeypa
     assert output.stride() == LAYOUTS[layout](output).stride()
 
 
-def test_raw_sub_pixel_conv_refuses_what_would_read_past_the_end() -> None:
+def test_raw_sub_pixel_conv_rejects_shapes_that_would_read_out_of_bounds() -> None:
     op = torch.ops.gan_fast.sub_pixel_conv
     x, weight, output = torch.ones(2, 8, 6, 16), torch.ones(8, 3, 4, 4), torch.ones(2, 3, 12, 32)
-    refused = [
+    rejected = [
         ((x.double(), weight.double(), output.double(), None, (1, 1)), "input dtype float32, bfloat16 or float16"),
         ((x, weight.bfloat16(), output, None, (1, 1)), "weight dtype Float"),
         ((x, weight, output.bfloat16(), None, (1, 1)), "output dtype Float"),
@@ -304,18 +306,18 @@ def test_raw_sub_pixel_conv_refuses_what_would_read_past_the_end() -> None:
         ((x, weight, output[:1], None, (1, 1)), r"output shape \(2, 3, ...\), got \(1, 3, 12, 32\)"),
         ((x, weight, output, torch.ones(2), (1, 1)), r"bias shape \(3,\), got \(2,\)"),
         ((x, weight, output, None, (1,)), "padding two numbers, got 1 of them"),
-        ((x, weight, output, None, (1, -1)), r"padding in \[0, 18\], got -1"),
-        ((x, weight, output, None, (1, 100)), r"padding in \[0, 18\], got 100"),
-        ((x, weight, output, None, (2**63 - 1, 1)), r"padding in \[0, 8\]"),
+        ((x, weight, output, None, (1, -1)), r"padding between 0 and 18, got -1"),
+        ((x, weight, output, None, (1, 100)), r"padding between 0 and 18, got 100"),
+        ((x, weight, output, None, (2**63 - 1, 1)), "padding between 0 and 8"),
     ]
-    for arguments, message in refused:
+    for arguments, message in rejected:
         with pytest.raises(RuntimeError, match=f"sub_pixel_conv: expected {message}"):
             op(*arguments)
     with pytest.raises(NotImplementedError, match="sub_pixel_conv: expected no argument to require grad"):
         op(x.clone().requires_grad_(), weight, output, None, (1, 1))
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(op.default, (x, weight, output, None, (1, 1)), test_utils=checks)
-    # Larger than what any kernel touches: the rest is the bias.
+    # An output beyond the filters' reach consists of the bias there.
     big = torch.empty(2, 3, 20, 50)
     op(x, weight, big, torch.arange(3.0), (1, 1))
     assert all(bool((big[:, c, 14:] == c).all() and (big[:, c, :, 34:] == c).all()) for c in range(3))
@@ -329,7 +331,7 @@ def test_columns_opcheck() -> None:
     torch.library.opcheck(torch.ops.gan_fast.col2im.default, (columns, x, None, *geometry), test_utils=checks)
 
 
-def test_raw_columns_refuse_what_would_read_past_the_end() -> None:
+def test_raw_columns_reject_shapes_that_would_read_out_of_bounds() -> None:
     x, columns = torch.ones(2, 3, 6, 4), torch.ones(12, 48)
     im2col, col2im = torch.ops.gan_fast.im2col, torch.ops.gan_fast.col2im
     geometry = [(4, 4), (2, 2), (1, 1), (1, 1), (3, 2)]
@@ -349,8 +351,7 @@ def test_raw_columns_refuse_what_would_read_past_the_end() -> None:
         im2col(x.clone().requires_grad_(), *geometry)
 
 
-def test_products_know_no_autocast() -> None:
-    """A product in float32 stays one where autocast is on around it."""
+def test_products_ignore_autocast() -> None:
     x, weight = torch.randn(8, 64, 16, 16), torch.randn(64, 3, 4, 4)
     geometry = conv_kernels.ConvGeometry((2, 2), (1, 1), (1, 1), True, (0, 0), 1)
     plain = conv_kernels.forward(x, weight, None, geometry)[0]
@@ -358,8 +359,8 @@ def test_products_know_no_autocast() -> None:
         assert torch.equal(conv_kernels.forward(x, weight, None, geometry)[0], plain)
 
 
-def test_what_a_product_returns_may_be_written_over() -> None:
-    """autograd forbids it for views that a Function returns."""
+def test_results_of_products_may_be_overwritten() -> None:
+    """autograd forbids that for views that a Function returns."""
     x, weight = torch.randn(8, 64, 8, 8, requires_grad=True), torch.randn(300, 64, 4, 4, requires_grad=True)
     for layout in (torch.contiguous_format, torch.channels_last):
         output = ops.conv2d(x.contiguous(memory_format=layout), weight, None, 2, 1)
@@ -373,7 +374,7 @@ def test_what_a_product_returns_may_be_written_over() -> None:
 @pytest.mark.parametrize("where", ["input", "weight", "grad_output"])
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_products_have_infinities_where_aten_has_them(transposed: bool, value: float, where: str) -> None:
+def test_products_return_infinities_where_aten_does(transposed: bool, value: float, where: str) -> None:
     down = {"stride": 2, "padding": 1}
     if transposed:
         x, weight = torch.rand(8, 300, 4, 4), torch.rand(300, 64, 4, 4)
@@ -386,23 +387,23 @@ def test_products_have_infinities_where_aten_has_them(transposed: bool, value: f
         leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
         output = getattr(namespace, "conv_transpose2d" if transposed else "conv2d")(*leaves, **down)
         results.append([output, *torch.autograd.grad(output, leaves, grad_output)])
-    for ours, want in zip(*results):
-        assert torch.equal(ours.isnan(), want.isnan())
-        assert torch.equal(ours.isinf(), want.isinf())
+    for actual, want in zip(*results):
+        assert torch.equal(actual.isnan(), want.isnan())
+        assert torch.equal(actual.isinf(), want.isinf())
 
 
 def test_batched_gradients_of_a_product() -> None:
     x, weight = torch.randn(8, 64, 8, 8, requires_grad=True), torch.randn(300, 64, 4, 4, requires_grad=True)
     output = ops.conv2d(x, weight, None, 2, 1)
     batch = torch.randn(3, *output.shape)
-    ours = torch.autograd.grad(output, (x, weight), batch, is_grads_batched=True, retain_graph=True)
+    actual = torch.autograd.grad(output, (x, weight), batch, is_grads_batched=True, retain_graph=True)
     for index in range(3):
-        for batched, want in zip(ours, torch.autograd.grad(output, (x, weight), batch[index], retain_graph=True)):
+        for batched, want in zip(actual, torch.autograd.grad(output, (x, weight), batch[index], retain_graph=True)):
             torch.testing.assert_close(batched[index], want, rtol=1e-4, atol=1e-3)
 
 
 class Calls(TorchDispatchMode):
-    """Records ATen's convolutions: "forward", or which of the gradients a backward was asked for."""
+    """Records calls of ATen's convolutions: "forward", or the gradients that a backward computes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -416,8 +417,8 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_penalty_computes_what_it_needs() -> None:
-    """No weight's gradient in the first pass; in the second a tangent goes through all layers but the last, no more."""
+def test_penalty_computes_only_the_gradients_it_needs() -> None:
+    """No weight gradients in its first pass; in its second, a forward pass through all layers except the last."""
     x = torch.randn(2, 3, 8, 8, requires_grad=True)
     weights = [torch.randn(4, 3, 3, 3, requires_grad=True), torch.randn(1, 4, 6, 6, requires_grad=True)]
     with Calls() as calls:
@@ -430,7 +431,7 @@ def test_a_penalty_computes_what_it_needs() -> None:
     assert x.grad is None or not x.grad.count_nonzero()
 
 
-def test_what_no_gradient_needs_is_not_kept() -> None:
+def test_saves_only_what_gradients_need() -> None:
     saved: list[Tensor] = []
     x, weight = torch.randn(1, 2, 5, 5), torch.randn(2, 2, 3, 3, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
@@ -438,17 +439,17 @@ def test_what_no_gradient_needs_is_not_kept() -> None:
     assert [t.data_ptr() for t in saved] == [x.data_ptr()]
 
 
-def test_autocast_as_aten() -> None:
+def test_autocast_equals_aten() -> None:
     arguments = ConvSample((2, 3, 6, 5), (4, 3, 3, 3)).make(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        ours, eager = ops.conv2d(**arguments), F.conv2d(**arguments)
-    assert ours.dtype == torch.bfloat16
-    assert torch.equal(ours, eager)
-    ours.sum().backward()
+        actual, eager = ops.conv2d(**arguments), F.conv2d(**arguments)
+    assert actual.dtype == torch.bfloat16
+    assert torch.equal(actual, eager)
+    actual.sum().backward()
     assert arguments["weight"].grad.dtype == torch.float32
 
 
-def test_compiles_whole_and_maps() -> None:
+def test_compiles_without_graph_breaks_and_under_vmap() -> None:
     arguments = ConvSample((2, 3, 6, 5), (4, 3, 3, 3)).make(torch.float32)
 
     def run(x: Tensor, weight: Tensor) -> Tensor:
@@ -457,11 +458,11 @@ def test_compiles_whole_and_maps() -> None:
     x, weight = arguments["input"], arguments["weight"]
     torch._dynamo.reset()
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    for ours, want in zip(
+    for actual, want in zip(
         torch.autograd.grad(compiled(x, weight).sum(), (x, weight)),
         torch.autograd.grad(run(x, weight).sum(), (x, weight)),
     ):
-        torch.testing.assert_close(ours, want)
+        torch.testing.assert_close(actual, want)
 
     def loss(weight: Tensor, sample: Tensor) -> Tensor:
         return run(sample.unsqueeze(0), weight).sum()
@@ -470,7 +471,7 @@ def test_compiles_whole_and_maps() -> None:
     torch.testing.assert_close(per_sample.sum(0), torch.autograd.grad(run(x, weight).sum(), weight)[0])
 
 
-def test_traces_to_aten() -> None:
+def test_jit_trace_contains_only_aten_ops() -> None:
     module = torch.nn.Sequential(gan_fast.nn.Conv2d(3, 4, 3), gan_fast.nn.LeakyReLU(0.2))
     x = torch.randn(2, 3, 6, 5)
     traced = torch.jit.trace(module, x)
@@ -480,7 +481,7 @@ def test_traces_to_aten() -> None:
 
 @settings(max_examples=300)
 @given(sample=conv_samples(), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
-def test_drawn_inputs_equal_aten(sample: ConvSample, dtype: torch.dtype) -> None:
+def test_random_inputs_equal_aten(sample: ConvSample, dtype: torch.dtype) -> None:
     assume(dtype.itemsize > 2 or every_tap_sees_an_input(sample))
     check_against_aten(sample, dtype, drawn=True)
 
@@ -498,24 +499,30 @@ BAD_INPUTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("conv2d", {"input": torch.ones(5, 5)}, ValueError,
      "expected input dimensions 3 (C_in, ...) or 4 (N, C_in, ...), got shape (5, 5)"),
     ("conv2d", {"input": torch.ones(1, 2, 5, 5)}, ValueError,
-     "expected input channels 3 as weight (4, 3, 3, 3) and groups 1 have them, got 2"),
+     "expected input with 3 channels for weight (4, 3, 3, 3) and groups 1, got 2"),
     ("conv2d", {"bias": torch.ones(3)}, ValueError, "expected bias shape (4,), got (3,)"),
     ("conv2d", {"stride": 0}, ValueError, "expected stride an int of at least 1 or 2 of them, got 0"),
     ("conv2d", {"padding": (1, 1, 1)}, ValueError, "expected padding an int of at least 0 or 2 of them, got (1, 1, 1)"),
-    ("conv2d", {"stride": 2.0}, ValueError, "expected stride an int of at least 1 or 2 of them, got 2.0"),
-    ("conv2d", {"padding": None}, ValueError, "expected padding an int of at least 0 or 2 of them, got None"),
-    ("conv2d", {"padding": True}, ValueError, "expected padding an int of at least 0 or 2 of them, got True"),
-    ("conv2d", {"groups": True}, ValueError, "expected groups an int of at least 1, got True"),
+    ("conv2d", {"stride": 2.0}, TypeError, "expected stride an int of at least 1 or 2 of them, got 2.0"),
+    ("conv2d", {"padding": None}, TypeError, "expected padding an int of at least 0 or 2 of them, got None"),
+    ("conv2d", {"padding": True}, TypeError, "expected padding an int of at least 0 or 2 of them, got True"),
+    ("conv2d", {"groups": True}, TypeError, "expected groups an int of at least 1, got True"),
     ("conv2d", {"input": torch.ones(1, 3, 5, 5, dtype=torch.complex64)}, TypeError,
      "expected input dtype float64, float32, bfloat16 or float16, got complex64"),
     ("conv2d", {"padding": "full"}, ValueError, "expected padding one of valid, same, got 'full'"),
     ("conv2d", {"padding": "same", "stride": 2}, ValueError, "expected stride 1 for padding 'same', got (2, 2)"),
     ("conv2d", {"groups": 0}, ValueError, "expected groups an int of at least 1, got 0"),
     ("conv2d", {"input": torch.ones(1, 3, 2, 2)}, ValueError,
-     "expected input at least as large as the kernel, got (2, 2) with padding (0, 0) for kernel (3, 3) "
+     "expected padded input at least as large as the kernel, got (2, 2) with padding (0, 0) for kernel (3, 3) "
      "with dilation (1, 1)"),
     ("conv_transpose2d", {"weight": torch.ones(3, 4, 3, 3), "output_padding": 1}, ValueError,
-     "expected output_padding below stride or dilation, got (1, 1) with stride (1, 1) and dilation (1, 1)"),
+     "expected output_padding smaller than stride or dilation, got (1, 1) with stride (1, 1) and dilation (1, 1)"),
+    ("conv_transpose2d", {"weight": torch.ones(3, 4, 3, 3), "padding": 4}, ValueError,
+     "expected padding that leaves an output, got (4, 4), which leaves size (-1, -1)"),
+    ("conv_transpose2d", {"weight": torch.ones(3, 4, 3, 3), "padding": "same"}, TypeError,
+     "expected padding an int or 2 of them, got 'same'"),
+    ("conv_transpose2d", {"weight": torch.ones(3, 4, 3, 3), "groups": 2}, ValueError,
+     "expected weight size in the first dim divisible by groups 2, got 3"),
 ]  # fmt: skip
 
 
@@ -536,9 +543,16 @@ def test_bad_input(
     with gan_fast.use_backend(backend), pytest.raises(error) as caught:
         getattr(ops, op)(**{**arguments, **change})
     assert str(caught.value) == f"{op}: {message}"
+    # Code around a replaced torch function must catch the error as before.
+    torch_error: Exception = caught.value
+    try:
+        getattr(F, op)(**{**arguments, **change})
+    except (TypeError, ValueError, RuntimeError) as raised:
+        torch_error = raised
+    assert isinstance(caught.value, type(torch_error))
 
 
-def test_fake_tensors_pass_where_values_are_looked_at() -> None:
+def test_accepts_fake_tensors() -> None:
     with torch._subclasses.FakeTensorMode():
         x, weight = torch.randn(32, 64, 32, 32, requires_grad=True), torch.randn(64, 3, 4, 4)
         output = ops.conv_transpose2d(x, weight, None, 2, 1)
@@ -547,8 +561,8 @@ def test_fake_tensors_pass_where_values_are_looked_at() -> None:
     assert x.grad.shape == x.shape
 
 
-def _by_input_samples() -> list[tuple[tuple[int, ...], tuple[int, ...], conv_kernels.ConvGeometry]]:
-    """Shapes of input and weight, and a geometry with remainders, dilation, groups, output padding."""
+def _input_gradient_samples() -> list[tuple[tuple[int, ...], tuple[int, ...], conv_kernels.ConvGeometry]]:
+    """Shapes of input and weight, and geometries with remainders, dilation, groups and output padding."""
     return [
         ((2, 4, 11), (6, 4, 4), conv_kernels.ConvGeometry((3,), (2,), (2,), False, (0,), 1)),
         ((2, 6, 9, 8), (4, 3, 3, 2), conv_kernels.ConvGeometry((2, 3), (1, 0), (1, 2), False, (0, 0), 2)),
@@ -564,11 +578,16 @@ def _by_input_samples() -> list[tuple[tuple[int, ...], tuple[int, ...], conv_ker
 
 @pytest.mark.parametrize(
     ("sample", "channels_last"),
-    [(sample, last) for sample in _by_input_samples() for last in (False, True) if not (last and len(sample[0]) == 3)],
+    [
+        (sample, last)
+        for sample in _input_gradient_samples()
+        for last in (False, True)
+        if not (last and len(sample[0]) == 3)
+    ],
     ids=str,
 )
-def test_the_gradient_by_an_input_that_is_not_there_is_atens(sample: Any, channels_last: bool) -> None:
-    """What serves where there is a GPU; here on the CPU, whose memory format the result has as well."""
+def test_input_gradient_without_the_input_equals_aten(sample: Any, channels_last: bool) -> None:
+    """GPUs use this path; here it runs on the CPU, and must return the same memory format."""
     shape, weight_shape, geometry = sample
     memory_format = (
         {4: torch.channels_last, 5: torch.channels_last_3d}[len(shape)] if channels_last else torch.contiguous_format
@@ -577,22 +596,22 @@ def test_the_gradient_by_an_input_that_is_not_there_is_atens(sample: Any, channe
     weight = torch.randn(weight_shape, dtype=torch.float64)
     output = torch.convolution(x, weight, None, *geometry)
     grad = torch.randn_like(output)
-    have = conv_kernels._by_input_of_aten(grad, conv_kernels.Like.of(x), weight, geometry)
+    have = conv_kernels._input_gradient_of_aten(grad, conv_kernels.Like.of(x), weight, geometry)
     want = torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, (True, False, False))[0]
     assert have is not None
     torch.testing.assert_close(have, want)
     assert have.stride() == want.stride()
 
 
-def test_a_larger_convolution_than_the_input_is_not_taken_for_its_gradient() -> None:
+def test_input_gradient_is_not_a_convolution_with_a_larger_result_than_the_input() -> None:
     geometry = conv_kernels.ConvGeometry((1,), (0,), (3,), True, (2,), 1)
     like = conv_kernels.Like(torch.Size((1, 2, 4)), (8, 4, 1))
     output = torch.convolution(torch.randn(like.shape), torch.randn(2, 2, 2), None, *geometry)
-    assert conv_kernels._by_input_of_aten(output, like, torch.randn(2, 2, 2), geometry) is None
+    assert conv_kernels._input_gradient_of_aten(output, like, torch.randn(2, 2, 2), geometry) is None
 
 
 class Allocations(TorchDispatchMode):
-    """Records how many values each tensor made from nothing has memory for."""
+    """Records the number of values in the storage of each newly allocated tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -605,12 +624,12 @@ class Allocations(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("sample", _by_input_samples(), ids=str)
+@pytest.mark.parametrize("sample", _input_gradient_samples(), ids=str)
 @pytest.mark.parametrize(
     "wanted", [(True, False, False), (False, True, False), (False, True, True), (True, False, True)]
 )
-def test_tensors_that_are_not_read_take_no_memory_off_the_cpu(sample: Any, wanted: tuple[bool, ...]) -> None:
-    """On the meta device, which chooses as a GPU does and shows what is allocated without doing so."""
+def test_unread_tensors_need_no_memory_on_a_gpu(sample: Any, wanted: tuple[bool, ...]) -> None:
+    """The meta device takes the same path as a GPU and allocates nothing."""
     shape, weight_shape, geometry = sample
     x, weight = torch.empty(shape, device="meta"), torch.empty(weight_shape, device="meta")
     grad = torch.empty_like(torch.convolution(x, weight, None, *geometry))
@@ -621,5 +640,5 @@ def test_tensors_that_are_not_read_take_no_memory_off_the_cpu(sample: Any, wante
     assert all(count <= 1 for count in seen.values)
     bias = grad.shape[1:2]
     assert [None if g is None else g.shape for g in grads] == [
-        like if asked else None for like, asked in zip((x.shape, weight.shape, bias), wanted)
+        like if computed else None for like, computed in zip((x.shape, weight.shape, bias), wanted)
     ]

@@ -28,11 +28,11 @@ from torch.utils.checkpoint import checkpoint
 
 import gan_fast
 from gan_fast import nn, ops
-from gan_fast.ops import activation as activations
+from gan_fast.ops import activations
 
 
 def chain(sample: BlockSample) -> Callable[..., Tensor]:
-    """What people write: ATen's three ops one after the other."""
+    """Return the same computation as separate ATen ops."""
 
     def run(
         activation: str,
@@ -56,24 +56,24 @@ def chain(sample: BlockSample) -> Callable[..., Tensor]:
 
 def check_against_chain(sample: BlockSample, dtype: torch.dtype) -> None:
     arguments = sample.make(dtype)
-    ours = second_order_and_statistics(getattr(ops, sample.op), arguments, dtype)
+    actual = second_order_and_statistics(getattr(ops, sample.op), arguments, dtype)
     eager = second_order_and_statistics(chain(sample), arguments, dtype)
     exact = second_order_and_statistics(chain(sample), in_double(arguments), dtype)
     for name, value in eager.items():
-        if name not in ours:
+        if name not in actual:
             assert not value.count_nonzero(), f"{name} is missing"
             continue
         if sample.norm and sample.training and name.endswith(("_bias", "_weight")) and "bn" not in name:
-            # The norm takes a bias away, and a scale of the weight: what is left of them is rounding.
+            # The norm cancels a bias and the scale of the weight, so that their gradients are rounding errors.
             largest = max(1.0, *(v.abs().max().item() for v in exact.values() if v.numel()))
-            if (ours[name].double() - exact[name]).abs().max() <= 4096 * torch.finfo(dtype).eps * largest:
+            if (actual[name].double() - exact[name]).abs().max() <= 4096 * torch.finfo(dtype).eps * largest:
                 continue
-        # The largest error of a few numbers that three ops have rounded is luck, eager's too.
+        # The largest error of few numbers after three roundings varies at random, in eager mode too.
         factor = 2.0 if value.numel() >= 4096 else few_numbers_factor(value) if value.numel() >= 8 else 64.0
-        assert_as_exact(ours[name], value, exact[name], name, factor)
+        assert_as_exact(actual[name], value, exact[name], name, factor)
         if name == "output":
-            assert strides(ours[name]) == strides(value)
-    assert all(not ours[name].count_nonzero() for name in set(ours) - set(eager))
+            assert strides(actual[name]) == strides(value)
+    assert all(not actual[name].count_nonzero() for name in set(actual) - set(eager))
 
 
 @pytest.mark.parametrize(*in_dtypes(BLOCK_SAMPLES, DTYPES))
@@ -90,7 +90,7 @@ def test_equals_the_chain_to_second_order(sample: BlockSample, dtype: torch.dtyp
     ],
     ids=str,
 )
-def test_numerical_derivatives(sample: BlockSample) -> None:
+def test_gradcheck_to_second_order(sample: BlockSample) -> None:
     arguments = sample.make(torch.float64)
     named = differentiated(arguments)
 
@@ -113,18 +113,18 @@ def block_samples(draw: st.DrawFn) -> BlockSample:
 
 @settings(max_examples=300)
 @given(sample=block_samples(), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
-def test_drawn_inputs_equal_the_chain(sample: BlockSample, dtype: torch.dtype) -> None:
+def test_random_inputs_equal_the_chain(sample: BlockSample, dtype: torch.dtype) -> None:
     assume(dtype.itemsize > 2 or every_tap_sees_an_input(sample.conv))
-    # Few values to a channel, or equal ones (kernels on padding alone): the variance may be nothing but rounding.
+    # With few values per channel, or equal ones (filters on padding only), the variance may be pure rounding error.
     raw = getattr(F, sample.conv.op)(**sample.conv.make(torch.float64, requires_grad=False))
     by_channel = raw.movedim(1, 0).flatten(1)
     assume(not sample.norm or (by_channel.size(1) >= 16 and by_channel.std(1).min() > 0.05))
     assume(sample.conv.layout != "expanded" or not sample.norm)
     assume(not sample.norm or sample.training or sample.running)
     if sample.activation in ("relu", "leaky_relu"):
-        # Next to the kink rounding decides which slope a value gets, in eager's favour or in ours.
-        straight = dataclasses.replace(sample, activation="identity")
-        z = chain(straight)(**in_double(straight.make(dtype, requires_grad=False)))
+        # Close to zero, rounding decides which slope a value gets.
+        linear = dataclasses.replace(sample, activation="identity")
+        z = chain(linear)(**in_double(linear.make(dtype, requires_grad=False)))
         assume(not z.numel() or z.abs().min() > 16 * torch.finfo(dtype).eps * z.abs().max())
     check_against_chain(sample, dtype)
 
@@ -133,7 +133,7 @@ def two_blocks(x: Tensor, weights: list[Tensor], gamma: Tensor, beta: Tensor, ac
     hidden = ops.conv2d_bn_act(
         x, weights[0], None, 2, 1, bn_weight=gamma, bn_bias=beta, training=True, activation=activation
     )
-    return ops.conv_transpose2d_act(hidden, weights[1], None, 2, 1)
+    return ops.conv_transpose2d_act(hidden, weights[1], None, 2, 1, activation="tanh")
 
 
 def two_blocks_arguments() -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
@@ -143,13 +143,13 @@ def two_blocks_arguments() -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
 
 
 def has_recipe(output: Tensor) -> bool:
-    """Whether a convolution keeps a recipe."""
+    """Whether a convolution saved a recipe for its input."""
     return hasattr(output.grad_fn, "slot")
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_computed_again_is_the_same_to_the_last_bit(layout: torch.memory_format, activation: str) -> None:
+def test_recomputation_is_bitwise_exact(layout: torch.memory_format, activation: str) -> None:
     x, weights, gamma, beta = two_blocks_arguments()
     x = x.detach().contiguous(memory_format=layout).requires_grad_()
 
@@ -159,30 +159,30 @@ def test_computed_again_is_the_same_to_the_last_bit(layout: torch.memory_format,
         first = torch.autograd.grad(output.square().sum(), wanted, create_graph=True)
         return [*first, *torch.autograd.grad(sum((g**2).sum() for g in first), wanted), output]
 
-    ours = all_orders()
-    assert has_recipe(ours.pop())
+    actual = all_orders()
+    assert has_recipe(actual.pop())
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
         kept = all_orders()
     assert not has_recipe(kept.pop())
-    assert all(torch.equal(a, b) for a, b in zip(ours, kept))
+    assert all(torch.equal(a, b) for a, b in zip(actual, kept))
 
 
-def test_a_block_keeps_one_tensor() -> None:
+def test_block_saves_one_tensor_of_its_output_size() -> None:
     x, weights, gamma, beta = two_blocks_arguments()
     hidden = ops.conv2d_bn_act(x, weights[0], None, 2, 1, bn_weight=gamma, bn_bias=beta, training=True)
     norm = hidden.grad_fn
     raw = norm.saved_tensors[0]
-    output = ops.conv_transpose2d_act(hidden, weights[1], None, 2, 1)
+    output = ops.conv_transpose2d_act(hidden, weights[1], None, 2, 1, activation="tanh")
     alive = torch.multiprocessing.reductions.StorageWeakRef(hidden.untyped_storage())
     assert not alive.expired()
     del hidden
-    assert alive.expired(), "the activation is kept"
+    assert alive.expired(), "the activation is still saved"
     assert norm.saved_tensors[0].data_ptr() == raw.data_ptr()
     output.sum().backward()
 
 
-def test_a_step_of_the_norm_before_the_next_weight_is_served() -> None:
-    """As in eager: that gradient does not go through the norm, which itself refuses where its weight has changed."""
+def test_parameters_of_the_norm_may_change_before_the_next_weight_gets_its_gradient() -> None:
+    """That gradient does not depend on the norm's backward, which raises if its weight was modified."""
     for changed in ("gamma", "beta"):
         x, weights, gamma, beta = two_blocks_arguments()
         want = torch.autograd.grad(two_blocks(x, weights, gamma, beta).sum(), weights[1])[0]
@@ -195,40 +195,40 @@ def test_a_step_of_the_norm_before_the_next_weight_is_served() -> None:
                 output.sum().backward()
 
 
-def test_what_a_recipe_needs_must_not_change() -> None:
+def test_backward_raises_if_an_input_of_a_recipe_was_modified() -> None:
     x, weights, gamma, beta = two_blocks_arguments()
     raw = ops.conv2d(x, weights[0], None, 2, 1)
     hidden = ops.batch_norm_act(raw, None, None, gamma, beta, training=True)
     output = ops.conv_transpose2d(hidden, weights[1], None, 2, 1)
     raw.detach().add_(1)
-    with pytest.raises(RuntimeError, match=r"modified by an inplace operation.*is input 0 of what computes"):
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation.*is input 0 of a recomputed"):
         torch.autograd.grad(output.sum(), weights[1])
 
 
-def test_an_activation_changed_in_place_is_kept() -> None:
-    """Changed before its consumer sees it, it is no longer what the norm computes."""
+def test_activation_modified_in_place_is_saved() -> None:
+    """A recipe would recompute the value before the modification."""
     x, weights, gamma, beta = two_blocks_arguments()
 
     def run(change: Callable[[Tensor], Tensor]) -> list[Tensor]:
         hidden = ops.conv2d_bn_act(x, weights[0], None, 2, 1, bn_weight=gamma, bn_bias=beta, training=True)
-        output = ops.conv_transpose2d_act(change(hidden), weights[1], None, 2, 1)
+        output = ops.conv_transpose2d_act(change(hidden), weights[1], None, 2, 1, activation="tanh")
         return list(torch.autograd.grad(output.sum(), weights))
 
-    for ours, want in zip(run(lambda t: t.mul_(2)), run(lambda t: t * 2)):
-        torch.testing.assert_close(ours, want)
+    for actual, want in zip(run(lambda t: t.mul_(2)), run(lambda t: t * 2)):
+        torch.testing.assert_close(actual, want)
 
 
-def test_a_consumer_after_the_graph_is_freed() -> None:
+def test_consumer_after_the_graph_was_freed() -> None:
     x, weights, gamma, beta = two_blocks_arguments()
     hidden = ops.conv2d_bn_act(x, weights[0], None, 2, 1, bn_weight=gamma, bn_bias=beta, training=True)
     hidden.sum().backward()
-    output = ops.conv_transpose2d_act(hidden, weights[1], None, 2, 1)
+    output = ops.conv_transpose2d_act(hidden, weights[1], None, 2, 1, activation="tanh")
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         output.sum().backward()
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_under_checkpointing(use_reentrant: bool) -> None:
+def test_gradients_under_checkpointing(use_reentrant: bool) -> None:
     x, weights, gamma, beta = two_blocks_arguments()
     wanted = [*weights, gamma, beta]
     for t in wanted:
@@ -239,11 +239,11 @@ def test_under_checkpointing(use_reentrant: bool) -> None:
         torch.testing.assert_close(t.grad, want)
 
 
-def test_a_penalty_computes_nothing_again() -> None:
-    """Its first pass takes no weight's gradient, so it needs no convolution's input."""
+def test_first_pass_of_a_penalty_recomputes_nothing() -> None:
+    """It computes no weight gradients, so it needs no inputs of convolutions."""
     x, weights, gamma, beta = two_blocks_arguments()
     output = two_blocks(x, weights, gamma, beta)
-    # torch 2.11 warns where events are not accumulated.
+    # torch 2.11 warns if events are not accumulated.
     with torch.profiler.profile(acc_events=True) as profile:
         torch.autograd.grad(output.sum(), x)
     names = {event.key for event in profile.key_averages()}
@@ -253,22 +253,22 @@ def test_a_penalty_computes_nothing_again() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("norm", [True, False])
-def test_autocast_as_the_chain(norm: bool, dtype: torch.dtype) -> None:
+def test_autocast_equals_the_chain(norm: bool, dtype: torch.dtype) -> None:
     sample = BlockSample(ConvSample((3, 3, 8, 8), (4, 3, 3, 3)), norm, activation="tanh")
     outputs = {}
-    for name, function in (("ours", getattr(ops, sample.op)), ("eager", chain(sample))):
+    for name, function in (("actual", getattr(ops, sample.op)), ("eager", chain(sample))):
         arguments = with_own_buffers(sample.make(torch.float32))
         with torch.autocast("cpu", dtype):
             outputs[name] = function(**arguments)
         outputs[name].sum().backward()
         assert arguments["weight"].grad.dtype == torch.float32
-    assert outputs["ours"].dtype == outputs["eager"].dtype == dtype
-    torch.testing.assert_close(outputs["ours"], outputs["eager"], atol=0.02, rtol=0.02)
+    assert outputs["actual"].dtype == outputs["eager"].dtype == dtype
+    torch.testing.assert_close(outputs["actual"], outputs["eager"], atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("norm", [True, False])
-def test_compiles_whole(norm: bool, training: bool) -> None:
+def test_compiles_without_graph_breaks(norm: bool, training: bool) -> None:
     sample = BlockSample(ConvSample((3, 3, 8, 8), (4, 3, 3, 3), bias=False), norm, training)
     torch._dynamo.reset()
     function = getattr(ops, sample.op)
@@ -277,8 +277,8 @@ def test_compiles_whole(norm: bool, training: bool) -> None:
         arguments = with_own_buffers(sample.make(torch.float32))
         run(**arguments).square().sum().backward()
         grads.append([t.grad for t in differentiated(arguments).values()])
-    for ours, want in zip(*grads):
-        torch.testing.assert_close(ours, want)
+    for actual, want in zip(*grads):
+        torch.testing.assert_close(actual, want)
 
 
 def test_per_sample_gradients() -> None:
@@ -316,14 +316,14 @@ FOLDED = [
 def test_evaluation_folds_the_norm_into_the_weight(sample: BlockSample, dtype: torch.dtype) -> None:
     arguments = sample.make(dtype)
     with torch.no_grad(), torch.profiler.profile(acc_events=True) as profile:
-        ours = getattr(ops, sample.op)(**arguments)
+        actual = getattr(ops, sample.op)(**arguments)
     assert not any("batch_norm" in event.key for event in profile.key_averages())
     eager, exact = chain(sample)(**arguments), chain(sample)(**in_double(arguments))
-    assert_as_exact(ours, eager.detach(), exact.detach(), "output", 4.0)
-    assert strides(ours) == strides(eager)
+    assert_as_exact(actual, eager.detach(), exact.detach(), "output", 4.0)
+    assert strides(actual) == strides(eager)
 
 
-def test_blocks_fold_where_nobody_looks() -> None:
+def test_modules_fold_the_norm_unless_they_have_hooks() -> None:
     for kind, shape in (("ConvBNAct2d", (8, 4, 9, 9)), ("ConvTransposeBNAct2d", (8, 4, 9, 9))):
         block = getattr(nn, kind)(4, 6, 3, activation="tanh")
         block.bn.running_mean.normal_()
@@ -345,12 +345,12 @@ def test_blocks_fold_where_nobody_looks() -> None:
         assert folded()
         with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
             assert block(x).dtype == torch.bfloat16
-        # A parametrised weight is one to fold as well.
+        # A parametrized weight is folded too.
         torch.nn.utils.parametrizations.weight_norm(block.conv)
         assert folded()
 
 
-def test_bad_input_is_named_where_the_norm_would_be_folded() -> None:
+def test_bad_input_raises_where_the_norm_would_be_folded() -> None:
     x, weight = torch.randn(16, 4, 32, 32), torch.randn(8, 4, 3, 3)
     good = {"running_mean": torch.zeros(8), "running_var": torch.ones(8)}
     for change, message in (
@@ -379,12 +379,12 @@ BAD_INPUTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("conv2d_bn_act", {"training": False}, ValueError,
      "expected running_mean and running_var tensors when training is False, got None"),
     ("conv2d_bn_act", {"input": torch.ones(1, 3, 3, 3)}, ValueError,
-     "expected input more than 1 value per channel when training, got (1, 4, 1, 1)"),
+     "expected input with more than 1 value per channel when training, got shape (1, 4, 1, 1)"),
     ("conv2d_bn_act", {"weight": torch.ones(4)}, ValueError, "expected weight dimensions 4, got shape (4,)"),
     ("conv2d_bn_act", {"momentum": None}, TypeError, "expected momentum type float, got NoneType"),
     ("conv2d_bn_act", {"eps": "x"}, TypeError, "expected eps type float, got str"),
     ("conv2d_bn_act", {"weight": torch.ones(4, 3, 9, 9)}, ValueError,
-     "expected input at least as large as the kernel, got (5, 5) with padding (0, 0) for kernel (9, 9) "
+     "expected padded input at least as large as the kernel, got (5, 5) with padding (0, 0) for kernel (9, 9) "
      "with dilation (1, 1)"),
 ]  # fmt: skip
 
@@ -410,7 +410,7 @@ def test_bad_input(
     assert str(caught.value) == f"{op}: {message}"
 
 
-def test_twins_have_names_signatures_and_docs() -> None:
+def test_1d_2d_and_3d_functions_have_their_own_names_and_docs() -> None:
     for kind in ("", "_transpose"):
         for tail in ("", "_act", "_bn_act"):
             names = [f"conv{kind}{dims}d{tail}" for dims in (1, 2, 3)]

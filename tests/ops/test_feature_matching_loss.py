@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tens
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shapes", [((4, 5), (4, 5)), ((3, 2, 4, 4), (7, 2, 4, 4))], ids=str)
-def test_is_the_distance_of_the_means(shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype) -> None:
+def test_equals_the_published_formula(shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype) -> None:
     real, fake = (draw(*shape, dtype=dtype, seed=seed) for seed, shape in enumerate(shapes))
     loss = feature_matching_loss(real, fake)
     grads = torch.autograd.grad(loss, [real, fake])
@@ -25,21 +26,31 @@ def test_is_the_distance_of_the_means(shapes: tuple[tuple[int, ...], ...], dtype
     difference = exact_real.mean(0) - exact_fake.mean(0)
     exact = torch.linalg.vector_norm(difference) ** 2 / real[0].numel()
     exact_grads = torch.autograd.grad(exact, [exact_real, exact_fake])
-    for ours, want in zip((loss, *grads), (exact, *exact_grads)):
-        assert ours.dtype == dtype
-        # Computed in float32 at least and rounded once.
+    for got, want in zip((loss, *grads), (exact, *exact_grads)):
+        assert got.dtype == dtype
+        # Computed in float32 or float64 and rounded once.
         torch.testing.assert_close(
-            ours.double(), want, rtol=4 * torch.finfo(dtype).eps, atol=0.1 * torch.finfo(dtype).eps
+            got.double(), want, rtol=4 * torch.finfo(dtype).eps, atol=0.1 * torch.finfo(dtype).eps
         )
 
 
-def test_numerical_derivatives() -> None:
+def test_derivatives_match_finite_differences() -> None:
     inputs = (draw(3, 2, 2), draw(4, 2, 2, seed=1))
     assert torch.autograd.gradcheck(feature_matching_loss, inputs)
     assert torch.autograd.gradgradcheck(feature_matching_loss, inputs)
 
 
-def test_gradient_only_where_required() -> None:
+def test_reductions_equal_the_published_formula() -> None:
+    real, fake = draw(3, 2, 4), draw(5, 2, 4, seed=1)
+    squares = (real.mean(0) - fake.mean(0)).square()
+    for reduction, want in (("mean", squares.mean()), ("sum", squares.sum()), ("none", squares)):
+        loss = functools.partial(feature_matching_loss, reduction=reduction)
+        torch.testing.assert_close(loss(real, fake), want)
+        assert torch.autograd.gradcheck(loss, (real, fake))
+        assert torch.autograd.gradgradcheck(loss, (real, fake))
+
+
+def test_gradient_is_none_where_not_required() -> None:
     real, fake = draw(3, 4).detach(), draw(3, 4, seed=1)
     feature_matching_loss(real, fake).backward()
     assert real.grad is None
@@ -52,7 +63,7 @@ def test_autocast_gives_float32() -> None:
         assert feature_matching_loss(real, fake).dtype == torch.float32
 
 
-def test_compiles_whole() -> None:
+def test_compiles_without_graph_breaks() -> None:
     torch._dynamo.reset()
     real, fake = draw(3, 4), draw(3, 4, seed=1)
     compiled = torch.compile(feature_matching_loss, fullgraph=True, backend="aot_eager")
@@ -72,7 +83,13 @@ def test_compiles_whole() -> None:
         ((torch.ones(3, 2), None), TypeError, "expected fake_features type Tensor, got NoneType"),
     ],
 )  # fmt: skip
-def test_bad_input(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
+def test_invalid_argument_raises(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
     with pytest.raises(error) as caught:
         feature_matching_loss(*arguments)
     assert str(caught.value) == f"feature_matching_loss: {message}"
+
+
+def test_unknown_reduction_raises() -> None:
+    message = "feature_matching_loss: expected reduction one of mean, sum, none, got 'avg'"
+    with pytest.raises(ValueError, match=message):
+        feature_matching_loss(torch.ones(3, 2), torch.ones(3, 2), reduction="avg")

@@ -32,25 +32,25 @@ def make(sample: NormSample, dtype: torch.dtype, **options: Any) -> dict[str, An
 @pytest.mark.parametrize(*in_dtypes(SAMPLES, DTYPES))
 def test_equals_eager_to_second_order(sample: NormSample, dtype: torch.dtype) -> None:
     arguments = make(sample, dtype)
-    ours = second_order_and_statistics(instance_norm_act, arguments, dtype)
+    actual = second_order_and_statistics(instance_norm_act, arguments, dtype)
     eager = second_order_and_statistics(reference, arguments, dtype)
     exact = second_order_and_statistics(reference, in_double(arguments), dtype)
     for name, value in eager.items():
-        if name not in ours:
+        if name not in actual:
             assert not value.count_nonzero(), f"{name} is missing"
             continue
-        # A few values to an instance: where they nearly cancel, eager is right by luck.
+        # With few values per instance, eager's error can be small by luck where they nearly cancel.
         few = torch.Size(sample.shape[2:]).numel() < 32
-        assert_as_exact(ours[name], value, exact[name], name, 4.0 if few else 2.0)
+        assert_as_exact(actual[name], value, exact[name], name, 4.0 if few else 2.0)
         if name in ("output", "grad_input"):
-            assert strides(ours[name]) == strides(value), name
-    assert all(not ours[name].count_nonzero() for name in set(ours) - set(eager))
+            assert strides(actual[name]) == strides(value), name
+    assert all(not actual[name].count_nonzero() for name in set(actual) - set(eager))
 
 
 @pytest.mark.parametrize(
     "sample", [s for s in SAMPLES if s.small and s.layout in ("contiguous", "channels_last")], ids=str
 )
-def test_numerical_derivatives(sample: NormSample) -> None:
+def test_gradcheck_to_second_order(sample: NormSample) -> None:
     arguments = make(sample, torch.float64)
     named = differentiated(arguments)
 
@@ -73,8 +73,8 @@ def test_compiles_whole(use_input_stats: bool) -> None:
         runs.append([*grads, arguments["running_mean"], arguments["running_var"]])
         for t in differentiated(arguments).values():
             t.grad = None
-    for ours, want in zip(*runs):
-        torch.testing.assert_close(ours, want)
+    for actual, want in zip(*runs):
+        torch.testing.assert_close(actual, want)
 
 
 def test_no_samples() -> None:
@@ -90,11 +90,11 @@ BAD_INPUTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"input": 1}, TypeError, "expected input type Tensor, got int"),
     ({"input": torch.ones(2, 3)}, ValueError, "expected input dimensions at least 3 (N, C, ...), got shape (2, 3)"),
     ({"input": torch.ones(2, 3, 1, 1)}, ValueError,
-     "expected input more than 1 value per channel and sample, got (2, 3, 1, 1)"),
+     "expected input with more than 1 value per channel and sample, got shape (2, 3, 1, 1)"),
     ({"weight": torch.ones(4)}, ValueError, "expected weight shape (3,), got (4,)"),
     ({"use_input_stats": False}, ValueError,
      "expected running_mean and running_var tensors when use_input_stats is False, got None"),
-    ({"eps": 0.0}, ValueError, "expected eps above 0 when use_input_stats, got 0.0"),
+    ({"eps": 0.0}, ValueError, "expected eps a positive number when use_input_stats, got 0.0"),
     ({"activation": "gelu"}, ValueError,
      "expected activation one of identity, relu, leaky_relu, tanh, sigmoid, got 'gelu'"),
 ]  # fmt: skip

@@ -25,7 +25,7 @@ def kernel(projected: Tensor) -> Tensor:
 
 
 def published(input: Tensor, weight: Tensor) -> Tensor:
-    """Section 3.2, sample by sample."""
+    """Section 3.2 of the paper, sample by sample."""
     m = torch.einsum("na,abc->nbc", input, weight)
     rows = [
         sum((torch.exp(-(m[i] - m[j]).abs().sum(1)) for j in range(len(m)) if j != i), 0 * m[i].sum(1))
@@ -45,33 +45,33 @@ def draw(n: int = 5, a: int = 7, b: int = 3, c: int = 4, dtype: torch.dtype = to
 def test_equals_the_published_formula_to_second_order(n: int, backend: str) -> None:
     arguments = dict(zip(("input", "weight"), draw(n)))
     with gan_fast.use_backend(backend):
-        ours = second_order(minibatch_discrimination, arguments)
+        got = second_order(minibatch_discrimination, arguments)
     for name, want in second_order(published, arguments).items():
-        torch.testing.assert_close(ours[name], want, msg=name)
+        torch.testing.assert_close(got[name], want, msg=name)
 
 
 @pytest.mark.parametrize(*in_dtypes(DISCRIMINATION_SAMPLES, DTYPES))
 def test_kernel_equals_the_reference_to_second_order(sample: DiscriminationSample, dtype: torch.dtype) -> None:
     arguments = sample.make(dtype)
-    ours, eager = second_order(kernel, arguments), second_order(reference, arguments)
+    got, eager = second_order(kernel, arguments), second_order(reference, arguments)
     exact = second_order(reference, in_double(arguments), dtype)
     for name, value in eager.items():
-        assert_as_exact(ours[name], value, exact[name], name)
+        assert_as_exact(got[name], value, exact[name], name)
 
 
 @pytest.mark.parametrize("sample", [s for s in SMALL if s.layout != "expanded" and s.shape[0] > 1], ids=str)
-def test_numerical_derivatives(sample: DiscriminationSample) -> None:
+def test_derivatives_match_finite_differences(sample: DiscriminationSample) -> None:
     arguments = tuple(sample.make(torch.float64).values())
     assert torch.autograd.gradcheck(kernel, arguments)
     assert torch.autograd.gradgradcheck(kernel, arguments)
 
 
-def test_numerical_derivatives_by_input_and_weight() -> None:
+def test_derivatives_of_input_and_weight_match_finite_differences() -> None:
     assert torch.autograd.gradcheck(minibatch_discrimination, draw())
     assert torch.autograd.gradgradcheck(minibatch_discrimination, draw())
 
 
-def test_third_derivative() -> None:
+def test_third_derivative_equals_reference() -> None:
     def third(backend: str) -> Tensor:
         input, weight = draw()
         with gan_fast.use_backend(backend):
@@ -94,7 +94,7 @@ def test_opcheck(sample: DiscriminationSample) -> None:
     torch.library.opcheck(op.minibatch_discrimination_double_backward.default, values)
 
 
-def test_double_backward_called_by_hand_refuses_a_third() -> None:
+def test_registered_double_backward_rejects_tensors_that_require_grad() -> None:
     (projected,) = DiscriminationSample((3, 2, 2)).make(torch.float32).values()
     with pytest.raises(NotImplementedError, match="expected no argument to require grad, got one"):
         torch.ops.gan_fast.minibatch_discrimination_double_backward(projected, torch.ones(3, 2), projected)
@@ -102,29 +102,29 @@ def test_double_backward_called_by_hand_refuses_a_third() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e4, 1e-40])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
-def test_special_values(dtype: torch.dtype, value: float) -> None:
+def test_nan_infinite_and_extreme_values_equal_reference(dtype: torch.dtype, value: float) -> None:
     arguments = DiscriminationSample((5, 3, 2)).make(dtype, requires_grad=False)
     arguments["projected"][2, 1, 0] = value
     arguments["projected"].requires_grad_()
-    ours, eager = second_order(kernel, arguments), second_order(reference, arguments)
+    got, eager = second_order(kernel, arguments), second_order(reference, arguments)
     exact = second_order(reference, in_double(arguments), dtype)
     for name in ("output", "grad_projected"):
-        assert_as_exact(ours[name], eager[name], exact[name], name, 4.0)
+        assert_as_exact(got[name], eager[name], exact[name], name, 4.0)
 
 
-def test_keeps_no_pairs() -> None:
-    """What backward keeps is the input, the weight and their product; the formula in ATen keeps pairs."""
+def test_backward_keeps_no_tensor_of_pairs() -> None:
+    """The kernel saves input, weight and their product; the formula in ATen saves all pairs."""
     input, weight = draw(32, 8, 16, 4, torch.float32)
     sizes: list[int] = []
 
-    def seen(t: Tensor) -> Tensor:
+    def record(t: Tensor) -> Tensor:
         sizes.append(t.numel())
         return t
 
-    with torch.autograd.graph.saved_tensors_hooks(seen, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda t: t):
         minibatch_discrimination(input, weight)
     assert max(sizes) == 32 * 16 * 4
-    with torch.autograd.graph.saved_tensors_hooks(seen, lambda t: t), gan_fast.use_backend("reference"):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda t: t), gan_fast.use_backend("reference"):
         minibatch_discrimination(input, weight)
     assert max(sizes) == 32 * 32 * 16 * 4
 
@@ -143,7 +143,7 @@ def test_same_bits_for_any_number_of_threads() -> None:
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_autocast_compares_in_float32(backend: str) -> None:
+def test_autocast_computes_distances_in_float32(backend: str) -> None:
     input, weight = draw(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16), gan_fast.use_backend(backend):
         output = minibatch_discrimination(input, weight)
@@ -154,7 +154,7 @@ def test_autocast_compares_in_float32(backend: str) -> None:
     assert [g.dtype for g in grads] == [torch.float32] * 2
 
 
-def test_compiles_whole() -> None:
+def test_compiles_without_graph_breaks() -> None:
     def run(function: Any) -> list[Tensor]:
         input, weight = draw(dtype=torch.float32)
         output = function(input, weight)
@@ -165,7 +165,7 @@ def test_compiles_whole() -> None:
     torch.testing.assert_close(run(compiled), run(minibatch_discrimination))
 
 
-def test_transforms_see_the_reference() -> None:
+def test_vmap_equals_a_loop() -> None:
     input, weight = (t.detach() for t in draw())
     batch = torch.stack([input, 2 * input])
     torch.testing.assert_close(
@@ -192,7 +192,7 @@ def test_transforms_see_the_reference() -> None:
          "expected input dtype float64, float32, bfloat16 or float16, got int32"),
     ],
 )  # fmt: skip
-def test_bad_input(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
+def test_invalid_argument_raises(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
     with pytest.raises(error) as caught:
         minibatch_discrimination(*arguments)
     assert str(caught.value) == f"minibatch_discrimination: {message}"
@@ -207,7 +207,7 @@ def test_bad_input(arguments: tuple[Any, ...], error: type[Exception], message: 
          "_double_backward: expected cotangent shape (3, 2, 4) as projected, got (3, 2, 1)"),
     ],
 )  # fmt: skip
-def test_kernels_check_too(name: str, arguments: list[tuple[int, ...]], message: str) -> None:
+def test_registered_op_rejects_invalid_arguments(name: str, arguments: list[tuple[int, ...]], message: str) -> None:
     with pytest.raises(RuntimeError) as caught:
         getattr(torch.ops.gan_fast, f"minibatch_discrimination_{name}")(*(torch.ones(shape) for shape in arguments))
     assert f"minibatch_discrimination{message}" in str(caught.value)

@@ -14,7 +14,7 @@ from gan_fast.ops import minibatch_stddev
 
 
 def published(input: Tensor, group_size: int | None = 4, num_channels: int = 1) -> Tensor:
-    """Sample by sample, as section 3 of ProGAN says it, with StyleGAN2's groups and shares of channels."""
+    """Section 3 of ProGAN, sample by sample, with the groups and channel ranges of StyleGAN2."""
     n, c = input.shape[:2]
     group = n if group_size is None else min(group_size, n)
     appended = []
@@ -29,27 +29,27 @@ def published(input: Tensor, group_size: int | None = 4, num_channels: int = 1) 
 @pytest.mark.parametrize(*in_dtypes([s for s in STDDEV_SAMPLES if s.shape[0]], DTYPES))
 def test_equals_the_published_formula_to_second_order(sample: StdDevSample, dtype: torch.dtype) -> None:
     arguments = sample.make(dtype)
-    ours, eager = second_order(minibatch_stddev, arguments), second_order(published, arguments)
+    output, eager = second_order(minibatch_stddev, arguments), second_order(published, arguments)
     exact = second_order(published, in_double(arguments), dtype)
     for name, value in eager.items():
-        assert_as_exact(ours[name], value, exact[name], name, 4.0)
+        assert_as_exact(output[name], value, exact[name], name, 4.0)
 
 
-def numerically_small(sample: StdDevSample) -> bool:
-    # The root has no use for differences at a variance of zero.
-    many = sample.shape[0] > 1 and sample.group_size != 1 and sample.layout != "expanded"
-    return many and sample.make(torch.float32)["input"].numel() <= 512
+def is_fit_for_finite_differences(sample: StdDevSample) -> bool:
+    # At a variance of zero the square root is too curved for finite differences.
+    varied = sample.shape[0] > 1 and sample.group_size != 1 and sample.layout != "expanded"
+    return varied and sample.make(torch.float32)["input"].numel() <= 512
 
 
-@pytest.mark.parametrize("sample", filter(numerically_small, STDDEV_SAMPLES), ids=str)
-def test_numerical_derivatives(sample: StdDevSample) -> None:
+@pytest.mark.parametrize("sample", filter(is_fit_for_finite_differences, STDDEV_SAMPLES), ids=str)
+def test_derivatives_match_finite_differences(sample: StdDevSample) -> None:
     input, *others = sample.make(torch.float64).values()
     assert torch.autograd.gradcheck(minibatch_stddev, (input, *others))
     assert torch.autograd.gradgradcheck(minibatch_stddev, (input, *others))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_equal_samples_have_gradients_of_zero(dtype: torch.dtype) -> None:
+def test_gradient_is_zero_for_equal_samples(dtype: torch.dtype) -> None:
     x = torch.ones(4, 2, 3, 3, dtype=dtype, requires_grad=True)
     appended = minibatch_stddev(x)[:, 2:]
     torch.testing.assert_close(appended, torch.full_like(appended, 1e-4))
@@ -59,7 +59,7 @@ def test_equal_samples_have_gradients_of_zero(dtype: torch.dtype) -> None:
     assert not second.count_nonzero()
 
 
-def test_memory_format_and_empty_batch() -> None:
+def test_keeps_memory_format_and_accepts_empty_batch() -> None:
     x = torch.randn(4, 3, 5, 5)
     assert minibatch_stddev(x).is_contiguous()
     assert minibatch_stddev(x.contiguous(memory_format=torch.channels_last)).is_contiguous(
@@ -72,7 +72,7 @@ def test_memory_format_and_empty_batch() -> None:
     assert empty.grad is not None
 
 
-def test_autocast_keeps_the_input_s_dtype() -> None:
+def test_autocast_keeps_the_dtype_of_the_input() -> None:
     x = torch.randn(4, 3, 5, 5)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(minibatch_stddev(x), minibatch_stddev(x))
@@ -80,7 +80,7 @@ def test_autocast_keeps_the_input_s_dtype() -> None:
         assert minibatch_stddev(x.bfloat16()).dtype == torch.bfloat16
 
 
-def test_compiles_whole() -> None:
+def test_compiles_without_graph_breaks() -> None:
     torch._dynamo.reset()
     x = torch.randn(4, 3, 5, 5)
     compiled = torch.compile(minibatch_stddev, fullgraph=True, backend="aot_eager")
@@ -102,7 +102,7 @@ def test_compiles_whole() -> None:
         (([1.0],), TypeError, "expected input type Tensor, got list"),
     ],
 )  # fmt: skip
-def test_bad_input(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
+def test_invalid_argument_raises(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
     with pytest.raises(error) as caught:
         minibatch_stddev(*arguments)
     assert str(caught.value) == f"minibatch_stddev: {message}"

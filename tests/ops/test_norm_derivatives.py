@@ -1,4 +1,4 @@
-"""Derivatives of batch norm and instance norm to the fourth order, against the formulas written out in float64."""
+"""First to fourth derivatives of batch norm and instance norm, compared with float64 formulas."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda z: z, "relu": F.relu, "leaky_relu": lambda z: F.leaky_relu(z, 0.2), "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
 }  # fmt: skip
-# Below what automatic choice leaves to ATen, and above.
+# Below and above the size up to which automatic choice uses ATen.
 SHAPES = {"small": (3, 4, 5, 3), "large": (8, 8, 17, 16)}
 ORDER = 4
 
 
 @pytest.fixture(autouse=True)
-def _small_tensors_are_left_to_aten(monkeypatch: pytest.MonkeyPatch) -> None:
+def aten_for_small_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "SMALL", 8192)
 
 
@@ -41,7 +41,7 @@ def affine(z: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 
 class Path:
-    """A function of tensors as a function of one number, whose derivatives of each order see all of its own."""
+    """A curve through tensors: derivatives along it depend on all partial derivatives of their order."""
 
     def __init__(self, *tensors: Tensor | None) -> None:
         self.tensors = tensors
@@ -84,8 +84,8 @@ def draw(shape: tuple[int, ...], channels_last: bool, with_weight: bool, with_bi
     return [x, weight if with_weight else None, bias if with_bias else None]
 
 
-def assert_equal_derivatives(ours: Tensor, want: Tensor) -> None:
-    torch.testing.assert_close(ours, want, rtol=1e-8, atol=1e-8 * want.abs().max().item())
+def assert_equal_derivatives(actual: Tensor, want: Tensor) -> None:
+    torch.testing.assert_close(actual, want, rtol=1e-8, atol=1e-8 * want.abs().max().item())
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def assert_equal_derivatives(ours: Tensor, want: Tensor) -> None:
         training=[True, False],
     )
 )
-def test_to_the_fourth_order(
+def test_first_to_fourth_derivatives(
     norm: str, activation: str, parameters: tuple[bool, bool], training: bool, size: str, how: str
 ) -> None:
     path = Path(*draw(SHAPES[size], size == "large", *parameters))
@@ -107,7 +107,7 @@ def test_to_the_fourth_order(
     statistics = None if training else (torch.randn(channels).double(), torch.rand(channels).double() + 0.5)
     dims = (0, 2, 3) if norm == "batch" else (2, 3)
 
-    def ours(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    def actual(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         function = ops.batch_norm_act if norm == "batch" else ops.instance_norm_act
         given = statistics or (None, None)
         return function(x, *given, weight, bias, training, 0.1, 1e-5, activation, 0.2)
@@ -116,16 +116,16 @@ def test_to_the_fourth_order(
         lambda x, weight, bias: ACTIVATIONS[activation](affine(normalized(x, dims, statistics), weight, bias))
     )
     with gan_fast.use_backend("reference" if how == "reference" else "auto"):
-        assert_equal_derivatives(path.derivatives(ours, how == "functorch"), want)
+        assert_equal_derivatives(path.derivatives(actual, how == "functorch"), want)
 
 
 @pytest.mark.parametrize("size", SHAPES)
 @pytest.mark.parametrize("activation", ["leaky_relu", "tanh"])
-def test_through_a_block(activation: str, size: str) -> None:
+def test_derivatives_of_conv2d_bn_act(activation: str, size: str) -> None:
     x, gamma, beta = draw(SHAPES[size], False, True, True)
     path = Path(x, torch.randn(SHAPES[size][1], SHAPES[size][1], 3, 3).double(), gamma, beta)
 
-    def ours(x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    def actual(x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         return ops.conv2d_bn_act(
             x, weight, None, 1, 1, bn_weight=gamma, bn_bias=beta, training=True, activation=activation,
             negative_slope=0.2,
@@ -135,11 +135,11 @@ def test_through_a_block(activation: str, size: str) -> None:
         raw = F.conv2d(x, weight, None, 1, 1)
         return ACTIVATIONS[activation](affine(normalized(raw, (0, 2, 3), None), gamma, beta))
 
-    assert_equal_derivatives(path.derivatives(ours), path.derivatives(want))
+    assert_equal_derivatives(path.derivatives(actual), path.derivatives(want))
 
 
 @pytest.mark.parametrize("how", ["auto", "reference"])
-def test_running_statistics_move_once_whatever_is_differentiated(how: str) -> None:
+def test_higher_derivatives_update_running_statistics_once(how: str) -> None:
     x = draw(SHAPES["small"], False, False, False)[0]
     running, by_functorch, want = (
         (torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)) for _ in range(3)
@@ -154,13 +154,13 @@ def test_running_statistics_move_once_whatever_is_differentiated(how: str) -> No
         torch.func.grad(
             lambda x: ops.batch_norm_act(x, *by_functorch, training=True, activation="tanh").square().sum()
         )(x)
-    for moved in (running, by_functorch):
-        for ours, statistic in zip(moved, want):
-            torch.testing.assert_close(ours, statistic)
+    for updated in (running, by_functorch):
+        for actual, statistic in zip(updated, want):
+            torch.testing.assert_close(actual, statistic)
 
 
-def test_a_third_order_without_the_input_is_refused() -> None:
-    """Hooks keep the input in their own way; the second order is ATen's, and the third of that would be wrong."""
+def test_third_derivative_raises_under_saved_tensor_hooks() -> None:
+    """Hooks replace the saved input, so the third derivative cannot be corrected, and ATen's is wrong."""
     weight = torch.randn(4, dtype=torch.float64, requires_grad=True)
     leaf = torch.randn(SHAPES["small"], dtype=torch.float64, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().clone(), lambda t: t):
@@ -173,7 +173,7 @@ def test_a_third_order_without_the_input_is_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_second_order_under_functorch_is_as_exact_as_atens(dtype: torch.dtype) -> None:
+def test_second_derivative_under_functorch_is_as_accurate_as_in_aten(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x, v = torch.randn(2, 4, 6, 5, 7, dtype=torch.float64).to(dtype)
     x = x + 3
@@ -184,10 +184,10 @@ def test_second_order_under_functorch_is_as_exact_as_atens(dtype: torch.dtype) -
 
     exact = second(lambda x: torch.tanh(normalized(x, (0, 2, 3), None)), x.double())
     eager = second(lambda x: torch.tanh(F.batch_norm(x, None, None, training=True)), x)
-    ours = second(lambda x: ops.batch_norm_act(x, None, None, training=True, activation="tanh"), x)
+    actual = second(lambda x: ops.batch_norm_act(x, None, None, training=True, activation="tanh"), x)
     allowed = 2 * (eager.double() - exact).abs().max() + torch.finfo(dtype).eps * exact.abs().max()
-    assert ours.dtype == dtype
-    assert (ours.double() - exact).abs().max() <= allowed
+    assert actual.dtype == dtype
+    assert (actual.double() - exact).abs().max() <= allowed
 
 
 @pytest.mark.parametrize(
@@ -195,8 +195,8 @@ def test_second_order_under_functorch_is_as_exact_as_atens(dtype: torch.dtype) -
         norm=["batch", "instance"], frozen=[True, False], training=[True, False], how=["auto", "reference"], size=SHAPES
     )
 )
-def test_a_bias_without_a_weight(norm: str, frozen: bool, training: bool, how: str, size: str) -> None:
-    """ATen's double backward fails on these, or gives no gradient by the bias."""
+def test_bias_without_weight(norm: str, frozen: bool, training: bool, how: str, size: str) -> None:
+    """ATen's double backward fails here, or returns no gradient for the bias."""
     x, _, bias = draw(SHAPES[size], False, False, True)
     channels = SHAPES[size][1]
     statistics = None if training else (torch.randn(channels).double(), torch.rand(channels).double() + 0.5)
@@ -204,10 +204,10 @@ def test_a_bias_without_a_weight(norm: str, frozen: bool, training: bool, how: s
     found = []
     with gan_fast.use_backend(how):
         function = ops.batch_norm_act if norm == "batch" else ops.instance_norm_act
-        ours = function(x, *(statistics or (None, None)), None, bias, training, activation="identity")
+        actual = function(x, *(statistics or (None, None)), None, bias, training, activation="identity")
     want = affine(normalized(x, (0, 2, 3) if norm == "batch" else (2, 3), statistics), None, bias)
-    for output in (ours, want):
+    for output in (actual, want):
         first = torch.autograd.grad(output.pow(3).sum(), leaves, create_graph=True)
         found.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves)])
-    for got, right in zip(*found):
-        torch.testing.assert_close(got, right, rtol=1e-8, atol=1e-7 * right.abs().max().item())
+    for actual, expected in zip(*found):
+        torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-7 * expected.abs().max().item())

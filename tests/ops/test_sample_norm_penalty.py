@@ -19,7 +19,7 @@ import gan_fast
 from gan_fast.ops import sample_norm_penalty
 
 SMALL = [s for s in SAMPLE_NORM_SAMPLES if s.small]
-# A norm of an image's size, and what its square makes of it in float32.
+# Values whose squares overflow or underflow in float32.
 HUGE, TINY = 1e25, 1e-30
 
 
@@ -28,7 +28,7 @@ def penalty(**arguments: Any) -> Tensor:
 
 
 def eager(input: Tensor, coefficients: Tensor | None, center: float, scale: float) -> tuple[Tensor, Tensor]:
-    """As most people write it."""
+    """The usual eager formula."""
     norms = input.flatten(1).norm(dim=1) if input.dim() > 1 else input.abs()
     deviations = (norms - center) ** 2
     if coefficients is not None:
@@ -42,13 +42,13 @@ def compare(arguments: dict[str, Any], dtype: torch.dtype, factor: float = 1.0) 
             found = second_order(penalty, arguments, dtype)
             return found | {"norms": sample_norm_penalty(**arguments)[1]}
 
-    ours, reference = under("cpu", arguments), under("reference", arguments)
+    kernel, reference = under("cpu", arguments), under("reference", arguments)
     exact = under("reference", in_double(arguments))
-    assert ours.keys() == reference.keys()
+    assert kernel.keys() == reference.keys()
     for name, value in reference.items():
-        assert_as_exact(ours[name], value, exact[name], name, factor * few_numbers_factor(value) / 2)
+        assert_as_exact(kernel[name], value, exact[name], name, factor * few_numbers_factor(value) / 2)
         if name == "grad_input":
-            assert strides(ours[name]) == strides(value), name
+            assert strides(kernel[name]) == strides(value), name
 
 
 @pytest.mark.parametrize(*in_dtypes(SAMPLE_NORM_SAMPLES, DTYPES))
@@ -58,21 +58,20 @@ def test_equals_eager_to_second_order(sample: SampleNormSample, dtype: torch.dty
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("sample", SAMPLE_NORM_SAMPLES, ids=str)
-def test_is_what_people_write(sample: SampleNormSample, backend: str) -> None:
-    """The reference too, by which the kernel is measured."""
+def test_equals_the_usual_formula(sample: SampleNormSample, backend: str) -> None:
     arguments = sample.make(torch.float64)
     with gan_fast.use_backend(backend):
-        ours, norms = sample_norm_penalty(**arguments)
+        value, norms = sample_norm_penalty(**arguments)
     want, want_norms = eager(**arguments)
-    torch.testing.assert_close((ours, norms), (want, want_norms.detach()))
+    torch.testing.assert_close((value, norms), (want, want_norms.detach()))
     assert not norms.requires_grad
     leaves = [t for t in arguments.values() if isinstance(t, Tensor)]
-    grads = torch.autograd.grad(3 * ours, leaves)
+    grads = torch.autograd.grad(3 * value, leaves)
     torch.testing.assert_close(grads, torch.autograd.grad(3 * want, leaves))
 
 
 @pytest.mark.parametrize("sample", [s for s in SMALL if s.layout != "expanded"], ids=str)
-def test_numerical_derivatives(sample: SampleNormSample) -> None:
+def test_derivatives_match_finite_differences(sample: SampleNormSample) -> None:
     arguments = sample.make(torch.float64)
     leaves = {name: t for name, t in arguments.items() if isinstance(t, Tensor)}
 
@@ -83,7 +82,7 @@ def test_numerical_derivatives(sample: SampleNormSample) -> None:
     assert torch.autograd.gradgradcheck(function, tuple(leaves.values()))
 
 
-def test_third_derivative() -> None:
+def test_third_derivative_equals_reference() -> None:
     def third(backend: str) -> list[Tensor]:
         arguments = SampleNormSample((3, 4), weighted=True).make(torch.float64)
         leaves = [arguments["input"], arguments["coefficients"]]
@@ -111,7 +110,7 @@ def test_opcheck(sample: SampleNormSample) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("center", [0.0, 1.0])
-def test_compiles_whole(center: float, layout: str) -> None:
+def test_compiles_without_graph_breaks(center: float, layout: str) -> None:
     def run(function: Any) -> list[Tensor]:
         arguments = SampleNormSample((3, 2, 4, 4), center, weighted=True, layout=layout).make(torch.float32)
         value, norms = function(**arguments)
@@ -123,8 +122,7 @@ def test_compiles_whole(center: float, layout: str) -> None:
     torch.testing.assert_close(run(compiled), run(sample_norm_penalty))
 
 
-def test_in_the_place_it_is_for() -> None:
-    """The penalty of gradients: its gradient reaches the critic's weights through two passes."""
+def test_gradient_penalty_gives_the_gradient_of_a_weight() -> None:
     weight = torch.randn(1, 12, dtype=torch.float64, requires_grad=True)
 
     def by_weight(function: Any) -> Tensor:
@@ -139,7 +137,7 @@ def test_in_the_place_it_is_for() -> None:
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("center", [0.0, 1.0])
 def test_no_nan_at_zero_gradient(center: float, backend: str) -> None:
-    """To second order; where the norm has a direction, the other sample, all is as if it were alone."""
+    """To second order; the gradient of the other, nonzero sample is not affected."""
     x = torch.zeros(2, 3, 4, dtype=torch.float64)
     x[1] = torch.randn(3, 4)
     x.requires_grad_()
@@ -150,7 +148,7 @@ def test_no_nan_at_zero_gradient(center: float, backend: str) -> None:
         (second,) = torch.autograd.grad((grad * x.detach().add(1)).sum(), x)
     assert not grad[0].count_nonzero()
     torch.testing.assert_close(grad[1], x[1] * (1 - center / norms[1]))
-    # Of the square alone: 2 / N of the direction, which is one here; a root has none.
+    # Only the squared norm contributes: 2 / N times the direction, which is 1 here. The root contributes nothing.
     torch.testing.assert_close(second[0], torch.full((3, 4), 1.0 if center == 0 else 0.0, dtype=torch.float64))
     assert bool(second.isfinite().all())
 
@@ -158,26 +156,28 @@ def test_no_nan_at_zero_gradient(center: float, backend: str) -> None:
 @pytest.mark.parametrize(
     *pairwise(dtype=DTYPES, center=[0.0, 1.0], value=[float("nan"), float("inf"), -float("inf"), 1e4, 1e-40])
 )
-def test_special_values(dtype: torch.dtype, center: float, value: float) -> None:
+def test_nan_infinite_and_extreme_values_equal_eager(dtype: torch.dtype, center: float, value: float) -> None:
     arguments = SampleNormSample((3, 5, 4), center).make(dtype, requires_grad=False)
     arguments["input"][1, 2, 3] = value
     x = arguments["input"].requires_grad_()
-    ours, norms = sample_norm_penalty(**arguments)
-    (grad,) = torch.autograd.grad(ours, x)
+    penalty_value, norms = sample_norm_penalty(**arguments)
+    (grad,) = torch.autograd.grad(penalty_value, x)
     exact = x.detach().double().requires_grad_()
     want, want_norms = eager(**{**arguments, "input": exact})
     if center == 0 and not math.isfinite(value):
-        # Without the root that people do not write here: an infinite value is one, and leaves its neighbours alone.
+        # Written without a root, through which an infinite value would turn the gradients of other values to NaN.
         want = exact.square().flatten(1).sum(1).mean()
     (want_grad,) = torch.autograd.grad(want, exact)
     tolerances = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 1e-7}
-    torch.testing.assert_close((ours.double(), norms.double()), (want, want_norms), **tolerances, equal_nan=True)
+    torch.testing.assert_close(
+        (penalty_value.double(), norms.double()), (want, want_norms), **tolerances, equal_nan=True
+    )
     torch.testing.assert_close(grad.double(), want_grad, **tolerances, equal_nan=True)
 
 
 @pytest.mark.parametrize("size", [HUGE, TINY])
-def test_squares_beyond_float32(size: float) -> None:
-    """Each square overflows or vanishes; the norm and the gradient's direction do not."""
+def test_squares_outside_the_range_of_float32(size: float) -> None:
+    """Each square overflows or underflows; the norm and the gradient stay accurate."""
     x = (torch.randn(3, 50) * size).requires_grad_()
     value, norms = sample_norm_penalty(x, center=1.0)
     exact = x.detach().double()
@@ -192,7 +192,7 @@ def test_squares_beyond_float32(size: float) -> None:
     assert second.count_nonzero()
 
 
-def test_nothing_to_take_a_mean_of() -> None:
+def test_empty_input_gives_nan_or_zero_norms() -> None:
     x = torch.ones(0, 3, requires_grad=True)
     value, norms = sample_norm_penalty(x, center=1.0)
     assert value.isnan()
@@ -206,17 +206,19 @@ def test_nothing_to_take_a_mean_of() -> None:
     assert torch.autograd.grad(value, empty)[0].shape == empty.shape
 
 
-def test_only_wanted_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_requested_gradients_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     from gan_fast.ops.sample_norm_penalty import _native
 
     arguments = SampleNormSample((4, 5), weighted=True).make(torch.float32)
     value = penalty(**arguments)
-    monkeypatch.setattr(_native, "backward", lambda *_: pytest.fail("a gradient by input that nobody asked for"))
+    monkeypatch.setattr(
+        _native, "backward", lambda *_: pytest.fail("computed the gradient of input, which was not requested")
+    )
     (grad,) = torch.autograd.grad(value, arguments["coefficients"])
     torch.testing.assert_close(grad, (arguments["input"].detach().norm(dim=1) - 1).square() / 4)
 
 
-def test_coefficients_of_either_dtype() -> None:
+def test_coefficients_may_have_the_dtype_of_input_or_result() -> None:
     x = torch.randn(4, 5).bfloat16().requires_grad_()
     coefficients = torch.rand(4).bfloat16().requires_grad_()
     for backend in ("cpu", "reference"):
@@ -229,7 +231,7 @@ def test_coefficients_of_either_dtype() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
+def test_autocast_has_no_effect(dtype: torch.dtype) -> None:
     x = SampleNormSample((4, 3, 5)).make(dtype)["input"]
     results = []
     for enabled in (False, True):
@@ -237,8 +239,8 @@ def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
             value, norms = sample_norm_penalty(x, center=1.0)
         assert value.dtype == norms.dtype == torch.float32
         results.append([value, norms, torch.autograd.grad(value, x)[0]])
-    for plain, cast in zip(*results):
-        assert torch.equal(plain, cast)
+    for without, under in zip(*results):
+        assert torch.equal(without, under)
 
 
 def test_same_bits_for_any_number_of_threads() -> None:
@@ -257,7 +259,7 @@ def test_same_bits_for_any_number_of_threads() -> None:
             assert all(torch.equal(first[name], value) for name, value in other.items() if "second" not in name)
 
 
-def test_input_changed_before_backward_is_refused() -> None:
+def test_input_modified_before_backward_raises() -> None:
     leaf = torch.ones(3, 4, requires_grad=True)
     x = leaf * 2
     value = penalty(input=x)
@@ -266,7 +268,7 @@ def test_input_changed_before_backward_is_refused() -> None:
         value.backward()
 
 
-def test_tensors_that_are_not_plain() -> None:
+def test_lazy_fake_and_wrapped_tensors_are_supported() -> None:
     x = torch.randn(7, 3)
     assert torch.equal(penalty(input=torch._neg_view(x)), penalty(input=-x))
     assert torch.equal(penalty(input=torch._efficientzerotensor(7, 3)), torch.zeros(()))
@@ -279,7 +281,7 @@ def test_tensors_that_are_not_plain() -> None:
     torch.testing.assert_close(grads[0], torch.func.grad(lambda x: eager(x, None, 1.0, 1.0)[0])(x))
 
 
-def test_batches_of_gradients() -> None:
+def test_batched_gradients_equal_a_loop() -> None:
     arguments = SampleNormSample((4, 5), weighted=True).make(torch.float32)
     leaves = (arguments["input"], arguments["coefficients"])
     value = penalty(**arguments)
@@ -287,11 +289,11 @@ def test_batches_of_gradients() -> None:
     batched = torch.autograd.grad(value, leaves, factors, is_grads_batched=True, retain_graph=True)
     for got, one in zip(batched, torch.autograd.grad(value, leaves, retain_graph=True)):
         torch.testing.assert_close(got, torch.stack([f * one for f in factors]))
-    with pytest.raises(NotImplementedError, match="create_graph False beside is_grads_batched True, got both"):
+    with pytest.raises(NotImplementedError, match="create_graph False with is_grads_batched True"):
         torch.autograd.grad(value, leaves, factors, is_grads_batched=True, create_graph=True)
 
 
-def test_numbers_of_other_types() -> None:
+def test_center_and_scale_accept_other_number_types() -> None:
     x = torch.randn(4, 5)
     assert torch.equal(penalty(input=x, center=np.float32(0.5), scale=2), penalty(input=x, center=0.5, scale=2.0))
 
@@ -306,7 +308,7 @@ def test_numbers_of_other_types() -> None:
     layout=st.sampled_from(sorted(LAYOUTS)),
     dtype=st.sampled_from(DTYPES),
 )
-def test_drawn_inputs_equal_eager(
+def test_random_inputs_equal_eager(
     shape: tuple[int, ...], center: float, scale: float, weighted: bool, std: float, layout: str, dtype: torch.dtype
 ) -> None:
     compare(SampleNormSample(shape, center, scale, weighted, std, layout).make(dtype), dtype, factor=2.0)
@@ -332,7 +334,7 @@ BAD_INPUTS: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize("backend", ["auto", "cpu", "reference"])
 @pytest.mark.parametrize(("change", "error", "message"), BAD_INPUTS, ids=[m[2][:60] for m in BAD_INPUTS])
-def test_bad_input(change: dict[str, Any], error: type[Exception], message: str, backend: str) -> None:
+def test_invalid_argument_raises(change: dict[str, Any], error: type[Exception], message: str, backend: str) -> None:
     with gan_fast.use_backend(backend), pytest.raises(error) as caught:
         sample_norm_penalty(**{"input": torch.ones(4, 2), **change})
     assert str(caught.value) == f"sample_norm_penalty: {message}"
@@ -351,13 +353,13 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str,
          "expected input dimensions at least 1 (N, ...), got shape ()"),
     ],
 )  # fmt: skip
-def test_the_raw_op_reads_no_memory_that_is_not_there(arguments: tuple[Any, ...], message: str) -> None:
+def test_registered_backward_rejects_invalid_arguments(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.ops.gan_fast.sample_norm_penalty_backward(*arguments, 1.0, 1.0)
     assert f"sample_norm_penalty_backward: {message}" in str(caught.value)
 
 
-def test_norms_of_their_own_are_refused_a_derivative() -> None:
+def test_norms_that_require_grad_raise() -> None:
     with pytest.raises(NotImplementedError, match="expected norms not to require grad, got one that does"):
         torch.ops.gan_fast.sample_norm_penalty_backward(
             torch.ones(()), torch.ones(4, 2), torch.ones(4, requires_grad=True), None, 1.0, 1.0

@@ -1,4 +1,4 @@
-"""A CUDA graph without a GPU: what PyTorch dispatches is written down and run again on the same memory."""
+"""A stand-in for CUDA graphs on a CPU: records the ops that PyTorch dispatches and reruns them on the same memory."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -6,8 +6,16 @@ from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
 
-# The host waits for a value in these.
-SYNCHRONISING = (aten._local_scalar_dense, aten.is_nonzero, aten.equal, aten.nonzero)
+# Ops in which the host waits for a value.
+SYNCHRONIZING = (aten._local_scalar_dense, aten.is_nonzero, aten.equal, aten.nonzero)
+
+
+class NoReadBack(TorchDispatchMode):
+    """Fail where the host would wait for a value."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket not in SYNCHRONIZING, func
+        return func(*args, **(kwargs or {}))
 
 
 def tensors_in(tree):
@@ -15,9 +23,9 @@ def tensors_in(tree):
 
 
 class Tape(TorchDispatchMode):
-    """The calls made under it, with their tensors.
+    """Record the ops that are called under it, with their tensors.
 
-    As on a GPU nothing of what is recorded has happened afterwards: what was written to is put back by `undo`.
+    Capturing on a GPU does not run the ops, so `undo` restores the memory that they wrote here.
     """
 
     def __init__(self):
@@ -27,7 +35,7 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func.overloadpacket in SYNCHRONISING:
+        if func.overloadpacket in SYNCHRONIZING:
             raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
         for storage in (t.untyped_storage() for t in tensors_in((args, kwargs))):
             if storage._cdata not in self.made and storage._cdata not in self.before:
@@ -46,13 +54,13 @@ class Tape(TorchDispatchMode):
     def replay(self):
         for func, args, kwargs, out in self.calls:
             for old, new in zip(tensors_in(out), tensors_in(func(*args, **kwargs)), strict=True):
-                # What an op wrote in place, or views, lies there already.
+                # An op that writes in place or returns a view has updated the old tensor already.
                 if old.data_ptr() != new.data_ptr():
                     old.copy_(new)
 
 
 class RecordedGraphs:
-    """`gan_fast.train.graph.Graphs` on a CPU, with counts of what was asked of it."""
+    """`gan_fast.train.graph.Graphs` on a CPU, which counts its calls."""
 
     def __init__(self):
         self.warm_ups = self.captures = self.replays = 0
@@ -73,7 +81,7 @@ class RecordedGraphs:
             tape.undo()
             for g, state in zip(generators, states, strict=True):
                 g.set_state(state)
-        # A user of the values before a replay must not find any.
+        # The values are undefined until the first replay.
         values.fill_(float("nan"))
 
         def replay():

@@ -1,4 +1,4 @@
-"""What is averaged, what is copied, what a skipped step undoes, and what a resumed training brings back."""
+"""The average of the generator, and buffers of every kind in skipped steps and in resumed trainings."""
 
 import copy
 
@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
-from train.players import LATENT_DIM, assert_same_state, make_players
-from train.test_trainer import REAL, NoReadBack, Poisoned
+from train.players import LATENT_DIM, REAL, NaNObjective, assert_same_state, make_players
+from train.recorder import NoReadBack
 
 import gan_fast
 from gan_fast.train import TrainConfig, Trainer
 
 
 class Layer(nn.Module):
-    """Identity with a buffer of some kind, which moves at every forward in training."""
+    """Identity with a buffer of the given kind, which changes in every forward pass in training."""
 
     def __init__(self, kind):
         super().__init__()
@@ -55,7 +55,7 @@ class Layer(nn.Module):
             )
 
     @torch.no_grad()
-    def move(self, x):
+    def change_buffer(self, x):
         kind, b = self.kind, getattr(self, "b", None)
         if kind == "unit vector":
             b.copy_(nn.functional.normalize(b + x.mean() + 0.1, dim=0))
@@ -84,7 +84,7 @@ class Layer(nn.Module):
 
     def forward(self, x):
         if self.training:
-            self.move(x)
+            self.change_buffer(x)
         return x * self.weight[0] if self.kind == "view of a weight" else x
 
 
@@ -93,11 +93,11 @@ KINDS = [
     "grown rarely", "replaced", "sparse", "user's mean", "expanded", "shared", "shared statistics",
     "view of a weight", "lazy", "not persistent",
 ]  # fmt: skip
-# The first iteration, or each, changes what the device cannot put back.
+# Changes of shape, which the device cannot undo.
 READ_BACK = {"grown", "grown rarely"}
 
 
-def make(kind, **options):
+def trainer_with(kind, **options):
     generator, discriminator = make_players(torch.float32)
     generator.insert(2, Layer(kind))
     discriminator.insert(2, Layer(kind))
@@ -105,17 +105,17 @@ def make(kind, **options):
     return Trainer(TrainConfig(**options), generator, discriminator)
 
 
-def plain(buffers):
-    """Of any dtype or layout, in one that can be compared."""
+def comparable_buffers(model):
+    """Return all buffers, converted to a dtype and a layout that assert_close can compare."""
     return {
         name: None if b is None else b.to_dense().cfloat() if b.is_sparse else b.cfloat()
-        for name, b in ((f"{i} {name}", b) for i, m in enumerate(buffers.modules()) for name, b in m._buffers.items())
+        for name, b in ((f"{i} {name}", b) for i, m in enumerate(model.modules()) for name, b in m._buffers.items())
     }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_average_copies_all_but_weights_and_statistics(kind):
-    trainer = make(kind)
+def test_average_copies_buffers_other_than_running_statistics(kind):
+    trainer = trainer_with(kind)
     for _ in range(3):
         trainer.step(REAL)
     layer, average = trainer.generator[2], trainer.ema_generator[2]
@@ -124,7 +124,7 @@ def test_the_average_copies_all_but_weights_and_statistics(kind):
     elif kind == "view of a weight":
         assert torch.equal(average.b, layer.weight[:1])
     else:
-        assert_same_state(plain(average), plain(layer))
+        assert_same_state(comparable_buffers(average), comparable_buffers(layer))
     assert torch.isfinite(trainer.sample(4)).all()
 
 
@@ -132,7 +132,7 @@ def test_shared_statistics_and_tied_weights_are_averaged_once():
     generator, discriminator = make_players(torch.float32)
     twice, other = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
     other.weight, other.running_var = twice.weight, twice.running_var
-    # Another tensor of the same memory.
+    # Another tensor with the same memory.
     other.running_mean = twice.running_mean.view(8)
     generator[2] = nn.Sequential(twice, other, twice)
     trainer = Trainer(TrainConfig(latent_dim=LATENT_DIM, device="cpu", ema_decay=0.3), generator, discriminator)
@@ -147,7 +147,7 @@ def test_shared_statistics_and_tied_weights_are_averaged_once():
         torch.testing.assert_close(getattr(trainer.ema_generator[2][0], name), want[name])
 
 
-def test_a_frozen_weight_may_hold_infinities():
+def test_frozen_weight_may_hold_infinities():
     generator, discriminator = make_players(torch.float32)
     generator.mask = nn.Parameter(torch.tensor([0.0, float("inf")]), requires_grad=False)
     trainer = Trainer(TrainConfig(latent_dim=LATENT_DIM, device="cpu"), generator, discriminator)
@@ -158,29 +158,32 @@ def test_a_frozen_weight_may_hold_infinities():
 
 @pytest.mark.parametrize("at", [0, 1, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_skipped_step_undoes_all_buffers(kind, at):
-    trainer = make(kind)
+def test_skipped_step_restores_all_buffers(kind, at):
+    trainer = trainer_with(kind)
     for _ in range(at):
         trainer.step(REAL)
-    before, weights = plain(trainer.generator) | plain(trainer.discriminator), trainer.generator[1].weight.clone()
-    trainer.objective = Poisoned(trainer.objective)
+    before, weights = (
+        comparable_buffers(trainer.generator) | comparable_buffers(trainer.discriminator),
+        trainer.generator[1].weight.clone(),
+    )
+    trainer.objective = NaNObjective(trainer.objective)
     assert trainer.step(REAL)["skipped"] == 1
-    assert_same_state(plain(trainer.generator) | plain(trainer.discriminator), before)
+    assert_same_state(comparable_buffers(trainer.generator) | comparable_buffers(trainer.discriminator), before)
     assert torch.equal(trainer.generator[1].weight, weights)
     trainer.objective = trainer.objective.objective
     assert trainer.step(REAL)["skipped"] == 0
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in READ_BACK])
-def test_no_buffer_makes_the_host_wait(kind):
-    trainer = make(kind)
+def test_host_does_not_wait_for_buffers(kind):
+    trainer = trainer_with(kind)
     trainer.step(REAL)
     with NoReadBack():
         trainer.step(REAL)
 
 
-def test_a_mask_with_infinities_is_finite_and_statistics_are_not():
-    trainer = make("mask")
+def test_is_finite_checks_running_statistics_but_not_masks():
+    trainer = trainer_with("mask")
     trainer.step(REAL)
     assert trainer.is_finite()
     trainer.ema_generator[3].running_var[0] = float("nan")
@@ -189,8 +192,8 @@ def test_a_mask_with_infinities_is_finite_and_statistics_are_not():
 
 @pytest.mark.parametrize("into", ["new", "used"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_resumed_training_has_the_buffers(kind, into):
-    whole, half, second = make(kind), make(kind), make(kind)
+def test_resumed_training_restores_all_buffers(kind, into):
+    whole, half, second = trainer_with(kind), trainer_with(kind), trainer_with(kind)
     for _ in range(2):
         half.step(REAL)
     saved = copy.deepcopy(half.state_dict())
@@ -202,26 +205,26 @@ def test_a_resumed_training_has_the_buffers(kind, into):
         second.step(REAL)
     for _ in range(4):
         whole.step(REAL)
-    assert_same_state(without_sparse(second.state_dict()), without_sparse(whole.state_dict()))
+    assert_same_state(comparable_state(second.state_dict()), comparable_state(whole.state_dict()))
     for name in ("generator", "discriminator", "ema_generator"):
-        assert_same_state(plain(getattr(second, name)), plain(getattr(whole, name)))
+        assert_same_state(comparable_buffers(getattr(second, name)), comparable_buffers(getattr(whole, name)))
     if kind == "expanded":
         assert second.generator[2].b.stride() == (0,)
         assert second.generator[2].b.data_ptr() == second.generator[2].base.data_ptr()
 
 
-def without_sparse(state):
-    """Comparable."""
+def comparable_state(state):
+    """Return a state in layouts and dtypes that assert_close can compare."""
     if isinstance(state, dict):
-        return {name: without_sparse(value) for name, value in state.items()}
+        return {name: comparable_state(value) for name, value in state.items()}
     if not isinstance(state, torch.Tensor):
         return state
     return state.to_dense() if state.is_sparse else state.float() if "float8" in str(state.dtype) else state
 
 
 @pytest.mark.parametrize("kind", ["grown", "lazy"])
-def test_a_state_from_before_a_buffer_changed_can_be_loaded(kind):
-    trainer = make(kind)
+def test_state_from_before_a_buffer_changed_shape_can_be_loaded(kind):
+    trainer = trainer_with(kind)
     saved = copy.deepcopy(trainer.state_dict())
     for _ in range(2):
         trainer.step(REAL)
@@ -229,16 +232,16 @@ def test_a_state_from_before_a_buffer_changed_can_be_loaded(kind):
     assert_same_state(trainer.state_dict(), saved)
 
 
-def test_a_state_of_another_model_is_refused():
+def test_state_of_another_model_is_refused():
     generator, discriminator = make_players(torch.float32)
     generator[2] = nn.GroupNorm(2, 8)
     other = Trainer(TrainConfig(latent_dim=LATENT_DIM, device="cpu"), generator, discriminator)
     with pytest.raises(RuntimeError, match="Unexpected key"):
-        other.load_state_dict(make("none").state_dict())
+        other.load_state_dict(trainer_with("none").state_dict())
 
 
-def test_a_module_that_the_generator_gets_later_is_averaged_too():
-    trainer = make("none")
+def test_module_added_to_the_generator_later_is_averaged():
+    trainer = trainer_with("none")
     trainer.step(REAL)
     trainer.generator.append(nn.Conv2d(1, 1, 1))
     trainer.g_optimizer = torch.optim.Adam(trainer.generator.parameters(), 1e-2, fused=True)
@@ -252,7 +255,7 @@ def test_a_module_that_the_generator_gets_later_is_averaged_too():
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.spectral_norm`:FutureWarning")
 @pytest.mark.parametrize("norm", [nn.utils.spectral_norm, parametrizations.spectral_norm, gan_fast.nn.spectral_norm])
-def test_spectral_norm_holds_for_the_average(norm):
+def test_average_of_a_spectrally_normalized_generator_has_norm_one(norm):
     generator, discriminator = make_players(torch.float32)
     for index in (1, 4):
         generator[index] = norm(generator[index])
@@ -269,7 +272,7 @@ def test_spectral_norm_holds_for_the_average(norm):
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils:FutureWarning")
 @pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm, parametrizations.weight_norm])
-def test_a_generator_that_ran_before_is_taken(norm):
+def test_generator_that_ran_before_can_be_copied(norm):
     generator, discriminator = make_players(torch.float32)
     generator[1] = norm(generator[1])
     generator.trace = [{"x": generator(torch.randn(2, LATENT_DIM))}]
@@ -286,7 +289,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_models_of_other_kinds_are_averaged(change):
+def test_changed_generator_is_averaged(change):
     generator, discriminator = make_players(torch.float32)
     trainer = Trainer(
         TrainConfig(latent_dim=LATENT_DIM, device="cpu", ema_decay=0), CHANGES[change](generator), discriminator
@@ -299,7 +302,7 @@ def lazy():
     return nn.Sequential(nn.LazyLinear(64), nn.Unflatten(1, (1, 8, 8)))
 
 
-class NotToCopy(nn.Module):
+class Uncopyable(nn.Module):
     def __deepcopy__(self, memo):
         raise TypeError("a lock")
 
@@ -309,10 +312,10 @@ class NotToCopy(nn.Module):
     [
         ((lazy(), make_players()[1]), ValueError, r"expected generator with initialized parameters.* 0.weight, 0.bias"),
         ((make_players()[0], lazy()), ValueError, r"expected discriminator with initialized parameters"),
-        ((NotToCopy(), make_players()[1]), ValueError, r"copy.deepcopy takes, got TypeError: a lock"),
-        ((len, make_players()[1]), TypeError, r"expected generator type Module, got builtin_function"),
+        ((Uncopyable(), make_players()[1]), ValueError, r"copy.deepcopy can copy, got TypeError: a lock"),
+        ((len, make_players()[1]), TypeError, r"expected generator type torch.nn.Module, got builtin_function"),
     ],
 )
-def test_models_that_cannot_be_trained_are_named(players, error, message):
+def test_model_that_cannot_be_trained_is_refused(players, error, message):
     with pytest.raises(error, match="^Trainer: .*" + message):
         Trainer(TrainConfig(latent_dim=LATENT_DIM, device="cpu"), *players)

@@ -1,4 +1,4 @@
-"""Checkpoints under every fault we could think of: the last good one is what loads."""
+"""Checkpoints under every kind of fault: the last intact one loads."""
 
 import builtins
 import hashlib
@@ -11,6 +11,7 @@ import pytest
 import torch
 from train.players import assert_same_state
 
+from gan_fast import files
 from gan_fast.files import FileError, previous_of, write_safely
 from gan_fast.models import DCGANGenerator
 from gan_fast.train import checkpoint
@@ -31,13 +32,13 @@ def path(tmp_path):
     return path
 
 
-def never(message):
-    raise AssertionError(f"no warning was due: {message}")
+def no_warning(message):
+    raise AssertionError(f"unexpected warning: {message}")
 
 
-def test_the_last_two_are_kept_and_nothing_else(path):
-    assert_same_state(load_checkpoint(path, never), state(2))
-    assert_same_state(load_checkpoint(previous_of(path), never), state(1))
+def test_only_the_last_two_checkpoints_are_kept(path):
+    assert_same_state(load_checkpoint(path, no_warning), state(2))
+    assert_same_state(load_checkpoint(previous_of(path), no_warning), state(1))
     assert sorted(os.listdir(path.parent)) == ["checkpoint.previous.pt", "checkpoint.pt"]
 
 
@@ -53,40 +54,40 @@ DAMAGE = {
     "first byte flipped": (lambda c: flip(c, 0), "SHA-256"),
     "byte of a tensor flipped": (lambda c: flip(c, len(c) // 2), "SHA-256"),
     "byte of the hash flipped": (lambda c: flip(c, len(c) - 20), "SHA-256"),
-    "byte of the mark flipped": (lambda c: flip(c, len(c) - 1), "not a gan_fast checkpoint, or cut short"),
-    "half": (lambda c: c[: len(c) // 2], "cut short"),
-    "last byte gone": (lambda c: c[:-1], "cut short"),
-    "a few bytes": (lambda c: c[:5], "cut short"),
-    "empty": (lambda c: b"", "cut short"),
-    "longer": (lambda c: c + b"x", "cut short"),
-    "hash of something else": (lambda c: signed(b"not what torch.save writes"), "refused"),
+    "byte of the format name flipped": (lambda c: flip(c, len(c) - 1), "not a gan_fast checkpoint, or truncated"),
+    "second half missing": (lambda c: c[: len(c) // 2], "truncated"),
+    "last byte missing": (lambda c: c[:-1], "truncated"),
+    "five bytes only": (lambda c: c[:5], "truncated"),
+    "empty": (lambda c: b"", "truncated"),
+    "one byte appended": (lambda c: c + b"x", "truncated"),
+    "valid hash of other content": (lambda c: signed(b"not the output of torch.save"), "cannot be loaded safely"),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_named_and_the_previous_one_taken(path, name):
-    spoil, reason = DAMAGE[name]
-    path.write_bytes(spoil(path.read_bytes()))
+def test_damaged_checkpoint_is_reported_and_the_previous_one_loads(path, name):
+    damage, reason = DAMAGE[name]
+    path.write_bytes(damage(path.read_bytes()))
     said = []
     assert_same_state(load_checkpoint(path, said.append), state(1))
     assert len(said) == 1
     assert str(path) in said[0]
     assert reason in said[0]
-    assert "taking the previous one, checkpoint.previous.pt" in said[0]
+    assert "using the previous checkpoint, checkpoint.previous.pt" in said[0]
     previous_of(path).unlink()
     with pytest.raises(CheckpointError, match=r"checkpoint\.previous\.pt: cannot be read"):
-        load_checkpoint(path, never)
+        load_checkpoint(path, no_warning)
 
 
-def test_missing_checkpoint_falls_back_too(path):
-    # What a kill between the two renames leaves.
+def test_missing_checkpoint_falls_back_to_the_previous_one(path):
+    # The state after a kill between the two renames.
     path.unlink()
     said = []
     assert load_checkpoint(path, said.append)["step"] == 1
     assert "cannot be read (No such file or directory)" in said[0]
 
 
-def test_every_flipped_byte_is_noticed(path):
+def test_every_flipped_byte_is_detected(path):
     content = path.read_bytes()
     tried = range(0, len(content), 7)
     for index in tried:
@@ -104,15 +105,15 @@ class Malicious:
 
 
 @pytest.mark.parametrize("form", ["torch.save", "pickle"])
-def test_malicious_pickle_is_refused_and_runs_nothing(path, tmp_path, form):
+def test_malicious_pickle_is_refused_without_running_code(path, tmp_path, form):
     target = tmp_path / "executed"
     if form == "torch.save":
-        # Signed as we sign: whoever can write the file can write its hash.
+        # With a valid hash: an attacker who can write the file can also write its hash.
         save_checkpoint(path, {"step": Malicious(target)})
     else:
         path.write_bytes(signed(pickle.dumps(Malicious(target))))
     previous_of(path).unlink()
-    with pytest.raises(CheckpointError, match="refused"):
+    with pytest.raises(CheckpointError, match="cannot be loaded safely"):
         load_checkpoint(path)
     assert not target.exists()
 
@@ -133,25 +134,25 @@ def raise_error(error):
         ((os, "replace"), OSError(5, "Input/output error")),
     ],
 )
-def test_full_disk_leaves_the_checkpoint_standing(path, monkeypatch, target, error):
+def test_full_disk_leaves_the_checkpoint_unchanged(path, monkeypatch, target, error):
     with monkeypatch.context() as patch:
         patch.setattr(*target, raise_error(error))
-        with pytest.raises(FileError, match=r"checkpoint.pt: cannot be saved \(.*\); what was there before stands"):
+        with pytest.raises(FileError, match=r"checkpoint.pt: cannot be saved \(.*\); an existing file is unchanged"):
             save_checkpoint(path, state(3))
-    assert_same_state(load_checkpoint(path, never), state(2))
+    assert_same_state(load_checkpoint(path, no_warning), state(2))
     assert sorted(os.listdir(path.parent)) == ["checkpoint.previous.pt", "checkpoint.pt"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_torch_save_on_a_truly_full_disk_is_an_error(path, monkeypatch):
+def test_torch_save_to_dev_full_is_a_file_error(path, monkeypatch):
     temporary = path.with_name("checkpoint.pt.tmp")
     temporary.symlink_to("/dev/full")
     with pytest.raises(FileError, match="cannot be saved"):
         save_checkpoint(path, state(3))
-    assert_same_state(load_checkpoint(path, never), state(2))
+    assert_same_state(load_checkpoint(path, no_warning), state(2))
 
 
-# Forks savers and kills each at a random moment: importing torch once for all of them.
+# Forks processes that save, and kills each at a random moment. Forking imports torch only once.
 KILLER = """
 import os, random, signal, sys, time, torch
 from pathlib import Path
@@ -174,7 +175,7 @@ for trial in range(int(sys.argv[2])):
         os.waitpid(child, 0)
         saved = int((first + lines.read()).split()[-1])
     loaded = load_checkpoint(path, lambda message: None)
-    # A kill between the two renames leaves the save before; one after them, a save not yet reported.
+    # After a kill between the two renames the save before loads; after both, a save that was not yet reported.
     assert loaded["step"] in (saved, saved + 1), (loaded["step"], saved)
     assert bool((loaded["weights"] == loaded["step"]).all())
     finished = loaded["step"]
@@ -191,9 +192,9 @@ def test_kill_while_saving_never_loses_a_finished_save(tmp_path):
     assert len(result.stdout.split()) == 40
 
 
-# Each system call that a save makes, as a place to die: what a kill at a random moment rarely hits.
-@pytest.mark.parametrize("place", ["save", "fsync", "first replace", "second replace", "fsync of the folder"])
-def test_death_at_each_point_of_a_save(path, monkeypatch, place):
+# Dies at each system call of a save: a kill at a random moment rarely hits these.
+@pytest.mark.parametrize("call", ["save", "fsync", "first replace", "second replace", "fsync of the folder"])
+def test_death_at_each_system_call_of_a_save(path, monkeypatch, call):
     class Killed(BaseException):
         pass
 
@@ -201,27 +202,27 @@ def test_death_at_each_point_of_a_save(path, monkeypatch, place):
     fsync, replace = os.fsync, os.replace
 
     def die_or(name, do, die_at):
-        def call(*args):
+        def wrapped(*args):
             calls[name] += 1
             if calls[name] == die_at:
                 raise Killed
             return do(*args)
 
-        return call
+        return wrapped
 
     with monkeypatch.context() as patch:
-        if place == "save":
+        if call == "save":
             patch.setattr(torch, "save", raise_error(Killed()))
-        patch.setattr(os, "fsync", die_or("fsync", fsync, {"fsync": 1, "fsync of the folder": 2}.get(place)))
-        patch.setattr(os, "replace", die_or("replace", replace, {"first replace": 1, "second replace": 2}.get(place)))
+        patch.setattr(os, "fsync", die_or("fsync", fsync, {"fsync": 1, "fsync of the folder": 2}.get(call)))
+        patch.setattr(os, "replace", die_or("replace", replace, {"first replace": 1, "second replace": 2}.get(call)))
         with pytest.raises(Killed):
             save_checkpoint(path, state(3))
-    assert load_checkpoint(path, lambda message: None)["step"] == (3 if place == "fsync of the folder" else 2)
+    assert load_checkpoint(path, lambda message: None)["step"] == (3 if call == "fsync of the folder" else 2)
     save_checkpoint(path, state(4))
-    assert load_checkpoint(path, never)["step"] == 4
+    assert load_checkpoint(path, no_warning)["step"] == 4
 
 
-def test_generator_is_rebuilt_from_its_file_alone(tmp_path):
+def test_generator_is_rebuilt_from_its_file_only(tmp_path):
     generator, path = DCGANGenerator(**MODEL), tmp_path / "generator.safetensors"
     save_generator(path, generator, MODEL)
     rebuilt = load_generator(path)
@@ -232,9 +233,9 @@ def test_generator_is_rebuilt_from_its_file_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
+    ("damage", "reason"),
     [
-        (lambda c: flip(c, len(c) - 1), "its SHA-256 is not the one it was saved with"),
+        (lambda c: flip(c, len(c) - 1), "its SHA-256 differs from the one it was saved with"),
         (lambda c: flip(c, 0), "damaged"),
         (lambda c: flip(c, 12), "damaged"),
         (lambda c: c[: len(c) // 2], "damaged"),
@@ -242,10 +243,10 @@ def test_generator_is_rebuilt_from_its_file_alone(tmp_path):
         (lambda c: checkpoint.safetensors_save({"w": torch.ones(2)}), "not a generator saved by gan_fast"),
     ],
 )
-def test_damaged_generator_is_refused(tmp_path, spoil, reason):
+def test_damaged_generator_is_refused(tmp_path, damage, reason):
     path = tmp_path / "generator.safetensors"
     save_generator(path, DCGANGenerator(**MODEL), MODEL)
-    path.write_bytes(spoil(path.read_bytes()))
+    path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(CheckpointError, match=reason):
         load_generator(path)
 
@@ -255,6 +256,15 @@ def test_missing_generator_is_named(tmp_path):
         load_generator(tmp_path / "none.safetensors")
 
 
-def test_write_safely_needs_its_folder(tmp_path):
+def test_write_safely_needs_an_existing_folder(tmp_path):
     with pytest.raises(FileError, match="cannot be saved"):
         write_safely(tmp_path / "none" / "file", lambda file: None)
+
+
+def test_write_safely_works_where_folders_cannot_be_opened(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files.os, "open", refuse)
+    write_safely(tmp_path / "file", lambda file: file.write(b"content"))
+    assert (tmp_path / "file").read_bytes() == b"content"

@@ -1,6 +1,7 @@
-"""Configurations are checked when they are made."""
+"""Configurations check their fields when they are created."""
 
 import dataclasses
+import pickle
 import re
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import pytest
 
 from gan_fast import objectives
 from gan_fast.train import TrainConfig
+from gan_fast.train.config import ConfigError
 from gan_fast.train.run import RunConfig
 
 
-def test_defaults_that_stay():
+def test_public_defaults():
     config = TrainConfig()
     assert (config.objective, config.d_steps, config.batch_size) == ("non_saturating", 1, 64)
     assert (config.precision, config.seed) == ("auto", 0)
@@ -20,65 +22,94 @@ def test_defaults_that_stay():
         config.seed = 1
 
 
-def test_a_pair_from_json_equals_the_tuple():
-    assert TrainConfig(d_betas=[0.5, 0.999]) == TrainConfig()
+def test_lists_from_json_equal_tuples():
+    assert TrainConfig(d_betas=[0.5, 0.999], penalty=[], regularizers=[]) == TrainConfig()
     assert all(isinstance(beta, float) for beta in TrainConfig(d_betas=(0, 0.9)).d_betas)
 
 
+@pytest.mark.parametrize(
+    ("given", "penalty"),
+    [
+        ("none", ()),
+        ("r1", ("r1",)),
+        ((), ()),
+        (("none",), ()),
+        (["r1", "r2"], ("r1", "r2")),
+        (("dragan",), ("dragan",)),
+    ],
+)
+def test_penalty_accepts_a_name_or_a_tuple_of_names(given, penalty):
+    assert TrainConfig(penalty=given).penalty == penalty
+
+
 OBJECTIVES = f"one of {', '.join(objectives.NAMES)}"
-PENALTIES = f"none, or {', '.join(objectives.PENALTIES)}, or several of these joined by +"
-REGULARIZERS = f"any of {', '.join(objectives.REGULARIZERS)}, each once"
+PENALTIES = f"one of none, {', '.join(objectives.PENALTIES)}"
+REGULARIZERS = f"one of {', '.join(objectives.REGULARIZERS)}"
+NOT_NEGATIVE = "a number of at least 0"
+DECAY = "a number of at least 0 and below 1"
+PROBABILITY = "a number from 0 to 1"
 
 
 @pytest.mark.parametrize(
     ("field", "value", "error", "want"),
     [
-        ("objective", "wgan", ValueError, OBJECTIVES + ", got 'wgan'"),
-        ("penalty", "gp", ValueError, PENALTIES + ", got 'gp'"),
-        ("penalty", "r1+r1", ValueError, PENALTIES + ", got 'r1+r1'"),
-        ("penalty", "r1+none", ValueError, PENALTIES + ", got 'r1+none'"),
-        ("penalty", "", ValueError, PENALTIES + ", got ''"),
-        ("penalty", None, TypeError, "type str, got NoneType"),
-        ("penalty_weight", -1.0, ValueError, "in [0, inf), got -1.0"),
-        ("penalty_center", float("nan"), ValueError, "in [0, inf), got nan"),
-        ("penalty_every", 0, ValueError, "at least 1, got 0"),
-        ("regularizers", ("dropout",), ValueError, REGULARIZERS + ", got ('dropout',)"),
-        ("regularizers", ("weight_clipping",) * 2, ValueError, REGULARIZERS),
-        ("regularizers", "weight_clipping", TypeError, "type tuple of str, got str"),
-        ("clip_value", 0.0, ValueError, "in (0, inf), got 0.0"),
+        ("objective", "wgan", ConfigError, OBJECTIVES + ", got 'wgan'"),
+        ("penalty", "gp", ConfigError, PENALTIES + ", got 'gp'"),
+        ("penalty", "r1+r2", ConfigError, "a tuple of names such as ('r1', 'r2'), got 'r1+r2'"),
+        ("penalty", ("r1", "r1"), ConfigError, "each name once, got ('r1', 'r1')"),
+        ("penalty", ("r1", "none"), ConfigError, "none or names of penalties, got ('r1', 'none')"),
+        ("penalty", "", ConfigError, PENALTIES + ", got ''"),
+        ("penalty", None, TypeError, "type tuple of names, got NoneType"),
+        ("penalty_weight", -1.0, ConfigError, NOT_NEGATIVE + ", got -1.0"),
+        ("penalty_center", float("nan"), ConfigError, NOT_NEGATIVE + ", got nan"),
+        ("penalty_every", 0, ConfigError, "at least 1, got 0"),
+        ("regularizers", ("dropout",), ConfigError, REGULARIZERS + ", got 'dropout'"),
+        ("regularizers", ([],), ConfigError, REGULARIZERS + ", got []"),
+        ("regularizers", ("weight_clipping",) * 2, ConfigError, "each name once"),
+        ("regularizers", "weight_clipping", TypeError, "type tuple of names, got str"),
+        ("clip_value", 0.0, ConfigError, "a positive number, got 0.0"),
         ("noise_std", "much", TypeError, "type float, got str"),
-        ("noise_steps", 0, ValueError, "at least 1, got 0"),
-        ("feature_weight", -1, ValueError, "in [0, inf), got -1"),
-        ("update", "simultaneous", ValueError, "one of alternating, one_stage, got 'simultaneous'"),
-        ("precision", "fp16", ValueError, "one of fp32, bf16, auto, got 'fp16'"),
-        ("cuda_graph", True, ValueError, "one of auto, on, off, got True"),
-        ("d_steps", 0, ValueError, "at least 1, got 0"),
+        ("noise_steps", 0, ConfigError, "at least 1, got 0"),
+        ("feature_weight", -1, ConfigError, NOT_NEGATIVE + ", got -1"),
+        ("update", "simultaneous", ConfigError, "one of alternating, one_stage, got 'simultaneous'"),
+        ("precision", "fp16", ConfigError, "one of fp32, bf16, auto, got 'fp16'"),
+        ("cuda_graph", True, ConfigError, "one of auto, on, off, got True"),
+        ("d_steps", 0, ConfigError, "at least 1, got 0"),
         ("d_steps", 1.0, TypeError, "type int, got float"),
-        ("batch_size", 1, ValueError, "at least 2, got 1"),
+        ("batch_size", 1, ConfigError, "at least 2, got 1"),
         ("batch_size", True, TypeError, "type int, got bool"),
-        ("steps", -1, ValueError, "at least 1, got -1"),
-        ("seed", -1, ValueError, "at least 0, got -1"),
-        ("seed", 2**63, ValueError, "below 2**63, got 9223372036854775808"),
+        ("steps", -1, ConfigError, "at least 1, got -1"),
+        ("seed", -1, ConfigError, "at least 0, got -1"),
+        ("seed", 2**63, ConfigError, "below 2**63, got 9223372036854775808"),
         ("seed", "0", TypeError, "type int, got str"),
-        ("latent_dim", 0, ValueError, "at least 1, got 0"),
-        ("d_lr", 0.0, ValueError, "in (0, inf), got 0.0"),
-        ("g_lr", float("nan"), ValueError, "in (0, inf), got nan"),
-        ("g_lr", float("inf"), ValueError, "in (0, inf), got inf"),
+        ("latent_dim", 0, ConfigError, "at least 1, got 0"),
+        ("d_lr", 0.0, ConfigError, "a positive number, got 0.0"),
+        ("g_lr", float("nan"), ConfigError, "a positive number, got nan"),
+        ("g_lr", float("inf"), ConfigError, "a positive number, got inf"),
         ("g_lr", "fast", TypeError, "type float, got str"),
-        ("d_betas", (0.5, 1.0), ValueError, "in [0, 1), got (0.5, 1.0)"),
-        ("g_betas", (0.5,), TypeError, "type pair of float, got tuple"),
-        ("g_betas", 0.5, TypeError, "type pair of float, got float"),
-        ("ema_decay", 1.0, ValueError, "in [0, 1), got 1.0"),
-        ("real_label", 1.1, ValueError, "in [0, 1], got 1.1"),
-        ("fake_label", -0.1, ValueError, "in [0, 1], got -0.1"),
-        ("log_every", 0, ValueError, "at least 1, got 0"),
-        ("max_skipped_steps", 0, ValueError, "at least 1, got 0"),
+        ("d_betas", (0.5, 1.0), ConfigError, DECAY + ", got 1.0"),
+        ("g_betas", (0.5,), TypeError, "2 numbers, got 1"),
+        ("g_betas", 0.5, TypeError, "type tuple of numbers, got float"),
+        ("ema_decay", 1.0, ConfigError, DECAY + ", got 1.0"),
+        ("real_label", 1.1, ConfigError, PROBABILITY + ", got 1.1"),
+        ("fake_label", -0.1, ConfigError, PROBABILITY + ", got -0.1"),
+        ("log_every", 0, ConfigError, "at least 1, got 0"),
+        ("max_skipped_steps", 0, ConfigError, "at least 1, got 0"),
         ("device", 0, TypeError, "type str, got int"),
     ],
 )
-def test_bad_values_are_named(field, value, error, want):
-    with pytest.raises(error, match=f"^{re.escape(f'TrainConfig: expected {field} {want}')}"):
+def test_bad_value_is_an_error_that_names_the_field(field, value, error, want):
+    with pytest.raises(error, match=f"^{re.escape(f'TrainConfig: expected {field} {want}')}") as raised:
         TrainConfig(**{field: value})
+    if error is ConfigError:
+        assert raised.value.field == field
+        assert raised.value.problem.startswith(f"expected {want}")
+
+
+def test_config_error_is_a_value_error_that_can_be_pickled():
+    error = ConfigError("TrainConfig", "d_lr", "a positive number", 0.0)
+    assert isinstance(error, ValueError)
+    assert str(pickle.loads(pickle.dumps(error))) == "TrainConfig: expected d_lr a positive number, got 0.0"
 
 
 @pytest.mark.parametrize(
@@ -87,25 +118,48 @@ def test_bad_values_are_named(field, value, error, want):
         ({"update": "one_stage", "d_steps": 2}, "expected d_steps 1 for update one_stage, got 2"),
         (
             {"update": "one_stage", "regularizers": ("feature_matching",)},
-            "expected regularizers without feature_matching",
+            "expected regularizers names other than feature_matching for update one_stage",
         ),
+        ({"objective": "relativistic", "fake_label": 0.1}, "expected fake_label 0 for"),
     ],
 )
-def test_what_does_not_go_together_is_named(options, want):
-    with pytest.raises(ValueError, match=f"^TrainConfig: {want}"):
+def test_conflicting_values_are_an_error(options, want):
+    with pytest.raises(ConfigError, match=f"^TrainConfig: {want}"):
         TrainConfig(**options)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "error", "want"),
     [
-        ("width", 0, ValueError, "at least 1, got 0"),
-        ("sample_every", 0, ValueError, "at least 1, got 0"),
+        ("width", 0, ConfigError, "at least 1, got 0"),
+        ("image_size", 17, ConfigError, "one of 16, 32, 64, 128, got 17"),
+        ("channels", 2, ConfigError, "one of 1, 3, got 2"),
+        ("channels", True, ConfigError, "one of 1, 3, got True"),
+        ("sample_every", 0, ConfigError, "at least 1, got 0"),
         ("checkpoint_every", 2.5, TypeError, "type int, got float"),
-        ("d_norm", "layer", ValueError, "one of batch, none, got 'layer'"),
-        ("bad_files", "ignore", ValueError, "one of raise, skip, got 'ignore'"),
+        ("d_norm", "layer", ConfigError, "one of batch, none, got 'layer'"),
+        ("bad_files", "ignore", ConfigError, "one of raise, skip, got 'ignore'"),
+        ("tensorboard", "yes", TypeError, "type bool, got str"),
     ],
 )
-def test_bad_run_values_are_named(field, value, error, want):
+def test_bad_run_value_is_an_error_that_names_the_field(field, value, error, want):
     with pytest.raises(error, match=f"^{re.escape(f'RunConfig: expected {field} {want}')}$"):
         RunConfig("digits", Path("x"), **{field: value})
+
+
+@pytest.mark.parametrize(("recorded", "penalty"), [("none", ()), ("r1", ("r1",)), ("r1+r2", ("r1", "r2"))])
+def test_configuration_of_an_older_run_is_read(recorded, penalty):
+    config = RunConfig("digits", Path("x"))
+    assert RunConfig.from_flat(config.flat() | {"penalty": recorded}, Path("x")).train.penalty == penalty
+    assert RunConfig.from_flat(config.flat(), Path("x")) == config
+
+
+def test_options_without_effect_are_named():
+    train = TrainConfig(noise_std=0.5, penalty=("r1",), penalty_center=0, penalty_weight=1, feature_weight=2)
+    assert RunConfig("digits", Path("x"), train, max_skipped_files=3).options_without_effect() == [
+        "--noise-std (needs --regularizers instance_noise)",
+        "--feature-weight (needs --regularizers feature_matching)",
+        "--penalty-center (needs --penalty gradient_penalty or dragan)",
+        "--max-skipped-files (needs --bad-files skip)",
+    ]
+    assert RunConfig("digits", Path("x")).options_without_effect() == []

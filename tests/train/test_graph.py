@@ -1,6 +1,6 @@
-"""The captured step: the training it gives is the one without, and nothing is lost where it cannot be had.
+"""Training with CUDA graphs equals training without them, and a failed capture changes nothing.
 
-Each case runs on a CPU with a recorder in the place of CUDA's graphs, and on a GPU where there is one.
+Each test runs on a CPU with a recorder in place of CUDA graphs, and on a GPU if there is one.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ import gan_fast
 from gan_fast import models, ops
 from gan_fast.train import TrainConfig, Trainer, graph, loop
 
-EAGER_FIRST = graph.WARM_UP + 1
-CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
+# Iterations before the first capture: one that creates the moments, then the warm-up.
+EAGER_STEPS = graph.WARM_UP_STEPS + 1
 
 
 class CountedGraphs(graph.CudaGraphs):
-    """CUDA's own, with the counts that the recorder has."""
+    """CUDA graphs that count their calls, as the recorder does."""
 
     def __init__(self, device):
         super().__init__(device, shared_pool=True)
@@ -56,7 +56,7 @@ needs_gpu = pytest.mark.gpu
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs_gpu)])
 def device(request, monkeypatch):
-    # Our kernels for the losses go past what the recorder sees.
+    # gan_fast's kernels for the losses are not dispatched, so the recorder would miss them.
     with gan_fast.use_backend("reference" if request.param == "cpu" else "auto"):
         monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
         monkeypatch.setattr(
@@ -71,7 +71,7 @@ def batches(count, size=8, seed=2, dtype=torch.float32):
 
 
 def make_pair(device, change=lambda generator, discriminator: None, **options):
-    """Two trainers of equal models, the first with a graph, the second without."""
+    """Return two trainers of equal models: the first uses a graph, the second does not."""
     trainers = []
     for cuda_graph in ("auto", "off"):
         players = make_players(torch.float32)
@@ -87,7 +87,7 @@ def counts(trainer):
 
 
 def assert_same(a, b, device):
-    """To the last bit on a CPU; a GPU may add up in another order."""
+    """Assert equality: to the last bit on a CPU, up to rounding on a GPU, which may sum in another order."""
     if device == "cpu":
         assert_same_state(a, b)
     else:
@@ -95,7 +95,7 @@ def assert_same(a, b, device):
 
 
 def random_states(device):
-    """What dropout draws from."""
+    """Return the states of the generators that dropout draws from."""
     return torch.get_rng_state(), torch.cuda.get_rng_state() if device == "cuda" else None
 
 
@@ -106,7 +106,7 @@ def set_random_states(states):
 
 
 def run_both(pair, real, device):
-    """One iteration of each, from equal random states; returns the results."""
+    """Run one iteration of each trainer from equal random states, and compare and return the results."""
     states = random_states(device)
     have = pair[0].step(real)
     set_random_states(states)
@@ -121,18 +121,17 @@ def assert_same_trainers(pair, device):
         assert_same(a.grad, b.grad, device)
 
 
-@pytest.mark.parametrize("d_steps", [1, 2])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_training_with_a_graph_is_the_one_without(device, d_steps, precision):
+@pytest.mark.parametrize(("d_steps", "precision"), [(1, "fp32"), (2, "bf16")])
+def test_training_with_a_graph_equals_training_without(device, d_steps, precision):
     pair = make_pair(device, d_steps=d_steps, precision=precision)
     for real in batches(10):
         run_both(pair, [real * (1 - 0.1 * i) for i in range(d_steps)], device)
         assert_same_trainers(pair, device)
     assert pair[0].steps_done == 10
-    assert counts(pair[0]) == (EAGER_FIRST, 1, 10 - EAGER_FIRST)
+    assert counts(pair[0]) == (EAGER_STEPS, 1, 10 - EAGER_STEPS)
 
 
-def test_fit_logs_the_same(device):
+def test_fit_logs_the_same_rows_with_a_graph(device):
     pair = make_pair(device, steps=12, log_every=4, d_steps=2)
     rows = [[{k: v for k, v in row.items() if "_s" not in k} for row in trainer.fit()] for trainer in pair]
     assert [row["step"] for row in rows[0]] == [4, 8, 12]
@@ -142,7 +141,7 @@ def test_fit_logs_the_same(device):
     assert counts(pair[0])[1] == 1
 
 
-def test_results_of_a_step_stay_what_they_were(device):
+def test_later_steps_do_not_change_the_results_of_a_step(device):
     trainer = make_pair(device)[0]
     results = [trainer.step(real) for real in batches(8)]
     copies = [{name: value.clone() for name, value in result.items()} for result in results]
@@ -152,19 +151,19 @@ def test_results_of_a_step_stay_what_they_were(device):
     assert len({float(result["d_loss"]) for result in results}) == 8
 
 
-def test_the_average_and_the_latents_are_not_frozen(device):
+def test_graph_does_not_freeze_the_average_weight_or_the_latents(device):
     pair = make_pair(device, ema_decay=0.35)
-    weights, seen = [], []
+    weights, states = [], []
     for real in batches(9):
         run_both(pair, real, device)
         weights.append(float(pair[0]._average_weight))
-        seen.append(pair[0].latent_rng.get_state())
+        states.append(pair[0].latent_rng.get_state())
     assert weights == [1 - min(0.35, t / (t + 9)) for t in range(1, 10)]
-    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(seen))
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(states))
     assert_same_trainers(pair, device)
 
 
-def test_skipped_iterations_are_skipped_in_a_graph(device):
+def test_replay_skips_updates_with_non_finite_gradients(device):
     pair = make_pair(device)
     skipped = []
     for t, real in enumerate(batches(10)):
@@ -174,15 +173,15 @@ def test_skipped_iterations_are_skipped_in_a_graph(device):
         assert_same_trainers(pair, device)
     assert skipped == [0, 1, 0, 0, 0, 1, 1, 0, 0, 0]
     assert (int(pair[0].skipped_steps), int(pair[0].skipped_in_a_row)) == (3, 0)
-    assert counts(pair[0]) == (EAGER_FIRST, 1, 10 - EAGER_FIRST)
+    assert counts(pair[0]) == (EAGER_STEPS, 1, 10 - EAGER_STEPS)
 
 
-def test_dropout_draws_anew_at_each_replay(device):
+def test_dropout_draws_new_masks_in_each_replay(device):
     pair = make_pair(device, lambda g, d: d.insert(2, nn.Dropout(0.3)))
     losses = [float(run_both(pair, real, device)["d_loss"]) for real in batches(1) * 8]
     assert len(set(losses)) == 8
     assert_same_trainers(pair, device)
-    assert counts(pair[0])[2] == 8 - EAGER_FIRST
+    assert counts(pair[0])[2] == 8 - EAGER_STEPS
 
 
 def set_rate(trainer):
@@ -208,7 +207,7 @@ def swap_activation(trainer):
 
 
 def double_objective(trainer):
-    trainer.objective = Doubled(trainer.objective)
+    trainer.objective = DoubledObjective(trainer.objective)
 
 
 def replace_average(trainer):
@@ -233,7 +232,7 @@ def load_moments(trainer):
     trainer.d_optimizer.load_state_dict(copy.deepcopy(trainer.d_optimizer.state_dict()))
 
 
-class Doubled:
+class DoubledObjective:
     def __init__(self, objective):
         self.objective = objective
 
@@ -263,7 +262,7 @@ class Doubled:
         load_moments,
     ],
 )
-def test_what_changes_between_steps_is_captured_anew(device, change):
+def test_change_between_steps_leads_to_a_new_capture(device, change):
     pair = make_pair(device)
     for real in batches(6):
         run_both(pair, real, device)
@@ -272,10 +271,10 @@ def test_what_changes_between_steps_is_captured_anew(device, change):
     for real in batches(6, seed=3):
         run_both(pair, real, device)
         assert_same_trainers(pair, device)
-    assert counts(pair[0]) == (EAGER_FIRST + graph.WARM_UP, 2, 12 - EAGER_FIRST - graph.WARM_UP)
+    assert counts(pair[0]) == (EAGER_STEPS + graph.WARM_UP_STEPS, 2, 12 - EAGER_STEPS - graph.WARM_UP_STEPS)
 
 
-def test_weights_loaded_in_place_reach_the_graph(device):
+def test_graph_uses_weights_that_were_loaded_in_place(device):
     pair = make_pair(device)
     other = make_players(torch.float32, seed=5)[0].state_dict()
     for real in batches(6):
@@ -287,33 +286,33 @@ def test_weights_loaded_in_place_reach_the_graph(device):
     assert counts(pair[0])[1] == 1
 
 
-def test_a_batch_of_another_size_is_run_by_itself(device):
+def test_single_batch_of_another_size_runs_without_the_graph(device):
     pair = make_pair(device)
     for real in [*batches(5), *batches(1, 3), *batches(2), *batches(1, 3), *batches(2), *batches(2, 3), *batches(2)]:
         run_both(pair, real, device)
         assert_same_trainers(pair, device)
-    assert counts(pair[0]) == (EAGER_FIRST + 4, 1, 15 - EAGER_FIRST - 4)
+    assert counts(pair[0]) == (EAGER_STEPS + 4, 1, 15 - EAGER_STEPS - 4)
 
 
-def test_another_backend_is_not_what_was_captured(device):
+def test_graph_is_not_used_under_another_backend(device):
     trainer = make_pair(device)[0]
     for real in batches(5):
         trainer.step(real)
     with gan_fast.use_backend("auto" if device == "cpu" else "reference"):
         trainer.step(batches(1)[0])
-    assert counts(trainer) == (EAGER_FIRST + 1, 1, 5 - EAGER_FIRST)
+    assert counts(trainer) == (EAGER_STEPS + 1, 1, 5 - EAGER_STEPS)
 
 
-def test_batches_that_stay_smaller_get_a_graph_of_their_own(device):
+def test_change_of_the_batch_size_leads_to_a_new_capture(device):
     pair = make_pair(device)
     for real in [*batches(5), *batches(5, 3)]:
         run_both(pair, real, device)
     assert_same_trainers(pair, device)
-    assert counts(pair[0]) == (EAGER_FIRST + graph.WARM_UP, 2, 10 - EAGER_FIRST - graph.WARM_UP)
+    assert counts(pair[0]) == (EAGER_STEPS + graph.WARM_UP_STEPS, 2, 10 - EAGER_STEPS - graph.WARM_UP_STEPS)
 
 
 @pytest.mark.parametrize("at", [2, 6])
-def test_resumed_training_with_a_graph_is_the_uninterrupted_one(device, at):
+def test_resumed_training_with_a_graph_equals_an_uninterrupted_one(device, at):
     def trainer():
         return make_pair(device, lambda g, d: d.insert(2, nn.Dropout(0.3)), d_steps=2)[0]
 
@@ -328,7 +327,7 @@ def test_resumed_training_with_a_graph_is_the_uninterrupted_one(device, at):
     for real in data[:at]:
         half.step(real)
     saved = copy.deepcopy(half.state_dict())
-    # Into one that has a graph of its own, and latents elsewhere.
+    # Into a trainer that already has a graph and has drawn other latents.
     resumed = trainer()
     for real in batches(7, seed=8):
         resumed.step(real)
@@ -339,8 +338,8 @@ def test_resumed_training_with_a_graph_is_the_uninterrupted_one(device, at):
     assert counts(resumed)[1] == 2
 
 
-class Penalised:
-    """D's loss with R1 on points of its own: a double backward."""
+class PenalizedObjective:
+    """An objective whose D loss includes R1 on fixed points, which needs a double backward."""
 
     def __init__(self, objective, discriminator, points):
         self.objective, self.discriminator, self.points = objective, discriminator, points
@@ -358,14 +357,14 @@ class Penalised:
         return self.objective.g_loss(fake, real)
 
 
-def test_a_gradient_penalty_is_captured_with_its_double_backward(device):
+def test_double_backward_of_a_gradient_penalty_is_captured(device):
     pair = make_pair(device)
     for trainer in pair:
-        trainer.objective = Penalised(trainer.objective, trainer.discriminator, batches(1)[0].to(device))
+        trainer.objective = PenalizedObjective(trainer.objective, trainer.discriminator, batches(1)[0].to(device))
     for real in batches(8):
         run_both(pair, real, device)
         assert_same_trainers(pair, device)
-    assert counts(pair[0]) == (EAGER_FIRST, 1, 8 - EAGER_FIRST)
+    assert counts(pair[0]) == (EAGER_STEPS, 1, 8 - EAGER_STEPS)
 
 
 def without_norm(generator, discriminator):
@@ -374,7 +373,7 @@ def without_norm(generator, discriminator):
 
 REGULARIZED = [
     {"objective": "wasserstein", "penalty": "gradient_penalty", "d_steps": 2},
-    {"objective": "relativistic", "penalty": "r1+r2+dragan"},
+    {"objective": "relativistic", "penalty": ("r1", "r2", "dragan")},
     {"objective": "hinge", "regularizers": ("spectral_norm", "weight_clipping", "instance_noise"), "clip_value": 0.1},
     {"update": "one_stage", "penalty": "r1"},
 ]
@@ -382,17 +381,17 @@ REGULARIZED = [
 
 @pytest.mark.parametrize("options", REGULARIZED, ids=lambda options: " ".join(map(str, options.values())))
 def test_penalties_and_regularizers_are_captured(device, options, monkeypatch):
-    # What passes go by on a CPU the recorder does not see, but for what is asked of the dispatcher.
-    monkeypatch.setattr(ops.autograd, "plain", lambda *_: False)
+    # The shortcut for plain CPU tensors bypasses the dispatcher, so the recorder would miss these ops.
+    monkeypatch.setattr(ops.dispatch, "is_plain_cpu", lambda *_: False)
     with gan_fast.use_backend("auto" if "update" in options else gan_fast.backends.requested()):
         pair = make_pair(device, without_norm, steps=20, **options)
         for real in batches(8):
             run_both(pair, real, device)
             assert_same_trainers(pair, device)
-        assert counts(pair[0]) == (EAGER_FIRST, 1, 8 - EAGER_FIRST)
+        assert counts(pair[0]) == (EAGER_STEPS, 1, 8 - EAGER_STEPS)
 
 
-def test_updates_with_and_without_penalties_have_a_graph_each(device):
+def test_steps_with_and_without_penalties_have_separate_graphs(device):
     pair = make_pair(device, without_norm, penalty="gradient_penalty", penalty_every=3)
     for real in batches(16):
         run_both(pair, real, device)
@@ -400,24 +399,24 @@ def test_updates_with_and_without_penalties_have_a_graph_each(device):
     graphs = next(iter(pair[0]._captured_steps.values()))._graphs
     assert len(pair[0]._captured_steps) == 2
     assert graphs.captures == 2
-    assert graphs.replays == 16 - 2 * EAGER_FIRST + 1
+    assert graphs.replays == 16 - 2 * EAGER_STEPS + 1
 
 
-def test_our_dcgan_is_captured(device):
+def test_fused_dcgan_is_captured(device):
     trainers = []
     for cuda_graph in ("on", "off"):
         torch.manual_seed(1)
-        players = models.DCGANGenerator(LATENT_DIM, 1, 16, 4), models.DCGANDiscriminator(1, 16, 4)
+        networks = models.DCGANGenerator(LATENT_DIM, 1, 16, 4), models.DCGANDiscriminator(1, 16, 4)
         config = TrainConfig(device=device, cuda_graph=cuda_graph, precision="fp32")
-        trainers.append(Trainer(config, *players))
+        trainers.append(Trainer(config, *networks))
     for real in torch.rand(7, 8, 1, 16, 16) * 2 - 1:
         run_both(trainers, real, device)
     assert_same_trainers(trainers, device)
-    assert counts(trainers[0])[1:] == (1, 7 - EAGER_FIRST)
+    assert counts(trainers[0])[1:] == (1, 7 - EAGER_STEPS)
 
 
-class Awkward(nn.Module):
-    """A layer that no graph can hold, from the call that would be captured on."""
+class Uncapturable(nn.Module):
+    """A layer that does something that a graph cannot record."""
 
     def __init__(self, kind):
         super().__init__()
@@ -436,8 +435,8 @@ class Awkward(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["item", "branch", "python random", "numpy random"])
-def test_a_failed_capture_loses_nothing(device, kind, caplog):
-    pair = make_pair(device, lambda g, d: d.insert(1, Awkward(kind)))
+def test_failed_capture_does_not_change_the_training(device, kind, caplog):
+    pair = make_pair(device, lambda g, d: d.insert(1, Uncapturable(kind)))
     for real in batches(7):
         states = random.getstate(), np.random.get_state()
         have = pair[0].step(real)
@@ -445,35 +444,38 @@ def test_a_failed_capture_loses_nothing(device, kind, caplog):
         np.random.set_state(states[1])
         assert_same(have, pair[1].step(real), device)
         assert_same_trainers(pair, device)
-    assert counts(pair[0]) == (EAGER_FIRST, 1, 0)
+    assert counts(pair[0]) == (EAGER_STEPS, 1, 0)
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 1
     assert lines[0].startswith("the training step runs kernel by kernel, not as a CUDA graph: capturing it failed")
     assert ("drawn on the host" in lines[0]) == ("random" in kind)
 
 
-# The one fails in the middle of the capture, the other after it.
+# "item" fails during the capture, "python random" after it.
 @pytest.mark.parametrize("kind", ["item", "python random"])
-def test_where_a_graph_is_required_a_failed_capture_is_an_error_that_leaves_all_as_it_was(device, kind):
-    trainer = make_pair(device, lambda g, d: d.insert(1, Awkward(kind)))[1]
+def test_failed_capture_of_a_required_graph_raises_and_changes_nothing(device, kind):
+    trainer = make_pair(device, lambda g, d: d.insert(1, Uncapturable(kind)))[1]
     trainer = Trainer(
         TrainConfig(latent_dim=LATENT_DIM, device=device, cuda_graph="on"), trainer.generator, trainer.discriminator
     )
-    data = batches(EAGER_FIRST)
+    data = batches(EAGER_STEPS)
     for real in data:
         trainer.step(real)
     before = copy.deepcopy(trainer.state_dict())
     weights = [*trainer.generator.parameters(), *trainer.discriminator.parameters()]
     grads = [p.grad for p in weights]
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"^Trainer.step: expected a step that can be captured"):
+        with pytest.raises(
+            RuntimeError,
+            match=r"^Trainer.step: expected a step that can be captured, as cuda_graph is 'on', got: captur",
+        ):
             trainer.step(data[0])
         assert_same_state(trainer.state_dict(), before)
         assert all(p.grad is grad for p, grad in zip(weights, grads))
     assert all(p.requires_grad for p in trainer.discriminator.parameters())
 
 
-def test_an_error_of_the_model_is_the_users_to_see(device):
+def test_error_in_the_model_is_raised_to_the_caller(device):
     trainer = make_pair(device)[0]
     for real in batches(5):
         trainer.step(real)
@@ -497,16 +499,16 @@ HOOKS = {
 
 
 @pytest.mark.parametrize("kind", HOOKS)
-def test_hooks_are_called_at_every_step(device, kind, caplog):
+def test_hooks_are_called_in_every_step(device, kind, caplog):
     trainer, calls = make_pair(device)[0], []
     for real in batches(5):
         trainer.step(real)
     handle = HOOKS[kind](trainer, lambda *_: calls.append(1))
     try:
         for real in batches(3):
-            done = len(calls)
+            calls_before = len(calls)
             trainer.step(real)
-            assert len(calls) > done
+            assert len(calls) > calls_before
     finally:
         handle.remove()
     assert [r.getMessage() for r in caplog.records if "hooks" in r.getMessage()] == [
@@ -514,11 +516,11 @@ def test_hooks_are_called_at_every_step(device, kind, caplog):
     ]
     assert len(caplog.records) == 1
     trainer.step(batches(1)[0])
-    assert counts(trainer)[1:] == (1, 5 - EAGER_FIRST + 1)
+    assert counts(trainer)[1:] == (1, 5 - EAGER_STEPS + 1)
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
-def test_anomaly_detection_is_not_captured(device, caplog):
+def test_step_is_not_captured_under_anomaly_detection(device, caplog):
     trainer = make_pair(device)[0]
     with torch.autograd.detect_anomaly():
         for real in batches(5):
@@ -528,21 +530,20 @@ def test_anomaly_detection_is_not_captured(device, caplog):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.spectral_norm`:FutureWarning")
-def test_spectral_norm_of_either_kind_is_captured(device):
+def test_both_spectral_norms_of_torch_are_captured(device):
     def change(generator, discriminator):
         torch.manual_seed(3)
         discriminator[0] = nn.utils.spectral_norm(discriminator[0])
         discriminator[2] = nn.utils.parametrizations.spectral_norm(discriminator[2])
 
-    # The first kind's normalised weight stays on the module with its graph: state_dict has what matters.
     pair = make_pair(device, change)
     for real in batches(8):
         run_both(pair, real, device)
         assert_same_trainers(pair, device)
-    assert counts(pair[0])[1:] == (1, 8 - EAGER_FIRST)
+    assert counts(pair[0])[1:] == (1, 8 - EAGER_STEPS)
 
 
-def test_settings_that_change_at_every_step_are_reported(device, caplog):
+def test_settings_that_change_in_every_step_are_reported_once(device, caplog):
     pair = make_pair(device)
     for t, real in enumerate(batches(30)):
         for trainer in pair:
@@ -557,30 +558,30 @@ def test_settings_that_change_at_every_step_are_reported(device, caplog):
 
 
 @pytest.mark.parametrize("setting", [torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.conv])
-def test_another_float32_precision_is_captured_anew(device, setting):
+def test_change_of_the_float32_precision_leads_to_a_new_capture(device, setting):
     trainer = make_pair(device)[0]
     real = batches(1)[0]
     try:
         for precision, captures in (("none", 1), ("tf32", 2), ("none", 3)):
             setting.fp32_precision = precision
-            for _ in range(EAGER_FIRST + 1):
+            for _ in range(EAGER_STEPS + 1):
                 trainer.step(real)
             assert counts(trainer)[1] == captures
     finally:
         setting.fp32_precision = "none"
 
 
-def test_the_batch_is_not_needed_after_the_step(device):
+def test_caller_may_overwrite_the_batch_after_the_step(device):
     pair = make_pair(device)
     for real in batches(8):
-        mine = real.clone()
-        have = pair[0].step(mine)
-        mine.zero_()
+        batch = real.clone()
+        have = pair[0].step(batch)
+        batch.zero_()
         assert_same(have, pair[1].step(real), device)
     assert_same_trainers(pair, device)
 
 
-def test_a_trainer_with_a_graph_is_freed_without_the_garbage_collector(device):
+def test_trainer_with_a_graph_is_freed_without_garbage_collection(device):
     trainer = make_pair(device)[0]
     for real in batches(5):
         trainer.step(real)
@@ -594,7 +595,7 @@ def test_a_trainer_with_a_graph_is_freed_without_the_garbage_collector(device):
         gc.enable()
 
 
-def test_nothing_is_said_where_all_goes_well(device, caplog):
+def test_successful_capture_logs_nothing(device, caplog):
     caplog.set_level(logging.INFO)
     trainer = make_pair(device)[0]
     for real in batches(6):
@@ -602,7 +603,7 @@ def test_nothing_is_said_where_all_goes_well(device, caplog):
     assert not caplog.records
 
 
-WRONG = {
+CORRUPTIONS = {
     "weights": lambda t: t.discriminator[0].weight.data.mul_(1.01),
     "buffers": lambda t: t.generator[2].running_mean.add_(1),
     "averages": lambda t: t.ema_generator[1].weight.zero_(),
@@ -612,22 +613,22 @@ WRONG = {
 
 
 @pytest.mark.parametrize("required", [True, False])
-@pytest.mark.parametrize("kind", WRONG)
-def test_a_graph_that_gives_other_values_is_refused(device, kind, required, caplog):
+@pytest.mark.parametrize("kind", CORRUPTIONS)
+def test_graph_with_a_wrong_replay_is_refused(device, kind, required, caplog):
     pair = make_pair(device)
     if required:
         steps = pair[0]._captured_steps
         steps.default_factory = functools.partial(steps.default_factory, required=True)
-    for real in batches(EAGER_FIRST):
+    for real in batches(EAGER_STEPS):
         run_both(pair, real, device)
     graphs = next(iter(pair[0]._captured_steps.values()))._graphs
     capture = graphs.capture
 
-    def spoilt(function, generator):
+    def corrupted(function, generator):
         replay, values = capture(function, generator)
-        return lambda: (replay(), WRONG[kind](pair[0])), values
+        return lambda: (replay(), CORRUPTIONS[kind](pair[0])), values
 
-    graphs.capture = spoilt
+    graphs.capture = corrupted
     before = copy.deepcopy(pair[0].state_dict())
     grads = [p.grad for p in pair[0].generator.parameters()]
     if required:
@@ -643,9 +644,9 @@ def test_a_graph_that_gives_other_values_is_refused(device, kind, required, capl
     assert [f"gave other {kind} than" in record.getMessage() for record in caplog.records] == [True]
 
 
-def test_a_graph_that_sums_in_another_order_is_taken(device):
+def test_graph_that_differs_by_rounding_is_accepted(device):
     pair = make_pair(device)
-    for real in batches(EAGER_FIRST):
+    for real in batches(EAGER_STEPS):
         pair[0].step(real)
     graphs = next(iter(pair[0]._captured_steps.values()))._graphs
     capture = graphs.capture
@@ -661,7 +662,7 @@ def test_a_graph_that_sums_in_another_order_is_taken(device):
 
 
 class Bank(nn.Module):
-    """Identity with a buffer that each forward in training grows, or replaces."""
+    """Identity with a buffer that each forward pass in training grows or replaces."""
 
     def __init__(self, grows):
         super().__init__()
@@ -676,7 +677,7 @@ class Bank(nn.Module):
 
 
 @pytest.mark.parametrize("grows", [True, False])
-def test_a_buffer_that_is_replaced_at_each_step_is_not_captured(device, grows, caplog):
+def test_buffer_that_is_replaced_in_each_step_prevents_a_capture(device, grows, caplog):
     pair = make_pair(device, lambda g, d: g.insert(2, Bank(grows)))
     for real in batches(6 if grows else 24):
         run_both(pair, real, device)
@@ -688,7 +689,7 @@ def test_a_buffer_that_is_replaced_at_each_step_is_not_captured(device, grows, c
 
 
 @pytest.mark.parametrize("kind", ["SGD", "momentum", "not capturable", "Python numbers"])
-def test_optimizers_of_users_are_captured_or_refused(device, kind, caplog):
+def test_user_optimizer_is_captured_if_it_allows_it(device, kind, caplog):
     class Counting(torch.optim.SGD):
         def step(self, closure=None):
             self.calls = getattr(self, "calls", 0) + 1
@@ -712,22 +713,22 @@ def test_optimizers_of_users_are_captured_or_refused(device, kind, caplog):
     assert (counts(pair[0])[2] > 0) == captured
     assert len(caplog.records) == (not captured)
     if kind == "Python numbers":
-        assert "the host has to read whether the step is skipped" in caplog.text
+        assert "the host must read whether the step is skipped" in caplog.text
         assert pair[0].g_optimizer.calls == pair[1].g_optimizer.calls
     if kind == "not capturable":
         assert "the Adam was made without capturable=True" in caplog.text
 
 
-@CPU_ONLY
-def test_a_cpu_has_no_graphs():
+def test_cpu_training_has_no_graphs():
     players = make_players(torch.float32)
-    assert Trainer(TrainConfig(latent_dim=LATENT_DIM), *players)._captured_steps is None
-    with pytest.raises(ValueError, match=r"^TrainConfig: expected device a GPU for cuda_graph on, got cpu$"):
-        Trainer(TrainConfig(latent_dim=LATENT_DIM, cuda_graph="on"), *players)
+    assert Trainer(TrainConfig(latent_dim=LATENT_DIM, device="cpu"), *players)._captured_steps is None
+    message = "^TrainConfig: expected device a GPU for cuda_graph on, got cpu$"
+    with pytest.raises(ValueError, match=message):
+        Trainer(TrainConfig(latent_dim=LATENT_DIM, device="cpu", cuda_graph="on"), *players)
 
 
 class StubGenerator:
-    """A generator whose state object is stuck in a capture once one has begun and not ended."""
+    """A generator whose state object stays marked if a capture begins and does not end."""
 
     def __init__(self, device=None):
         self.state = {"seed": 0, "stuck": False}
@@ -746,7 +747,7 @@ class StubGenerator:
 
 
 def stub_cuda(monkeypatch, graph_type, modes):
-    """What a capture calls of torch.cuda; ``modes`` gets the sync-debug modes, of which the last is set."""
+    """Replace what a capture calls in torch.cuda; ``modes`` collects the sync-debug modes, the last being current."""
     modes.append(1)
     for name, stub in {
         "Stream": lambda device: None,
@@ -761,11 +762,12 @@ def stub_cuda(monkeypatch, graph_type, modes):
         monkeypatch.setattr(torch.cuda, name, stub)
 
 
-@pytest.mark.parametrize("function_fails", [True, False])
-@pytest.mark.parametrize("end_fails", [True, False])
-@pytest.mark.parametrize("shared_pool", [True, False])
-def test_cudas_capture_puts_back_what_it_set(monkeypatch, function_fails, end_fails, shared_pool):
-    """The order of calls alone: nothing of CUDA's is here."""
+@pytest.mark.parametrize(
+    ("function_fails", "end_fails", "shared_pool"),
+    [(False, False, True), (False, True, False), (True, False, False), (True, True, True)],
+)
+def test_capture_restores_the_settings_that_it_changes(monkeypatch, function_fails, end_fails, shared_pool):
+    """Checks the order of calls on stubs of torch.cuda."""
     generators, modes, calls = (StubGenerator(), StubGenerator()), [], []
     for index, generator in enumerate(generators):
         generator.set_state(index + 7)
@@ -801,7 +803,7 @@ def test_cudas_capture_puts_back_what_it_set(monkeypatch, function_fails, end_fa
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
     capture = graph.CudaGraphs(torch.device("cuda", 0), shared_pool=shared_pool).capture
     if function_fails or end_fails:
-        # What the step did wrong, not what CUDA says of the capture that this spoilt.
+        # An error of the function takes precedence over CUDA's error about the broken capture.
         with pytest.raises(RuntimeError, match="a synchronizing" if function_fails else "a previous error"):
             capture(function, generators[0])
     else:
@@ -809,36 +811,35 @@ def test_cudas_capture_puts_back_what_it_set(monkeypatch, function_fails, end_fa
         replay()
         assert calls[-1] == "replay"
         assert torch.equal(values, torch.ones(5))
-    # The pool is none, unless it is shared.
     assert calls[:3] == [generators[0], "pool" if shared_pool else None, "error"]
     assert modes == [1, "error", 1]
     assert [generator.state for generator in generators] == [{"seed": seed, "stuck": False} for seed in (7, 8)]
 
 
-under_way = []
+active_captures = []
 
 
-class OneAtATime:
-    """A CUDA graph that cannot be captured beside another, nor while garbage is collected."""
+class ExclusiveGraph:
+    """A CUDA graph that cannot be captured while another one is, nor with garbage collection enabled."""
 
     def capture_begin(self, pool, capture_error_mode):
-        if under_way:
-            raise RuntimeError("another capture is under way")
-        under_way.append(self)
+        if active_captures:
+            raise RuntimeError("another capture is active")
+        active_captures.append(self)
         assert not gc.isenabled()
 
     def capture_end(self):
         assert not gc.isenabled()
-        under_way.remove(self)
+        active_captures.remove(self)
 
     def replay(self):
         pass
 
 
-def test_threads_that_capture_at_once_leave_the_process_as_it_was(monkeypatch):
-    """torch's sync-debug mode and Python's garbage collection are settings of all threads."""
+def test_concurrent_captures_restore_process_wide_settings(monkeypatch):
+    """torch's sync-debug mode and Python's garbage collection are settings of the whole process."""
     modes, failed = [], []
-    stub_cuda(monkeypatch, OneAtATime, modes)
+    stub_cuda(monkeypatch, ExclusiveGraph, modes)
     start = threading.Barrier(4)
 
     def work(index):
@@ -867,16 +868,16 @@ def test_threads_that_capture_at_once_leave_the_process_as_it_was(monkeypatch):
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_captures_collect_no_garbage(enabled, monkeypatch):
-    """A collection takes longer than a capture, of which a first step makes dozens; none may run during one."""
-    stub_cuda(monkeypatch, OneAtATime, [])
+def test_capture_runs_no_garbage_collection(enabled, monkeypatch):
+    """A collection would break the capture; one before each capture would take longer than the capture."""
+    stub_cuda(monkeypatch, ExclusiveGraph, [])
     collections = []
-    monkeypatch.setattr(gc, "collect", lambda *_: collections.append("by hand"))
-    automatic = lambda phase, info: collections.append(phase)  # noqa: E731
-    usual = gc.get_threshold(), gc.isenabled()
+    monkeypatch.setattr(gc, "collect", lambda *_: collections.append("explicit"))
+    on_collection = lambda phase, info: collections.append(phase)  # noqa: E731
+    before = gc.get_threshold(), gc.isenabled()
     try:
         (gc.enable if enabled else gc.disable)()
-        gc.callbacks.append(automatic)
+        gc.callbacks.append(on_collection)
         gc.set_threshold(1, 1, 1)
         graphs = graph.CudaGraphs(torch.device("cuda", 0))
         gc.set_threshold(1_000_000)
@@ -885,17 +886,17 @@ def test_captures_collect_no_garbage(enabled, monkeypatch):
         found = list(collections)
         assert gc.isenabled() == enabled
     finally:
-        gc.callbacks.remove(automatic)
-        gc.set_threshold(*usual[0])
-        (gc.enable if usual[1] else gc.disable)()
-    assert "by hand" not in found
+        gc.callbacks.remove(on_collection)
+        gc.set_threshold(*before[0])
+        (gc.enable if before[1] else gc.disable)()
+    assert "explicit" not in found
     assert found.count("start") <= 2
 
 
-def test_a_graph_whose_capture_did_not_end_outlives_what_captured_it(monkeypatch):
-    """The allocator goes on calling it."""
+def test_graph_of_an_unfinished_capture_is_never_freed(monkeypatch):
+    """The allocator keeps using it."""
 
-    class Unending(OneAtATime):
+    class Unending(ExclusiveGraph):
         def capture_begin(self, pool, capture_error_mode):
             graphs.append(weakref.ref(self))
 

@@ -1,4 +1,4 @@
-"""A training short enough for a test, long enough to learn the digits."""
+"""Short trainings that learn the digits."""
 
 import copy
 
@@ -15,7 +15,7 @@ from gan_fast.train import TrainConfig, Trainer
 
 @pytest.fixture
 def _one_thread():
-    # Networks this small gain little from a second thread, and lose much where the cores are shared.
+    # Networks this small gain little from a second thread, and lose much if other programs use the cores.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -23,11 +23,11 @@ def _one_thread():
 
 
 @pytest.mark.usefixtures("_one_thread")
-def test_digits_are_learnt():
+def test_generator_learns_all_digits():
     digits = load_images("digits", image_size=16)
-    config = TrainConfig(steps=400, latent_dim=16, g_lr=1e-3, device="cpu")
+    config = TrainConfig(steps=200, latent_dim=16, g_lr=2e-3, d_lr=5e-4, device="cpu")
     torch.manual_seed(0)
-    trainer = Trainer(config, DCGANGenerator(16, 1, 16, 24), DCGANDiscriminator(1, 16, 24), digits)
+    trainer = Trainer(config, DCGANGenerator(16, 1, 16, 16), DCGANDiscriminator(1, 16, 16), digits)
 
     def coverage():
         return class_coverage(digits.images, digits.labels, trainer.sample(1000), digits.class_names)
@@ -37,13 +37,13 @@ def test_digits_are_learnt():
     trained = coverage()
     assert untrained.least_class_fraction == 0
     assert trained.least_class_fraction > 0.02
-    assert trained.mean_top_probability > 0.77
-    # The samples spread as real digits do, no less: not one good digit of each class over and over.
+    assert trained.mean_top_probability > 0.76
+    # Samples vary about as much as real digits: the generator has not collapsed to one image of each class.
     assert trainer.sample(1000).std(0).mean() > 0.7 * (digits.images / 127.5 - 1).std(0).mean()
 
 
-def losses_of_eager(models, dtype, loader, steps):
-    """The alternating algorithm on torch.nn, autograd and torch's Adam."""
+def eager_losses(models, dtype, loader, steps):
+    """Return the losses of the alternating algorithm with R1, on torch.nn, autograd and torch's Adam."""
     generator, critic = (copy.deepcopy(model).to(dtype) for model in models)
     d_adam, g_adam = (torch.optim.Adam(m.parameters(), 2e-4, (0.5, 0.999)) for m in (critic, generator))
     rng = torch.Generator().manual_seed(0)
@@ -70,24 +70,24 @@ def losses_of_eager(models, dtype, loader, steps):
 
 
 @pytest.mark.usefixtures("_one_thread")
-def test_fused_ops_follow_eagers_loss_curve():
-    """Fifty steps from one seed: as near to float64's as eager stays, while roundings grow from step to step."""
+def test_losses_of_fused_ops_are_as_accurate_as_eager_ones():
+    """Over 50 steps, in which rounding errors grow, fused ops stay as close to float64 as eager float32 does."""
     digits = load_images("digits", image_size=16)
-    # A seed in which no value meets a rectifier's kink: there one rounding changes the curve, in eager too.
+    # With this seed no value comes near the kink of a rectifier, where one rounding changes the curve of eager too.
     torch.manual_seed(2)
     generator, critic = eager_models(16, 1, 8)[0], eager_critic(16, 1, 8)
     loader = DeviceLoader(digits.images, 32, seed=2, device="cpu")
     config = TrainConfig(batch_size=32, penalty="r1", penalty_weight=1.0, precision="fp32", device="cpu")
-    ours = DCGANGenerator(100, 1, 16, 8), DCGANDiscriminator(1, 16, 8, "none")
-    for model, source in zip(ours, (generator, critic)):
+    fused = DCGANGenerator(100, 1, 16, 8), DCGANDiscriminator(1, 16, 8, "none")
+    for model, source in zip(fused, (generator, critic)):
         for parameter, value in zip(model.parameters(), source.parameters(), strict=True):
             parameter.data.copy_(value)
-    exact, eager = (losses_of_eager((generator, critic), dtype, loader, 50) for dtype in (torch.float64, torch.float32))
+    exact, eager = (eager_losses((generator, critic), dtype, loader, 50) for dtype in (torch.float64, torch.float32))
     with use_backend("cpu"):
-        trainer = Trainer(config, *ours)
+        trainer = Trainer(config, *fused)
         results = [trainer.step(loader.batch(step)) for step in range(50)]
-    curve = torch.stack([torch.stack((r["d_loss"], r["g_loss"])).double() for r in results])
+    losses = torch.stack([torch.stack((r["d_loss"], r["g_loss"])).double() for r in results])
     assert exact[0, 0] - exact[-1, 0] > 0.05
-    ours_error, eager_error = ((losses - exact).abs().amax(1) for losses in (curve, eager))
-    assert ours_error[:10].max() < 1e-5
-    assert ours_error.max() < 10 * eager_error.max() + 1e-6
+    error, eager_error = ((curve - exact).abs().amax(1) for curve in (losses, eager))
+    assert error[:10].max() < 1e-5
+    assert error.max() < 10 * eager_error.max() + 1e-6

@@ -1,4 +1,4 @@
-"""A run's folder is held by one training at a time, and let go of by any end of it."""
+"""Only one training at a time locks a folder, and every way it can end releases the lock."""
 
 import gc
 import os
@@ -25,17 +25,17 @@ time.sleep(600)
 """
 
 
-def never(message):
-    raise AssertionError(f"no warning was due: {message}")
+def no_warning(message):
+    raise AssertionError(f"unexpected warning: {message}")
 
 
-def assert_free(folder):
-    FolderLock(folder, never).release()
+def assert_not_locked(folder):
+    FolderLock(folder, no_warning).release()
 
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that holds tmp_path / "run"."""
+    """Another process that has locked tmp_path / "run"."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True, env=os.environ
     )
@@ -45,42 +45,42 @@ def holder(tmp_path):
     process.communicate()
 
 
-def test_a_second_process_is_refused_and_told_of_the_first(holder, tmp_path):
+def test_second_process_is_refused_and_the_first_named(holder, tmp_path):
     before = (tmp_path / "run" / LOCK_NAME).read_bytes()
     for resume in (False, True):
         (tmp_path / "run" / "config.json").unlink(missing_ok=True)
         if resume:
             (tmp_path / "run" / "config.json").write_text('{"config": {"data": "digits"}}')
         with pytest.raises(FolderInUseError, match=rf"in use by process {holder.pid} on \S+ since \d{{4}}-"):
-            hold_folder(tmp_path / "run", resume=resume, warn=never)
+            hold_folder(tmp_path / "run", resume=resume, warn=no_warning)
     assert (tmp_path / "run" / LOCK_NAME).read_bytes() == before
 
 
-def test_every_path_to_the_folder_meets_the_lock(holder, tmp_path, monkeypatch):
+def test_lock_applies_to_every_path_to_the_folder(holder, tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     for path in ("link", "run", "./run/", "run/../run"):
         with pytest.raises(FolderInUseError):
-            FolderLock(type(tmp_path)(path), never)
+            FolderLock(type(tmp_path)(path), no_warning)
     os.rename("run", "moved")
     with pytest.raises(FolderInUseError):
-        FolderLock(tmp_path / "moved", never)
+        FolderLock(tmp_path / "moved", no_warning)
 
 
-def test_a_killed_process_holds_nothing(holder, tmp_path):
+def test_killed_process_releases_the_lock(holder, tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert (tmp_path / "run" / LOCK_NAME).exists()
-    assert_free(tmp_path / "run")
+    assert_not_locked(tmp_path / "run")
 
 
-def test_one_thread_of_many_gets_it(tmp_path):
+def test_exactly_one_of_many_threads_gets_the_lock(tmp_path):
     barrier, held, refused = threading.Barrier(8), [], []
 
     def start():
         barrier.wait()
         try:
-            held.append(FolderLock(tmp_path / "a" / "run", never))
+            held.append(FolderLock(tmp_path / "a" / "run", no_warning))
         except FolderInUseError as error:
             refused.append(error)
 
@@ -95,38 +95,38 @@ def test_one_thread_of_many_gets_it(tmp_path):
         refused.clear()
 
 
-def test_release_leaves_a_folder_that_holds_something(tmp_path):
-    with FolderLock(tmp_path / "run", never):
+def test_release_keeps_a_folder_that_is_not_empty(tmp_path):
+    with FolderLock(tmp_path / "run", no_warning):
         (tmp_path / "run" / "file").write_text("")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["file"]
-    with FolderLock(tmp_path / "run", never) as held:
+    with FolderLock(tmp_path / "run", no_warning) as held:
         os.rename(tmp_path / "run", tmp_path / "moved")
     held.release()
 
 
-def test_collected_is_released(tmp_path):
-    held = FolderLock(tmp_path, never)
+def test_garbage_collection_releases_the_lock(tmp_path):
+    held = FolderLock(tmp_path, no_warning)
     del held
     gc.collect()
-    assert_free(tmp_path)
+    assert_not_locked(tmp_path)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_forked_child_does_not_hold_it(tmp_path):
-    held = FolderLock(tmp_path, never)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_forked_child_does_not_hold_the_lock(tmp_path):
+    held = FolderLock(tmp_path, no_warning)
     ready, wait = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
-        held.release()  # does nothing in a child
+        held.release()  # has no effect in a child
         os.write(ready[1], b"x")
         os.read(wait[0], 1)
         os._exit(0)
     os.read(ready[0], 1)
     try:
         with pytest.raises(FolderInUseError):
-            FolderLock(tmp_path, never)
+            FolderLock(tmp_path, no_warning)
         held.release()
-        assert_free(tmp_path)
+        assert_not_locked(tmp_path)
     finally:
         os.write(wait[1], b"x")
         os.waitpid(child, 0)
@@ -134,15 +134,15 @@ def test_a_forked_child_does_not_hold_it(tmp_path):
             os.close(descriptor)
 
 
-def test_a_started_program_does_not_hold_it(tmp_path):
-    with FolderLock(tmp_path, never), subprocess.Popen(["sleep", "5"], close_fds=False) as child:
+def test_subprocess_does_not_hold_the_lock(tmp_path):
+    with FolderLock(tmp_path, no_warning), subprocess.Popen(["sleep", "5"], close_fds=False) as child:
         time.sleep(0.05)
-    assert_free(tmp_path)
+    assert_not_locked(tmp_path)
     child.wait()
 
 
 @pytest.mark.parametrize("missing", ["platform", "file system"])
-def test_where_there_are_no_locks_it_is_said(tmp_path, monkeypatch, missing):
+def test_missing_support_for_locks_is_a_warning(tmp_path, monkeypatch, missing):
     if missing == "platform":
         monkeypatch.setattr(lock, "fcntl", None)
     else:
@@ -156,10 +156,10 @@ def test_where_there_are_no_locks_it_is_said(tmp_path, monkeypatch, missing):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_link_to_nothing_is_an_error(tmp_path):
+def test_dangling_link_is_an_error(tmp_path):
     (tmp_path / "run").symlink_to(tmp_path / "nowhere")
     with pytest.raises(RunError, match=r"can be created and written, got .*run: No such file"):
-        hold_folder(tmp_path / "run", resume=False, warn=never)
+        hold_folder(tmp_path / "run", resume=False, warn=no_warning)
 
 
 def small(out, steps=2):
@@ -167,7 +167,7 @@ def small(out, steps=2):
     return RunConfig("digits", out, train, image_size=16, width=2, class_coverage=False)
 
 
-def test_a_run_holds_its_folder_until_it_has_trained(tmp_path):
+def test_run_locks_its_folder_until_it_has_trained(tmp_path):
     config = small(tmp_path / "run")
     run = Run(config, say=lambda line: None)
     with pytest.raises(FolderInUseError):
@@ -180,18 +180,18 @@ def test_a_run_holds_its_folder_until_it_has_trained(tmp_path):
     other.train()
     with pytest.raises(RunError, match="newer checkpoint; make a new Run with resume"):
         run.train()
-    assert_free(tmp_path / "run")
+    assert_not_locked(tmp_path / "run")
 
 
-def test_a_run_that_is_collected_or_fails_lets_go(tmp_path):
+def test_collected_or_failed_run_releases_the_lock(tmp_path):
     run = Run(small(tmp_path / "a"), say=lambda line: None)
     del run
     gc.collect()
-    assert_free(tmp_path / "a")
+    assert_not_locked(tmp_path / "a")
     errors = []
     try:
         Run(RunConfig(str(tmp_path / "nothing"), tmp_path / "b" / "c"))
     except ValueError as error:
-        errors.append(error)  # its traceback refers to the run
+        errors.append(error)  # kept, because its traceback refers to the run
     assert errors
     assert not (tmp_path / "b").exists()

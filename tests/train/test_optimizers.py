@@ -1,4 +1,4 @@
-"""Optimizers of the user's in the trainer: any works, or is refused when it is set."""
+"""Optimizers set by the user: each works, or is refused when it is set."""
 
 import copy
 import warnings
@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
-from train.players import LATENT_DIM, assert_same_state, make_players, make_trainer
-from train.test_trainer import REAL, NoReadBack, Poisoned
+from train.players import LATENT_DIM, REAL, NaNObjective, assert_same_state, make_players, make_trainer
+from train.recorder import NoReadBack
 
 from gan_fast.train import TrainConfig, Trainer
 
 
-class Counting(torch.optim.Optimizer):
-    """Python numbers in its state, its groups and itself; lists of tensors; replaces tensors."""
+class PythonState(torch.optim.Optimizer):
+    """Keeps Python numbers in its state, its groups and itself, and lists of tensors; replaces tensors."""
 
     def __init__(self, params, lr=1e-3):
         super().__init__(params, {"lr": lr, "calls": 0})
@@ -34,7 +34,7 @@ class Counting(torch.optim.Optimizer):
 
 
 class Decaying(torch.optim.Adam):
-    """More than torch's fused step."""
+    """Does more in a step than torch's fused Adam."""
 
     def step(self, closure=None):
         with torch.no_grad():
@@ -44,8 +44,8 @@ class Decaying(torch.optim.Adam):
         return super().step(closure)
 
 
-class Around(torch.optim.Optimizer):
-    """Wraps another."""
+class Wrapper(torch.optim.Optimizer):
+    """Wraps another optimizer."""
 
     def __init__(self, base):
         super().__init__(base.param_groups[0]["params"], {"lr": 0.1})
@@ -77,14 +77,14 @@ OPTIMIZERS = {
     "RMSprop": lambda p: optim.RMSprop(p, 1e-3, centered=True, momentum=0.9),
     "Rprop": lambda p: optim.Rprop(p, 1e-4),
     "Adafactor": lambda p: optim.Adafactor(p),
-    "a subclass with Python numbers": Counting,
+    "a subclass with Python numbers": PythonState,
     "a subclass of a fused one": lambda p: Decaying(p, fused=True),
-    "a wrapper": lambda p: Around(optim.Adam(p)),
+    "a wrapper": lambda p: Wrapper(optim.Adam(p)),
 }
 
 
-def trainers(name):
-    """With the optimizer in both places."""
+def two_trainers(name):
+    """Return two equal trainers, in which G and D both have the optimizer."""
     made = []
     for _ in range(2):
         trainer = make_trainer(data=False)
@@ -94,60 +94,60 @@ def trainers(name):
     return made
 
 
-def numbers(optimizer):
+def python_numbers(optimizer):
     return {
-        "own": {k: v for k, v in vars(optimizer).items() if isinstance(v, int)},
+        "attributes": {k: v for k, v in vars(optimizer).items() if isinstance(v, int)},
         "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
     }
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_skipped_steps_leave_no_trace(name):
-    plain, spoilt = trainers(name)
-    objective = spoilt.objective
+def test_skipped_step_changes_neither_model_nor_optimizer(name):
+    plain, skipping = two_trainers(name)
+    objective = skipping.objective
     for t in range(4):
         for _ in range(1 + t % 2):
-            spoilt.objective = Poisoned(objective)
-            assert spoilt.step(REAL)["skipped"] == 1
-        spoilt.objective = objective
-        # The latents and the average go on in a skipped step.
-        spoilt.latent_rng.set_state(plain.latent_rng.get_state())
-        assert spoilt.step(REAL)["skipped"] == 0
+            skipping.objective = NaNObjective(objective)
+            assert skipping.step(REAL)["skipped"] == 1
+        skipping.objective = objective
+        # A skipped step does draw latents.
+        skipping.latent_rng.set_state(plain.latent_rng.get_state())
+        assert skipping.step(REAL)["skipped"] == 0
         plain.step(REAL)
         for kind in ("generator", "discriminator", "g_optimizer", "d_optimizer"):
-            a, b = getattr(plain, kind), getattr(spoilt, kind)
+            a, b = getattr(plain, kind), getattr(skipping, kind)
             assert_same_state(a.state_dict(), b.state_dict())
             if "optimizer" in kind:
-                assert numbers(a) == numbers(b)
+                assert python_numbers(a) == python_numbers(b)
 
 
-# The others read their step count themselves, which they keep on the CPU.
-WITHOUT_WAITING = ("SGD", "SGD, momentum", "SGD, fused", "Adam, fused, amsgrad", "Adagrad, fused", "RMSprop", "Rprop")
+# The others read their step count, which they keep on the CPU.
+NOT_WAITING = ("SGD", "SGD, momentum", "SGD, fused", "Adam, fused, amsgrad", "Adagrad, fused", "RMSprop", "Rprop")
 
 
-@pytest.mark.parametrize("name", WITHOUT_WAITING)
-def test_the_host_does_not_wait(name):
-    trainer = trainers(name)[0]
+@pytest.mark.parametrize("name", NOT_WAITING)
+def test_host_does_not_wait(name):
+    trainer = two_trainers(name)[0]
     trainer.step(REAL)
     with NoReadBack():
         trainer.step(REAL)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_resumed_training_goes_on(name):
-    whole, half = trainers(name)
-    second = trainers(name)[0]
+def test_resumed_training_equals_an_uninterrupted_one(name):
+    whole, half = two_trainers(name)
+    second = two_trainers(name)[0]
     for _ in range(2):
         half.step(REAL)
     second.load_state_dict(copy.deepcopy(half.state_dict()))
     if "Python" in name or "wrapper" in name:
-        # What an optimizer keeps outside of its state is its owner's to save.
+        # Trainer saves only an optimizer's state, not its other attributes.
         for kind in ("g_optimizer", "d_optimizer"):
-            mine, theirs = getattr(second, kind), getattr(half, kind)
+            target, source = getattr(second, kind), getattr(half, kind)
             if "wrapper" in name:
-                mine.base.load_state_dict(theirs.base.state_dict())
+                target.base.load_state_dict(source.base.state_dict())
             else:
-                mine.total, mine.param_groups[0]["calls"] = 2, 2
+                target.total, target.param_groups[0]["calls"] = 2, 2
     for _ in range(2):
         second.step(REAL)
     for _ in range(4):
@@ -155,8 +155,8 @@ def test_a_resumed_training_goes_on(name):
     assert_same_state(second.state_dict(), whole.state_dict())
 
 
-def test_loading_leaves_the_state_alone():
-    first, second = trainers("a subclass with Python numbers")
+def test_loading_and_training_does_not_change_the_loaded_state():
+    first, second = two_trainers("a subclass with Python numbers")
     first.step(REAL)
     saved = first.state_dict()
     before = copy.deepcopy(saved)
@@ -165,8 +165,8 @@ def test_loading_leaves_the_state_alone():
     assert_same_state(saved, before)
 
 
-def test_a_state_of_another_optimizer_is_named():
-    first, second = make_trainer(data=False), trainers("SGD")[0]
+def test_state_of_another_optimizer_is_refused():
+    first, second = make_trainer(data=False), two_trainers("SGD")[0]
     first.step(REAL)
     before = copy.deepcopy(second.state_dict())
     with pytest.raises(RuntimeError, match=r"expected g_optimizer of type torch.optim.adam.Adam, as in the state, got"):
@@ -187,13 +187,15 @@ REFUSED = {
     "a copy's": (foreign, ValueError, r"the trainer's Sequential, got 6 of 6 that are not .*missing 1.weight, 1.bias"),
     "D's": (lambda t: optim.SGD(t.discriminator.parameters(), 0.1), ValueError, r"got 8 of 8 that are not"),
     "some of it": (
-        lambda t: optim.SGD(list(t.generator.parameters())[1:], 0.1), ValueError, r"missing 1.weight; requires_grad_"
+        lambda t: optim.SGD(list(t.generator.parameters())[1:], 0.1),
+        ValueError,
+        r"missing 1.weight; call requires_grad_",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_taken_is_refused_when_it_is_set(name):
+def test_unusable_optimizer_is_refused_when_it_is_set(name):
     make, error, message = REFUSED[name]
     trainer = make_trainer(data=False)
     before = trainer.g_optimizer
@@ -202,14 +204,14 @@ def test_what_cannot_be_taken_is_refused_when_it_is_set(name):
     assert trainer.g_optimizer is before
 
 
-def test_frozen_parameters_may_be_left_out():
+def test_optimizer_may_leave_out_frozen_parameters():
     trainer = make_trainer(data=False)
     trainer.generator[1].weight.requires_grad_(False)
     trainer.g_optimizer = optim.SGD([p for p in trainer.generator.parameters() if p.requires_grad], 0.1)
     trainer.step(REAL)
 
 
-def test_a_scheduler_moves_the_rate():
+def test_scheduler_changes_the_learning_rate():
     trainer = make_trainer(data=False)
     scheduler = lr_scheduler.ExponentialLR(trainer.g_optimizer, 0.5)
     with warnings.catch_warnings():
@@ -220,19 +222,19 @@ def test_a_scheduler_moves_the_rate():
     assert trainer.g_optimizer.param_groups[0]["lr"] == pytest.approx(2e-4 / 8)
 
 
-def test_what_a_hook_of_an_optimizer_does_is_skipped_too():
+def test_skipped_step_undoes_what_an_optimizer_hook_did():
     trainer = make_trainer(data=False)
     trainer.d_optimizer.register_step_post_hook(
         lambda optimizer, *_: [p.data.mul_(0.5) for p in optimizer.param_groups[0]["params"]] and None
     )
     trainer.step(REAL)
     before = copy.deepcopy(trainer.discriminator.state_dict())
-    trainer.objective = Poisoned(trainer.objective)
+    trainer.objective = NaNObjective(trainer.objective)
     trainer.step(REAL)
     assert_same_state(trainer.discriminator.state_dict(), before)
 
 
-def test_nothing_is_left_on_an_optimizer():
+def test_found_inf_is_removed_from_the_optimizer():
     trainer = make_trainer(data=False)
     trainer.step(REAL)
     assert not hasattr(trainer.g_optimizer, "found_inf")

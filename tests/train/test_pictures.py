@@ -1,4 +1,4 @@
-"""Pictures: right pixels in the right place."""
+"""Sample grids and plots of the training curves."""
 
 import io
 
@@ -12,7 +12,7 @@ from gan_fast.train.pictures import image_grid, write_curves
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (5, 3, 2), (64, 8, 8)])
-def test_each_image_is_in_its_place_and_crisp(channels, count, columns, rows):
+def test_images_are_enlarged_and_placed_in_order(channels, count, columns, rows):
     images = torch.rand(count, channels, 4, 4) * 2 - 1
     grid = np.asarray(image_grid(images)).reshape(*np.asarray(image_grid(images)).shape[:2], channels)
     scale = 800 // (columns * 4)
@@ -34,7 +34,7 @@ def test_large_images_are_not_shrunk():
 
 
 @pytest.mark.parametrize("d_real", [0.6, 7.0])
-def test_curves_are_a_picture_also_with_gaps(d_real):
+def test_curves_with_missing_values_are_plotted(d_real):
     rows = [
         {"step": step, "d_loss": 1.0, "g_loss": None if step == 2 else 0.7, "d_real": d_real, "d_fake": 0.4}
         for step in range(1, 5)
@@ -43,7 +43,7 @@ def test_curves_are_a_picture_also_with_gaps(d_real):
     write_curves(file, rows)
     with Image.open(io.BytesIO(file.getvalue())) as picture:
         assert picture.format == "PNG"
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(10**6)}
-    # Each of the four lines is there, in its colour.
-    for colour in ("2b6cb0", "c05621", "2f855a", "97266d"):
-        assert tuple(bytes.fromhex(colour)) in colours
+        found = {color for _, color in picture.convert("RGB").getcolors(10**6)}
+    # The plot has each of the four lines in its color.
+    for color in ("2b6cb0", "c05621", "2f855a", "97266d"):
+        assert tuple(bytes.fromhex(color)) in found

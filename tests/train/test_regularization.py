@@ -1,4 +1,4 @@
-"""What a configuration composes: objectives, penalties, regularisers and the order of updates."""
+"""Combinations of objectives, penalties, regularizers and update orders, against plain autograd."""
 
 import copy
 
@@ -16,7 +16,7 @@ REAL = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(5), dtype=
 
 
 class Critic(nn.Module):
-    """Without anything that couples samples; with features."""
+    """A critic that keeps samples apart, and returns features."""
 
     def __init__(self):
         super().__init__()
@@ -63,8 +63,6 @@ def g_loss_of(objective, real, fake):
 
 
 def penalty_of(name, critic, real, fake, rng):
-    if name == "none":
-        return 0
     points = {
         "gradient_penalty": lambda: ops.interpolate_samples(real, fake, generator=rng),
         "dragan": lambda: ops.perturb(real, generator=rng),
@@ -77,8 +75,8 @@ def penalty_of(name, critic, real, fake, rng):
     return (norms - 1).square().mean() if name in ("gradient_penalty", "dragan") else norms.square().mean() / 2
 
 
-class ByHand:
-    """The algorithm on autograd and unfused Adam."""
+class PlainTraining:
+    """The algorithm written with autograd and unfused Adam."""
 
     def __init__(self, trainer):
         self.config = trainer.config
@@ -97,7 +95,7 @@ class ByHand:
             loss = d_loss_of(config.objective, self.critic(real), self.critic(fake.detach()))
             if self.updates % config.penalty_every == 0:
                 weight = config.penalty_weight * config.penalty_every
-                for name in config.penalty.split("+"):
+                for name in config.penalty:
                     loss = loss + weight * penalty_of(name, self.critic, real, fake.detach(), self.rng)
             d_grads = torch.autograd.grad(loss, list(self.critic.parameters()))
             if config.update == "alternating":
@@ -121,30 +119,35 @@ CASES = [
     {"objective": "wasserstein", "penalty": "gradient_penalty", "d_steps": 3},
     {"objective": "non_saturating", "penalty": "dragan"},
     {"objective": "non_saturating", "penalty": "r1", "d_steps": 2, "penalty_every": 3},
-    {"objective": "relativistic", "penalty": "r1+r2", "penalty_weight": 2.0},
-    {"objective": "relativistic_average", "penalty": "gradient_penalty+r1", "penalty_every": 2},
-    {"objective": "non_saturating", "penalty": "r1+r2+gradient_penalty", "update": "one_stage", "penalty_every": 3},
+    {"objective": "relativistic", "penalty": ("r1", "r2"), "penalty_weight": 2.0},
+    {"objective": "relativistic_average", "penalty": ("gradient_penalty", "r1"), "penalty_every": 2},
+    {
+        "objective": "non_saturating",
+        "penalty": ("r1", "r2", "gradient_penalty"),
+        "update": "one_stage",
+        "penalty_every": 3,
+    },
 ]
 
 
 @pytest.mark.parametrize("options", CASES, ids=lambda options: " ".join(map(str, options.values())))
-def test_steps_are_those_of_autograd(options):
+def test_steps_equal_plain_autograd(options):
     trainer = make_trainer(**options)
-    by_hand = ByHand(trainer)
+    plain = PlainTraining(trainer)
     for _ in range(4):
         results = trainer.step(REAL)
-        loss, g_loss = by_hand.step(REAL)
+        loss, g_loss = plain.step(REAL)
         torch.testing.assert_close(results["d_loss"] + results["penalty"], loss, check_dtype=False)
         torch.testing.assert_close(results["g_loss"], g_loss, check_dtype=False)
-    for ours, theirs in ((trainer.generator, by_hand.generator), (trainer.discriminator, by_hand.critic)):
-        for a, b in zip(ours.parameters(), theirs.parameters()):
+    for have, want in ((trainer.generator, plain.generator), (trainer.discriminator, plain.critic)):
+        for a, b in zip(have.parameters(), want.parameters()):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 
 
-def test_penalties_every_few_updates_are_logged_where_they_are_paid():
+def test_penalty_is_logged_only_in_updates_that_have_it():
     trainer = make_trainer(penalty="r1", penalty_every=4)
-    paid = [trainer.step(REAL)["penalty"].item() > 0 for _ in range(9)]
-    assert paid == [i % 4 == 0 for i in range(9)]
+    has_penalty = [trainer.step(REAL)["penalty"].item() > 0 for _ in range(9)]
+    assert has_penalty == [i % 4 == 0 for i in range(9)]
 
 
 def test_weights_are_clipped():
@@ -154,7 +157,7 @@ def test_weights_are_clipped():
     assert max(largest) == 0.03
 
 
-def test_instance_noise_on_all_images_falls_to_none():
+def test_instance_noise_is_added_to_all_images_and_decays_to_zero():
     trainer = make_trainer(regularizers=("instance_noise",), noise_std=0.5, noise_steps=4, steps=100)
     seen = []
     trainer.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
@@ -164,16 +167,16 @@ def test_instance_noise_on_all_images_falls_to_none():
         trainer.step(REAL)
         noise, fake_twice = seen[0] - REAL, seen[1] - seen[2]
         stds.append(noise.std().item())
-        # Drawn anew for G's look at the same images.
+        # G's step draws new noise for the same images.
         assert abs(fake_twice.std().item() / 2**0.5 - stds[-1]) < 0.1 * stds[0]
     expected = torch.tensor([0.5, 0.375, 0.25, 0.125, 0.0])
     torch.testing.assert_close(torch.tensor(stds), expected, rtol=0.15, atol=0)
 
 
-def test_feature_matching_is_a_term_of_the_generators_loss():
+def test_feature_matching_is_added_to_the_generator_loss():
     plain, matched = make_trainer(), make_trainer(regularizers=("feature_matching",), feature_weight=3.0)
     for trainer in (plain, matched):
-        # D does not move, so that both generators see the same one.
+        # D stays fixed, so that both generators have the same one.
         for group in trainer.d_optimizer.param_groups:
             group["lr"] = 0.0
     fake = plain.generator(torch.randn(6, LATENT_DIM, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
@@ -181,11 +184,11 @@ def test_feature_matching_is_a_term_of_the_generators_loss():
     term = 3.0 * (features[0] - features[1]).square().mean()
     difference = matched.step(REAL)["g_loss"] - plain.step(REAL)["g_loss"]
     torch.testing.assert_close(difference, term, check_dtype=False)
-    with pytest.raises(ValueError, match=r"expected discriminator\.forward_with_features"):
+    with pytest.raises(ValueError, match=r"expected discriminator with a method forward_with_features"):
         Trainer(TrainConfig(regularizers=("feature_matching",), latent_dim=LATENT_DIM), *make_players())
 
 
-def test_spectral_norm_bounds_the_discriminators_layers():
+def test_spectral_norm_of_each_discriminator_layer_is_one():
     trainer = make_trainer(regularizers=("spectral_norm",), objective="least_squares", penalty="gradient_penalty")
     for _ in range(30):
         trainer.step(REAL)
@@ -197,13 +200,14 @@ def test_spectral_norm_bounds_the_discriminators_layers():
 
 
 ALL = {
-    "objective": "relativistic", "penalty": "gradient_penalty+dragan+r1+r2", "penalty_every": 2, "d_steps": 2,
-    "regularizers": ("spectral_norm", "weight_clipping", "feature_matching", "instance_noise"), "clip_value": 0.5,
+    "objective": "relativistic", "penalty": ("gradient_penalty", "dragan", "r1", "r2"), "penalty_every": 2,
+    "d_steps": 2, "regularizers": ("spectral_norm", "weight_clipping", "feature_matching", "instance_noise"),
+    "clip_value": 0.5,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("options", [ALL, {"update": "one_stage", "penalty": "r1", "penalty_every": 3}])
-def test_resumed_training_equals_one_without_a_break(options):
+def test_resumed_training_equals_an_uninterrupted_one(options):
     whole, first = make_trainer(**options), make_trainer(**options)
     for _ in range(5):
         whole.step(REAL)
@@ -216,21 +220,23 @@ def test_resumed_training_equals_one_without_a_break(options):
     assert_same_state(whole.state_dict(), second.state_dict())
 
 
-def test_one_stage_needs_a_discriminator_that_keeps_samples_apart():
+def test_one_stage_refuses_a_discriminator_that_couples_samples():
     generator, critic = make_players()
     config = TrainConfig(update="one_stage", latent_dim=LATENT_DIM, device="cpu")
-    with pytest.raises(ValueError, match="expected discriminator without batch norm for update one_stage"):
+    with pytest.raises(ValueError, match="expected discriminator without batch norm for update 'one_stage'"):
         Trainer(config, generator, critic)
     critic[3] = nn.GroupNorm(2, 8).double()
-    with pytest.raises(ValueError, match="NativeGroupNorm is not known to keep samples apart"):
+    with pytest.raises(ValueError, match="the shared pass does not support group norm"):
         Trainer(config, generator, critic).step(REAL)
 
 
-def test_bfloat16_trains_with_every_penalty():
+def test_bfloat16_training_works_with_every_penalty():
     torch.manual_seed(0)
     generator, _ = make_players(torch.float32)
     upsample = nn.Sequential(nn.Upsample(scale_factor=2), DCGANDiscriminator(1, 16, 8, "none"))
-    config = TrainConfig(latent_dim=LATENT_DIM, precision="bf16", penalty="gradient_penalty+dragan+r1+r2", device="cpu")
+    config = TrainConfig(
+        latent_dim=LATENT_DIM, precision="bf16", penalty=("gradient_penalty", "dragan", "r1", "r2"), device="cpu"
+    )
     trainer = Trainer(config, generator, upsample)
     for _ in range(3):
         results = trainer.step(REAL.float())

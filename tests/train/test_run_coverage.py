@@ -1,4 +1,4 @@
-"""Class coverage at the end of a run: whatever happens to it, the training is finished."""
+"""Class coverage at the end of a run; an error in it does not make the run fail."""
 
 import json
 
@@ -13,7 +13,7 @@ from gan_fast.train.run import Run, RunConfig
 
 @pytest.fixture
 def classes(tmp_path):
-    """Classes of three images, two and one."""
+    """Three classes, with three, two and one images."""
     names = ("a/1", "a/2", "a/3", "b/1", "b/2", "c/1")
     return write_folder(tmp_path / "data", {f"{n}.png": encode(picture(16, 16, seed=i)) for i, n in enumerate(names)})
 
@@ -28,7 +28,7 @@ def train(classes, **options):
     return out / "class_coverage.json", "\n".join(lines)
 
 
-def test_coverage_of_unequal_classes(classes):
+def test_coverage_of_classes_of_unequal_size(classes):
     path, lines = train(classes)
     record = json.loads(path.read_text(), parse_constant=pytest.fail)  # JSON has no NaN
     assert list(record["fractions"]) == ["a", "b", "c"]
@@ -37,21 +37,21 @@ def test_coverage_of_unequal_classes(classes):
     assert record["reliable"] is False
 
 
-def test_off(classes):
+def test_coverage_can_be_switched_off(classes):
     path, lines = train(classes, class_coverage=False)
     assert not path.exists()
-    assert "coverage" not in lines
+    assert "class coverage" not in lines
 
 
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (KeyboardInterrupt(), "class coverage was interrupted; the training is finished and saved"),
-        (MemoryError(), "no class coverage: MemoryError; the training is finished"),
-        (RuntimeError("out of memory\nsecond line"), "no class coverage: out of memory; the training is finished"),
+        (KeyboardInterrupt(), "class coverage was skipped; the training is finished and saved"),
+        (MemoryError(), "class coverage cannot be measured: MemoryError; the training is finished"),
+        (RuntimeError("out of memory\nsecond line"), "class coverage cannot be measured: out of memory; the training"),
     ],
 )
-def test_what_goes_wrong_is_one_line(classes, monkeypatch, error, said):
+def test_error_is_reported_in_one_line(classes, monkeypatch, error, said):
     def fail(*_, **__):
         raise error
 
@@ -62,7 +62,7 @@ def test_what_goes_wrong_is_one_line(classes, monkeypatch, error, said):
     assert "second line" not in lines
 
 
-def test_samples_that_are_not_finite(classes, monkeypatch):
+def test_samples_that_are_not_finite_are_reported(classes, monkeypatch):
     monkeypatch.setattr(
         run_module.Run,
         "_save_samples",
@@ -70,4 +70,4 @@ def test_samples_that_are_not_finite(classes, monkeypatch):
     )
     path, lines = train(classes)
     assert not path.exists()
-    assert "no class coverage: class_coverage: expected samples finite" in lines
+    assert "class coverage cannot be measured: class_coverage: expected samples finite" in lines

@@ -1,4 +1,4 @@
-"""A run may time its steps to choose its threads; what it trains does not change by that."""
+"""Measuring the fastest number of threads does not change the training."""
 
 import pytest
 import torch
@@ -30,12 +30,12 @@ def make_run(tmp_path, monkeypatch):
     return make
 
 
-def test_what_is_trained_does_not_change(make_run):
+def test_measured_run_trains_the_same_weights(make_run):
     plain, lines, steps_timed = make_run("plain")
     assert not steps_timed
     measured, lines, steps_timed = make_run("measured", measure_threads=True)
     assert len(steps_timed) == 1
-    assert "CPU threads: 1 (2 ms a step; 3 ms on 2); --threads decides without measuring" in lines
+    assert "CPU threads: 1 (2 ms per step; 3 ms with 2); set --threads to skip this measurement" in lines
     states = []
     for run in (plain, measured):
         run.trainer.step(run.images.images[:2].float() / 127.5 - 1)

@@ -1,4 +1,4 @@
-"""The algorithm, its reproducibility, and what it does when numbers go wrong."""
+"""Trainer: the algorithm, its reproducibility, and skipped updates."""
 
 import copy
 import re
@@ -7,19 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from train.players import LATENT_DIM, assert_same_state, make_images, make_players, make_trainer
-from train.recorder import SYNCHRONISING
+from train.players import LATENT_DIM, REAL, NaNObjective, assert_same_state, make_images, make_players, make_trainer
+from train.recorder import NoReadBack
 
 from gan_fast import models, objectives
 from gan_fast.data import DeviceLoader
 from gan_fast.train import TrainConfig, Trainer, TrainingDivergedError
 
-REAL = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(2)) * 2 - 1
-
 
 def plain_dcgan(generator, discriminator, batches, objective, d_steps, seed):
-    """The loop of a textbook, nothing of ours; one row of losses an iteration."""
+    """Train as a textbook does, in plain PyTorch; return one row of losses and means per iteration."""
     g_adam = torch.optim.Adam(generator.parameters(), 2e-4, (0.5, 0.999))
     d_adam = torch.optim.Adam(discriminator.parameters(), 2e-4, (0.5, 0.999))
     rng = torch.Generator().manual_seed(seed)
@@ -51,7 +48,7 @@ def plain_dcgan(generator, discriminator, batches, objective, d_steps, seed):
 
 @pytest.mark.parametrize("objective", ["non_saturating", "minimax"])
 @pytest.mark.parametrize("d_steps", [1, 3])
-def test_same_as_a_plain_loop(objective, d_steps):
+def test_steps_equal_a_plain_pytorch_loop(objective, d_steps):
     trainer = make_trainer(data=False, dtype=torch.float64, objective=objective, d_steps=d_steps, seed=7)
     generator, discriminator = copy.deepcopy(trainer.generator), copy.deepcopy(trainer.discriminator)
     loader = DeviceLoader(make_images(), 8)
@@ -62,9 +59,9 @@ def test_same_as_a_plain_loop(objective, d_steps):
     have = torch.stack([torch.stack([row[n] for n in ("d_loss", "g_loss", "d_real", "d_fake")]) for row in rows])
 
     torch.testing.assert_close(have, want, rtol=1e-9, atol=1e-12)
-    # Weights, and the running statistics of batch norm, which every pass of either player moves.
-    for ours, theirs in ((trainer.generator, generator), (trainer.discriminator, discriminator)):
-        torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-8, atol=1e-10)
+    # The state includes the running statistics of batch norm, which every forward pass updates.
+    for have, want in ((trainer.generator, generator), (trainer.discriminator, discriminator)):
+        torch.testing.assert_close(have.state_dict(), want.state_dict(), rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("objective", objectives.NAMES)
@@ -77,7 +74,7 @@ def test_every_objective_trains(objective):
     result = trainer.step(REAL.double())
     assert all(value.isfinite() for value in result.values())
     assert 0 <= result["d_accuracy"] <= 1
-    # D's loss sees x and G(z); G's loss sees D as it is after its update, on x too where it needs that.
+    # D's loss uses D(x) and D(G(z)); G's loss uses the outputs of the updated D, and D(x) only if it needs it.
     loss = objectives.make_objective(objective)
     torch.testing.assert_close(result["d_loss"], loss.d_loss(answers[0], answers[1])[0])
     assert len(answers) == (4 if loss.g_needs_real else 3)
@@ -88,11 +85,11 @@ def test_every_objective_trains(objective):
     assert any(not torch.equal(now, before[name]) for name, now in trainer.generator.state_dict().items())
 
 
-def test_our_dcgan_is_the_plain_one_with_fused_kernels():
+def test_fused_dcgan_trains_like_the_plain_one():
     config = TrainConfig(latent_dim=LATENT_DIM, batch_size=8, seed=3, device="cpu")
     torch.manual_seed(0)
-    ours = models.DCGANGenerator(LATENT_DIM, 1, 16, 4), models.DCGANDiscriminator(1, 16, 4)
-    plain = copy.deepcopy(ours[0]), copy.deepcopy(ours[1])
+    fused = models.DCGANGenerator(LATENT_DIM, 1, 16, 4), models.DCGANDiscriminator(1, 16, 4)
+    plain = copy.deepcopy(fused[0]), copy.deepcopy(fused[1])
     for model in plain:
         for block in model.blocks:
             if hasattr(block, "bn"):
@@ -100,7 +97,7 @@ def test_our_dcgan_is_the_plain_one_with_fused_kernels():
                 bn.load_state_dict(block.bn.state_dict())
                 act = nn.ReLU() if block.bn.activation == "relu" else nn.LeakyReLU(block.bn.negative_slope)
                 block.bn = nn.Sequential(bn, act)
-    trainer = Trainer(config, *ours)
+    trainer = Trainer(config, *fused)
     batches = [[torch.rand(8, 1, 16, 16) * 2 - 1] for _ in range(3)]
     want = plain_dcgan(*plain, batches, "non_saturating", 1, seed=3)
     rows = [trainer.step(iteration) for iteration in batches]
@@ -108,12 +105,12 @@ def test_our_dcgan_is_the_plain_one_with_fused_kernels():
     torch.testing.assert_close(have, want.float(), rtol=1e-3, atol=1e-4)
 
 
-def test_one_batch_serves_every_discriminator_step():
+def test_single_batch_is_used_for_every_discriminator_step():
     one, many = (make_trainer(data=False, d_steps=3) for _ in range(2))
     one.step(REAL)
     many.step([REAL] * 3)
     assert_same_state(one.state_dict(), many.state_dict())
-    with pytest.raises(ValueError, match=r"expected real d_steps = 3 batches, got 2"):
+    with pytest.raises(ValueError, match=r"expected real a sequence of d_steps = 3 batches, got 2"):
         one.step([REAL] * 2)
 
 
@@ -122,16 +119,16 @@ def test_one_batch_serves_every_discriminator_step():
     [
         (
             make_images()[:8],
-            "real dtype floating point, values in [-1, 1], got torch.uint8; uint8 images become",
+            "real dtype floating point, with values in [-1, 1], got torch.uint8; scale uint8 images with",
         ),
-        (REAL.long(), "real dtype floating point, values in [-1, 1], got torch.int64"),
-        (REAL > 0, "real dtype floating point, values in [-1, 1], got torch.bool"),
-        (REAL.cfloat(), "real dtype floating point, values in [-1, 1], got torch.complex64"),
-        ([REAL, make_images()[:8]], "real dtype floating point, values in [-1, 1], got torch.uint8"),
-        ([REAL, REAL.numpy()], "real type Tensor, got ndarray"),
+        (REAL.long(), "real dtype floating point, with values in [-1, 1], got torch.int64"),
+        (REAL > 0, "real dtype floating point, with values in [-1, 1], got torch.bool"),
+        (REAL.cfloat(), "real dtype floating point, with values in [-1, 1], got torch.complex64"),
+        ([REAL, make_images()[:8]], "real dtype floating point, with values in [-1, 1], got torch.uint8"),
+        ([REAL, REAL.numpy()], "real type torch.Tensor, got ndarray"),
     ],
 )
-def test_batches_of_the_wrong_type_are_named_and_change_nothing(real, message):
+def test_wrong_batch_type_is_refused_and_changes_nothing(real, message):
     trainer = make_trainer(data=False, d_steps=2)
     before = copy.deepcopy(trainer.state_dict())
     with NoReadBack(), pytest.raises(TypeError, match="^" + re.escape(f"Trainer.step: expected {message}")):
@@ -140,7 +137,7 @@ def test_batches_of_the_wrong_type_are_named_and_change_nothing(real, message):
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_batches_take_the_layout_of_the_discriminator(channels_last):
+def test_batches_get_the_memory_format_of_the_discriminator(channels_last):
     generator, discriminator = models.DCGANGenerator(LATENT_DIM, 3, 16, 4), models.DCGANDiscriminator(3, 16, 4)
     if channels_last:
         discriminator.to(memory_format=torch.channels_last)
@@ -152,10 +149,8 @@ def test_batches_take_the_layout_of_the_discriminator(channels_last):
     assert seen[0].is_contiguous() != channels_last
 
 
-def test_generator_step_leaves_the_discriminator_alone():
+def test_generator_step_adds_no_gradient_to_the_discriminator():
     trainer = make_trainer(data=False)
-    seen = []
-    trainer.g_optimizer.register_step_pre_hook(lambda *_: seen.append([p.requires_grad for p in d.parameters()]))
     d = trainer.discriminator
     before = {}
 
@@ -164,13 +159,12 @@ def test_generator_step_leaves_the_discriminator_alone():
 
     trainer.d_optimizer.register_step_post_hook(remember)
     trainer.step(REAL)
-    # The gradients are still those of D's own step: G's step added nothing to them.
     assert_same_state({n: p.grad for n, p in d.named_parameters()}, before)
     assert all(p.requires_grad for p in d.parameters())
     assert all(p.grad is not None for p in trainer.generator.parameters())
 
 
-def test_parameters_require_gradients_again_after_an_exception():
+def test_discriminator_is_unfrozen_after_an_exception_in_the_generator_step():
     trainer = make_trainer(data=False)
     frozen = trainer.discriminator[0].weight.requires_grad_(False)
     kept = [p.requires_grad for p in trainer.discriminator.parameters()]
@@ -192,7 +186,7 @@ def test_parameters_require_gradients_again_after_an_exception():
     assert not frozen.requires_grad
 
 
-def test_what_the_user_froze_stays_as_it_is():
+def test_frozen_parameters_stay_frozen_and_unchanged():
     generator, discriminator = make_players(torch.float32)
     generator[1].weight.requires_grad_(False)
     discriminator[0].weight.requires_grad_(False)
@@ -204,15 +198,7 @@ def test_what_the_user_froze_stays_as_it_is():
     assert not generator[1].weight.requires_grad
 
 
-class NoReadBack(TorchDispatchMode):
-    """Fail where the host would wait for a value."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.overloadpacket not in SYNCHRONISING, func
-        return func(*args, **(kwargs or {}))
-
-
-def test_step_reads_nothing_back():
+def test_host_does_not_wait_in_a_step():
     trainer = make_trainer(data=False, d_steps=2)
     for _ in range(2):
         with NoReadBack():
@@ -234,9 +220,8 @@ def test_equal_seeds_give_equal_weights():
 
 
 @pytest.mark.parametrize("d_steps", [1, 2])
-def test_resumed_training_is_the_uninterrupted_one_bit_for_bit(d_steps):
-    # 40 images in batches of 8: the data run over the end of an epoch on both sides of the break. Dropout draws from
-    # the global random state.
+def test_resumed_training_equals_an_uninterrupted_one(d_steps):
+    # 40 images in batches of 8: an epoch ends before and after the break. Dropout draws from the global random state.
     def trainer(steps):
         generator, discriminator = make_players(torch.float32)
         discriminator.insert(2, nn.Dropout(0.3))
@@ -258,7 +243,7 @@ def test_resumed_training_is_the_uninterrupted_one_bit_for_bit(d_steps):
     assert_same_state(second.state_dict(), whole)
 
 
-def test_learning_rate_is_the_configurations_after_a_resume():
+def test_resumed_training_uses_the_learning_rate_of_the_new_config():
     first = make_trainer(data=False)
     first.step(REAL)
     second = make_trainer(data=False, d_lr=1e-5)
@@ -266,8 +251,8 @@ def test_learning_rate_is_the_configurations_after_a_resume():
     assert second.d_optimizer.param_groups[0]["lr"] == 1e-5
 
 
-def test_a_state_of_another_memory_layout_goes_on_the_same():
-    # Fused Adam takes moments in the order they are stored in; a state can come from a run with another layout.
+def test_state_of_a_model_in_another_memory_format_can_be_loaded():
+    # Fused Adam reads moments in storage order, which must be changed to that of the parameters.
     plain, other = make_trainer(data=False, dtype=torch.float64), make_trainer(data=False, dtype=torch.float64)
     for model in (other.generator, other.discriminator):
         model.to(memory_format=torch.channels_last)
@@ -280,7 +265,7 @@ def test_a_state_of_another_memory_layout_goes_on_the_same():
     torch.testing.assert_close(other.generator.state_dict(), plain.generator.state_dict())
 
 
-def test_average_follows_its_rule():
+def test_average_follows_its_formula():
     trainer = make_trainer(data=False, dtype=torch.float64, ema_decay=0.2)
     want = copy.deepcopy(trainer.generator.state_dict())
     for t in range(1, 5):
@@ -292,7 +277,7 @@ def test_average_follows_its_rule():
     assert not trainer.ema_generator.training
 
 
-def test_samples_follow_seed_and_leave_training_alone():
+def test_samples_depend_on_the_seed_and_do_not_change_training():
     trainer, undisturbed = make_trainer(data=False), make_trainer(data=False)
     trainer.generator[2].eval()
     undisturbed.generator[2].eval()
@@ -315,14 +300,14 @@ def test_samples_follow_seed_and_leave_training_alone():
         trainer.sample(0)
 
 
-def test_non_finite_batch_changes_nothing_but_the_count():
+def test_non_finite_step_changes_only_the_counters():
     trainer = make_trainer(data=False)
     trainer.step(REAL)
     before = copy.deepcopy(trainer.state_dict())
-    spoilt = REAL.clone()
-    spoilt[0, 0, 0, 0] = float("inf")
-    trainer.objective = Poisoned(trainer.objective)
-    result = trainer.step(spoilt)
+    bad = REAL.clone()
+    bad[0, 0, 0, 0] = float("inf")
+    trainer.objective = NaNObjective(trainer.objective)
+    result = trainer.step(bad)
     after = trainer.state_dict()
     assert result["skipped"] == 1
     assert (after["skipped_steps"], after["skipped_in_a_row"]) == (1, 1)
@@ -334,31 +319,15 @@ def test_non_finite_batch_changes_nothing_but_the_count():
     assert (trainer.skipped_steps, trainer.skipped_in_a_row) == (1, 0)
 
 
-class Poisoned:
-    """An objective whose losses are NaN."""
-
-    g_needs_real = False
-
-    def __init__(self, objective):
-        self.objective = objective
-
-    def d_loss(self, real, fake):
-        loss, means = self.objective.d_loss(real, fake)
-        return loss * float("nan"), means
-
-    def g_loss(self, fake, real=None):
-        return self.objective.g_loss(fake) * float("nan")
-
-
-def test_training_that_stays_non_finite_ends():
+def test_fit_stops_after_too_many_skipped_steps():
     trainer = make_trainer(steps=100, log_every=4, max_skipped_steps=6)
-    trainer.objective = Poisoned(trainer.objective)
+    trainer.objective = NaNObjective(trainer.objective)
     with pytest.raises(TrainingDivergedError, match=r"got NaN or infinity in the last 8 steps \(step 8\)"):
         trainer.fit()
     assert trainer.is_finite()
 
 
-def test_is_finite_looks_at_moments_too():
+def test_is_finite_checks_moments():
     trainer = make_trainer(data=False)
     trainer.step(REAL)
     assert trainer.is_finite()
@@ -366,7 +335,7 @@ def test_is_finite_looks_at_moments_too():
     assert not trainer.is_finite()
 
 
-def test_fit_reports_means_and_stops_when_asked():
+def test_fit_reports_means_and_stops():
     trainer = make_trainer(steps=10, log_every=4)
     steps, logged = [], []
 
@@ -390,7 +359,7 @@ def test_fit_reports_means_and_stops_when_asked():
     assert trainer.fit()[-1]["step"] == 10
 
 
-def test_bf16_keeps_weights_in_fp32_and_stays_near():
+def test_bf16_keeps_float32_weights_and_is_close_to_fp32():
     full, half = make_trainer(data=False, precision="fp32"), make_trainer(data=False, precision="bf16")
     dtypes = []
     half.generator[1].register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
@@ -409,21 +378,21 @@ def test_auto_precision_is_fp32_on_a_cpu():
 @pytest.mark.parametrize(
     ("options", "data", "error", "message"),
     [
-        ({"latent_dim": None}, None, ValueError, "expected config.latent_dim or generator.latent_dim an int"),
-        ({"device": "cuda:77"}, None, ValueError, "expected device one that is here, got 'cuda:77'"),
-        ({"device": "abacus"}, None, ValueError, "expected device one that is here, got 'abacus'"),
-        ({}, "digits", TypeError, "expected data type Tensor, ImageData or an object with batch.step., got str"),
+        ({"latent_dim": None}, None, ValueError, "expected an int in config.latent_dim or generator.latent_dim"),
+        ({"device": "cuda:77"}, None, ValueError, "^TrainConfig: expected device .* got 'cuda:77'"),
+        ({"device": "abacus"}, None, ValueError, "^TrainConfig: expected device .* got 'abacus'"),
+        ({}, "digits", TypeError, "expected data type torch.Tensor, ImageData or an object with a method batch"),
         ({"batch_size": 41}, make_images(), ValueError, "expected at least batch_size = 41 images, got 40"),
     ],
 )
-def test_bad_arguments_are_named(options, data, error, message):
+def test_bad_argument_is_refused(options, data, error, message):
     config = TrainConfig(**{"latent_dim": LATENT_DIM, **options})
     with pytest.raises(error, match=message):
         Trainer(config, *make_players(), data)
 
 
 @pytest.mark.parametrize("name", ["generator", "discriminator"])
-def test_a_player_has_something_to_train(name):
+def test_model_without_trainable_parameters_is_refused(name):
     players = dict(zip(("generator", "discriminator"), make_players(), strict=True))
     players[name].requires_grad_(False)
     with pytest.raises(ValueError, match=f"^Trainer: expected {name} with parameters that require gradients, got none"):
@@ -431,13 +400,13 @@ def test_a_player_has_something_to_train(name):
 
 
 def test_fit_needs_data():
-    with pytest.raises(ValueError, match=r"Trainer.fit: expected data to train on, got None"):
+    with pytest.raises(ValueError, match=r"Trainer.fit: expected a trainer made with data, got data None"):
         make_trainer(data=False).fit()
 
 
-def test_latent_dim_must_agree_with_the_generators():
+def test_latent_dim_must_equal_that_of_the_generator():
     generator = models.DCGANGenerator(7, 1, 16, 2)
     discriminator = models.DCGANDiscriminator(1, 16, 2)
     assert Trainer(TrainConfig(device="cpu"), generator, discriminator).latent_dim == 7
-    with pytest.raises(ValueError, match=r"expected config.latent_dim 7 as generator.latent_dim, got 9"):
+    with pytest.raises(ValueError, match=r"expected config.latent_dim 7, as generator.latent_dim is, got 9"):
         Trainer(TrainConfig(latent_dim=9, device="cpu"), generator, discriminator)

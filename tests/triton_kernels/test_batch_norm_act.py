@@ -1,4 +1,4 @@
-"""The Triton kernels, interpreted on a CPU: the same samples and the same bounds as the native ones."""
+"""Triton kernels of batch_norm_act, with the same samples and bounds as the compiled kernels."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from torch import Tensor
 from triton_device import DEVICE, interpreted
 
 import gan_fast
+from gan_fast.choices import ACTIVATIONS
 from gan_fast.ops import batch_norm_act, instance_norm_act
 from gan_fast.ops.batch_norm_act import reference
 
 pytestmark = interpreted
 
-# Every path of a kernel: each activation in both modes, each layout, tiles that are ragged in rows, in channels, along
-# space, several of them, several chunks; nothing optional.
+# They cover every path of a kernel: each activation in both modes, each layout, partial tiles in rows, channels and
+# space, several tiles and chunks, and missing optional arguments.
 SAMPLES = [
     *(
         NormSample((3, 5, 4, 3), training, activation, layout=layout)
-        for activation in ("identity", "relu", "leaky_relu", "tanh", "sigmoid")
+        for activation in ACTIVATIONS
         for training, layout in ((True, "contiguous"), (False, "channels_last"))
     ),
     *(NormSample((2, 6, 3, 5), layout=layout) for layout in LAYOUTS),
@@ -44,7 +45,7 @@ SAMPLES = [
 
 
 def on_device(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments where the tests run, strides as they are."""
+    """Move the arguments to the device of the tests, with unchanged strides."""
     return {k: v.detach().to(DEVICE).requires_grad_(v.requires_grad) if isinstance(v, Tensor) else v
             for k, v in arguments.items()}  # fmt: skip
 
@@ -54,25 +55,25 @@ def compare(sample: NormSample, dtype: torch.dtype) -> None:
 
     arguments = on_device(sample.make(dtype))
     strides = arguments["input"].stride()
-    served: list[str] = []
+    calls: list[str] = []
     with gan_fast.use_backend("triton"), pytest.MonkeyPatch.context() as patch:
         for name in ("forward", "backward", "double_backward"):
             function = getattr(kernels, name)
-            patch.setattr(kernels, name, lambda *a, f=function, n=name: served.append(n) or f(*a))
-        ours = second_order_and_statistics(batch_norm_act, arguments, dtype)
-    assert served == ["forward", "backward", "double_backward"]
+            patch.setattr(kernels, name, lambda *a, f=function, n=name: calls.append(n) or f(*a))
+        actual = second_order_and_statistics(batch_norm_act, arguments, dtype)
+    assert calls == ["forward", "backward", "double_backward"]
     assert arguments["input"].stride() == strides
     eager = second_order_and_statistics(reference, arguments, dtype)
     exact = second_order_and_statistics(reference, in_double(arguments), dtype)
     for name, value in eager.items():
-        if name not in ours:
+        if name not in actual:
             assert not value.count_nonzero(), f"{name} is missing"
             continue
-        # The interpreter cuts bfloat16 off where a GPU rounds.
+        # The interpreter truncates bfloat16 where a GPU rounds.
         factor = 4.0 if dtype == torch.bfloat16 else few_numbers_factor(value)
-        assert_as_exact(ours[name], value, exact[name], name, factor)
+        assert_as_exact(actual[name], value, exact[name], name, factor)
         if not name.startswith("second"):
-            assert ours[name].stride() == value.stride(), name
+            assert actual[name].stride() == value.stride(), name
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
@@ -87,7 +88,7 @@ def test_half_types(activation: str, layout: str, dtype: torch.dtype) -> None:
     compare(NormSample((3, 5, 4, 6), activation=activation, layout=layout), dtype)
 
 
-def test_nothing_comes_of_nothing() -> None:
+def test_empty_batch() -> None:
     x = torch.zeros(0, 3, 4, 4, device=DEVICE, requires_grad=True)
     mean, var = torch.zeros(3, device=DEVICE), torch.ones(3, device=DEVICE)
     weight = torch.ones(3, device=DEVICE, requires_grad=True)
@@ -102,19 +103,20 @@ def test_nothing_comes_of_nothing() -> None:
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("activation", ["identity", "relu", "leaky_relu", "tanh", "sigmoid"])
-def test_infinities_and_nan_as_in_aten(activation: str, value: float) -> None:
+def test_infinities_and_nan_propagate_as_in_aten(activation: str, value: float) -> None:
     for training in (True, False):
         arguments = on_device(NormSample((3, 4, 3, 3), training, activation).make(torch.float32))
         arguments["input"].data[1, 2, 0, 1] = value
         with gan_fast.use_backend("triton"):
-            ours = second_order_and_statistics(batch_norm_act, arguments, torch.float32)
-        for name, want in second_order_and_statistics(reference, arguments, torch.float32).items():
+            actual = second_order_and_statistics(batch_norm_act, arguments, torch.float32)
+        for name, expected in second_order_and_statistics(reference, arguments, torch.float32).items():
             if name.startswith("second"):
                 continue
-            torch.testing.assert_close(ours[name], want, rtol=1e-4, atol=1e-4, equal_nan=True, msg=name)
+            torch.testing.assert_close(actual[name], expected, rtol=1e-4, atol=1e-4, equal_nan=True, msg=name)
 
 
-# Planes of one row, smaller than a warp's tile, of a whole tile, of several; as many as share a tile and more.
+# Planes of one row, smaller than a warp's tile, of a whole tile, and of several tiles; one and several groups of planes
+# that share a tile.
 @pytest.mark.parametrize(
     ("shape", "activation", "programs"),
     [((1, 70, 1, 2), "leaky_relu", 1), ((1, 37, 4, 4), "tanh", 1), ((1, 37, 4, 4), "leaky_relu", 4),
@@ -124,7 +126,7 @@ def test_infinities_and_nan_as_in_aten(activation: str, value: float) -> None:
 def test_planes_that_share_a_tile(
     shape: tuple[int, ...], activation: str, programs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As few programs as there are multiprocessors make instance norm's small planes share one."""
+    """Instance norm's small planes share tiles if there are enough programs; few are enough here."""
     from gan_fast.triton_kernels import batch_norm_act as kernels
 
     monkeypatch.setattr(kernels, "_PROGRAMS", programs)
@@ -139,40 +141,40 @@ def test_planes_that_share_a_tile(
     results = []
     for dtype, backend in ((torch.float64, "reference"), (torch.float32, "reference"), (torch.float32, "triton")):
         with gan_fast.use_backend(backend):
-            own = x.to(dtype).requires_grad_()
-            output = instance_norm_act(own, activation=activation, negative_slope=0.2)
+            leaf = x.to(dtype).requires_grad_()
+            output = instance_norm_act(leaf, activation=activation, negative_slope=0.2)
             factors = torch.linspace(-1, 2, output.numel(), device=DEVICE, dtype=dtype).view(shape)
-            (grad,) = torch.autograd.grad(output, own, factors)
+            (grad,) = torch.autograd.grad(output, leaf, factors)
             results.append((output.detach(), grad))
-    exact, eager, ours = results
+    exact, eager, actual = results
     for index, name in enumerate(("output", "grad")):
-        assert_as_exact(ours[index], eager[index], exact[index], name, few_numbers_factor(eager[index]))
+        assert_as_exact(actual[index], eager[index], exact[index], name, few_numbers_factor(eager[index]))
 
 
 @pytest.mark.parametrize(
-    ("planes", "size", "neighbours", "warps"),
+    ("planes", "size", "channels", "warps"),
     [(8192, 8, 8, 2), (8192, 4, 8, 1), (65536, 8, 32, 8), (512, 16, 1, 1), (512, 64, 2, 8), (70, 3, 1, 1)],
 )
-def test_no_thread_of_a_small_plane_is_idle(planes: int, size: int, neighbours: int, warps: int) -> None:
-    """A thread has eight values, or the tile is one warp's; and programs enough for every multiprocessor."""
+def test_tiles_of_small_planes_leave_no_thread_idle(planes: int, size: int, channels: int, warps: int) -> None:
+    """Each thread has eight values, or the tile has one warp; and there are enough programs to fill the GPU."""
     from gan_fast.triton_kernels import batch_norm_act as kernels
 
     tiles = kernels.Tiles.of(torch.empty(1, planes, size, size), False)
-    assert (tiles.block_channels, tiles.warps) == (neighbours, warps)
+    assert (tiles.block_channels, tiles.warps) == (channels, warps)
     values = tiles.block_outer * tiles.block_channels * tiles.block_inner
     assert values >= 32 * 8 * tiles.warps or tiles.warps == 1
     programs = tiles.tiles * tiles.channel_tiles
     assert programs >= min(kernels._PROGRAMS, planes * tiles.tiles)
 
 
-def test_instance_norm_is_batch_norm_s_kernel() -> None:
+def test_instance_norm_uses_the_batch_norm_kernel() -> None:
     x = torch.randn(2, 3, 5, 4, device=DEVICE)
     with gan_fast.use_backend("triton"):
-        ours = instance_norm_act(x)
-    torch.testing.assert_close(ours, torch.relu(torch.nn.functional.instance_norm(x)))
+        actual = instance_norm_act(x)
+    torch.testing.assert_close(actual, torch.relu(torch.nn.functional.instance_norm(x)))
 
 
-def test_what_triton_cannot_take_is_named() -> None:
+def test_unsupported_dtype_and_op_raise() -> None:
     x = torch.randn(2, 3, 4, dtype=torch.float64, device=DEVICE)
     with gan_fast.use_backend("triton"):
         with pytest.raises(RuntimeError, match=r"batch_norm_act: .*: no Triton kernel for torch\.float64"):
@@ -182,7 +184,7 @@ def test_what_triton_cannot_take_is_named() -> None:
 
 
 def test_no_chunk_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles that do not share out evenly: here ten of them among programs for eight chunks."""
+    """Ten tiles do not divide evenly among the programs of eight chunks."""
     from gan_fast.triton_kernels import batch_norm_act as kernels
 
     monkeypatch.setattr(kernels, "_TILE", 64)
@@ -193,61 +195,63 @@ def test_no_chunk_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_tiles_of_several_loads_a_thread(layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As large tensors are cut, ragged at their ends."""
+def test_several_loads_per_thread(layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large tensors have such tiles; the last one is partial."""
     from gan_fast.triton_kernels import batch_norm_act as kernels
 
     monkeypatch.setattr(kernels, "_TILE", 32)
     monkeypatch.setattr(kernels, "_PROGRAMS", 3)
     x = torch.empty(9, 3, 3, 5, dtype=dtype)
     tiles = kernels.Tiles.of(x, layout == "channels_last")
-    assert tiles.wider(64, x).block_outer == tiles.block_outer * (64 // (8 * dtype.itemsize))
+    assert tiles.with_more_rows(64, x).block_outer == tiles.block_outer * (64 // (8 * dtype.itemsize))
     compare(NormSample((9, 3, 3, 5), activation="tanh", layout=layout), dtype)
 
 
-def test_more_rows_than_32_bits_can_tell_are_refused() -> None:
+def test_more_rows_than_32_bit_indices_raise() -> None:
     from gan_fast.triton_kernels import batch_norm_act as kernels
 
     for shape in ((2**31, 1), (1, 1, 2**20, 2**12)):
-        with pytest.raises(RuntimeError, match="batch_norm_act: expected in Triton at most 2147418112 rows"):
-            kernels._layout(torch.empty((1,) * len(shape), device="meta").expand(shape))
+        with pytest.raises(RuntimeError, match="batch_norm_act: expected input with at most 2147418112 channels"):
+            kernels._dense_with_tiles(torch.empty((1,) * len(shape), device="meta").expand(shape))
 
 
-def test_channels_beyond_a_grid_s_second_dim() -> None:
+def test_more_channels_than_a_grid_s_second_dim_allows() -> None:
     from gan_fast.triton_kernels.batch_norm_act import Tiles
 
     tiles = Tiles.of(torch.empty(1, 70000 * 128, 4, 4, device="meta"), channels_last=False)
-    assert tiles.channel_tiles > 65535  # so they go along the first, which takes 2^31 - 1
+    assert tiles.channel_tiles > 65535  # so they use the first dim, which allows 2^31 - 1
     x = torch.randn(1, 3, 2, 2, device=DEVICE)
     with gan_fast.use_backend("triton"):
-        torch.testing.assert_close(instance_norm_act(x), torch.relu(torch.nn.functional.instance_norm(x)))
+        torch.testing.assert_close(
+            instance_norm_act(x, activation="relu"), torch.relu(torch.nn.functional.instance_norm(x))
+        )
 
 
 def test_strided_statistics_and_parameters() -> None:
     x = torch.randn(2, 6, 3, 4, device=DEVICE)
     mean, var, weight, bias = (torch.rand(12, device=DEVICE)[::2] + 0.5 for _ in range(4))
     for training in (False, True):
-        own = [mean.clone(), var.clone()]
-        want = reference(x, *own, weight, bias, training)
+        dense = [mean.clone(), var.clone()]
+        expected = reference(x, *dense, weight, bias, training)
         strided = [torch.empty(12, device=DEVICE)[::2].copy_(t) for t in (mean, var)]
         with gan_fast.use_backend("triton"):
-            torch.testing.assert_close(batch_norm_act(x, *strided, weight, bias, training), want)
-        torch.testing.assert_close(strided, own)
+            torch.testing.assert_close(batch_norm_act(x, *strided, weight, bias, training), expected)
+        torch.testing.assert_close(strided, dense)
 
 
-def test_second_order_by_a_parameter() -> None:
+def test_second_order_of_a_parameter() -> None:
     x = torch.nn.Parameter(torch.randn(3, 2, 4, device=DEVICE))
     with gan_fast.use_backend("triton"):
         (grad,) = torch.autograd.grad(batch_norm_act(x, None, None, training=True).exp().sum(), x, create_graph=True)
-        (ours,) = torch.autograd.grad(grad.square().sum(), x)
+        (actual,) = torch.autograd.grad(grad.square().sum(), x)
     (grad,) = torch.autograd.grad(reference(x, None, None, training=True).exp().sum(), x, create_graph=True)
-    torch.testing.assert_close(ours, torch.autograd.grad(grad.square().sum(), x)[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(actual, torch.autograd.grad(grad.square().sum(), x)[0], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("activation", ["leaky_relu", "tanh"])
-def test_double_backward_gives_what_is_wanted_of_what_there_is(activation: str, training: bool) -> None:
-    """As the native kernel: any of the cotangents missing, any gradient not asked for, no affine parameters."""
+def test_double_backward_with_missing_cotangents_and_gradients(activation: str, training: bool) -> None:
+    """Any cotangent may be missing, any gradient unneeded, and the affine parameters absent; as in the CPU kernel."""
     from gan_fast.triton_kernels import batch_norm_act as kernels
 
     sample = NormSample((4, 3, 5, 6), layout="channels_last").make(torch.float32)
@@ -265,18 +269,18 @@ def test_double_backward_gives_what_is_wanted_of_what_there_is(activation: str, 
                     grad, x, x.mean((0, 2, 3)), invstd, *(parameters if affine else (None, None)),
                     training, activation, 0.2, *wanted,
                 )  # fmt: skip
-                want = torch.ops.gan_fast.batch_norm_act_double_backward(*arguments)
+                expected = torch.ops.gan_fast.batch_norm_act_double_backward(*arguments)
                 found = kernels.double_backward(*(a.to(DEVICE) if isinstance(a, Tensor) else a for a in arguments))
-                assert [t is None for t in found] == [t is None for t in want] == [
+                assert [t is None for t in found] == [t is None for t in expected] == [
                     not wanted[0], not wanted[1], not affine, not affine
                 ]  # fmt: skip
-                for ours, exact in zip(found, want):
+                for actual, exact in zip(found, expected):
                     if exact is not None:
-                        torch.testing.assert_close(ours.to(exact.device), exact, rtol=1e-4, atol=1e-4)
-                        assert ours.stride() == exact.stride()
+                        torch.testing.assert_close(actual.to(exact.device), exact, rtol=1e-4, atol=1e-4)
+                        assert actual.stride() == exact.stride()
 
 
-def test_double_backward_of_nothing() -> None:
+def test_double_backward_of_an_empty_batch() -> None:
     from gan_fast.triton_kernels import batch_norm_act as kernels
 
     x, vector = torch.zeros(0, 3, 4, 4, device=DEVICE), torch.ones(3, device=DEVICE)
@@ -287,7 +291,7 @@ def test_double_backward_of_nothing() -> None:
     assert not any(t.any() for t in grads)
 
 
-def test_third_order_goes_through_the_reference() -> None:
+def test_third_order_equals_the_reference() -> None:
     x = torch.randn(3, 2, 4, dtype=torch.float32, device=DEVICE, requires_grad=True)
 
     def third(function: Any) -> Tensor:
@@ -296,5 +300,5 @@ def test_third_order_goes_through_the_reference() -> None:
         return torch.autograd.grad(second.square().sum(), x)[0]
 
     with gan_fast.use_backend("triton"):
-        ours = third(batch_norm_act)
-    torch.testing.assert_close(ours, third(reference), rtol=1e-3, atol=1e-3)
+        actual = third(batch_norm_act)
+    torch.testing.assert_close(actual, third(reference), rtol=1e-3, atol=1e-3)

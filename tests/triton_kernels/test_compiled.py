@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for every architecture, in registers and shared memory that it has."""
+"""Every Triton kernel compiles for every architecture within its registers and shared memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from triton_device import needs_triton
 
 ROOT = Path(__file__).parents[2]
-# Bytes of shared memory that one block may have.
+# Architecture -> the most bytes of shared memory that one block can use.
 SHARED = {80: 166912, 90: 232448, 100: 232448, 120: 101376}
 
 
@@ -29,17 +29,17 @@ def test_compiles_without_spills(architecture: int, tmp_path: Path) -> None:
     for b in binaries:
         assert b["spills"] == 0, b
         assert b["shared_bytes"] <= SHARED[architecture], b
-        # Sixteen bytes at a time where rows begin at sixteen bytes.
-        ragged = any(size in b["case"] for size in ("67", "17 ->", "3 -> 64", "100 ->"))
-        # A loss is a few hundred bytes, a sample's components under one kernel are some ten.
-        ragged = ragged or "adversarial" in b["case"] or "discrimination" in b["case"]
-        # What merges sums reads few of them.
-        if not ragged and not b["kernel"].startswith(("finish", "merge_norms")):
-            # Of what is drawn for itself a thread has four neighbours.
+        # Loads are 16 bytes wide if rows are aligned to 16 bytes. These cases have rows that are not:
+        unaligned = any(size in b["case"] for size in ("67", "17 ->", "3 -> 64", "100 ->"))
+        # These read little: a loss has a few hundred logits, a discrimination kernel some ten components.
+        unaligned = unaligned or "adversarial" in b["case"] or "discrimination" in b["case"]
+        # Merging kernels read few sums.
+        if not unaligned and not b["kernel"].startswith(("finish", "merge_norms")):
+            # A kernel that draws a number per value handles four adjacent values per thread.
             draws = b["kernel"].startswith(("perturb", "add_noise"))
             assert b["load_bits"] == (64 if draws and "float32" not in b["case"] else 128), b
         if b["kernel"].startswith("leaky_relu"):
             assert b["store_bits"] == 128, b
-            # Of a multiprocessor's 65536 registers at least 768 threads, each with eight loads under way.
+            # A multiprocessor's 65536 registers must suffice for 768 threads with eight loads in flight each.
             assert b["registers"] <= 80, b
             assert b["shared_bytes"] == 0, b

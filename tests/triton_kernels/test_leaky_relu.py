@@ -1,4 +1,4 @@
-"""The Triton kernels of leaky_relu, interpreted on a CPU, against ATen's: values, strides, and what is kept."""
+"""Triton kernels of leaky_relu compared with ATen: values, derivatives, strides and saved tensors."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from triton_device import DEVICE, interpreted
 import gan_fast
 from gan_fast import backends
 from gan_fast.ops import conv2d_act, leaky_relu
+from gan_fast.triton_kernels import DTYPES
 
 pytestmark = interpreted
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# Values of a tile: eight rows of 512 or, of half types, 1024.
+# Values of a tile of half types: eight rows of 1024. In float32 a row has 512.
 TILE = 8192
 
 
@@ -35,18 +35,18 @@ def values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def compare(input: Tensor, negative_slope: float) -> None:
-    """Output and derivatives to second order; bits that a GPU rounds and the interpreter cuts off are allowed for."""
+    """Compare output and derivatives to second order with ATen, allowing for the interpreter's truncated bfloat16."""
     arguments = {"input": input.detach().requires_grad_(), "negative_slope": negative_slope}
-    ours = second_order(on_triton, arguments)
+    actual = second_order(on_triton, arguments)
     eager = second_order(F.leaky_relu, arguments)
     exact = second_order(F.leaky_relu, in_double(arguments), input.dtype)
-    # None by the input, where ATen has zeros.
+    # The second derivative by the input is None here; ATen returns zeros.
     assert not eager.pop("second_input").count_nonzero()
-    assert ours.keys() == eager.keys()
+    assert actual.keys() == eager.keys()
     for name, value in eager.items():
         factor = 4.0 if input.dtype == torch.bfloat16 else few_numbers_factor(value)
-        assert_as_exact(ours[name], value, exact[name], name, factor)
-        assert strides(ours[name]) == strides(value), name
+        assert_as_exact(actual[name], value, exact[name], name, factor)
+        assert strides(actual[name]) == strides(value), name
 
 
 @pytest.mark.parametrize("negative_slope", [0.2, 0.0, -0.5, 1.0])
@@ -60,7 +60,7 @@ def test_every_slope_and_dtype(dtype: torch.dtype, negative_slope: float) -> Non
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_any_number_of_values(dtype: torch.dtype, count: int) -> None:
-    """None, within a row, a tile to the last value and one more or less, several programs."""
+    """No values, a part of a row, a full tile with one more or less, and several programs."""
     compare(values((count,), dtype), 0.2)
 
 
@@ -71,37 +71,37 @@ def test_every_layout(layout: str, dtype: torch.dtype) -> None:
         compare(LAYOUTS[layout](values(shape, dtype)), 0.2)
 
 
-def test_no_dims_and_none_of_a_size() -> None:
+def test_scalar_and_empty_tensors() -> None:
     compare(values((), torch.float32), 0.2)
     compare(values((3, 0, 2), torch.float32), 0.2)
     compare(-values((1, 1, 1, 1), torch.float32).abs().contiguous(memory_format=torch.channels_last), 0.2)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
-def test_gradients_of_other_strides(layout: str) -> None:
-    """Expanded, transposed, channels-last and contiguous, with gaps, negated by a bit: brought into the bits' order."""
+def test_gradients_with_other_strides_than_the_output(layout: str) -> None:
+    """Backward copies them to the memory order of the sign bits."""
     x = LAYOUTS[layout](values((3, 4, 5, 6), torch.float32)).detach().requires_grad_()
-    ours, eager = on_triton(x, 0.2), F.leaky_relu(x, 0.2)
+    actual, eager = on_triton(x, 0.2), F.leaky_relu(x, 0.2)
     grads = {name: change(values((3, 4, 5, 6), torch.float32)) for name, change in LAYOUTS.items()}
-    grads["sum's"] = torch.tensor(2.0, device=DEVICE).expand(3, 4, 5, 6)
+    grads["of a sum"] = torch.tensor(2.0, device=DEVICE).expand(3, 4, 5, 6)
     grads["negated"] = torch._neg_view(values((3, 4, 5, 6), torch.float32))
     for name, grad in grads.items():
-        (want,) = torch.autograd.grad(eager, x, grad, retain_graph=True)
-        (found,) = torch.autograd.grad(ours, x, grad, retain_graph=True)
-        assert torch.equal(found, want), name
-        assert found.stride() == want.stride(), name
+        (expected,) = torch.autograd.grad(eager, x, grad, retain_graph=True)
+        (found,) = torch.autograd.grad(actual, x, grad, retain_graph=True)
+        assert torch.equal(found, expected), name
+        assert found.stride() == expected.stride(), name
 
 
-def test_a_negated_input() -> None:
+def test_negative_view_as_input() -> None:
     x = torch._neg_view(values((3, 5), torch.float32))
     assert torch.equal(on_triton(x, 0.2), F.leaky_relu(x, 0.2))
 
 
 @pytest.mark.parametrize("negative_slope", [0.2, 0.0, -0.5, 1.0])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_infinities_nan_and_zeros_as_in_aten(dtype: torch.dtype, negative_slope: float) -> None:
+def test_special_values_equal_aten(dtype: torch.dtype, negative_slope: float) -> None:
     inf, nan = float("inf"), float("nan")
-    # Of which a fraction is subnormal, but for bfloat16's, which the interpreter gets wrong.
+    # Scaled by the slope, this becomes subnormal. Not so for bfloat16, whose subnormals the interpreter gets wrong.
     tiny = torch.finfo(dtype).tiny * (16 if dtype == torch.bfloat16 else 1)
     special = torch.tensor([0.0, -0.0, inf, -inf, nan, 1.0, -1.0, tiny, -tiny])
     x = special.to(dtype).to(DEVICE).repeat_interleave(len(special)).requires_grad_()
@@ -113,52 +113,53 @@ def test_infinities_nan_and_zeros_as_in_aten(dtype: torch.dtype, negative_slope:
         (first,) = torch.autograd.grad(output, x, seed, create_graph=True)
         (second,) = torch.autograd.grad(first, seed, grad.flip(0))
         results.append((output.detach(), first.detach(), second))
-    for ours, want in zip(*results):
-        # To the last bit, but for bfloat16, which the interpreter cuts off.
+    for actual, expected in zip(*results):
+        # Equal to the last bit, except for bfloat16, which the interpreter truncates.
         rtol = torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0
-        torch.testing.assert_close(ours, want, rtol=rtol, atol=0, equal_nan=True)
-        assert torch.equal(ours.signbit() & ~ours.isnan(), want.signbit() & ~want.isnan())
+        torch.testing.assert_close(actual, expected, rtol=rtol, atol=0, equal_nan=True)
+        assert torch.equal(actual.signbit() & ~actual.isnan(), expected.signbit() & ~expected.isnan())
 
 
 @pytest.mark.parametrize("negative_slope", [0, 1, True])
-def test_a_whole_number_as_slope(negative_slope: int) -> None:
+def test_integer_slope(negative_slope: int) -> None:
     x = values((50,), torch.float32)
     assert torch.equal(on_triton(x, negative_slope), F.leaky_relu(x, negative_slope))
 
 
-def kept(function: Callable[[], Tensor]) -> list[Tensor]:
-    tensors: list[Tensor] = []
+def saved_tensors(function: Callable[[], Tensor]) -> list[Tensor]:
+    """Return the tensors that autograd saves while ``function`` runs."""
+    saved: list[Tensor] = []
 
-    def keep(t: Tensor) -> Tensor:
-        tensors.append(t)
+    def save(t: Tensor) -> Tensor:
+        saved.append(t)
         return t
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda t: t):
         function()
-    return tensors
+    return saved
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_one_bit_a_value_is_kept(dtype: torch.dtype) -> None:
+def test_one_bit_per_value_is_saved(dtype: torch.dtype) -> None:
     x = values((5, TILE), dtype).requires_grad_()
-    (signs,) = kept(lambda: on_triton(x, 0.2))
+    (signs,) = saved_tensors(lambda: on_triton(x, 0.2))
     assert signs.untyped_storage().nbytes() == x.numel() / 8
-    # A tile is filled up.
-    (signs,) = kept(lambda: on_triton(x[:, :-1].contiguous(), 0.2))
+    # The last tile has bits for padding.
+    (signs,) = saved_tensors(lambda: on_triton(x[:, :-1].contiguous(), 0.2))
     assert x.numel() / 8 >= signs.untyped_storage().nbytes() > (x.numel() - TILE) / 8
 
 
-def test_the_second_backward_keeps_those_bits_and_no_input() -> None:
+def test_double_backward_saves_the_same_bits_and_no_input() -> None:
     x = values((3, 50), torch.float32).requires_grad_()
     seed = torch.ones_like(x, requires_grad=True)
     output = on_triton(x, 0.2)
     (signs,) = output.grad_fn.saved_tensors
     results = []
-    for kept_tensor in kept(lambda: results.extend(torch.autograd.grad(output, x, seed, create_graph=True))):
-        assert kept_tensor.data_ptr() == signs.data_ptr()
+    for saved in saved_tensors(lambda: results.extend(torch.autograd.grad(output, x, seed, create_graph=True))):
+        assert saved.data_ptr() == signs.data_ptr()
     (first,) = results
     assert torch.autograd.grad(first.sum(), x, allow_unused=True, retain_graph=True) == (None,)
-    # Third order and on: linear in the cotangent.
+    # Third and higher orders work too: each backward is linear in its cotangent.
     cotangents = values((3, 50), torch.float32).requires_grad_()
     (second,) = torch.autograd.grad(first, seed, cotangents, create_graph=True)
     (third,) = torch.autograd.grad(second.square().sum(), cotangents)
@@ -166,7 +167,7 @@ def test_the_second_backward_keeps_those_bits_and_no_input() -> None:
     torch.testing.assert_close(third, 2 * cotangents.detach() * slope**2)
 
 
-def test_nothing_is_kept_without_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_bits_are_computed_without_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     from gan_fast.triton_kernels import leaky_relu as kernels
 
     forward, found = kernels.forward, []
@@ -176,7 +177,7 @@ def test_nothing_is_kept_without_a_gradient(monkeypatch: pytest.MonkeyPatch) -> 
     assert found[0][1] is None
 
 
-def test_an_input_that_changes_later_does_no_harm() -> None:
+def test_input_may_be_modified_before_backward() -> None:
     x = values((50,), torch.float32).requires_grad_()
     y = x * 1
     z = on_triton(y, 0.2)
@@ -186,15 +187,15 @@ def test_an_input_that_changes_later_does_no_harm() -> None:
 
 
 def test_batched_gradients() -> None:
-    """Without storage of their own: by ATen's ops, from the bits of every stride order."""
+    """They have no memory that Triton can read, so ATen's ops use the sign bits, in each memory order."""
     for layout in ("contiguous", "channels_last", "transposed"):
         x = LAYOUTS[layout](values((3, 4, 5, 6), torch.float32)).detach().requires_grad_()
         grads = cotangent(torch.empty(2, 3, 4, 5, 6, device=DEVICE), 0, torch.float32)
-        ours, want = (
+        actual, expected = (
             torch.autograd.grad(function(x, 0.2), x, grads, is_grads_batched=True)
             for function in (on_triton, F.leaky_relu)
         )
-        assert torch.equal(*ours, *want)
+        assert torch.equal(*actual, *expected)
     nothing = torch.empty(0, 3, device=DEVICE, requires_grad=True)
     grads_of_nothing = torch.empty(2, 0, 3, device=DEVICE)
     (grad,) = torch.autograd.grad(on_triton(nothing), nothing, grads_of_nothing, is_grads_batched=True)
@@ -203,16 +204,16 @@ def test_batched_gradients() -> None:
         torch.autograd.grad(on_triton(x, 0.2), x, grads, is_grads_batched=True, create_graph=True)
 
 
-def test_backward_runs_on_what_its_forward_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backward_uses_the_backend_of_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     from gan_fast.triton_kernels import leaky_relu as kernels
 
     x = values((50,), torch.float32).requires_grad_()
-    ours, other = on_triton(x, 0.2), leaky_relu(x, 0.2)
+    actual, other = on_triton(x, 0.2), leaky_relu(x, 0.2)
     calls: list[int] = []
     backward = kernels.backward
     monkeypatch.setattr(kernels, "backward", lambda *a: calls.append(1) or backward(*a))
     with gan_fast.use_backend("reference"):
-        (grad,) = torch.autograd.grad(ours.sum(), x)
+        (grad,) = torch.autograd.grad(actual.sum(), x)
     assert calls == [1]
     if not x.is_cuda:
         with gan_fast.use_backend("triton"):
@@ -220,36 +221,36 @@ def test_backward_runs_on_what_its_forward_chose(monkeypatch: pytest.MonkeyPatch
         assert calls == [1]
 
 
-def test_a_block_with_a_slope_below_zero() -> None:
+def test_block_with_a_negative_slope() -> None:
     x, weight = values((2, 3, 8, 8), torch.float32), values((4, 3, 3, 3), torch.float32).requires_grad_()
     with gan_fast.use_backend("triton"):
-        ours = conv2d_act(x, weight, activation="leaky_relu", negative_slope=-0.5)
-    want = F.leaky_relu(F.conv2d(x, weight), -0.5)
-    torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-4)
-    grads = [torch.autograd.grad(t.square().sum(), weight)[0] for t in (ours, want)]
+        actual = conv2d_act(x, weight, activation="leaky_relu", negative_slope=-0.5)
+    expected = F.leaky_relu(F.conv2d(x, weight), -0.5)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    grads = [torch.autograd.grad(t.square().sum(), weight)[0] for t in (actual, expected)]
     torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-3)
 
 
-def test_who_serves_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ATen's kernels in our nodes where they are asked for; else what is quicker."""
+def test_candidates_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device's own backend uses ATen's kernels; "auto" measures."""
     x = values((4, 5), torch.float32)
     with gan_fast.use_backend(x.device.type):
         assert backends.triton_kernels("leaky_relu", x) is None
     monkeypatch.setattr(backends, "_launch_failure", lambda: None)
     assert backends.candidates("leaky_relu", "cuda", torch.float32) == ["cuda", "triton", "reference"]
     assert backends.candidates("leaky_relu", "cuda", torch.float64) == ["cuda", "reference"]
-    assert backends._explain("leaky_relu", "cuda").startswith("the quickest of cuda, triton, reference, measured")
-    assert backends._explain("leaky_relu", "cpu").startswith("our autograd nodes around")
+    assert backends._explain("leaky_relu", "cuda").startswith("the fastest of cuda, triton, reference: measured")
+    assert backends._explain("leaky_relu", "cpu").startswith("ATen's or gan_fast's kernel")
 
 
-def test_what_triton_cannot_take_is_named() -> None:
+def test_unsupported_dtype_raises() -> None:
     with pytest.raises(RuntimeError, match=r"leaky_relu: .*: no Triton kernel for torch\.float64"):
         on_triton(values((3,), torch.float64))
 
 
 # Needs 12 GiB of GPU memory.
 @pytest.mark.gpu
-def test_more_values_than_32_bits_can_tell() -> None:
+def test_more_values_than_32_bit_offsets_reach() -> None:
     from gan_fast.triton_kernels import leaky_relu as kernels
 
     x = torch.full((2**31 + 2 * TILE + 3,), -1.0, dtype=torch.float16, device=DEVICE)

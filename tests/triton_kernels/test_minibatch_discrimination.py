@@ -12,16 +12,17 @@ from triton_device import DEVICE, interpreted
 import gan_fast
 from gan_fast import ops
 from gan_fast.ops.minibatch_discrimination import MinibatchDiscrimination, reference
+from gan_fast.triton_kernels import DTYPES
 
 pytestmark = interpreted
 
-# More samples than a tile has, and components than a program: of both the second is not full.
+# More samples than a tile, and more components than a program handles; the second tile and program are partial.
 TILES = [DiscriminationSample((66, 1, 2)), DiscriminationSample((17, 1, 18))]
-# Interpreted, a program takes milliseconds: those of few kernels.
+# Samples with few discrimination kernels only: the interpreter takes milliseconds per program.
 SAMPLES = [s for s in DISCRIMINATION_SAMPLES if s.small and s.layout in ("contiguous", "expanded") and s.shape[1] <= 4]
 
 
-@pytest.mark.parametrize(*in_dtypes([*SAMPLES, *TILES], [torch.float32, torch.bfloat16, torch.float16]))
+@pytest.mark.parametrize(*in_dtypes([*SAMPLES, *TILES], DTYPES))
 def test_equals_the_reference_to_second_order(sample: DiscriminationSample, dtype: torch.dtype) -> None:
     arguments = {name: t.to(DEVICE).detach().requires_grad_() for name, t in sample.make(dtype).items()}
 
@@ -30,35 +31,35 @@ def test_equals_the_reference_to_second_order(sample: DiscriminationSample, dtyp
             output: Tensor = MinibatchDiscrimination.apply(projected)
         return output
 
-    ours, eager = second_order(by_triton, arguments), second_order(reference, arguments)
+    actual, eager = second_order(by_triton, arguments), second_order(reference, arguments)
     exact = second_order(reference, in_double(arguments), dtype)
     for name, value in eager.items():
-        # Sums in float32 in another order than ATen's; the interpreter cuts bfloat16 off where a GPU rounds.
-        assert_as_exact(ours[name], value, exact[name], name, 4.0)
+        # Sums in float32 have another order than ATen's, and the interpreter truncates bfloat16 where a GPU rounds.
+        assert_as_exact(actual[name], value, exact[name], name, 4.0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e4])
-def test_special_values(value: float) -> None:
+def test_special_values_equal_the_reference(value: float) -> None:
     x = DiscriminationSample((5, 3, 2)).make(torch.float32, requires_grad=False)["projected"].to(DEVICE)
     x[2, 1, 0] = value
     leaf = x.clone().requires_grad_()
-    want = reference(leaf)
+    expected = reference(leaf)
     grad_output = torch.linspace(-1, 1, 15, device=DEVICE).view(5, 3)
-    (want_grad,) = torch.autograd.grad(want, leaf, grad_output)
+    (expected_grad,) = torch.autograd.grad(expected, leaf, grad_output)
     from gan_fast.triton_kernels import minibatch_discrimination as kernels
 
-    torch.testing.assert_close(kernels.forward(x), want.detach(), equal_nan=True)
-    torch.testing.assert_close(kernels.backward(grad_output, x), want_grad, equal_nan=True)
+    torch.testing.assert_close(kernels.forward(x), expected.detach(), equal_nan=True)
+    torch.testing.assert_close(kernels.backward(grad_output, x), expected_grad, equal_nan=True)
 
 
-def test_the_whole_op() -> None:
+def test_op_equals_the_reference() -> None:
     input, weight = torch.randn(5, 4, device=DEVICE), torch.randn(4, 3, 2, device=DEVICE) / 4
     with gan_fast.use_backend("triton"):
-        ours = ops.minibatch_discrimination(input, weight)
-    torch.testing.assert_close(ours, ops.minibatch_discrimination(input, weight))
+        actual = ops.minibatch_discrimination(input, weight)
+    torch.testing.assert_close(actual, ops.minibatch_discrimination(input, weight))
 
 
-def test_float64_is_refused_by_name() -> None:
+def test_float64_raises() -> None:
     x = torch.ones(3, 2, 2, dtype=torch.float64, device=DEVICE)
     with (
         gan_fast.use_backend("triton"),

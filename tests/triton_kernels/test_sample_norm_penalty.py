@@ -1,4 +1,4 @@
-"""The Triton kernels of sample_norm_penalty, interpreted on a CPU: values and derivatives, strides, who serves."""
+"""Triton kernels of sample_norm_penalty: values, derivatives, strides and the choice of the backend."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from triton_device import DEVICE, interpreted
 import gan_fast
 from gan_fast import backends
 from gan_fast.ops import sample_norm_penalty
+from gan_fast.triton_kernels import DTYPES
 
 pytestmark = interpreted
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# Values of a tile, and the most programs that sum squares: samples of more tiles than that share one.
-TILE, PROGRAMS = 1024, 528
+# Values of a tile. At most 528 programs sum squares; if there are more tiles, a program sums several.
+TILE = 1024
 SAMPLES = [
     *(s for s in SAMPLE_NORM_SAMPLES if s.shape != (32, 3, 64, 64)),
     SampleNormSample((2, TILE), 0.0),
@@ -53,20 +53,20 @@ def test_equals_aten_to_second_order(sample: SampleNormSample, dtype: torch.dtyp
             found = second_order(penalty, arguments, dtype)
             return found | {"norms": sample_norm_penalty(**arguments)[1]}
 
-    ours, eager = under("triton", arguments), under("reference", arguments)
+    actual, eager = under("triton", arguments), under("reference", arguments)
     exact = under("reference", in_double(arguments))
     for name, value in eager.items():
-        # The interpreter cuts bfloat16 off where a GPU rounds.
+        # The interpreter truncates bfloat16 where a GPU rounds.
         factor = 2.0 if dtype == torch.bfloat16 else 1.0
-        assert_as_exact(ours[name], value, exact[name], name, factor * few_numbers_factor(value) / 2)
+        assert_as_exact(actual[name], value, exact[name], name, factor * few_numbers_factor(value) / 2)
         if name == "grad_input":
-            assert strides(ours[name]) == strides(value)
+            assert strides(actual[name]) == strides(value)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, 1e25, 1e-30])
 @pytest.mark.parametrize("center", [0.0, 1.0])
-def test_as_the_native_kernel(center: float, value: float) -> None:
-    """NaN and infinities, a sample of zeros, squares beyond float32."""
+def test_special_values_equal_the_cpu_kernel(center: float, value: float) -> None:
+    """NaN, infinity, a sample of zeros, and squares beyond the range of float32."""
     x = torch.randn(3, 5, 4, device=DEVICE)
     x[1] = value
     x.requires_grad_()
@@ -76,24 +76,24 @@ def test_as_the_native_kernel(center: float, value: float) -> None:
         with gan_fast.use_backend(backend):
             value_, norms = sample_norm_penalty(leaf, coefficients.to(leaf.device), center=center, scale=0.5)
             results.append([t.cpu() for t in (value_.detach(), norms, torch.autograd.grad(value_, leaf)[0])])
-    for ours, native in zip(*results):
-        torch.testing.assert_close(ours, native, rtol=1e-6, atol=0, equal_nan=True)
+    for actual, expected in zip(*results):
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=0, equal_nan=True)
 
 
-def test_vectors_with_strides() -> None:
+def test_strided_coefficients_and_norms() -> None:
     from gan_fast.triton_kernels import sample_norm_penalty as kernels
 
     x = torch.randn(5, 7, device=DEVICE)
     coefficients, norms = torch.rand(5, 2, device=DEVICE)[:, 0], x.norm(dim=1, keepdim=True).repeat(1, 2)[:, 0]
-    got, wide = (
+    actual, dense = (
         kernels.backward(torch.ones((), device=DEVICE), x, n, c, 1.0, 1.0)
         for n, c in ((norms, coefficients), (norms.contiguous(), coefficients.contiguous()))
     )
-    torch.testing.assert_close(got, wide)
-    torch.testing.assert_close(got, 2 / 5 * (coefficients * (1 - 1 / norms))[:, None] * x)
+    torch.testing.assert_close(actual, dense)
+    torch.testing.assert_close(actual, 2 / 5 * (coefficients * (1 - 1 / norms))[:, None] * x)
 
 
-def test_nothing_to_take_a_mean_of() -> None:
+def test_no_samples_and_empty_samples() -> None:
     with gan_fast.use_backend("triton"):
         x = torch.ones(0, 3, device=DEVICE, requires_grad=True)
         value, norms = sample_norm_penalty(x)
@@ -126,25 +126,25 @@ def test_two_launches_forward_and_one_backward(monkeypatch: pytest.MonkeyPatch) 
     with gan_fast.use_backend("triton"):
         value = penalty(input=x)
     assert launched == ["sum_squares_kernel", "merge_norms_kernel"]
-    # Backward runs on what its forward chose.
+    # Backward uses the backend of forward.
     value.backward()
     assert launched[2:] == ["scale_samples_kernel"]
 
 
-def test_who_serves_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_launch_failure", lambda: None)
     assert backends.candidates("sample_norm_penalty", "cuda", torch.float32) == ["triton", "reference"]
     assert backends.candidates("sample_norm_penalty", "cuda", torch.float64) == ["reference"]
 
 
-def test_what_triton_cannot_take_is_named() -> None:
+def test_unsupported_dtype_raises() -> None:
     with gan_fast.use_backend("triton"), pytest.raises(RuntimeError, match=r"no Triton kernel for torch\.float64"):
         sample_norm_penalty(torch.ones(3, 2, dtype=torch.float64, device=DEVICE))
 
 
 # Needs 12 GiB of GPU memory.
 @pytest.mark.gpu
-def test_more_values_than_32_bits_can_tell() -> None:
+def test_more_values_than_32_bit_offsets_reach() -> None:
     from gan_fast.triton_kernels import sample_norm_penalty as kernels
 
     for shape in ((2**20 + 1, 2**11), (1, 2**31 + 2 * TILE + 3)):

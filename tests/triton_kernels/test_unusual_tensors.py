@@ -1,4 +1,4 @@
-"""What torch hands to kernels beside plain tensors: values stored negated, batches of gradients."""
+"""Triton kernels with negative views, batched gradients, other number types and tensor subclasses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPS: dict[str, Callable[[Tensor], Tensor]] = {
     "batch_norm_act": lambda x: ops.batch_norm_act(x, None, None, training=True, activation="tanh"),
     "conv2d": lambda x: ops.conv2d(x, torch.linspace(-1, 1, 3 * 4 * 9, device=x.device).view(3, 4, 3, 3)),
     "conv_transpose2d_act": lambda x: ops.conv_transpose2d_act(
-        x, torch.linspace(-1, 1, 3 * 4 * 9, device=x.device).view(4, 3, 3, 3)
+        x, torch.linspace(-1, 1, 3 * 4 * 9, device=x.device).view(4, 3, 3, 3), activation="tanh"
     ),
     "leaky_relu": lambda x: ops.leaky_relu(x, 0.2),
     "minibatch_discrimination": lambda x: ops.minibatch_discrimination(
@@ -32,7 +32,7 @@ OPS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_values_stored_negated(op: str) -> None:
+def test_negative_views(op: str) -> None:
     x = torch.randn(2, 4, 5, 5, device=DEVICE)
     results = []
     for backend in ("reference", "triton"):
@@ -41,12 +41,12 @@ def test_values_stored_negated(op: str) -> None:
             output = OPS[op](negated)
             grad = torch._neg_view(torch.linspace(-1, 1, output.numel(), device=DEVICE).view(output.shape))
             results.append([output, *torch.autograd.grad(output, negated, grad)])
-    for want, ours in zip(*results):
-        torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-4)
+    for expected, actual in zip(*results):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_batches_of_gradients(op: str) -> None:
+def test_batched_gradients(op: str) -> None:
     x = torch.randn(2, 4, 5, 5, device=DEVICE, requires_grad=True)
     results = []
     for backend in ("reference", "triton"):
@@ -57,21 +57,21 @@ def test_batches_of_gradients(op: str) -> None:
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
 
 
-def test_numbers_of_other_types() -> None:
+def test_numpy_and_fraction_options() -> None:
     x = torch.randn(2, 4, 5, 5, device=DEVICE)
-    want = ops.batch_norm_act(x, None, None, training=True, eps=1e-5, negative_slope=0.25)
+    expected = ops.batch_norm_act(x, None, None, training=True, eps=1e-5, negative_slope=0.25)
     with gan_fast.use_backend("triton"):
-        ours = ops.batch_norm_act(x, None, None, training=True, eps=np.float32(1e-5), negative_slope=Fraction(1, 4))
-    torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-4)
+        actual = ops.batch_norm_act(x, None, None, training=True, eps=np.float32(1e-5), negative_slope=Fraction(1, 4))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_subclasses_are_refused_where_triton_was_asked_for() -> None:
+def test_tensor_subclass_raises_if_triton_is_requested() -> None:
     class Named(Tensor):
         pass
 
     x = torch.randn(2, 4, 5, 5, device=DEVICE).as_subclass(Named)
     for op in ("batch_norm_act", "conv2d", "leaky_relu"):
         OPS[op](x)
-        refused = pytest.raises(RuntimeError, match="expected for backend triton input type Tensor, got Named")
-        with gan_fast.use_backend("triton"), refused:
+        raises = pytest.raises(RuntimeError, match="expected input type Tensor for backend triton, got Named")
+        with gan_fast.use_backend("triton"), raises:
             OPS[op](x)

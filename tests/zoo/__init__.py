@@ -1,4 +1,4 @@
-"""The table of GAN architectures, written as people write them, that rewriting a user's model is tried on."""
+"""GAN networks as public code writes them, on which tests and benchmarks try ``fuse``."""
 
 from __future__ import annotations
 
@@ -32,12 +32,11 @@ class Entry:
     """One network.
 
     Args:
-        name: Unique.
-        build: The network at test size; the same after the same ``torch.manual_seed``.
-        inputs: What ``forward`` takes at that size, always the same: float32, and int64 for labels.
-        workload: The network at the widths of its paper with inputs of a size for benchmarks.
-        conv_blocks: Whether most of the time goes into chains of convolution, norm and an activation that has no
-            parameters.
+        name: a unique name.
+        build: makes the network at test size; the result depends only on ``torch.manual_seed``.
+        inputs: makes the inputs of ``forward`` at that size, always the same: float32, and int64 for labels.
+        workload: makes the network at its paper's width, and inputs of a size for benchmarks.
+        conv_blocks: whether most time goes into convolution, norm and parameter-free activation in that order.
     """
 
     name: str
@@ -290,7 +289,7 @@ ZOO: tuple[Entry, ...] = (
             upsampling.Discriminator(upsampling.parse_opt(["--img_size=64"]), nn.Sigmoid()),
             (images(256, 1, 64, 64),),
         ),
-        # The norm stands behind activation and dropout, not in a block.
+        # The norm follows activation and dropout, so that it is in no block.
         conv_blocks=False,
     ),
     Entry(

@@ -1,4 +1,4 @@
-"""SAGAN and BigGAN: attention beside convolutions, spectral norm everywhere, batch norm that labels drive."""
+"""SAGAN and BigGAN: self-attention, spectral norm in every layer, class-conditional batch norm."""
 
 import functools
 import itertools
@@ -29,7 +29,7 @@ class SelfAttention(nn.Module):
 
 
 class SAGANGenerator(nn.Module):
-    """A fourth layer where the image's size asks for it; attention maps returned beside images."""
+    """Has a fourth layer for 64-pixel images, and returns the attention maps with the images."""
 
     def __init__(self, image_size=64, z_dim=100, conv_dim=64):
         super(SAGANGenerator, self).__init__()
@@ -80,7 +80,7 @@ class SAGANDiscriminator(nn.Module):
 
 
 class ConditionalBatchNorm2d(nn.Module):
-    """A batch norm without parameters; an embedding has factors and shifts."""
+    """Batch norm whose scale and shift per class are an embedding."""
 
     def __init__(self, num_features, num_classes):
         super().__init__()
@@ -150,7 +150,7 @@ class CBNGenerator(nn.Module):
 
 
 class FunctionalConditionalBatchNorm(nn.Module):
-    """Batch norm by a call with buffers of its own; linear layers of the condition have factors and shifts."""
+    """F.batch_norm on own buffers; linear layers compute scale and shift from the condition."""
 
     def __init__(self, output_size, input_size, which_linear, eps=1e-5, momentum=0.1):
         super().__init__()
@@ -195,7 +195,7 @@ def no_bias_linear(in_features, out_features):
 
 
 class BigGANGenerator(nn.Module):
-    """Layers as partial functions; the noise in chunks, one a block, each beside the label's shared embedding."""
+    """Layer types are partial functions. Each block gets a chunk of the noise and the label's embedding."""
 
     def __init__(self, ch=64, widths=(8, 4, 2, 1), dim_z=80, shared_dim=32, n_classes=10, bottom_width=4):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Networks that see or predict labels: ACGAN, InfoGAN, conditional DCGANs, an embedding as one more channel."""
+"""Networks with labels: ACGAN, InfoGAN, conditional DCGANs, a label embedding as an extra channel."""
 
 import torch
 import torch.nn as nn
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 
 class ACGANGenerator(nn.Module):
-    """The label's embedding multiplies the noise."""
+    """Multiplies the noise by the label's embedding."""
 
     def __init__(self, opt):
         super(ACGANGenerator, self).__init__()
@@ -66,7 +66,7 @@ class ACGANDiscriminator(nn.Module):
 
 
 class InfoGANGenerator(nn.Module):
-    """Noise, label and code side by side, through transposed convolutions."""
+    """Concatenates noise, label and code, followed by transposed convolutions."""
 
     def __init__(self, latent_dim=62, n_classes=10, code_dim=2, nf=64):
         super().__init__()
@@ -87,7 +87,7 @@ class InfoGANGenerator(nn.Module):
 
 
 class InfoGANDiscriminator(nn.Module):
-    """A shared trunk; heads for validity, class, and mean and variance of the code."""
+    """A shared trunk with heads for validity, class, and mean and variance of the code."""
 
     def __init__(self, n_classes=10, code_dim=2, nf=64):
         super().__init__()
@@ -117,7 +117,7 @@ class InfoGANDiscriminator(nn.Module):
 
 
 class CDCGANGenerator(nn.Module):
-    """Noise and one-hot label each through a transposed convolution of its own, then side by side."""
+    """A separate transposed convolution for noise and one-hot label, whose outputs are concatenated."""
 
     def __init__(self, d=128, nz=100, n_classes=10):
         super(CDCGANGenerator, self).__init__()
@@ -142,7 +142,7 @@ class CDCGANGenerator(nn.Module):
 
 
 class CDCGANDiscriminator(nn.Module):
-    """The label as planes of zeros and ones."""
+    """Takes the label as planes of zeros and ones."""
 
     def __init__(self, d=128, n_classes=10):
         super(CDCGANDiscriminator, self).__init__()
@@ -166,7 +166,7 @@ class CDCGANDiscriminator(nn.Module):
 
 
 class EmbeddingDiscriminator(nn.Module):
-    """The label's embedding as one more channel of the image; blocks made by a method."""
+    """The label's embedding is an extra image channel; a method makes the blocks."""
 
     def __init__(self, channels=3, img_size=64, num_classes=10, features_d=64):
         super().__init__()

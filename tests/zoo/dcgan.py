@@ -1,4 +1,4 @@
-"""DCGAN as PyTorch's example has it (one Sequential, ngpu, weights by class name), and as the first WGAN code did."""
+"""DCGAN in the styles of PyTorch's example (one Sequential, ngpu, initialization by class name) and of WGAN's code."""
 
 import torch
 from torch import nn
@@ -71,7 +71,7 @@ class Discriminator(nn.Module):
 
 
 class NamedGenerator(nn.Module):
-    """A Sequential filled one layer at a time, under names made of the layer's sizes."""
+    """Adds layers to a Sequential one at a time, with names that contain their sizes."""
 
     def __init__(self, isize, nz, nc, ngf, ngpu, n_extra_layers=0):
         super(NamedGenerator, self).__init__()
@@ -104,7 +104,7 @@ class NamedGenerator(nn.Module):
 
 
 class NamedCritic(nn.Module):
-    """One score for the whole batch: WGAN's loss by itself."""
+    """Returns the mean score of the batch, which is WGAN's loss."""
 
     def __init__(self, isize, nc, ndf, ngpu, n_extra_layers=0):
         super(NamedCritic, self).__init__()

@@ -1,4 +1,4 @@
-"""Networks between many domains of images: StarGAN, and MUNIT's content, style and adaptive instance norm."""
+"""Multi-domain image translation: StarGAN, and MUNIT with adaptive instance norm."""
 
 import torch
 import torch.nn as nn
@@ -21,7 +21,7 @@ class ResidualBlock(nn.Module):
 
 
 class StarGANGenerator(nn.Module):
-    """Labels as planes beside the image; instance norms that keep running statistics."""
+    """Concatenates label planes with the image; its instance norms track running statistics."""
 
     def __init__(self, conv_dim=64, c_dim=5, repeat_num=6):
         super(StarGANGenerator, self).__init__()
@@ -50,7 +50,7 @@ class StarGANGenerator(nn.Module):
 
 
 class StarGANDiscriminator(nn.Module):
-    """No norms; logits of patches and logits of classes."""
+    """Has no norms; returns patch logits and class logits."""
 
     def __init__(self, image_size=128, conv_dim=64, c_dim=5, repeat_num=6):
         super(StarGANDiscriminator, self).__init__()
@@ -72,7 +72,7 @@ class StarGANDiscriminator(nn.Module):
 
 
 class AdaptiveInstanceNorm2d(nn.Module):
-    """Batch norm of one image whose channels are those of all samples; weight and bias are assigned from outside."""
+    """F.batch_norm with the batch folded into the channels; the caller assigns weight and bias."""
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1):
         super().__init__()
@@ -100,7 +100,7 @@ class AdaptiveInstanceNorm2d(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """By each sample's mean and standard deviation, with a factor and a shift a channel."""
+    """Normalizes by the mean and standard deviation of each sample, with a scale and a shift per channel."""
 
     def __init__(self, num_features, eps=1e-5):
         super().__init__()
@@ -116,7 +116,7 @@ class LayerNorm(nn.Module):
 
 
 class Conv2dBlock(nn.Module):
-    """Padding, convolution, norm and activation by name; the last two may be None."""
+    """Padding, convolution, norm and activation chosen by name; the last two may be None."""
 
     def __init__(self, in_dim, out_dim, ks, st, padding=0, norm="none", activation="relu", pad_type="reflect"):
         super(Conv2dBlock, self).__init__()
@@ -165,7 +165,7 @@ class ResBlock(nn.Module):
 
 
 class MUNITGenerator(nn.Module):
-    """Splits an image into content and style, and decodes with norms that the style drives."""
+    """Encodes content and style; the style sets the norms of the decoder."""
 
     def __init__(self, dim=64, style_dim=8, mlp_dim=256, n_downsample=2, n_res=4):
         super().__init__()

@@ -1,4 +1,4 @@
-"""DCGANs with forward functions written out: F.relu(self.bn1(self.conv1(x))), loops over lists, lists of features."""
+"""DCGANs with explicit forward functions: F.relu(self.bn1(self.conv1(x))), loops over lists, lists of features."""
 
 from collections import OrderedDict
 
@@ -14,7 +14,7 @@ def normal_init(m, mean, std):
 
 
 class Generator(nn.Module):
-    """Every layer named deconvK and deconvK_bn, biases before batch norms and all."""
+    """Layers named deconvK and deconvK_bn; convolutions have a bias before batch norm."""
 
     def __init__(self, d=128):
         super(Generator, self).__init__()
@@ -81,7 +81,7 @@ def conv(in_channels, out_channels, kernel_size, stride=2, padding=1, batch_norm
 
 
 class HelperGenerator(nn.Module):
-    """A course's DCGAN: norm in a Sequential with the convolution, activation outside of it."""
+    """Convolution and norm are one Sequential; forward applies the activation."""
 
     def __init__(self, z_size, conv_dim=32):
         super().__init__()
@@ -101,7 +101,7 @@ class HelperGenerator(nn.Module):
 
 
 class HelperDiscriminator(nn.Module):
-    """Functional dropout with self.training, and fully connected layers at the end."""
+    """Uses F.dropout with self.training, and ends in linear layers."""
 
     def __init__(self, conv_dim=32, drop_prob=0.3):
         super().__init__()
@@ -122,7 +122,7 @@ class HelperDiscriminator(nn.Module):
 
 
 class LoopDiscriminator(nn.Module):
-    """Parallel lists of convolutions and norms, taken in pairs."""
+    """Iterates over zipped lists of convolutions and norms."""
 
     def __init__(self, channels=(3, 64, 128, 256, 512), norm=nn.BatchNorm2d):
         super().__init__()
@@ -143,7 +143,7 @@ class LoopDiscriminator(nn.Module):
 
 
 class LoopGenerator(nn.Module):
-    """Layers under names that setattr makes, one ReLU for all of them."""
+    """Registers layers with setattr; one ReLU module serves all of them."""
 
     def __init__(self, z_dim, channels=(512, 256, 128, 64), out_channels=3):
         super().__init__()
@@ -173,7 +173,7 @@ class LoopGenerator(nn.Module):
 
 
 class FeatureDiscriminator(nn.Module):
-    """Features of every layer go out by name, for a feature matching loss."""
+    """Returns the features of every layer by name, for feature matching."""
 
     def __init__(self, in_channels=3, nf=64, n_layers=4):
         super().__init__()
@@ -202,7 +202,7 @@ class FeatureDiscriminator(nn.Module):
 
 
 class TupleDiscriminator(nn.Module):
-    """One activation object for every layer, its inputs returned beside the logits."""
+    """Shares one activation module between layers, and returns its inputs with the logits."""
 
     def __init__(self, nc=3, ndf=64):
         super().__init__()

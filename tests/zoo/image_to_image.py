@@ -1,4 +1,4 @@
-"""CycleGAN's and pix2pix's families: a ResNet generator, a recursive U-Net, PatchGANs of one scale and of many."""
+"""CycleGAN and pix2pix: a ResNet generator, a recursive U-Net, single- and multi-scale PatchGANs."""
 
 import functools
 
@@ -36,7 +36,7 @@ def init_weights(net, gain=0.02):
 
 
 class ResnetBlock(nn.Module):
-    """The padding is a module or the convolution's own, by name; dropout stands between the two halves."""
+    """Pads with a module or in the convolution, chosen by name; dropout is between the two halves."""
 
     def __init__(self, dim, norm_layer, padding_type="reflect", use_dropout=False):
         super(ResnetBlock, self).__init__()
@@ -89,7 +89,7 @@ class ResnetGenerator(nn.Module):
 
 
 class UnetSkipConnectionBlock(nn.Module):
-    """One step down, what is inside, one step up, beside what came in."""
+    """A downsampling and an upsampling step around a submodule, concatenated with the input."""
 
     def __init__(self, outer_nc, inner_nc, input_nc=None, submodule=None, norm_layer=nn.BatchNorm2d, dropout=False):
         super(UnetSkipConnectionBlock, self).__init__()
@@ -97,7 +97,7 @@ class UnetSkipConnectionBlock(nn.Module):
         innermost = submodule is None
         bias = needs_bias(norm_layer)
         downconv = nn.Conv2d(input_nc or outer_nc, inner_nc, 4, stride=2, padding=1, bias=bias)
-        # In place, so what is concatenated in the end has been through it as well.
+        # In place: the skip connection concatenates the activated input.
         downrelu = nn.LeakyReLU(0.2, True)
         uprelu = nn.ReLU(True)
         upconv = nn.ConvTranspose2d(
@@ -120,7 +120,7 @@ class UnetSkipConnectionBlock(nn.Module):
 
 
 class UnetGenerator(nn.Module):
-    """Built from the innermost block out."""
+    """Nests the blocks from the innermost one outwards."""
 
     def __init__(self, input_nc, output_nc, num_downs, ngf=64, norm_layer=nn.BatchNorm2d, use_dropout=False):
         super(UnetGenerator, self).__init__()
@@ -138,7 +138,7 @@ class UnetGenerator(nn.Module):
 
 
 class NLayerDiscriminator(nn.Module):
-    """A PatchGAN: logits of overlapping patches."""
+    """A PatchGAN, which returns logits of overlapping patches."""
 
     def __init__(self, input_nc, ndf=64, n_layers=3, norm_layer=nn.BatchNorm2d):
         super(NLayerDiscriminator, self).__init__()
@@ -162,7 +162,7 @@ class NLayerDiscriminator(nn.Module):
 
 
 class PairDiscriminator(nn.Module):
-    """Condition and image in, padding on two sides only, instance norm with its defaults."""
+    """Takes a condition and an image; pads on two sides only; instance norm has its defaults."""
 
     def __init__(self, in_channels=3, nf=64):
         super().__init__()
@@ -187,7 +187,7 @@ class PairDiscriminator(nn.Module):
 
 
 class MultiscaleDiscriminator(nn.Module):
-    """PatchGANs on an image and on smaller ones, each returning what every stage of it found."""
+    """PatchGANs on several image scales, each returning the features of every stage."""
 
     def __init__(self, input_nc, ndf=64, n_layers=3, norm_layer=nn.BatchNorm2d, num_D=3):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Networks around a code: perceptrons, BEGAN's and adversarial auto-encoders, VAE-GAN, ALI with dropout and maxout."""
+"""Networks with a latent code: perceptrons, BEGAN, adversarial autoencoders, VAE-GAN, ALI with dropout and maxout."""
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class MLPDiscriminator(nn.Module):
 
 
 class BEGANDiscriminator(nn.Module):
-    """An auto-encoder with ELU; the image comes back, its error is the score."""
+    """An autoencoder with ELU, which returns the reconstruction."""
 
     def __init__(self, hidden_num=128, h=64, size=64, repeat_num=4):
         super(BEGANDiscriminator, self).__init__()
@@ -95,7 +95,7 @@ def reparameterization(mu, logvar):
 
 
 class AAE(nn.Module):
-    """An adversarial auto-encoder of perceptrons: encoder and decoder in one module."""
+    """An adversarial autoencoder of linear layers, with encoder and decoder in one module."""
 
     def __init__(self, img_shape=(1, 32, 32), width=512, latent_dim=10):
         super(AAE, self).__init__()
@@ -128,7 +128,7 @@ class AAE(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Returns what comes before the norm as well, when asked."""
+    """Optionally also returns the input of the norm."""
 
     def __init__(self, channel_in, channel_out):
         super(EncoderBlock, self).__init__()
@@ -159,7 +159,7 @@ class DecoderBlock(nn.Module):
 
 
 class VAEGAN(nn.Module):
-    """Encoder and decoder; another path in evaluation."""
+    """Encoder and decoder; evaluation takes another path."""
 
     def __init__(self, z_size=128, nf=64, size=32):
         super(VAEGAN, self).__init__()
@@ -192,7 +192,7 @@ class VAEGAN(nn.Module):
 
 
 class VAEGANDiscriminator(nn.Module):
-    """Features of a layer before its norm, and scores, from one pass over the images."""
+    """Returns a layer's features before its norm, and scores, from one pass."""
 
     def __init__(self, nf=32, recon_level=2, size=32):
         super(VAEGANDiscriminator, self).__init__()
@@ -222,7 +222,7 @@ class VAEGANDiscriminator(nn.Module):
 
 
 class ALIDiscriminator(nn.Module):
-    """Images and codes together: dropout before every convolution, maxout at the end."""
+    """Scores pairs of image and code, with dropout before every convolution and a final maxout."""
 
     def __init__(self, z_dim=64, nf=32):
         super(ALIDiscriminator, self).__init__()

@@ -1,4 +1,4 @@
-"""Progressive GAN, StyleGAN and FastGAN: equalised learning rates, state that forward reads, noise, GLU, gates."""
+"""Progressive GAN, StyleGAN and FastGAN: equalized learning rates, attributes that forward reads, noise, GLU, gates."""
 
 from math import sqrt
 
@@ -9,7 +9,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 
 class WSConv2d(nn.Module):
-    """The weight is scaled by its fan-in at every call; the bias is taken off the convolution and added by hand."""
+    """Scales the weight by its fan-in at every call, and adds the bias separately."""
 
     def __init__(self, in_channels, out_channels, kernel_size=3, stride=1, padding=1, gain=2):
         super().__init__()
@@ -51,7 +51,7 @@ class ConvBlock(nn.Module):
 
 
 class ProgressiveGenerator(nn.Module):
-    """How deep it goes and how far the last step has faded in are attributes that the training loop sets."""
+    """The training loop sets the depth and the fade-in factor of the last step as attributes."""
 
     def __init__(self, z_dim=512, in_channels=512, factors=(1, 1, 1, 1, 1 / 2), img_channels=3, depth=0, alpha=1.0):
         super().__init__()
@@ -91,7 +91,7 @@ class ProgressiveGenerator(nn.Module):
 
 
 class ProgressiveCritic(nn.Module):
-    """Blocks from the largest image down, entered where depth says; the batch's deviation as one more channel."""
+    """Starts at the block for the current depth; minibatch standard deviation is an extra channel."""
 
     def __init__(self, in_channels=512, factors=(1, 1, 1, 1, 1 / 2), img_channels=3, depth=0, alpha=1.0):
         super().__init__()
@@ -134,7 +134,7 @@ class ProgressiveCritic(nn.Module):
 
 
 class EqualLR:
-    """A hook before forward that makes the weight from weight_orig, as spectral norm once did."""
+    """A forward pre-hook that computes weight from weight_orig, like torch.nn.utils.spectral_norm."""
 
     def __init__(self, name):
         self.name = name
@@ -273,7 +273,7 @@ class Swish(nn.Module):
 
 
 class SEBlock(nn.Module):
-    """Gates large features by small ones."""
+    """Gates high-resolution features by low-resolution ones."""
 
     def __init__(self, ch_in, ch_out):
         super().__init__()
@@ -313,7 +313,7 @@ def up_block_comp(in_planes, out_planes):
 
 
 class FastGANGenerator(nn.Module):
-    """Features under names with their sizes, a smaller image beside the large one."""
+    """Names features by their size, and returns a smaller image with the large one."""
 
     def __init__(self, ngf=64, nz=100):
         super().__init__()
@@ -334,7 +334,7 @@ class FastGANGenerator(nn.Module):
 
 
 class DownBlockComp(nn.Module):
-    """The mean of two ways down."""
+    """The mean of two downsampling paths."""
 
     def __init__(self, in_planes, out_planes):
         super().__init__()
@@ -358,7 +358,7 @@ class DownBlockComp(nn.Module):
 
 
 class FastGANDiscriminator(nn.Module):
-    """For real images also a decoder's pictures of its features, which only an argument asks for."""
+    """Given label="real", also returns the images that a decoder makes of its features."""
 
     def __init__(self, ndf=64):
         super().__init__()

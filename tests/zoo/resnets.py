@@ -1,4 +1,4 @@
-"""ResNet GANs in the styles of SNGAN's and WGAN-GP's code: pre-activation, spectral norm old and new, sum pooling."""
+"""ResNet GANs in the styles of SNGAN and WGAN-GP: pre-activation, both kinds of spectral norm, sum pooling."""
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ class DisBlock(nn.Module):
 
 
 class SNGANDiscriminator(nn.Module):
-    """Sum pooling, and the projection of the label's embedding where there are labels."""
+    """Sum pooling, and a projection on the label's embedding if there are labels."""
 
     def __init__(self, num_features=64, num_classes=0, n_blocks=4):
         super(SNGANDiscriminator, self).__init__()
@@ -136,7 +136,7 @@ class SNGANDiscriminator(nn.Module):
 
 
 class PlainSNDiscriminator(nn.Module):
-    """No residuals; the spectral norm of older code, by hooks; convolutions of 3 and of 4 in turn."""
+    """No residuals; the hook-based spectral norm; alternating kernel sizes 3 and 4."""
 
     def __init__(self, nf=64, image_size=32):
         super(PlainSNDiscriminator, self).__init__()
@@ -175,7 +175,7 @@ class SameConv2d(nn.Module):
 
 
 class ConvMeanPool(nn.Module):
-    """A convolution, and the mean of each square of four by slices."""
+    """A convolution and 2x2 mean pooling by slices."""
 
     def __init__(self, input_dim, output_dim, kernel_size, he_init=True):
         super(ConvMeanPool, self).__init__()
@@ -211,7 +211,7 @@ class DepthToSpace(nn.Module):
 
 
 class UpSampleConv(nn.Module):
-    """Nearest neighbours by copies of the channels and a rearrangement."""
+    """Nearest-neighbor upsampling by repeated channels and a pixel shuffle."""
 
     def __init__(self, input_dim, output_dim, kernel_size, he_init=True, bias=True):
         super(UpSampleConv, self).__init__()
@@ -225,7 +225,7 @@ class UpSampleConv(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Batch norm going up, layer norm over everything going down."""
+    """Batch norm when upsampling, layer norm over all features when downsampling."""
 
     def __init__(self, input_dim, output_dim, kernel_size, resample=None, hw=64):
         super(ResidualBlock, self).__init__()
@@ -324,7 +324,7 @@ class WGANGPCritic(nn.Module):
 
 
 class InstanceNormCritic(nn.Module):
-    """A plain critic with the norm that keeps samples apart."""
+    """A critic with instance norm, which keeps samples independent."""
 
     def __init__(self, channels=3, dim=256):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Networks of 1-d signals: WaveGAN with phase shuffle, and MelGAN's weight norm, dilations and sub-discriminators."""
+"""Audio GANs: WaveGAN with phase shuffle, MelGAN with weight norm, dilations and sub-discriminators."""
 
 import random
 
@@ -9,7 +9,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 
 class Transpose1dLayer(nn.Module):
-    """Nearest neighbours and a padded convolution, or a transposed convolution, by an argument."""
+    """A transposed convolution, or with ``upsample`` nearest-neighbor upsampling and a padded convolution."""
 
     def __init__(self, in_channels, out_channels, kernel_size=25, stride=4, upsample=None, use_batch_norm=False):
         super(Transpose1dLayer, self).__init__()
@@ -69,7 +69,7 @@ class WaveGANGenerator(nn.Module):
 
 
 class PhaseShuffle(nn.Module):
-    """Shifts every sample by an int of its own, and fills with reflections."""
+    """Shifts each sample by a random integer with reflection padding."""
 
     def __init__(self, shift_factor):
         super(PhaseShuffle, self).__init__()
@@ -136,7 +136,7 @@ class WaveGANDiscriminator(nn.Module):
 
 
 class BatchShuffleDiscriminator(nn.Module):
-    """One shift for the whole batch, drawn by Python; none in evaluation."""
+    """Draws one shift for the whole batch with Python's random; none in evaluation."""
 
     def __init__(self, d=64, n=2):
         super().__init__()
@@ -214,7 +214,7 @@ class MelGANGenerator(nn.Module):
 
 
 class SubDiscriminator(nn.Module):
-    """A ModuleDict of stages with grouped convolutions, every stage's output returned."""
+    """A ModuleDict of stages with grouped convolutions, which returns the output of every stage."""
 
     def __init__(self, ndf, n_layers, downsampling_factor):
         super().__init__()

@@ -1,4 +1,4 @@
-"""SRGAN's and ESRGAN's networks: PReLU, PixelShuffle, residual and dense blocks, a critic like VGG."""
+"""SRGAN and ESRGAN: PReLU, PixelShuffle, residual and dense blocks, a VGG-style critic."""
 
 import math
 
@@ -73,7 +73,7 @@ class NumberedBlock(nn.Module):
 
 
 class NumberedGenerator(nn.Module):
-    """The other common SRGAN: block1 to block8, each number by name in forward."""
+    """An SRGAN generator whose forward calls block1 to block8 by name."""
 
     def __init__(self, scale_factor, nf=64):
         super().__init__()
@@ -100,7 +100,7 @@ class NumberedGenerator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Pairs of convolutions, the second one halving; sizes of channels from a list."""
+    """Pairs of convolutions, of which the second halves the image; a list gives the channels."""
 
     def __init__(self, in_channels=3, channels=(64, 128, 256, 512)):
         super(Discriminator, self).__init__()
@@ -159,7 +159,7 @@ class DenseResidualBlock(nn.Module):
 
 
 class ESRGANGenerator(nn.Module):
-    """No norms; every block holds its parts in a plain list as well."""
+    """Has no norms; every block also keeps its parts in a plain list."""
 
     def __init__(self, channels=3, filters=64, num_res_blocks=4):
         super(ESRGANGenerator, self).__init__()

@@ -1,4 +1,4 @@
-"""U-Nets written out step by step, a context encoder, and SinGAN's generator of one scale."""
+"""U-Nets with explicit steps, a context encoder, and SinGAN's generator of one scale."""
 
 import torch
 import torch.nn as nn
@@ -85,14 +85,14 @@ class Up(nn.Module):
 
     def forward(self, x, skip):
         x = self.up(x)
-        # Sizes that are not multiples of eight lose rows on the way down.
+        # Downsampling drops rows of sizes that are not multiples of eight.
         dy, dx = skip.size(2) - x.size(2), skip.size(3) - x.size(3)
         x = F.pad(x, [dx // 2, dx - dx // 2, dy // 2, dy - dy // 2])
         return self.conv(torch.cat([skip, x], dim=1))
 
 
 class UNet(nn.Module):
-    """The U-Net of segmentation code, often borrowed for GANs: max-pooling, double convolutions."""
+    """The U-Net of segmentation code, with max pooling and double convolutions."""
 
     def __init__(self, n_channels, n_classes, nf=64, bilinear=True):
         super().__init__()
@@ -118,7 +118,7 @@ class UNet(nn.Module):
 
 
 class ContextEncoder(nn.Module):
-    """Fills a hole in an image through a bottleneck of a 1x1 convolution; 0.8 becomes the eps of batch norms."""
+    """Fills a hole in an image through a 1x1 bottleneck; passes 0.8 as the eps of batch norm."""
 
     def __init__(self, channels=3, nf=64, nz=4000):
         super().__init__()
@@ -163,7 +163,7 @@ class ConvBlock(nn.Sequential):
 
 
 class SinGANGenerator(nn.Module):
-    """Blocks that are Sequentials themselves, no padding; the image of the scale below is cropped and added."""
+    """Blocks are subclasses of Sequential without padding; crops and adds the image of the coarser scale."""
 
     def __init__(self, nfc=32, min_nfc=32, num_layer=5, ker_size=3, padd_size=0):
         super(SinGANGenerator, self).__init__()

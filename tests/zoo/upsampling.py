@@ -1,4 +1,4 @@
-"""The style of the best-known collection of small GANs: opt, nn.Upsample, BatchNorm2d(128, 0.8), blocks as lists."""
+"""The style of PyTorch-GAN: opt, nn.Upsample, BatchNorm2d(128, 0.8), blocks as lists."""
 
 import argparse
 
@@ -26,7 +26,7 @@ def weights_init_normal(m):
 
 
 class Generator(nn.Module):
-    """The batch norm before the first convolution has no activation; 0.8 becomes the eps of two others."""
+    """Batch norm before the first convolution has no activation; 0.8 is passed as the eps of two others."""
 
     def __init__(self, opt):
         super(Generator, self).__init__()
@@ -56,7 +56,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Norm behind activation and dropout."""
+    """Batch norm follows activation and dropout."""
 
     def __init__(self, opt, activation=None):
         super(Discriminator, self).__init__()

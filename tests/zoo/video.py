@@ -1,4 +1,4 @@
-"""Video GANs in 3-d: two streams with a mask (VGAN), a critic, codes along time that a 2-d network draws (TGAN)."""
+"""Video GANs: VGAN's two streams with a mask, a 3-d critic, and TGAN's temporal and image generators."""
 
 import torch
 import torch.nn as nn
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 
 class VideoGenerator(nn.Module):
-    """A moving foreground through a mask, over one background that is expanded along time."""
+    """Blends a moving foreground with a static background by a mask."""
 
     def __init__(self, z_dim=100, ngf=64):
         super(VideoGenerator, self).__init__()
@@ -66,7 +66,7 @@ class VideoDiscriminator(nn.Module):
 
 
 class TemporalGenerator(nn.Module):
-    """A 1-d network makes a code for every frame, a 2-d one draws frames as one large batch (TGAN)."""
+    """A 1-d network makes a code per frame, and a 2-d network generates all frames as one batch (TGAN)."""
 
     def __init__(self, z_dim=100, ngf=64):
         super().__init__()

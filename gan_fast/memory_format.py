@@ -1,4 +1,7 @@
-"""The memory format that results have, told to fake tensors as csrc/common/tensor.h tells it to kernels."""
+"""Choose the memory format of results.
+
+csrc/common/tensor.h implements the same rule for kernels, so that fake tensors have the strides of real results.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def _is_dense(t: Tensor, order: tuple[int, ...]) -> bool:
-    """Whether t is dense with its dims in memory as ``order`` says, innermost first; sizes of one do not count."""
+    """Whether t is dense with its dims in ``order``, innermost first; dims of size one may have any stride."""
     expected = 1
     for d in order:
         if t.size(d) != 1 and t.stride(d) != expected:
@@ -21,7 +24,10 @@ def _is_dense(t: Tensor, order: tuple[int, ...]) -> bool:
 
 
 def suggest_memory_format(t: Tensor) -> torch.memory_format:
-    """Return the format of ATen's batch norm result for input ``t``: by the order of its strides, gaps or not."""
+    """Return the memory format that ATen's batch norm gives its output for input ``t``.
+
+    Only the order of the strides matters; ``t`` may have gaps between its elements.
+    """
     innermost_first = tuple(range(t.dim() - 1, -1, -1))
     if t.dim() not in CHANNELS_LAST or t.numel() == 0 or _is_dense(t, innermost_first):
         return torch.contiguous_format
@@ -31,7 +37,7 @@ def suggest_memory_format(t: Tensor) -> torch.memory_format:
 
 
 def is_ordered_channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether strides are ordered as channels-last has them, gaps or not: what ATen's convolutions go by."""
+    """Whether strides are in channels-last order, with or without gaps: the test that ATen's convolutions use."""
     if len(shape) not in CHANNELS_LAST or strides[1] == 0:
         return False
     least = 0
@@ -42,14 +48,16 @@ def is_ordered_channels_last(shape: Sequence[int], strides: Sequence[int]) -> bo
     return True
 
 
-def empty_like(t: Tensor) -> Tensor:
+def empty_output_like(t: Tensor) -> Tensor:
+    """Return an uninitialized tensor like ``t``, in the format that ATen's batch norm gives its output for ``t``."""
     return torch.empty_like(t, memory_format=suggest_memory_format(t))
 
 
 def to_channels_last(t: Tensor) -> Tensor:
-    """Return a 4-d tensor in the strides of channels-last, copied where it has others."""
+    """Return a 4-d tensor with the strides of channels-last: ``t`` itself or a copy."""
     n, c, h, w = t.shape
     if c == 1 or (h, w) == (1, 1):
-        # One channel or pixel counts as channels-last with any strides, yet convolutions go by them: the right ones.
+        # With one channel or one pixel any strides count as channels-last, and `contiguous` returns t unchanged. But
+        # convolutions read the strides, so build the standard ones.
         return t.reshape(n, h, w, c).movedim(-1, 1)
     return t.contiguous(memory_format=torch.channels_last)

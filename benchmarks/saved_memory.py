@@ -1,12 +1,11 @@
-"""Memory held between forward and backward, of one network in a process of its own.
+"""Measure the memory that a network keeps between forward and backward, in its own process.
 
-Usage: python -m benchmarks.held generator|discriminator eager|gan_fast [--batch-size 32]
+Usage: python -m benchmarks.saved_memory generator|discriminator eager|gan_fast [--batch-size 32]
 
-Three figures in MiB, as JSON:
-    process_mib    rise of the process's resident memory over a forward pass
-    allocated_mib  what torch's allocator has handed out over it and not got back
-    saved_mib      tensors that autograd's nodes keep, but for parameters and buffers
-All three with the output alive, after an iteration that warmed up.
+Prints three figures in MiB as JSON, taken while the output exists, after two warm-up iterations:
+    process_mib    increase of the process's resident memory during a forward pass
+    allocated_mib  memory that torch's allocator has given out during the pass and not got back
+    saved_mib      tensors that autograd nodes save, without parameters and buffers
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.memory import held_mib
+from benchmarks.memory import allocated_mib
 from benchmarks.networks import LATENT_DIM, eager_models
 from gan_fast.models import DCGANDiscriminator, DCGANGenerator
 from gan_fast.ops.recompute import _Slot
@@ -44,8 +43,8 @@ def network_input(name: str, batch_size: int) -> Tensor:
     return torch.randn(batch_size, *shape)
 
 
-def kept_tensors(output: Tensor) -> Iterator[Tensor]:
-    """Every tensor that the nodes behind ``output`` keep, one as often as it is kept."""
+def saved_tensors(output: Tensor) -> Iterator[Tensor]:
+    """Yield every tensor that the nodes of the output's graph save, once for each time it is saved."""
     seen: set[Any] = set()
     left = [output.grad_fn]
     while left:
@@ -67,7 +66,7 @@ def kept_tensors(output: Tensor) -> Iterator[Tensor]:
 
 def saved_mib(output: Tensor, model: nn.Module) -> float:
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept_tensors(output)}
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved_tensors(output)}
     return sum(size for pointer, size in storages.items() if pointer not in own) / 2**20
 
 
@@ -86,12 +85,12 @@ def measure(name: str, provider: str, batch_size: int) -> dict[str, float]:
     output = model(input)
     figures = {"process_mib": resident_mib() - before, "saved_mib": saved_mib(output, model)}
     del output
-    return figures | {"allocated_mib": held_mib(lambda: model(input), torch.device("cpu"))}
+    return figures | {"allocated_mib": allocated_mib(lambda: model(input), torch.device("cpu"))}
 
 
-def in_a_process(name: str, provider: str, batch_size: int = 32) -> dict[str, float]:
-    """Return the figures of a fresh process, where every tensor has pages of its own, given back when it is freed."""
-    command = [sys.executable, "-m", "benchmarks.held", name, provider, "--batch-size", str(batch_size)]
+def measure_in_process(name: str, provider: str, batch_size: int = 32) -> dict[str, float]:
+    """Measure in a new process whose malloc maps every tensor separately and returns its pages when it is freed."""
+    command = [sys.executable, "-m", "benchmarks.saved_memory", name, provider, "--batch-size", str(batch_size)]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     result: dict[str, float] = json.loads(
         subprocess.run(command, env=environment, check=True, capture_output=True).stdout
@@ -100,7 +99,7 @@ def in_a_process(name: str, provider: str, batch_size: int = 32) -> dict[str, fl
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.held", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.saved_memory", description=__doc__.partition("\n")[0])
     parser.add_argument("network", choices=NETWORKS)
     parser.add_argument("provider", choices=PROVIDERS)
     parser.add_argument("--batch-size", type=int, default=32)

@@ -1,4 +1,4 @@
-"""Activations by name, on plain ATen."""
+"""Apply an activation by its name, with ATen's ops."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gan_fast.choices import ACTIVATIONS
 from gan_fast.ops import checks
-
-NAMES = ("identity", "relu", "leaky_relu", "tanh", "sigmoid")
-# Those whose second derivative is not zero everywhere.
-CURVED = ("tanh", "sigmoid")
 
 
 def check(op: str, activation: str, negative_slope: float) -> None:
-    checks.one_of(op, "activation", activation, NAMES)
+    checks.one_of(op, "activation", activation, ACTIVATIONS)
     checks.number(op, "negative_slope", negative_slope)
 
 
 def apply(input: Tensor, activation: str, negative_slope: float) -> Tensor:
-    """Apply the activation called ``activation``; ``negative_slope`` matters to "leaky_relu" alone."""
+    """Return the activation of ``input``; only "leaky_relu" uses ``negative_slope``."""
     if activation == "relu":
         return F.relu(input)
     if activation == "leaky_relu":
@@ -32,9 +29,10 @@ def apply(input: Tensor, activation: str, negative_slope: float) -> Tensor:
 
 
 def apply_over(output: Tensor, activation: str, negative_slope: float) -> Tensor:
-    """As :func:`apply`, written over ``output``, which nobody else has seen."""
+    """Like :func:`apply`, but overwrite ``output``, to which the caller must hold the only reference."""
     if activation == "relu":
         return torch.relu_(output)
+    # The gradient of leaky ReLU follows from its result only if the slope is positive.
     if activation == "leaky_relu" and negative_slope > 0:
         return F.leaky_relu_(output, negative_slope)
     if activation == "tanh":
@@ -45,15 +43,15 @@ def apply_over(output: Tensor, activation: str, negative_slope: float) -> Tensor
 
 
 def apply_to_result(output: Tensor, activation: str, negative_slope: float) -> Tensor:
-    """As :func:`apply_over`, but what the gradient needs outlives a later write to the result where it does in eager.
+    """Like :func:`apply_over`, but keep ``output`` where eager mode would save it for the gradient.
 
-    ``F.leaky_relu`` keeps its input; the others keep their result.
+    ``F.leaky_relu`` saves its input, so that its result may be overwritten later; the others save their result.
     """
     by_input = activation == "leaky_relu" and output.requires_grad
     return (apply if by_input else apply_over)(output, activation, negative_slope)
 
 
 def describe(activation: str, negative_slope: float) -> str:
-    """Return what a module with an activation adds to its repr."""
+    """Return the part of a module's repr that describes its activation."""
     slope = f", negative_slope={negative_slope}" if activation == "leaky_relu" else ""
     return f"activation={activation!r}{slope}"

@@ -1,7 +1,7 @@
-"""What a module's forward function does with the modules it calls, as torch.fx sees it: what can be one op, and where.
+"""Trace a module's forward function with torch.fx and find the layers that can run as one op.
 
-A chain is a convolution, a batch norm behind it, an activation, or two of these; or an instance norm and an activation.
-Its values inside go nowhere else, and nothing between its calls writes to a tensor.
+A fusion group is a convolution, batch norm and an activation, or two of these in that order, or an instance norm and an
+activation. Values inside a group have one user, and nothing writes to a tensor between its calls.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 RECTIFIERS = (nn.ReLU, nn.LeakyReLU)
 ACTIVATION_MODULES = (*RECTIFIERS, nn.Tanh, nn.Sigmoid)
 
-_WRITING_OPERATORS = {operator.setitem, *(getattr(operator, f"i{name}") for name in ARITHMETIC)}
+_IN_PLACE_OPERATORS = {operator.setitem, *(getattr(operator, f"i{name}") for name in ARITHMETIC)}
 
 
 @dataclass(frozen=True)
-class Chain:
-    """Modules whose calls become one op, by their names below the module whose forward calls them.
+class FusionGroup:
+    """Layers that can run as one op, by their names below the module whose forward calls them.
 
     Args:
-        waiting: those whose values wait for what comes next.
-        behind: the modules that they wait for.
-        activation: what ends it, "" where nothing does.
+        deferred: modules whose outputs are deferred.
+        consumers: modules that take in a deferred output.
+        activation: the activation at the end, or "".
     """
 
-    waiting: tuple[str, ...]
-    behind: tuple[str, ...]
+    deferred: tuple[str, ...]
+    consumers: tuple[str, ...]
     activation: str
 
 
 @dataclass(frozen=True)
-class Traced:
-    """What a forward function was seen to do, whichever mode its module is in.
+class ForwardTrace:
+    """What a forward function does, over training and evaluation mode.
 
     Args:
-        chains: what can be one op.
+        groups: layers that can run as one op in both modes.
         calls: how often each module is called.
-        writes_input: whether it may write to one of its arguments.
-        returns_input: whether its result may share memory with one.
-        any_format: whether all that it calls gives the same values for maps in channels-last.
-        convolutions: how many 2-d ones it calls.
+        writes_input: whether it may write to an argument.
+        returns_input: whether its result may share memory with an argument.
+        any_format: whether everything it calls gives the same values for channels-last images.
+        convolutions: the number of 2-d convolutions that it calls.
     """
 
-    chains: tuple[Chain, ...]
+    groups: tuple[FusionGroup, ...]
     calls: Counter[str]
     writes_input: bool
     returns_input: bool
@@ -70,12 +70,12 @@ class Traced:
 
 
 class _Proxy(fx.Proxy):
-    """fx's, which sees what is written by ``+=`` and the like, and that a forward function asks for its type."""
+    """torch.fx's proxy that also records in-place operators, and marks values whose type the forward inspects."""
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
         if not sys._getframe(1).f_globals.get("__name__", "").startswith("torch."):
-            self.node.meta["seen"] = True
+            self.node.meta["escapes"] = True
         return type(self)
 
 
@@ -96,33 +96,33 @@ class _Tracer(fx.Tracer):
         return True
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        # In the forward of an autograd.Function, say, or in a checkpointed part: what is one there, must be so in
-        # backward.
+        # Layers form a group only where the modes agree (a custom autograd.Function runs without gradients) and outside
+        # of checkpointing, whose second forward in backward must run the same ops.
         node.meta["modes"] = modes(), recompute.allowed()
         proxy = _Proxy(node, self)
         self.proxies.append(weakref.ref(proxy))
         return proxy
 
 
-class Known(Protocol):
-    """What is known of the modules that a forward function calls."""
+class Layers(Protocol):
+    """What the caller knows of the modules that a forward function calls."""
 
-    def may_join(self, module: nn.Module) -> bool:
-        """Whether a layer's call may be part of one op."""
+    def may_fuse(self, module: nn.Module) -> bool:
+        """Whether a layer may be part of a fusion group."""
 
-    def traced(self, module: nn.Module) -> Traced | None:
-        """What was seen of a module's own forward function."""
+    def trace_of(self, module: nn.Module) -> ForwardTrace | None:
+        """The trace of a module's own forward function."""
 
 
-def trace(module: nn.Module, forward_of: type[nn.Module], known: Known) -> Traced:
-    """Look at what ``forward_of.forward`` does with ``module``, in training and in evaluation mode.
+def trace(module: nn.Module, forward_class: type[nn.Module], layers: Layers) -> ForwardTrace:
+    """Trace ``forward_class.forward`` on ``module``, in training and in evaluation mode.
 
     Raises:
-        Exception: whatever the function raises where it is traced.
+        Exception: whatever the forward function raises under torch.fx.
     """
-    train, evaluate = (_read(_graph(module, forward_of, training), module, known) for training in (True, False))
-    return Traced(
-        tuple(chain for chain in train.chains if chain in evaluate.chains),
+    train, evaluate = (_analyze(_graph(module, forward_class, training), module, layers) for training in (True, False))
+    return ForwardTrace(
+        tuple(group for group in train.groups if group in evaluate.groups),
         train.calls | evaluate.calls,
         train.writes_input or evaluate.writes_input,
         train.returns_input or evaluate.returns_input,
@@ -131,98 +131,101 @@ def trace(module: nn.Module, forward_of: type[nn.Module], known: Known) -> Trace
     )
 
 
-def _graph(module: nn.Module, forward_of: type[nn.Module], training: bool) -> fx.Graph:
-    shell = _shell(module, forward_of, {})
-    vars(shell)["training"] = training
+def _graph(module: nn.Module, forward_class: type[nn.Module], training: bool) -> fx.Graph:
+    isolated = _isolated_copy(module, forward_class, {})
+    vars(isolated)["training"] = training
     tracer = _Tracer()
-    graph = tracer.trace(shell)
+    graph = tracer.trace(isolated)
     for ref in tracer.proxies:
         proxy = ref()
         if proxy is not None:
-            # The function has ended: whoever has it still, an attribute or a list, keeps the value in each run.
-            proxy.node.meta["seen"] = True
+            # Still referenced after the function has ended: an attribute or a list keeps the value in each run.
+            proxy.node.meta["escapes"] = True
     return graph
 
 
-def _shell(module: nn.Module, kind: type[nn.Module], shells: dict[nn.Module, nn.Module]) -> nn.Module:
-    """A module to be traced in place of another, which sees nothing of what is assigned, appended or added to it."""
+def _isolated_copy(module: nn.Module, kind: type[nn.Module], copies: dict[nn.Module, nn.Module]) -> nn.Module:
+    """A shallow copy to trace, so that attributes, lists and buffers that the forward changes stay as they are."""
     if isinstance(module, torch.jit.ScriptModule):
         return module
-    if module not in shells:
-        shells[module] = shell = object.__new__(kind)
-        shell.__dict__.update({name: _own(value) for name, value in vars(module).items() if name != "_modules"})
-        shell.__dict__["_modules"] = {
-            name: child if child is None else _shell(child, type(child), shells)
+    if module not in copies:
+        copies[module] = copy = object.__new__(kind)
+        copy.__dict__.update({name: _copied(value) for name, value in vars(module).items() if name != "_modules"})
+        copy.__dict__["_modules"] = {
+            name: child if child is None else _isolated_copy(child, type(child), copies)
             for name, child in module._modules.items()
         }
-    return shells[module]
+    return copies[module]
 
 
-def _own(value: Any) -> Any:
+def _copied(value: Any) -> Any:
+    """Copy containers, with what they contain, and buffers; everything else stays shared."""
     if type(value) in (dict, list, set, OrderedDict, defaultdict, deque):
-        # Parts that are shared stay shared outside; of most there is nothing to copy.
         copied = value.copy()
         keys = copied if isinstance(copied, dict) else range(0 if isinstance(copied, set) else len(copied))
         for key in keys:
-            copied[key] = _own(copied[key])
+            copied[key] = _copied(copied[key])
         return copied
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
         return value.detach().clone()
     return value
 
 
-def _read(graph: fx.Graph, module: nn.Module, known: Known) -> Traced:
+def _analyze(graph: fx.Graph, module: nn.Module, layers: Layers) -> ForwardTrace:
     nodes = list(graph.nodes)
     calls = Counter(str(n.target) for n in nodes if n.op == "call_module")
     called = {n: module.get_submodule(str(n.target)) for n in nodes if n.op == "call_module"}
     order = {n: i for i, n in enumerate(nodes)}
-    writing = [i for i, n in enumerate(nodes) if _writes(n, called.get(n), known)]
+    writing = [i for i, n in enumerate(nodes) if _writes(n, called.get(n), layers)]
 
     def once(node: fx.Node, kinds: tuple[type, ...]) -> bool:
         return (
             node in called
             and isinstance(called[node], kinds)
             and calls[str(node.target)] == 1
-            and known.may_join(called[node])
+            and layers.may_fuse(called[node])
         )
 
     def next_of(node: fx.Node) -> fx.Node | None:
-        """What alone takes a value in, with nothing written between."""
+        """The only user of a value, if it takes nothing else and nothing is written in between."""
         if len(node.users) != 1:
             return None
         (user,) = node.users
-        if "seen" in node.meta or node.meta["modes"] != user.meta.get("modes") or not node.meta["modes"][1]:
+        if "escapes" in node.meta or node.meta["modes"] != user.meta.get("modes") or not node.meta["modes"][1]:
             return None
         if not user.args or user.args[0] is not node or list(user.all_input_nodes) != [node]:
             return None
         return None if any(order[node] < i < order[user] for i in writing) else user
 
-    chains: list[Chain] = []
+    groups: list[FusionGroup] = []
     for node in nodes:
         if once(node, CONVOLUTIONS):
-            chain = [node]
+            members = [node]
             norm = next_of(node)
             if norm is not None and once(norm, BATCH_NORMS) and dims(called[norm]) == dims(called[node]):
-                chain.append(norm)
+                members.append(norm)
         elif once(node, BATCH_NORMS) or once(node, INSTANCE_NORMS):
-            chain = [node]
+            members = [node]
         else:
             continue
-        last = next_of(chain[-1])
-        activation = _activation(last, called, known) if last is not None else ""
-        if any(str(node.target) in (*c.waiting, *c.behind) for c in chains) or (len(chain) == 1 and not activation):
+        last = next_of(members[-1])
+        activation = _activation(last, called, layers) if last is not None else ""
+        in_group = any(str(node.target) in (*group.deferred, *group.consumers) for group in groups)
+        if in_group or (len(members) == 1 and not activation):
             continue
-        waiting = chain if activation else chain[:-1]
-        behind = chain[1:] + ([last] if activation and last in called else [])
-        chains.append(Chain(tuple(str(n.target) for n in waiting), tuple(str(n.target) for n in behind), activation))
-    writes, returns = _meets_input(nodes, called, known)
-    any_format = all("seen" not in n.meta and _any_format(n, called.get(n), known) for n in nodes)
-    convolutions = sum(_convolutions(m, known) for m in called.values())
-    return Traced(tuple(chains), calls, writes, returns, any_format, convolutions)
+        deferred = members if activation else members[:-1]
+        consumers = members[1:] + ([last] if activation and last in called else [])
+        groups.append(
+            FusionGroup(tuple(str(n.target) for n in deferred), tuple(str(n.target) for n in consumers), activation)
+        )
+    writes, returns = _input_use(nodes, called, layers)
+    any_format = all("escapes" not in n.meta and _any_format(n, called.get(n), layers) for n in nodes)
+    convolutions = sum(_convolutions(m, layers) for m in called.values())
+    return ForwardTrace(tuple(groups), calls, writes, returns, any_format, convolutions)
 
 
 def dims(module: nn.Module) -> str:
-    """The end of a class's name that tells its dims of space: "2d"."""
+    """The spatial dimensions in a class's name, such as "2d"."""
     return type(module).__name__[-2:]
 
 
@@ -234,16 +237,15 @@ _ACTIVATION_BY_FORWARD = {
 
 
 def activation_of(module: nn.Module) -> str:
-    """The activation that a module is; "" where it is none of ours, as a subclass that computes something else."""
+    """The name of an activation module; "" for all others, also for subclasses that override forward or __call__."""
     kind = type(module)
-    # A subclass may do more in its __call__.
     return _ACTIVATION_BY_FORWARD.get(kind.forward, "") if kind.__call__ is nn.Module.__call__ else ""
 
 
-def _activation(node: fx.Node, called: dict[fx.Node, nn.Module], known: Known) -> str:
-    """What a node does as the end of a chain; "" where it is no such thing."""
+def _activation(node: fx.Node, called: dict[fx.Node, nn.Module], layers: Layers) -> str:
+    """The activation that a node applies, or ""."""
     if node in called:
-        return activation_of(called[node]) if known.may_join(called[node]) else ""
+        return activation_of(called[node]) if layers.may_fuse(called[node]) else ""
     if node.op == "call_method" and node.target in METHODS:
         return str(node.target).rstrip("_")
     if node.op == "call_function" and node.target in ACTIVATIONS:
@@ -251,19 +253,19 @@ def _activation(node: fx.Node, called: dict[fx.Node, nn.Module], known: Known) -
     return ""
 
 
-def _writes(node: fx.Node, called: nn.Module | None, known: Known) -> bool:
-    """Whether a call may write to a tensor that was there before."""
+def _writes(node: fx.Node, called: nn.Module | None, layers: Layers) -> bool:
+    """Whether a call may write to a tensor that existed before it."""
     if called is not None:
-        own = known.traced(called)
-        if own is not None:
-            # Its own buffers are nobody else's.
-            return own.writes_input
+        inner = layers.trace_of(called)
+        if inner is not None:
+            # Writes to its own buffers do not count.
+            return inner.writes_input
         return bool(getattr(called, "inplace", False)) or not type(called).__module__.startswith("torch.nn.modules")
     if node.op not in ("call_function", "call_method"):
         return False
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return (
-        node.target in _WRITING_OPERATORS
+        node.target in _IN_PLACE_OPERATORS
         or (name.endswith("_") and not name.endswith("__"))
         or bool(node.kwargs.get("inplace"))
         or "out" in node.kwargs
@@ -271,7 +273,7 @@ def _writes(node: fx.Node, called: nn.Module | None, known: Known) -> bool:
     )
 
 
-# Modules and functions whose results are memory of their own.
+# Modules and functions whose results never share memory with their arguments.
 _FRESH_MODULES = (
     *CONVOLUTIONS, *BATCH_NORMS, *INSTANCE_NORMS, nn.Linear, nn.Embedding, nn.GroupNorm, nn.PixelShuffle,
     nn.modules.padding._ReflectionPadNd, nn.modules.padding._ReplicationPadNd, nn.modules.pooling._AvgPoolNd,
@@ -281,13 +283,13 @@ _FRESH_FUNCTIONS = {
     operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, torch.cat, torch.add, torch.mul,
     torch.sub, torch.stack, *ACTIVATIONS, F.elu, F.softplus, F.avg_pool2d, F.max_pool2d, torch.mean, torch.sum,
 }  # fmt: skip
-# What gives the same values, for the same random numbers, whatever order its argument has in memory. Not view, which
-# fails on channels-last maps, nor dropout, which draws in the order of memory; nor layer norm, which makes a copy.
+# Calls that give the same values, for the same random numbers, in any memory format. Left out: view, which fails on
+# channels-last images; dropout, which draws in memory order; layer norm, which copies.
 _ANY_FORMAT_MODULES = (
     *_FRESH_MODULES, nn.Identity, nn.Flatten, nn.Upsample, nn.ZeroPad2d, nn.Dropout2d, nn.Dropout3d, nn.PixelUnshuffle,
     nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd,
 )  # fmt: skip
-_ANY_FORMAT_FUNCTIONS = _FRESH_FUNCTIONS | _WRITING_OPERATORS | {
+_ANY_FORMAT_FUNCTIONS = _FRESH_FUNCTIONS | _IN_PLACE_OPERATORS | {
     F.interpolate, F.pad, F.adaptive_avg_pool2d, F.linear, torch.flatten, torch.squeeze, torch.unsqueeze, getattr,
     operator.getitem, operator.floordiv, F.pixel_shuffle, F.dropout2d, torch.exp, torch.sqrt, torch.softmax,
 }  # fmt: skip
@@ -297,8 +299,8 @@ _ANY_FORMAT_METHODS = {
 }  # fmt: skip
 
 
-def _meets_input(nodes: list[fx.Node], called: dict[fx.Node, nn.Module], known: Known) -> tuple[bool, bool]:
-    """Whether a graph may write to its input, and whether what it returns may be part of it."""
+def _input_use(nodes: list[fx.Node], called: dict[fx.Node, nn.Module], layers: Layers) -> tuple[bool, bool]:
+    """Whether a graph may write to its input, and whether its result may share memory with it."""
     of_input: set[fx.Node] = set()
     writes = returns = False
     for node in nodes:
@@ -306,16 +308,16 @@ def _meets_input(nodes: list[fx.Node], called: dict[fx.Node, nn.Module], known: 
             of_input.add(node)
         elif not of_input.isdisjoint(node.all_input_nodes):
             module = called.get(node)
-            writes = writes or _writes(node, module, known)
+            writes = writes or _writes(node, module, layers)
             returns = returns or node.op == "output"
-            own = known.traced(module) if module is not None else None
+            inner = layers.trace_of(module) if module is not None else None
             fresh = (
-                not own.returns_input
-                if own is not None
+                not inner.returns_input
+                if inner is not None
                 else (
                     isinstance(module, _FRESH_MODULES) and not getattr(module, "inplace", False)
                     if module is not None
-                    else node.target in _FRESH_FUNCTIONS and not _writes(node, None, known)
+                    else node.target in _FRESH_FUNCTIONS and not _writes(node, None, layers)
                 )
             )
             if not fresh:
@@ -323,15 +325,15 @@ def _meets_input(nodes: list[fx.Node], called: dict[fx.Node, nn.Module], known: 
     return writes, returns
 
 
-def _any_format(node: fx.Node, module: nn.Module | None, known: Known) -> bool:
+def _any_format(node: fx.Node, module: nn.Module | None, layers: Layers) -> bool:
     if module is not None:
-        own = known.traced(module)
-        return own.any_format if own is not None else isinstance(module, _ANY_FORMAT_MODULES)
+        inner = layers.trace_of(module)
+        return inner.any_format if inner is not None else isinstance(module, _ANY_FORMAT_MODULES)
     if node.op == "call_function":
         return node.target in _ANY_FORMAT_FUNCTIONS
     return node.op != "call_method" or node.target in _ANY_FORMAT_METHODS
 
 
-def _convolutions(module: nn.Module, known: Known) -> int:
-    own = known.traced(module)
-    return own.convolutions if own is not None else isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))
+def _convolutions(module: nn.Module, layers: Layers) -> int:
+    inner = layers.trace_of(module)
+    return inner.convolutions if inner is not None else isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))
