@@ -143,8 +143,7 @@ def published_terms(sample: LossSample, name: str, real: Tensor, fake: Tensor) -
     return [phi(first - second.mean(), targets[0]), phi(second - first.mean(), targets[1])]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sample", SMALL, ids=str)
+@pytest.mark.parametrize(*in_dtypes(SMALL, DTYPES))
 def test_reductions_equal_the_published_formulas(sample: LossSample, dtype: torch.dtype) -> None:
     logits = sample.make(dtype, requires_grad=False)
     eps = torch.finfo(dtype).eps
