@@ -84,7 +84,7 @@ def without_gan_fast(statement):
 
 def with_gan_fast(statement):
     def cache_keys():
-        return [list(graph._of_torch_itself([torch.zeros(1)])), list(conv._settings())]
+        return [list(graph._torch_settings([torch.zeros(1)])), list(conv._settings())]
 
     first, fresh = cache_keys(), state()
     exec(statement)
