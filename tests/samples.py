@@ -76,7 +76,7 @@ class NormSample:
     eps: float = 1e-5
     mean: float = 0.5
     std: float = 2.0
-    small: bool = field(default=True)  # enough for numerical differentiation
+    small: bool = field(default=True)  # small enough for numerical differentiation
 
     def __str__(self) -> str:
         parts = ["x".join(map(str, self.shape)), "train" if self.training else "eval", self.activation, self.layout]

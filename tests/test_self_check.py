@@ -243,7 +243,7 @@ def test_wrong_distributions_and_ignored_seeds_are_found(monkeypatch: pytest.Mon
     noise = sys.modules["gan_fast.ops.noise"]
     with monkeypatch.context() as patch:
         # One number per element instead of one per sample.
-        patch.setattr(noise, "_per_sample", lambda like, generator: torch.rand(like.shape, generator=generator))
+        patch.setattr(noise, "_uniform_per_sample", lambda like, generator: torch.rand(like.shape, generator=generator))
         report = self_check.check(["interpolate_samples", "perturb"])
     assert report.failed == ["interpolate_samples", "perturb"]
     assert "the random numbers have the wrong distribution" in str(report)

@@ -1,6 +1,8 @@
 """Load a trained generator and draw samples from it.
 
->>> import tempfile, gan_fast
+>>> import tempfile
+>>> from pathlib import Path
+>>> import gan_fast
 >>> from gan_fast.train.checkpoint import save_generator
 >>> model = {"latent_dim": 8, "channels": 1, "image_size": 16, "width": 4}
 >>> with tempfile.TemporaryDirectory() as run:
