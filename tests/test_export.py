@@ -467,7 +467,9 @@ def test_full_disk_keeps_the_existing_file(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_onnx", lambda *_: b"after")
     monkeypatch.setattr(os, "fsync", full)
     (tmp_path / "x.onnx").write_bytes(b"before")
-    with pytest.raises(FileError, match=r"x\.onnx: cannot be saved .*No space left on device.* an existing file is unchanged"):
+    with pytest.raises(
+        FileError, match=r"x\.onnx: cannot be saved .*No space left on device.* an existing file is unchanged"
+    ):
         export.to_onnx(nn.Tanh(), tmp_path / "x.onnx", X, check=False)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"before"]
 
