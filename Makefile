@@ -3,7 +3,7 @@
 #   make test    build, run the whole test suite
 #   make lint    run ruff, mypy and clang-format
 #   make format  fix what they can fix
-#   make bench   measure ops, networks and training steps against PyTorch, and write the tables of README and docs
+#   make bench   measure against eager, tuned and compiled PyTorch; write README's table and docs/benchmarks.md
 #   make compat  test the build under PyTorch 2.11 and 2.12 (downloads them), or under one: COMPAT_TORCH=2.12.0
 #   make clean   remove .venv and the build
 PYTHON ?= python3

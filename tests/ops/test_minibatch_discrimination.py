@@ -15,7 +15,7 @@ from gan_fast import extension
 from gan_fast.ops import minibatch_discrimination
 from gan_fast.ops.minibatch_discrimination import reference
 
-pytestmark = pytest.mark.skipif(not extension.available(), reason="needs the native module")
+pytestmark = pytest.mark.skipif(not extension.available(), reason="needs the compiled extension")
 SMALL = [s for s in DISCRIMINATION_SAMPLES if s.small and 0 not in s.shape]
 
 

@@ -15,7 +15,7 @@ from gan_fast import extension
 from gan_fast.ops import spectral_norm
 
 SMALL = [s for s in SPECTRAL_SAMPLES if s.small]
-needs_native = pytest.mark.skipif(not extension.available(), reason="needs the native module")
+needs_native = pytest.mark.skipif(not extension.available(), reason="needs the compiled extension")
 
 
 def by_torch(
