@@ -500,7 +500,7 @@ REGISTERED_OP_BAD: list[tuple[dict[str, Any], str]] = [
         "expected other_logits a tensor where relativistic is not none",
     ),
     ({"relativistic": "paired"}, "expected other_logits shape (2,) as logits, got (3,)"),
-    ({"target": 2.0}, "expected target in [0, 1], got 2"),
+    ({"target": 2.0}, "expected target between 0 and 1, got 2"),
 ]
 
 
