@@ -206,7 +206,7 @@ def test_folder_with_the_name_of_an_option_is_printed_unchanged(out, tmp_path, c
     assert line == f"gan-fast: --out: expected the folder of a run to resume, got {name}, which has no config.json"
 
 
-def test_version(capsys):
+def test_version_is_printed(capsys):
     with pytest.raises(SystemExit) as raised:
         cli.main(["--version"])
     assert raised.value.code == 0

@@ -194,7 +194,7 @@ def test_kill_while_saving_never_loses_a_finished_save(tmp_path):
 
 # Dies at each system call of a save: a kill at a random moment rarely hits these.
 @pytest.mark.parametrize("call", ["save", "fsync", "first replace", "second replace", "fsync of the folder"])
-def test_death_at_each_system_call_of_a_save(path, monkeypatch, call):
+def test_kill_at_any_system_call_of_a_save_loses_nothing(path, monkeypatch, call):
     class Killed(BaseException):
         pass
 
