@@ -16,8 +16,8 @@ from benchmarks.steps import example_loop, same_latents, tuned
 from gan_fast.models import DCGANDiscriminator, DCGANGenerator
 from gan_fast.train import TrainConfig, Trainer
 
-# Of the losses of the first iteration. G's comes after an Adam step of D, which is near the sign of the gradient: where
-# that is near 0, two correct gradients can move a weight to opposite sides.
+# Applies to the losses of the first iteration. G's loss follows D's first Adam step, which moves each weight by about
+# the sign of its gradient: where that is near 0, two correct computations can move the weight in opposite directions.
 TOLERANCE = 1e-3
 
 

@@ -163,7 +163,7 @@ class Machine:
         """Return a replay of ``work`` and its results. On a GPU the results are empty until the first replay."""
         if self.dry:
             return work, work()
-        # One object for all captures: it keeps what a failed capture has left behind.
+        # All captures share this object, which keeps alive what a failed capture has left behind.
         self._graphs = self._graphs or _graphs_here(self.device)
         replay, results = self._graphs.capture(work, torch.Generator(self.device))
         return Replay(replay, work), results

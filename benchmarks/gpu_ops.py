@@ -148,7 +148,7 @@ def _norms(machine: Machine) -> Iterator[GpuCase]:
                 TOLERANCES[dtype],
                 bytes=3 * tensor_bytes,
             )
-            # Without running statistics: eager saves them for backward, but another provider's forward changes them.
+            # No running statistics: eager saves them for backward, and another provider's forward would change them.
             eager, fused = (functools.partial(f, running=(None, None)) for f in (made.eager, made.gan_fast))
             yield GpuCase(
                 f"batch_norm_act backward {label}",
@@ -208,7 +208,7 @@ def sample_norm_penalty(machine: Machine) -> Iterator[Record]:
 
 
 def _image_batches(machine: Machine, dtype: torch.dtype) -> tuple[list[Tensor], int]:
-    """Return batches of images that exceed the cache together, and the bytes of one batch."""
+    """Return enough batches of images to exceed the cache, and the number of bytes in one batch."""
     shape = (machine.size(128, 4), 3, *(machine.size(64, 8),) * 2)
     tensor_bytes = math.prod(shape) * dtype.itemsize
     count = machine.copies(2 * tensor_bytes)

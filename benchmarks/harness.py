@@ -162,7 +162,7 @@ def time_ms(work: Work, repeats: int, device: torch.device) -> float:
     """Run work ``repeats`` times and return the mean time in ms."""
     if device.type == "cuda":
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        # The previous provider must have finished, and the first launch must be counted.
+        # Wait for the previous provider's work, so that the time includes the first launch and nothing else.
         torch.cuda.synchronize(device)
         begin.record()
         for _ in range(repeats):

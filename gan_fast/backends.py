@@ -572,7 +572,7 @@ def op_names() -> list[str]:
 def _triton_version() -> str:
     if not _triton_is_installed():
         return _TRITON_MISSING
-    # Read without importing Triton, which would fix its settings from the environment. A torch may bring its own build.
+    # Importing Triton would fix its settings from the environment. Some builds of torch install it under another name.
     for distribution in ("triton", "pytorch-triton", "triton-windows"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return f"Triton {importlib.metadata.version(distribution)}"

@@ -124,7 +124,7 @@ def _spectral_norm(draw: Draw, n_power_iterations: int, dim: int) -> Arguments:
 
 
 def _logits(draw: Draw, real: int = 700, fake: int = 500, **options: Any) -> Arguments:
-    # Means apart, so that the loss is no difference of two almost equal terms.
+    # The means differ, so that the loss is not a difference of two almost equal terms.
     return {"real_logits": draw(real, mean=1.0, std=2.0), "fake_logits": draw(fake, mean=-1.0, std=2.0), **options}
 
 

@@ -145,7 +145,7 @@ struct SumBlock : Batch<T> {
   }
 };
 
-// All other sums, and the gradients if needed.
+// Computes all other sums, and the gradients if needed.
 template <class T, Kind kKind>
 struct LossBlock : Batch<T> {
   GAN_FAST_INLINE void operator()(Sums* sums, int64_t begin, int64_t end) const {
@@ -175,7 +175,7 @@ struct LossBlock : Batch<T> {
   }
 };
 
-// Only the gradients, with the same bits.
+// Computes only the gradients, bit for bit those of LossBlock.
 template <class T, Kind kKind>
 struct GradBlock : Batch<T> {
   GAN_FAST_INLINE void operator()(Sums*, int64_t begin, int64_t end) const {

@@ -261,8 +261,8 @@ class ConvAct2d(_ConvAct):
         in_channels, ..., dtype: those of ``nn.Conv2d``.
         activation: "identity", "relu", "leaky_relu", "tanh" or "sigmoid".
         negative_slope: slope of "leaky_relu" below zero.
-        memory_format: of the output; None keeps the one that PyTorch gives. The last block of a channels-last model
-            converts with ``torch.contiguous_format`` without a second tensor.
+        memory_format: memory format of the output; None keeps the one that PyTorch gives. ``torch.contiguous_format``
+            in the last block of a channels-last model makes its output contiguous without a separate copy.
 
     Raises:
         ValueError: unknown activation or memory format.

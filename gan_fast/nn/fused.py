@@ -129,7 +129,7 @@ def _full_names(parent: str, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def structure(module: nn.Module) -> tuple[str, ...]:
-    """The classes and names of all modules below and which work in place: it differs after an edit of the layers."""
+    """The class and name of every submodule, and whether it works in place: the result changes if layers are edited."""
     found: list[str] = []
     for m in module.modules():
         kind = type(m)

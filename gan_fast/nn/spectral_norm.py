@@ -62,8 +62,8 @@ def spectral_norm(
 ) -> nn.Module:
     """Divide a layer's weight, or every weight of a model, by its largest singular value at each forward, in place.
 
-    A module that has a tensor ``name`` is one layer: the call means what
-    ``torch.nn.utils.parametrizations.spectral_norm`` means. Any other module is a container: the call applies to every
+    A module that has a tensor ``name`` is one layer: the call does what
+    ``torch.nn.utils.parametrizations.spectral_norm`` does. Any other module is a container: the call applies to every
     convolution and linear layer in it that has a tensor ``name``.
 
     Args:

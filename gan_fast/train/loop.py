@@ -127,8 +127,8 @@ class Trainer:
 
         CUDA graph: on a GPU, from about the fourth iteration on, an iteration runs as one CUDA graph with the same
         results, if ``config.cuda_graph`` and the models allow it. A graph does not run Python, so models whose Python
-        code takes another path from step to step need ``cuda_graph="off"``. docs/architecture.md lists the changes that
-        are detected and lead to a new capture.
+        code takes another path from step to step need ``cuda_graph="off"``.
+        docs/decisions/2026-11-22-cuda-graph.md lists the changes that are detected and lead to a new capture.
 
         The paper draws new latents for G's update. Using the last ones of D saves a forward pass of G, as in common
         DCGAN code.
