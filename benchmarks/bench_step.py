@@ -24,7 +24,7 @@ TOLERANCE = 1e-3
 def trainer(models: Pair, real: Tensor, results: tuple[str, ...], **options: Any) -> Work:
     """Return Trainer.step, which also averages G's weights and checks for NaN."""
     made = Trainer(TrainConfig(batch_size=len(real), precision="fp32", **options), *models, None)
-    # The same latents in each call, as for the other providers, so that losses can be compared.
+    # Draw the same latents in each call, as the other providers do, so that losses can be compared.
     made.generator.register_forward_pre_hook(lambda module, args: made.latent_rng.manual_seed(0) and None)
 
     def work() -> dict[str, Tensor]:

@@ -228,7 +228,7 @@ class Machine:
 
 
 def _graphs_here(device: torch.device) -> CudaGraphs:
-    # On the part's stream: backward queues its kernels in the stream of the forward pass, which ran before the capture.
+    # Capture on the part's stream: backward queues its kernels in the stream of the forward pass, which ran earlier.
     return CudaGraphs(device, torch.cuda.current_stream(device))
 
 

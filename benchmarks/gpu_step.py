@@ -79,7 +79,7 @@ class Setting:
         return generator, discriminator
 
     def draw(self) -> Tensor:
-        # From torch's global generator: with one seed, all providers draw the same latents in their first step.
+        # Draw from torch's global generator: with one seed, all providers get the same latents in their first step.
         return torch.randn(self.batch, LATENT_DIM, 1, 1, device=self.machine.device)
 
     def example_loop(self) -> Step:

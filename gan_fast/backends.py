@@ -116,7 +116,7 @@ def use_backend(name: str) -> AbstractContextManager[None]:
         The request holds for the whole process. The backend is chosen when an op is called, and backward uses the
         backend of its forward. ``GAN_FAST_BACKEND`` is the request outside of any block.
     """
-    # Checked here and not on entering, so that a call without `with` also raises.
+    # Check the name here and not on entering the block, so that a call without `with` also raises.
     return _use(_check_name(name, "use_backend"))
 
 

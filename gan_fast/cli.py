@@ -73,7 +73,7 @@ class Train:
             _say("warning: options without effect: --allow-changed-data (needs --resume)")
         config = dataclasses.replace(self.run, data=os.path.expanduser(self.run.data), out=_expanded(self.run.out))
         with _user_errors():
-            # Locked before torch is imported, so that the first of two concurrent starts gets the folder.
+            # Lock the folder before torch is imported, so that the first of two concurrent starts gets the folder.
             lock = hold_folder(config.out, resume=self.resume, warn=_say)
         with lock:
             return self._train(config, lock, command)

@@ -30,7 +30,7 @@ BAD = {
 }
 FROM_ZERO = {"seed", "max_skipped_files"}
 NEGATIVE = {"truncation"}
-# Values that only fail when they are used: the message then names the option in its text.
+# Values that fail only when they are used; the text of the error then names the option.
 TOO_LARGE = {"width": ["1099511627776", "4611686018427387904"], "latent_dim": ["1099511627776", "9223372036854775807"]}
 
 

@@ -69,8 +69,8 @@ class Listing:
     runs: list[str] = field(default_factory=list)
 
     def sort(self) -> Listing:
-        # By path components, so that a class "a-b" does not come between two files of a class "a"; by bytes, so that
-        # the order is the same in every locale.
+        # Sort by path components, so that a class "a-b" does not come between two files of a class "a", and by bytes,
+        # so that the order is the same in every locale.
         self.files.sort(key=lambda file: [name_bytes(part) for part in file.parts])
         self.refused.sort(key=lambda skipped: name_bytes(skipped.name))
         self.runs.sort(key=name_bytes)

@@ -99,7 +99,7 @@ class _ConvAct(PublicNameMixin):
     def _run(self, input: Tensor, *output_size: list[int] | None) -> Tensor:
         conv: Any = self._modules["conv"]
         memory_format = self.memory_format
-        # Not weight.dim(): reading a parametrized weight (spectral norm) computes it.
+        # Do not call weight.dim(): reading a parametrized weight (spectral norm) computes it.
         if memory_format not in (None, torch.contiguous_format) and input.dim() != len(conv.kernel_size) + 2:
             memory_format = None
         if type(input) is Tensor and _runs_only_forward(conv, self.conv_type):

@@ -111,7 +111,7 @@ class FusionPlan:
         images = [a for a in arguments if isinstance(a, Tensor) and conv_kernels.gain_by_channels_last(a)]
         if not images:
             return False
-        # Not conv.weight: reading a parametrized weight (spectral norm) computes it.
+        # Do not read conv.weight: if it is parametrized (spectral norm), reading computes it.
         weights = [p for p in conv.parameters() if p.dim() == 4]
         if any(is_ordered_channels_last(w.shape, w.stride()) for w in weights):
             return False
@@ -263,7 +263,7 @@ _OBJECT_CLASS: Any = vars(object)["__class__"]
 def _forward_of(original: type[nn.Module]) -> Callable[..., Any]:
     @functools.wraps(original.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        # Looked up at each call, because a user may replace it on the class.
+        # Look the forward up at each call, because a user may replace it on the class.
         run = original.forward
         # Compilers and tracers must see the forward as written.
         plan: FusionPlan | None = None if dispatch.is_traced() else self.__dict__.get(PLAN)

@@ -39,7 +39,7 @@ def _has_spectral_norm(layer: nn.Module, name: str) -> bool:
 
 
 def _has_tensor(module: nn.Module, name: str) -> bool:
-    # Not getattr: reading a parametrized tensor computes it, and spectral norm then iterates.
+    # getattr would compute a parametrized tensor, and spectral norm would iterate.
     return (
         module._parameters.get(name) is not None
         or module._buffers.get(name) is not None
@@ -144,7 +144,7 @@ def remove_spectral_norm(module: nn.Module, name: str = "weight") -> nn.Module:
                 f"got {count - 1} more"
             )
     for layer in layers.values():
-        # In evaluation mode, because removal computes the weight once more, and training would iterate.
+        # Removal computes the weight once more, which in training mode would run a power iteration.
         layer.parametrizations[name].eval()  # type: ignore[index, union-attr]
         parametrize.remove_parametrizations(layer, name)
     return module

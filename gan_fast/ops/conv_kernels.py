@@ -2,8 +2,8 @@
 
 A convolution connects two feature maps. Each position of the small one corresponds to one position of the filter over
 the big one. A convolution reads the big map and writes the small one; a transposed convolution does the opposite.
-Write small as (N * positions, C_small), the weight, unchanged in memory, as (C_small, C_big * taps), and as columns the
-values of the big map under the filter at each position (im2col). Then
+View the small map as a matrix (N * positions, C_small), and the weight, without a copy, as (C_small, C_big * taps).
+Let columns hold the values of the big map under the filter, one row for each position (im2col). Then
 
     small = columns @ weight.T      columns of big = small @ weight      gradient of weight = small.T @ columns
 

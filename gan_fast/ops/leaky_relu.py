@@ -278,7 +278,7 @@ def _in_place(op: str, input: Tensor, negative_slope: float | None) -> Tensor:
         raise RuntimeError(f"{OP}: expected inplace False for backend triton, which has no in-place kernel, got True")
     if (
         dispatch.is_traced()
-        # torch rejects some leaves and views before it writes to them; a Function would raise after.
+        # torch rejects some leaves and views before it writes to them; a Function would raise after it has written.
         or input.is_leaf
         or input._is_view()
         or (negative_slope is not None and negative_slope <= 0)

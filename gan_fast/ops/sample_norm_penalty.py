@@ -105,7 +105,7 @@ def _gradients(
     if input_needed:
         grad_input = kernels.backward(grad_penalty, input, norms, coefficients, center, scale)
     if coefficients_needed:
-        # Only N numbers, so ATen in float64 is fast enough.
+        # These are only N numbers, so ATen in float64 is fast enough.
         unit = (norms.double() - center).square() * (scale / max(input.size(0), 1))
         grad_coefficients = (grad_penalty.double() * unit).to(norms.dtype)
     return grad_input, grad_coefficients

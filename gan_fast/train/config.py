@@ -276,7 +276,7 @@ class RunConfig:
         del options["out"]
         options |= options.pop("train")
         if self.data != "digits":
-            # As UTF-8 in any locale, because a run may be resumed in another one.
+            # Encode as UTF-8 in any locale, because a run may be resumed in another one.
             path = os.path.abspath(os.fsencode(self.data))
             options["data"] = path.decode("utf-8", "surrogateescape")
         return json.loads(json.dumps(options))

@@ -130,8 +130,8 @@ class Trainer:
         code takes another path from step to step need ``cuda_graph="off"``.
         docs/decisions/2026-11-22-cuda-graph.md lists the changes that are detected and lead to a new capture.
 
-        The paper draws new latents for G's update. Using the last ones of D saves a forward pass of G, as in common
-        DCGAN code.
+        The paper draws new latents for G's update. Reusing the latents of D's last update saves a forward pass of G, as
+        in common DCGAN code.
 
     Source: Goodfellow et al., 2014 (arXiv 1406.2661), algorithm 1.
     """
@@ -171,7 +171,7 @@ class Trainer:
         self.steps_done = 0
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=self.device)
         self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=self.device)
-        # Tensors, as Python numbers would be frozen in a CUDA graph; in float64, so that each dtype rounds them once.
+        # Tensors, because a CUDA graph would freeze Python numbers; float64, so that each dtype rounds them once.
         self._average_weight = torch.zeros((), dtype=torch.float64, device=self.device)
         self._noise_std = torch.zeros((), dtype=torch.float64, device=self.device)
         self._memory_format = _memory_format(self.discriminator)

@@ -434,7 +434,7 @@ def test_downscaling_is_antialiased():
 
 
 def test_very_long_image_is_not_scaled_as_a_whole():
-    # As a whole it would be scaled to 256 x 25,600,000 pixels.
+    # Scaling the whole image would give 256 x 25,600,000 pixels.
     got = decode_image(encode(np.full((1, 100_000), 9, np.uint8)), 256, 1)
     assert (got == 9).all()
 

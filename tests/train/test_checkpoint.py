@@ -108,7 +108,7 @@ class Malicious:
 def test_malicious_pickle_is_refused_without_running_code(path, tmp_path, form):
     target = tmp_path / "executed"
     if form == "torch.save":
-        # With a valid hash: an attacker who can write the file can also write its hash.
+        # The hash is valid: an attacker who can write the file can also write its hash.
         save_checkpoint(path, {"step": Malicious(target)})
     else:
         path.write_bytes(signed(pickle.dumps(Malicious(target))))

@@ -101,7 +101,7 @@ def test_negative_view_is_accepted_as_input() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_special_values_equal_aten(dtype: torch.dtype, negative_slope: float) -> None:
     inf, nan = float("inf"), float("nan")
-    # Scaled by the slope, this becomes subnormal. Not so for bfloat16, whose subnormals the interpreter gets wrong.
+    # Times the slope, this value is subnormal, except in bfloat16, whose subnormals the interpreter gets wrong.
     tiny = torch.finfo(dtype).tiny * (16 if dtype == torch.bfloat16 else 1)
     special = torch.tensor([0.0, -0.0, inf, -inf, nan, 1.0, -1.0, tiny, -tiny])
     x = special.to(dtype).to(DEVICE).repeat_interleave(len(special)).requires_grad_()
