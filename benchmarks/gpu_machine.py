@@ -300,7 +300,7 @@ def measure(machine: Machine, case: GpuCase) -> Record:
 def time_survivors(
     machine: Machine, record: Record, works: dict[str, Any], sample_ms: float = SAMPLE_MS
 ) -> dict[str, np.ndarray]:
-    """Time all of ``works`` by :meth:`Machine.time_in_rounds`; remove one that crashes and time the others anew.
+    """Time all of ``works`` by :meth:`Machine.time_in_rounds`; remove one that crashes and time the others again.
 
     If the crash broke the device, the record's ``fatal`` names the provider and there are no times.
     """

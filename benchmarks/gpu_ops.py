@@ -573,7 +573,7 @@ def _penalty(machine: Machine) -> Iterator[GpuCase]:
         make(batch, channels[0], size, size).contiguous(memory_format=torch.channels_last)
         for _ in range(machine.size(4, 1))
     ]
-    # The 0.02 of training would make gradients of five layers too small beside the 1 in the penalty.
+    # DCGAN's 0.02 would make the gradient of five layers too small compared with the 1 in the penalty.
     weights = [
         (make(after, before, 4, 4) / (2 * before) ** 0.5 / 2)
         .contiguous(memory_format=torch.channels_last)

@@ -354,7 +354,7 @@ def _train_defaults(args: Sequence[str]) -> Train | None:
     scan.add_argument("--out", nargs="?")
     scan.add_argument("--data", nargs="?")
     scan.add_argument("--resume", action=argparse.BooleanOptionalAction)
-    # argparse would report a value of --resume in its own way; tyro does that later.
+    # Leave out --resume=value: argparse would reject it with another message than tyro, which parses it later.
     options, _ = scan.parse_known_args([arg for arg in args if not arg.startswith(("--resume=", "--no-resume="))])
     if options.resume and not {"-h", "--help"} & set(args):
         if not options.out:

@@ -191,8 +191,7 @@ def _is_record(read: Callable[[], bytes]) -> bool:
 
 
 def _read_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    # Only for these two methods does zipfile limit how much it unpacks at once; a bomb in another one could fill the
-    # memory.
+    # zipfile limits how much it unpacks at once for these methods only; a bomb in another one could fill the memory.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise BadFileError(
             f"zip compression method {info.compress_type} is not supported; use the method store or deflate"

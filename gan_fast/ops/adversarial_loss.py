@@ -223,7 +223,7 @@ class DispatchedAdversarialLoss(torch.autograd.Function):
 class AdversarialLoss(torch.autograd.Function):
     """The loss of plain CPU tensors and, if wanted, the means.
 
-    The forward kernel has the exponentials at hand, so it also writes the gradients for a loss gradient of 1, with
+    The forward kernel computes the exponentials anyway, so it also writes the gradients for a loss gradient of 1, with
     which ``loss.backward()`` starts; backward then has nothing left to compute. Any other loss gradient goes through
     the backward kernel. Reading the value of the loss gradient costs nothing on a CPU.
     """

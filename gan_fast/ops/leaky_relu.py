@@ -29,7 +29,7 @@ _LANES = _ROWS = 8
 
 
 def _positive(signs: Tensor, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return the CPU kernel's sign bits as booleans; triton_kernels/leaky_relu.py does so for Triton's."""
+    """Return the CPU kernel's sign bits as booleans; triton_kernels/leaky_relu.py has the same for Triton's."""
     rows = torch.arange(_ROWS)[:, None]
     return ((signs.view(-1, 1, _LANES) >> rows) & 1).bool().flatten().as_strided(shape, strides)
 

@@ -232,7 +232,7 @@ def logits_and_r1(critic: Critic, images: Tensor, *, coefficients: Tensor | None
         With a shared pass: losses may depend on the critic only through its logits, not through tensors that the critic
         stores elsewhere. Tensor hooks receive gradients for a logit gradient of 1 and must be linear. Derivatives are
         of first order; a second order raises NotImplementedError. Call backward once, on the sum of all losses: each
-        further call repeats the passes. Memory holds the output gradient of every layer beside the layer's input.
+        further call repeats the passes. Memory holds the output gradient of every layer in addition to its input.
 
         Without a shared pass, derivatives are of any order. :mod:`gan_fast.ops.penalties` describes autocast.
 

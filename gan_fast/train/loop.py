@@ -596,7 +596,7 @@ def generate(generator: nn.Module, z: Tensor) -> Tensor:
     try:
         return torch.cat([generator(part) for part in z.split(_SAMPLE_BATCH)])
     finally:
-        # Module by module, as some may be in evaluation mode during training.
+        # Restore the mode of each module: some may be in evaluation mode during training.
         for module, training in modes:
             module.training = training
 

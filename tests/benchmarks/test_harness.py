@@ -225,7 +225,7 @@ def noisy(clock, eager: harness.Work, quiet_after: float) -> list[harness.Work]:
     ("quiet_after", "measurements", "stable"), [(0, 1, True), (34, 2, True), (float("inf"), 3, False)],
     ids=["stable at once", "stable when repeated", "never stable"],
 )  # fmt: skip
-def test_unstable_case_is_measured_anew_at_most_twice(clock, quiet_after, measurements, stable):
+def test_unstable_case_is_measured_again_at_most_twice(clock, quiet_after, measurements, stable):
     eager = busy(0)
     timed = noisy(clock, eager, quiet_after)
     measurement = measured(case(eager=eager, gan_fast=results))
@@ -234,7 +234,7 @@ def test_unstable_case_is_measured_anew_at_most_twice(clock, quiet_after, measur
     assert measurement.is_stable() is stable
     figures = measurement.figures()
     assert figures["measurements"] == measurements <= 1 + harness.MAX_REPEATS
-    # Each repeat takes all rounds anew, and only the last measurement counts.
+    # Each repeat takes all rounds again, and only the last measurement counts.
     assert len(timed) - before == 2 * harness.MIN_ROUNDS * (measurements - 1)
     assert figures["rounds"] == harness.MIN_ROUNDS
     ratio = table.row("case", figures)[-1]

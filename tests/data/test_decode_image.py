@@ -112,7 +112,7 @@ def test_exif_orientation_is_applied(mode, orientation):
     np.testing.assert_array_equal(got[0], upright)
 
 
-# Fields beside the orientation that Pillow cannot write, cannot read, or at which it stops reading.
+# Further fields that Pillow cannot write, cannot read, or at which it stops reading.
 DAMAGED_FIELDS = {
     "empty text for a resolution": field(0x011A, 2, 1, b"\0"),
     "a byte for a resolution": field(0x011A, 1, 1, b"\7"),
