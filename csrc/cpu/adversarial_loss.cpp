@@ -54,7 +54,7 @@ class Phi {
  public:
   explicit Phi(double target) : target_(target), rest_(1 - target) {}
 
-  // exp(-|u|), which value, slope and probability of minimax use.
+  // exp(-|u|), used by the value, slope and probability of minimax.
   GAN_FAST_INLINE V exponential(F64 u) const {
     if constexpr (kKind != Kind::minimax) return V{};
     return exp_nonpositive(narrow<V>(u < 0.0 ? u : -u));

@@ -22,7 +22,7 @@ struct Phi {
   Kind kind;
   double target;
 
-  // exp(-|u|), which value, slope and probability of minimax use.
+  // exp(-|u|), used by the value, slope and probability of minimax.
   __device__ A exponential(double u) const {
     return kind == Kind::minimax ? std::exp(-std::abs(static_cast<A>(u))) : A{0};
   }
