@@ -1,1 +1,1 @@
-"""Benchmarks: gan_fast beside eager PyTorch and torch.compile; ``make bench`` runs them."""
+"""Benchmarks: gan_fast compared with eager PyTorch and torch.compile; ``make bench`` runs them."""

@@ -20,7 +20,7 @@ NEGATIVE_SLOPE = 0.2
 # Rounding may put a value on the other side of an activation's kink, which changes gradients by up to a thousandth.
 TOLERANCE = 5e-3
 
-# The penalty's value from a critic and points.
+# Computes a penalty from a critic and the points at which to take its gradient.
 Penalty = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 
 

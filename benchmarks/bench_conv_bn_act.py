@@ -16,8 +16,8 @@ from gan_fast import nn as fused
 
 BATCH_SIZE = 32
 EVAL_TOLERANCE = 1e-4
-# Of gradients: rounding may put a value on the other side of an activation's kink, which adds a term to every gradient
-# before it; eager's two layouts differ by 1e-3. The figures have each provider's distance.
+# The tolerance is wide because rounding can move a value across an activation's kink, which changes the gradients of
+# all earlier layers: eager's two layouts differ by 1e-3. The results file records each provider's distance.
 TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 0.3}
 
 
@@ -60,7 +60,7 @@ def bench_network(compare: Callable[[Case], dict[str, Any]], network: str, dtype
         }
 
 
-# Each block: gan_fast's module, the same from torch.nn (the argument: in place), the input's shape.
+# Name -> gan_fast's module, the same block of torch.nn layers (given whether its activation is in place), input shape.
 BLOCKS: dict[str, tuple[Callable[[], nn.Module], Callable[[bool], nn.Sequential], tuple[int, ...]]] = {
     "transposed 4x4/2 block 512 -> 256 channels": (
         lambda: fused.ConvTransposeBNAct2d(512, 256, 4, 2, 1, activation="relu"),

@@ -17,7 +17,7 @@ from benchmarks.providers import channels_last, in_place_in_sequentials
 from benchmarks.table import FUSED_KINDS
 from tests.zoo import ZOO, Entry
 
-# Sums of float32 in another order; a value near a kink may fall on either side of it.
+# Fused ops add in another order, so a value near an activation's kink may fall on either side of it.
 TOLERANCE = 5e-3
 # Strided blocks, a U-Net, residual blocks with instance norm, blocks without norm, PReLU and pixel shuffle, 1-d, 3-d.
 # ``--all-networks`` measures every network of tests/zoo instead.
@@ -70,8 +70,8 @@ def _as_it_is(value: Any) -> Any:
 def bench_network(entry: Entry, compare: Callable[[Case], None]) -> None:
     """Forward and backward, without dropout.
 
-    Eager: as written, contiguous or channels-last. Tuned by hand: in place every activation that follows a convolution
-    or a norm in a Sequential, contiguous or channels-last. torch.compile: channels-last. gan_fast: the network as
+    Eager: as written, contiguous or channels-last. Tuned by hand: activations that follow a convolution or a norm in a
+    Sequential work in place, contiguous or channels-last. torch.compile: channels-last. gan_fast: the network as
     written after ``fuse``, contiguous or channels-last. Networks that cannot run in channels-last are contiguous.
     """
     device = default_device()

@@ -148,7 +148,7 @@ def bench_loss(compare: Callable[[Case], None], name: str) -> None:
     weights = eager_critic(IMAGE_SIZE, 3, 64)
     with torch.no_grad():
         for p in weights.parameters():
-            # The 0.02 of training would make gradients of five layers too small beside the 1 in the penalty.
+            # DCGAN's 0.02 would make the gradient of five layers too small compared with the 1 in the penalty.
             p.mul_(0.5) if p.dim() == 1 else p.normal_(0, (2 / p[0].numel()) ** 0.5)
     real, fake = (torch.rand(BATCH_SIZE, 3, IMAGE_SIZE, IMAGE_SIZE, device=device) * 2 - 1 for _ in range(2))
     losses = LOSSES[name]

@@ -16,15 +16,15 @@ from benchmarks.steps import example_loop, same_latents, tuned
 from gan_fast.models import DCGANDiscriminator, DCGANGenerator
 from gan_fast.train import TrainConfig, Trainer
 
-# Of the losses of the first iteration. G's comes after an Adam step of D, which is near the sign of the gradient: where
-# that is near 0, two correct gradients can move a weight to opposite sides.
+# Applies to the losses of the first iteration. G's loss follows D's first Adam step, which moves each weight by about
+# the sign of its gradient: where that is near 0, two correct computations can move the weight in opposite directions.
 TOLERANCE = 1e-3
 
 
 def trainer(models: Pair, real: Tensor, results: tuple[str, ...], **options: Any) -> Work:
     """Return Trainer.step, which also averages G's weights and checks for NaN."""
     made = Trainer(TrainConfig(batch_size=len(real), precision="fp32", **options), *models, None)
-    # The same latents in each call, as for the other providers, so that losses can be compared.
+    # Draw the same latents in each call, as the other providers do, so that losses can be compared.
     made.generator.register_forward_pre_hook(lambda module, args: made.latent_rng.manual_seed(0) and None)
 
     def work() -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ FIGURES = pytest.StashKey[list[dict[str, Any]]]()
 ENVIRONMENT = pytest.StashKey[dict[str, Any]]()
 REPEATED_S = pytest.StashKey[float]()
 COSTLIEST = 8
-# For all repeats of unstable cases together, so that a noisy machine cannot make the run much longer.
+# Limits all repeats of unstable cases together, so that a noisy machine cannot make the run much longer.
 MAX_REPEATED_S = 180.0
 
 

@@ -163,7 +163,7 @@ class Machine:
         """Return a replay of ``work`` and its results. On a GPU the results are empty until the first replay."""
         if self.dry:
             return work, work()
-        # One object for all captures: it keeps what a failed capture has left behind.
+        # All captures share this object, which keeps alive what a failed capture has left behind.
         self._graphs = self._graphs or _graphs_here(self.device)
         replay, results = self._graphs.capture(work, torch.Generator(self.device))
         return Replay(replay, work), results
@@ -228,7 +228,7 @@ class Machine:
 
 
 def _graphs_here(device: torch.device) -> CudaGraphs:
-    # On the part's stream: backward queues its kernels in the stream of the forward pass, which ran before the capture.
+    # Capture on the part's stream: backward queues its kernels in the stream of the forward pass, which ran earlier.
     return CudaGraphs(device, torch.cuda.current_stream(device))
 
 
@@ -300,7 +300,7 @@ def measure(machine: Machine, case: GpuCase) -> Record:
 def time_survivors(
     machine: Machine, record: Record, works: dict[str, Any], sample_ms: float = SAMPLE_MS
 ) -> dict[str, np.ndarray]:
-    """Time all of ``works`` by :meth:`Machine.time_in_rounds`; remove one that crashes and time the others anew.
+    """Time all of ``works`` by :meth:`Machine.time_in_rounds`; remove one that crashes and time the others again.
 
     If the crash broke the device, the record's ``fatal`` names the provider and there are no times.
     """

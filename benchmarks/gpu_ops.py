@@ -148,7 +148,7 @@ def _norms(machine: Machine) -> Iterator[GpuCase]:
                 TOLERANCES[dtype],
                 bytes=3 * tensor_bytes,
             )
-            # Without running statistics: eager saves them for backward, but another provider's forward changes them.
+            # No running statistics: eager saves them for backward, and another provider's forward would change them.
             eager, fused = (functools.partial(f, running=(None, None)) for f in (made.eager, made.gan_fast))
             yield GpuCase(
                 f"batch_norm_act backward {label}",
@@ -208,7 +208,7 @@ def sample_norm_penalty(machine: Machine) -> Iterator[Record]:
 
 
 def _image_batches(machine: Machine, dtype: torch.dtype) -> tuple[list[Tensor], int]:
-    """Return batches of images that exceed the cache together, and the bytes of one batch."""
+    """Return enough batches of images to exceed the cache, and the number of bytes in one batch."""
     shape = (machine.size(128, 4), 3, *(machine.size(64, 8),) * 2)
     tensor_bytes = math.prod(shape) * dtype.itemsize
     count = machine.copies(2 * tensor_bytes)
@@ -573,7 +573,7 @@ def _penalty(machine: Machine) -> Iterator[GpuCase]:
         make(batch, channels[0], size, size).contiguous(memory_format=torch.channels_last)
         for _ in range(machine.size(4, 1))
     ]
-    # The 0.02 of training would make gradients of five layers too small beside the 1 in the penalty.
+    # DCGAN's 0.02 would make the gradient of five layers too small compared with the 1 in the penalty.
     weights = [
         (make(after, before, 4, 4) / (2 * before) ** 0.5 / 2)
         .contiguous(memory_format=torch.channels_last)

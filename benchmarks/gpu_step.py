@@ -21,7 +21,7 @@ EAGER = "eager float32"
 TUNED = "eager bfloat16 channels_last, fused Adam"
 GRAPHED = "the same in a CUDA graph captured by hand"
 CRITIC_GRAPHED = "eager bfloat16 channels_last in a CUDA graph"
-# Of the losses of the first iteration, in bfloat16 against eager's in float32; a wrong gradient exceeds it.
+# Applies to the losses of the first iteration, bfloat16 compared with eager float32; a wrong gradient exceeds it.
 TOLERANCE = 0.1
 # More iterations than any provider needs until it is compiled and captured.
 WARM_UP = 12
@@ -79,7 +79,7 @@ class Setting:
         return generator, discriminator
 
     def draw(self) -> Tensor:
-        # From torch's global generator: with one seed, all providers draw the same latents in their first step.
+        # Draw from torch's global generator: with one seed, all providers get the same latents in their first step.
         return torch.randn(self.batch, LATENT_DIM, 1, 1, device=self.machine.device)
 
     def example_loop(self) -> Step:
@@ -139,7 +139,7 @@ class Setting:
 def step(machine: Machine, batch: int = 128) -> Iterator[Record]:
     """Measure whole steps: eager, Trainer.step, the tuned step captured by hand, the tuned step."""
     setting = Setting(machine, batch)
-    # Most important first, because time may run out; eager comes before because its losses are the reference.
+    # Eager comes first, because its losses are the reference; then the most important ones, because time may run out.
     providers: dict[str, Callable[[], Step]] = {
         EAGER: setting.example_loop,
         GAN_FAST: setting.trainer,

@@ -34,7 +34,7 @@ MIN_ROUNDS = 11
 MIN_SAMPLE_MS = 5.0
 # A ratio is stable where its quartiles span less than this share of its median.
 STABLE_SPREAD = 0.15
-# How often an unstable case is measured anew, each time with as many rounds as at first.
+# How often an unstable case is measured again, each time with as many rounds as at first.
 MAX_REPEATS = 2
 # Raised where torch.compile does not work: no C++ compiler, or an unsupported op or construct.
 CANNOT_COMPILE = (TorchDynamoException, CppCompileError, InvalidCxxCompiler)
@@ -162,7 +162,7 @@ def time_ms(work: Work, repeats: int, device: torch.device) -> float:
     """Run work ``repeats`` times and return the mean time in ms."""
     if device.type == "cuda":
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        # The previous provider must have finished, and the first launch must be counted.
+        # Wait for the previous provider's work, so that the time includes the first launch and nothing else.
         torch.cuda.synchronize(device)
         begin.record()
         for _ in range(repeats):
@@ -239,7 +239,7 @@ class Measurement:
         return all(stable(quartiles(ratios)) for ratios in self._ratios().values())
 
     def repeat_until_stable(self, seconds: float = math.inf) -> float:
-        """Measure all rounds anew while a ratio is unstable, at most ``MAX_REPEATS`` times; return the time it took.
+        """Measure all rounds again while a ratio is unstable, at most ``MAX_REPEATS`` times; return the time it took.
 
         The rounds measured before are discarded as a whole, never singly: dropping only the slow ones would bias the
         result. If the last measurement is unstable, too, it is kept and reported as such.

@@ -17,7 +17,7 @@ from benchmarks.harness import COMPILED, EAGER, GAN_FAST, TUNED, Work, compiled,
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 Forward = Callable[[Tensor], Tensor]
-# Returns the work of a forward function whose parameters a module holds, in a memory format.
+# Makes the work of a case from a forward function, the module that holds its parameters, and a memory format.
 MakeWork = Callable[[Forward, nn.Module, torch.memory_format], Work]
 
 
@@ -105,7 +105,7 @@ def network_providers(
     """Return the four providers of a network, all with the same weights.
 
     - eager: modules of torch.nn; variants: contiguous or channels-last, activations in place or not.
-    - eager, tuned by hand: in place, and ``tune``, by default :func:`without_modules`; contiguous or channels-last.
+    - eager, tuned by hand: activations in place, after ``tune`` (default: :func:`without_modules`); both layouts.
     - torch.compile: channels-last, which inductor chooses for convolutions on a CPU anyway.
     - gan_fast; variants: contiguous or channels-last.
 

@@ -100,7 +100,7 @@ def tuned(
     g_adam = torch.optim.Adam(generator.parameters(), **ADAM, fused=True, capturable=capturable)
 
     def autocast() -> torch.autocast:
-        # A new one for each phase: it caches casts of weights, which the previous phase has changed.
+        # Each phase needs a new context: a context caches casts of weights, which the previous phase has changed.
         return torch.autocast(real.device.type, torch.bfloat16, enabled=half)
 
     generate = wrap(generator)

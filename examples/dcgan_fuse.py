@@ -4,8 +4,8 @@
 
 Networks, initialization, losses and training loop are those of PyTorch's DCGAN example, here for 32x32 digits. Only the
 two lines marked "added" are new. The program prints which layers became fused ops (``gan_fast.fuse_report``), then the
-losses, and at the end the time of a training step without and with fused ops. Networks this small gain little; the
-README lists larger ones. samples.png then shows 64 generated images that look like digits.
+losses, and at the end the time of a training step without and with fused ops. Networks this small gain little;
+docs/benchmarks.md lists larger ones. samples.png then shows 64 generated images that look like digits.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def use_backend(name: str) -> AbstractContextManager[None]:
         The request holds for the whole process. The backend is chosen when an op is called, and backward uses the
         backend of its forward. ``GAN_FAST_BACKEND`` is the request outside of any block.
     """
-    # Checked here and not on entering, so that a call without `with` also raises.
+    # Check the name here and not on entering the block, so that a call without `with` also raises.
     return _use(_check_name(name, "use_backend"))
 
 
@@ -572,7 +572,7 @@ def op_names() -> list[str]:
 def _triton_version() -> str:
     if not _triton_is_installed():
         return _TRITON_MISSING
-    # Read without importing Triton, which would fix its settings from the environment. A torch may bring its own build.
+    # Importing Triton would fix its settings from the environment. Some builds of torch install it under another name.
     for distribution in ("triton", "pytorch-triton", "triton-windows"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return f"Triton {importlib.metadata.version(distribution)}"

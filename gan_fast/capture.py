@@ -73,7 +73,7 @@ class CudaGraphs:
         ended = False
         try:
             with torch.cuda.stream(self._stream):
-                # "thread_local" lets other threads, such as a data loader's, allocate memory meanwhile.
+                # "thread_local" lets other threads, such as a data loader's, allocate memory during the capture.
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
                     values = _without_synchronizing(function)
@@ -116,7 +116,7 @@ def _without_collections() -> Iterator[None]:
 
 def _without_synchronizing(function: Callable[[], Any]) -> Any:
     """Run ``function``; raise if it would wait for the device, before CUDA notices and invalidates the capture."""
-    # This setting is process-wide: another thread that synchronizes meanwhile also gets an error.
+    # This setting is process-wide: another thread that synchronizes during the capture also gets an error.
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         # torch warns that it does not detect every synchronization; CUDA detects the rest.

@@ -73,7 +73,7 @@ class Train:
             _say("warning: options without effect: --allow-changed-data (needs --resume)")
         config = dataclasses.replace(self.run, data=os.path.expanduser(self.run.data), out=_expanded(self.run.out))
         with _user_errors():
-            # Locked before torch is imported, so that the first of two concurrent starts gets the folder.
+            # Lock the folder before torch is imported, so that the first of two concurrent starts gets the folder.
             lock = hold_folder(config.out, resume=self.resume, warn=_say)
         with lock:
             return self._train(config, lock, command)
@@ -354,7 +354,7 @@ def _train_defaults(args: Sequence[str]) -> Train | None:
     scan.add_argument("--out", nargs="?")
     scan.add_argument("--data", nargs="?")
     scan.add_argument("--resume", action=argparse.BooleanOptionalAction)
-    # argparse would report a value of --resume in its own way; tyro does that later.
+    # Leave out --resume=value: argparse would reject it with another message than tyro, which parses it later.
     options, _ = scan.parse_known_args([arg for arg in args if not arg.startswith(("--resume=", "--no-resume="))])
     if options.resume and not {"-h", "--help"} & set(args):
         if not options.out:

@@ -407,7 +407,7 @@ def _onnx(
                 program, inputs, dynamo=True, verbose=False, optimize=False, dynamic_shapes=shapes,
                 opset_version=opset, output_names=output_names,
             )  # fmt: skip
-            # Not optimize=True, which rounds 1e-8 to zero and 1.00001 to one, and so removes an eps.
+            # optimize=True would round 1e-8 to zero and 1.00001 to one, and so remove an eps.
             onnxscript.optimizer.fold_constants(converted.model)
             onnxscript.optimizer.remove_unused_nodes(converted.model)
             model = converted.model_proto

@@ -100,7 +100,7 @@ def _convs(dims: int, transposed: bool, norm: bool, activated: bool) -> Iterator
     yield lambda draw: _conv(draw, shapes, groups=groups, **down, **curved, **given)
     if dims != 2:
         return
-    # On the CPU a matrix product: the weight is large compared to the feature maps.
+    # The weight is large compared to the feature maps, so a CPU uses a matrix product.
     plain, other = _Shapes((4, 64, 8, 8), (128, 64, 4, 4), 128), _Shapes((4, 128, 4, 4), (128, 64, 4, 4), 64)
     wide = other if transposed else plain
     yield lambda draw: _conv(draw, wide, channels_last=True, **down, **rectified, **by_batch)
@@ -109,7 +109,7 @@ def _convs(dims: int, transposed: bool, norm: bool, activated: bool) -> Iterator
         last = _Shapes((6, 64, 16, 16), (64, 3, 4, 4), 3)
         yield lambda draw: _conv(draw, last, **down, **curved, **given)
     elif norm:
-        # More values than weights: without autograd the norm is folded into the weight.
+        # The input has more values than the weight: without autograd the norm is folded into the weight.
         large = _Shapes((4, 16, 16, 16), (8, 16, 3, 3), 8)
         yield lambda draw: _conv(draw, large, padding=1, **rectified, **given)
 
@@ -124,7 +124,7 @@ def _spectral_norm(draw: Draw, n_power_iterations: int, dim: int) -> Arguments:
 
 
 def _logits(draw: Draw, real: int = 700, fake: int = 500, **options: Any) -> Arguments:
-    # Means apart, so that the loss is no difference of two almost equal terms.
+    # The means differ, so that the loss is not a difference of two almost equal terms.
     return {"real_logits": draw(real, mean=1.0, std=2.0), "fake_logits": draw(fake, mean=-1.0, std=2.0), **options}
 
 
@@ -330,7 +330,7 @@ def check(names: Sequence[str] | None = None) -> Report:
     """
     begin = time.perf_counter()
     names = backends.op_names() if names is None else names
-    # Without TF32: it would increase eager's error, which is the bound for the kernels.
+    # TF32 would increase eager's error, which determines the bound for the kernels.
     with torch.enable_grad(), fp32_precision.full():
         findings = tuple(finding for op in names for finding in _check(op))
     return Report(tuple(names), findings, backends.requested(), time.perf_counter() - begin)
@@ -361,7 +361,7 @@ def _check_case(op: str, device: str, names: Sequence[str], arguments: Arguments
         with backends.use_backend("reference"):
             return _results(reference, double()), _results(reference, single())
 
-    # The same for all backends, except for an op whose random numbers depend on the backend.
+    # All backends share these results, except for an op whose random numbers depend on the backend.
     shared = functools.cache(lambda: measures(function))
 
     def find(name: str) -> Finding:

@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Start with the longest tests; leave out the tests with the mark ``gpu`` on a machine without a GPU."""
-    # Last, a test that compiles for a minute would leave the other workers idle.
+    # If they ran last, tests that compile for a minute would leave the other workers idle.
     items.sort(key=lambda item: item.path.name != "test_compiled.py")
     if torch.cuda.is_available():
         return

@@ -23,7 +23,7 @@ def differentiated(arguments: dict[str, Any]) -> dict[str, Tensor]:
 def in_double(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments in float64, contiguous, as new leaves.
 
-    ATen's own batch norm is wrong on some strides, such as (1, 2, 1, 2), beside a contiguous gradient.
+    ATen's own batch norm is wrong for some strides, such as (1, 2, 1, 2), with a contiguous gradient.
     """
     return {
         name: value.detach().double().contiguous().requires_grad_(value.requires_grad)

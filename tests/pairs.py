@@ -23,7 +23,7 @@ def pairwise(strength: int = 2, **options: Iterable[Any]) -> tuple[str, list[Any
         options: the values of each argument of the test.
     """
     values = {name: list(given) for name, given in options.items()}
-    # What is still to be met, in a fixed order, and by each value that is part of it.
+    # The combinations that no case has yet, in a fixed order; and the same, indexed by each value that they contain.
     missing: dict[tuple[tuple[str, int], ...], None] = {}
     by_value: dict[tuple[str, int], dict[tuple[tuple[str, int], ...], None]] = {}
     for names in itertools.combinations(values, min(strength, len(values))):
@@ -41,12 +41,12 @@ def pairwise(strength: int = 2, **options: Iterable[Any]) -> tuple[str, list[Any
                 continue
 
             def gain(index: int, name: str = name, case: dict[str, int] = case) -> float:
-                # A group that the case meets counts whole, one that it may still meet a little.
+                # A combination that the case now has counts 1; one that it may get with later values counts 0.01.
                 met = {**case, name: index}
                 groups = (g for g in by_value[name, index] if all(met.get(n, i) == i for n, i in g))
                 return sum(1.0 if all(n in met for n, _ in g) else 0.01 for g in groups)
 
-            # Equal gains go to each value in turn.
+            # Where gains are equal, the values take turns.
             count = len(values[name])
             case[name] = max(((len(cases) + i) % count for i in range(count)), key=gain)
         for names in itertools.combinations(values, min(strength, len(values))):

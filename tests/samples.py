@@ -46,7 +46,7 @@ def _transposed(t: Tensor) -> Tensor:
 
 
 def _expanded(t: Tensor) -> Tensor:
-    # Expands the last dim of space: a batch of equal samples may have no variance, and would compare roundings only.
+    # Expands the last spatial dim, not the batch: samples that are all equal may have no variance.
     return t[..., :1].expand(t.shape) if t.dim() > 2 else t[:1].expand(t.shape)
 
 
@@ -118,7 +118,7 @@ def _norm_samples() -> list[NormSample]:
         for training in (True, False):
             samples.append(NormSample((3, 5, 4, 3), training, activation))
             samples.append(NormSample((2, 8, 2, 3), training, activation, layout="channels_last"))
-    # Every layout, with 0 to 4 dims of space.
+    # Every layout, with 0 to 4 spatial dims.
     for layout in LAYOUTS:
         samples.append(NormSample((3, 4, 5, 3), layout=layout))
         samples.append(NormSample((4, 6), training=layout != "expanded", layout=layout))

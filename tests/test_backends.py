@@ -228,7 +228,7 @@ def test_triton_runs_only_when_requested_on_a_cpu(
 
 
 def test_compiled_cuda_kernels_are_preferred_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For each op separately, since a build may have only some CUDA kernels; also in float64, which Triton lacks."""
+    """The choice is made for each op, since a build may have only some CUDA kernels, and holds for float64 too."""
     monkeypatch.setattr(extension, "available", lambda: True)
     monkeypatch.setattr(extension, "has_kernel", lambda op, device: op.startswith("batch_norm_act"))
     monkeypatch.setattr(backends, "_by_triton", set())

@@ -138,7 +138,7 @@ def test_export_without_onnx_names_the_package_to_install(finished, tmp_path, ca
     assert list(tmp_path.iterdir()) == []
 
 
-def test_info(capsys):
+def test_info_prints_every_op(capsys):
     cli.main(["info", "--no-check"])
     assert "minimax_d_loss" in capsys.readouterr().out
 

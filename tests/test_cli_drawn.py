@@ -151,7 +151,7 @@ def test_random_run_resumes_or_is_refused_without_loss(seed, data, tmp_path, mon
     first = ["--out", out, "--data", data, "--threads", 1, *words(options)]
     killed = killed_run(monkeypatch, rng, first)
     if not (out / "config.json").exists():
-        # Killed before the run was recorded, so it can only be started again.
+        # The run was killed before it was recorded, so it can only be started again.
         shutil.rmtree(out, ignore_errors=True)
         assert call(capsys, *first)[0] == 0
     # Damage a file, then resume with another path and with random options, some of which must not change.

@@ -30,7 +30,7 @@ BAD = {
 }
 FROM_ZERO = {"seed", "max_skipped_files"}
 NEGATIVE = {"truncation"}
-# Values that only fail when they are used: the message then names the option in its text.
+# Values that fail only when they are used; the text of the error then names the option.
 TOO_LARGE = {"width": ["1099511627776", "4611686018427387904"], "latent_dim": ["1099511627776", "9223372036854775807"]}
 
 
@@ -206,7 +206,7 @@ def test_folder_with_the_name_of_an_option_is_printed_unchanged(out, tmp_path, c
     assert line == f"gan-fast: --out: expected the folder of a run to resume, got {name}, which has no config.json"
 
 
-def test_version(capsys):
+def test_version_is_printed(capsys):
     with pytest.raises(SystemExit) as raised:
         cli.main(["--version"])
     assert raised.value.code == 0

@@ -18,7 +18,7 @@ DOCUMENTS = sorted(path for folder in (".", "docs", "docs/decisions") for path i
 CURRENT = [path for path in DOCUMENTS if path.parent.name != "decisions"]
 
 BANNED = re.compile(r"(?<![a-z])(ours|nobody|somebody|whoever|house|room|twins?)(?![a-z])", re.IGNORECASE)
-# A key in measurements of before 2026-12, which benchmarks/table.py still reads.
+# A key in results that were measured before December 2026; benchmarks/table.py still reads them.
 OLD_KEY = "ours_speedup"
 
 

@@ -152,6 +152,6 @@ raise SystemExit(cli.main(["info"]))
     assert " ops ok in " in run(code).stdout
 
 
-def test_of_reads_the_setting_of_a_backend_and_op() -> None:
+def test_precision_is_read_by_backend_and_op() -> None:
     assert fp32_precision.of("cuda", "matmul") == torch.backends.cuda.matmul.fp32_precision
     assert fp32_precision.of("mkldnn", "conv") == torch.backends.mkldnn.conv.fp32_precision

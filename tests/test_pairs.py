@@ -19,7 +19,7 @@ def test_every_combination_of_values_occurs(strength: int, most: int) -> None:
         assert {tuple(case.values[i] for i in chosen) for case in cases} == wanted
 
 
-def test_one_option_is_taken_whole() -> None:
+def test_every_value_of_a_single_option_is_a_case() -> None:
     assert [case.values for case in pairwise(a=(1, 2))[1]] == [(1,), (2,)]
 
 

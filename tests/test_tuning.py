@@ -123,7 +123,7 @@ def test_failing_candidate_is_excluded_and_logged_once(
     assert [r.getMessage() for r in caplog.records] == [
         "an_op: not using backend triton: it failed (of 3 alone of triton reference): it does not compile"
     ]
-    # Not written, so that the next process tries again.
+    # Nothing is written to disk, so that the next process tries again.
     assert not measuring.exists()
     # If every candidate fails, the call raises its own error.
     forget(monkeypatch)
@@ -194,7 +194,7 @@ def test_candidate_that_disagrees_with_the_reference_is_excluded(
     assert message is None or messages[0].startswith(f"an_op: not using backend triton: {message}")
     # The two calls alone updated it, not the measurements.
     torch.testing.assert_close(running, torch.ones(3, dtype=dtype))
-    # Excluded in this process only: another build of the kernel, or another driver, may be correct.
+    # The candidate is excluded in this process only: another build of the kernel, or another driver, may be correct.
     assert measuring.exists() == (message is None and tune == "1")
 
 

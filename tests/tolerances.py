@@ -53,5 +53,5 @@ def assert_as_exact(
 
 
 def few_numbers_factor(result: Tensor) -> float:
-    """Return the factor for random inputs or a chain of ops: eager may get a few numbers that cancel all right."""
+    """Return the factor for random inputs or a chain of ops: eager may get a few numbers exactly right by luck."""
     return 4.0 if result.numel() >= 8 else 16.0

@@ -42,7 +42,7 @@ inline void length(const char* op, const char* argument, const Tensor& t, int64_
                   shape_of(t));
 }
 
-// Written so that NaN fails.
+// The comparison is written so that NaN fails.
 inline void in_range(const char* op, const char* argument, double value, double low, double high) {
   STD_TORCH_CHECK(low <= value && value <= high, op, ": expected ", argument, " between ", low, " and ", high, ", got ",
                   value);

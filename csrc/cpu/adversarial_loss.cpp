@@ -54,7 +54,7 @@ class Phi {
  public:
   explicit Phi(double target) : target_(target), rest_(1 - target) {}
 
-  // exp(-|u|), which value, slope and probability of minimax use.
+  // exp(-|u|), used by the value, slope and probability of minimax.
   GAN_FAST_INLINE V exponential(F64 u) const {
     if constexpr (kKind != Kind::minimax) return V{};
     return exp_nonpositive(narrow<V>(u < 0.0 ? u : -u));
@@ -145,7 +145,7 @@ struct SumBlock : Batch<T> {
   }
 };
 
-// All other sums, and the gradients if needed.
+// Computes all other sums, and the gradients if needed.
 template <class T, Kind kKind>
 struct LossBlock : Batch<T> {
   GAN_FAST_INLINE void operator()(Sums* sums, int64_t begin, int64_t end) const {
@@ -175,7 +175,7 @@ struct LossBlock : Batch<T> {
   }
 };
 
-// Only the gradients, with the same bits.
+// Computes only the gradients, bit for bit those of LossBlock.
 template <class T, Kind kKind>
 struct GradBlock : Batch<T> {
   GAN_FAST_INLINE void operator()(Sums*, int64_t begin, int64_t end) const {

@@ -434,8 +434,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
       const T* a = cotangent ? data<T>(*cotangent) : nullptr;
       for (int64_t c = 0; c < extent.C; ++c) set_affine(coefficients, c, mu[c], r[c], gamma[c], beta[c]);
 
-      // Means over a channel, which the curvature pass also needs. In evaluation mode all but the last stay zero, since
-      // the statistics do not depend on x.
+      // Means over each channel; the curvature pass needs them too. In evaluation mode the statistics do not depend on
+      // x, so all means except the covariance stay zero.
       struct Means {
         double u = 0, a = 0, u_xhat = 0, a_xhat = 0, covariance = 0;
       };

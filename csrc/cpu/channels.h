@@ -34,8 +34,8 @@ struct Extent {
 };
 
 // Coefficients per channel: `count` arrays, one after the other. With channels last, an array is repeated until its
-// length (width) is a multiple of eight: so many rows are processed at once, in full vectors for any number of
-// channels.
+// length (width) is a multiple of eight: several rows are then processed at once, in full vectors for any
+// number of channels.
 template <class A>
 class Coefficients {
  public:

@@ -186,7 +186,7 @@ Tensor backward(const Tensor& grad_penalty, const Tensor& input, const Tensor& n
                samples);
   });
   if (blocks) return grad;
-  // With the strides that ATen's elementwise ops give their results.
+  // Return the strides that ATen's elementwise ops give their results.
   Tensor result = torch::stable::empty_like(input);
   return torch::stable::copy_(result, grad);
 }

@@ -22,7 +22,7 @@ struct Phi {
   Kind kind;
   double target;
 
-  // exp(-|u|), which value, slope and probability of minimax use.
+  // exp(-|u|), used by the value, slope and probability of minimax.
   __device__ A exponential(double u) const {
     return kind == Kind::minimax ? std::exp(-std::abs(static_cast<A>(u))) : A{0};
   }
@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kLossThreads<T>) loss_forward_kernel(const Los
 // the pairs, the others the second batch.
 template <class T>
 __global__ void __launch_bounds__(256) loss_backward_kernel(const LossArguments<T> a, int64_t split) {
-  // Selected member by member, since selecting a struct would go through memory.
+  // Select the members separately, since selecting a struct would go through memory.
   const bool is_first = blockIdx.x < split;
   const T* logits = is_first ? a.first.logits : a.second.logits;
   T* grad = is_first ? a.first.grad : a.second.grad;

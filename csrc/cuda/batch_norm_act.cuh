@@ -431,7 +431,7 @@ template <class T, class F>
 void for_access(const Shape& shape, bool aligned, const F& f) {
   using One = std::integral_constant<int, 1>;
   using Wide = std::integral_constant<int, kWidest<T>>;
-  // Not for float64, which is for correctness rather than speed.
+  // float64 is for correctness rather than speed, so it needs no wide accesses.
   if constexpr (!std::is_same_v<T, double>) {
     if (aligned && (shape.channels_last ? shape.C : shape.S) % Wide::value == 0) {
       return shape.channels_last ? f(Wide{}, Wide{}) : f(Wide{}, One{});

@@ -69,8 +69,8 @@ class Listing:
     runs: list[str] = field(default_factory=list)
 
     def sort(self) -> Listing:
-        # By path components, so that a class "a-b" does not come between two files of a class "a"; by bytes, so that
-        # the order is the same in every locale.
+        # Sort by path components, so that a class "a-b" does not come between two files of a class "a", and by bytes,
+        # so that the order is the same in every locale.
         self.files.sort(key=lambda file: [name_bytes(part) for part in file.parts])
         self.refused.sort(key=lambda skipped: name_bytes(skipped.name))
         self.runs.sort(key=name_bytes)
@@ -191,8 +191,7 @@ def _is_record(read: Callable[[], bytes]) -> bool:
 
 
 def _read_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    # Only for these two methods does zipfile limit how much it unpacks at once; a bomb in another one could fill the
-    # memory.
+    # zipfile limits how much it unpacks at once for these methods only; a bomb in another one could fill the memory.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise BadFileError(
             f"zip compression method {info.compress_type} is not supported; use the method store or deflate"

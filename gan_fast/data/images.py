@@ -203,7 +203,7 @@ def _decode_all(
     class_names = sorted({file.parts[0] for file in files}) if in_classes else []
     class_index = {name: index for index, name in enumerate(class_names)}
 
-    # Checked before decoding, which may take hours.
+    # Check these before decoding, which may take hours.
     if files:
         _require_count(source, len(files), min_images)
     _require_memory(len(files), image_size, channels or 3)

@@ -47,7 +47,7 @@ class _BatchNormAct(PublicNameMixin, nn.modules.batchnorm._BatchNorm):
         negative_slope: float = 0.01,
     ) -> None:
         activations.check(self._get_name(), activation, negative_slope)
-        # Passed only when False: torch 2.11 does not have the argument.
+        # Pass bias only if it is False: torch 2.11 does not have the argument.
         options = {} if bias else {"bias": False}
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, **options

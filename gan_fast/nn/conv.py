@@ -39,7 +39,7 @@ class _Conv(nn.modules.conv._ConvNd):
         self, input: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue = NOTHING, norm: Norm = None
     ) -> Tensor:
         if not isinstance(input, Tensor):
-            # Such as torch.fx's proxies, which torch's function accepts.
+            # The input is for example a proxy of torch.fx, which torch's function accepts.
             output: Tensor = super()._conv_forward(input, weight, bias)
             return output
         padding: str | int | tuple[int, ...] = self.padding

@@ -99,7 +99,7 @@ class _ConvAct(PublicNameMixin):
     def _run(self, input: Tensor, *output_size: list[int] | None) -> Tensor:
         conv: Any = self._modules["conv"]
         memory_format = self.memory_format
-        # Not weight.dim(): reading a parametrized weight (spectral norm) computes it.
+        # Do not call weight.dim(): reading a parametrized weight (spectral norm) computes it.
         if memory_format not in (None, torch.contiguous_format) and input.dim() != len(conv.kernel_size) + 2:
             memory_format = None
         if type(input) is Tensor and _runs_only_forward(conv, self.conv_type):
@@ -261,8 +261,8 @@ class ConvAct2d(_ConvAct):
         in_channels, ..., dtype: those of ``nn.Conv2d``.
         activation: "identity", "relu", "leaky_relu", "tanh" or "sigmoid".
         negative_slope: slope of "leaky_relu" below zero.
-        memory_format: of the output; None keeps the one that PyTorch gives. The last block of a channels-last model
-            converts with ``torch.contiguous_format`` without a second tensor.
+        memory_format: memory format of the output; None keeps the one that PyTorch gives. ``torch.contiguous_format``
+            in the last block of a channels-last model makes its output contiguous without a separate copy.
 
     Raises:
         ValueError: unknown activation or memory format.

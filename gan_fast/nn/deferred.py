@@ -112,7 +112,8 @@ class DeferredTensor:
     Args:
         compute: computes the tensor.
         source: what it is computed from, a tensor or another deferred tensor with the same number of dimensions.
-        convolve: of a convolution: takes the norm module that follows, then the arguments of ``compute``.
+        convolve: given by a convolution only; computes it with the norm that follows. Takes the norm module, then the
+            arguments of ``compute``.
     """
 
     __hash__ = object.__hash__

@@ -139,7 +139,7 @@ def _graph(module: nn.Module, forward_class: type[nn.Module], training: bool) ->
     for ref in tracer.proxies:
         proxy = ref()
         if proxy is not None:
-            # Still referenced after the function has ended: an attribute or a list keeps the value in each run.
+            # The value outlives the traced forward, so an attribute or a list will hold it in each run.
             proxy.node.meta["escapes"] = True
     return graph
 
@@ -187,7 +187,7 @@ def _analyze(graph: fx.Graph, module: nn.Module, layers: Layers) -> ForwardTrace
         )
 
     def next_of(node: fx.Node) -> fx.Node | None:
-        """The only user of a value, if it takes nothing else and nothing is written in between."""
+        """The node that uses a value, if it is the only one, has no other input, and no write comes between them."""
         if len(node.users) != 1:
             return None
         (user,) = node.users

@@ -313,7 +313,7 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
         forward runs as written, and a run that takes another path runs its layers one by one. In other forward
         functions, Sequentials and single layers are still fused.
         On a CPU, a forward that gives the same values in any memory format runs in channels-last inside.
-        :func:`fuse_report` lists what is skipped and why. A fused model is analyzed anew.
+        :func:`fuse_report` lists what is skipped and why. A model that is already fused is analyzed again.
         Under torch.compile, torch.jit.trace and torch.export layers run one by one. A compiled model is fused inside
         and stays compiled.
     """

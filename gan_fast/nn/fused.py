@@ -111,7 +111,7 @@ class FusionPlan:
         images = [a for a in arguments if isinstance(a, Tensor) and conv_kernels.gain_by_channels_last(a)]
         if not images:
             return False
-        # Not conv.weight: reading a parametrized weight (spectral norm) computes it.
+        # Do not read conv.weight: if it is parametrized (spectral norm), reading computes it.
         weights = [p for p in conv.parameters() if p.dim() == 4]
         if any(is_ordered_channels_last(w.shape, w.stride()) for w in weights):
             return False
@@ -129,7 +129,7 @@ def _full_names(parent: str, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def structure(module: nn.Module) -> tuple[str, ...]:
-    """The classes and names of all modules below and which work in place: it differs after an edit of the layers."""
+    """The class and name of every submodule, and whether it works in place: the result changes if layers are edited."""
     found: list[str] = []
     for m in module.modules():
         kind = type(m)
@@ -263,7 +263,7 @@ _OBJECT_CLASS: Any = vars(object)["__class__"]
 def _forward_of(original: type[nn.Module]) -> Callable[..., Any]:
     @functools.wraps(original.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        # Looked up at each call, because a user may replace it on the class.
+        # Look the forward up at each call, because a user may replace it on the class.
         run = original.forward
         # Compilers and tracers must see the forward as written.
         plan: FusionPlan | None = None if dispatch.is_traced() else self.__dict__.get(PLAN)

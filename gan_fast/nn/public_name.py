@@ -1,8 +1,9 @@
 """Class names that weight initializers can match.
 
 DCGAN's and pix2pix's initializers look for "Conv" and "BatchNorm2d" in the ``__name__`` of a module's class. A block
-has no weight itself, so its ``__name__`` must not contain "Conv"; that of a norm with an activation contains torch's
-name. ``__qualname__`` is the public name, which imports, pickles and error messages use.
+has no weight itself, so its ``__name__`` must not contain "Conv". A norm with an activation has weights, so its
+``__name__`` contains the name of torch's norm. ``__qualname__`` is the public name, which imports, pickles and error
+messages use.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def _has_spectral_norm(layer: nn.Module, name: str) -> bool:
 
 
 def _has_tensor(module: nn.Module, name: str) -> bool:
-    # Not getattr: reading a parametrized tensor computes it, and spectral norm then iterates.
+    # getattr would compute a parametrized tensor, and spectral norm would iterate.
     return (
         module._parameters.get(name) is not None
         or module._buffers.get(name) is not None
@@ -62,8 +62,8 @@ def spectral_norm(
 ) -> nn.Module:
     """Divide a layer's weight, or every weight of a model, by its largest singular value at each forward, in place.
 
-    A module that has a tensor ``name`` is one layer: the call means what
-    ``torch.nn.utils.parametrizations.spectral_norm`` means. Any other module is a container: the call applies to every
+    A module that has a tensor ``name`` is one layer: the call does what
+    ``torch.nn.utils.parametrizations.spectral_norm`` does. Any other module is a container: the call applies to every
     convolution and linear layer in it that has a tensor ``name``.
 
     Args:
@@ -144,7 +144,7 @@ def remove_spectral_norm(module: nn.Module, name: str = "weight") -> nn.Module:
                 f"got {count - 1} more"
             )
     for layer in layers.values():
-        # In evaluation mode, because removal computes the weight once more, and training would iterate.
+        # Removal computes the weight once more, which in training mode would run a power iteration.
         layer.parametrizations[name].eval()  # type: ignore[index, union-attr]
         parametrize.remove_parametrizations(layer, name)
     return module

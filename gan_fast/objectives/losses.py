@@ -74,7 +74,7 @@ class AdversarialLoss:
         """Return D's loss and, without gradient, (mean D(x), mean D(G(z)), accuracy).
 
         D(x) is sigmoid(logit) for "minimax" and "non_saturating" and the logit itself for the others. Accuracy is the
-        share of images that D classifies correctly; docs/objectives.md gives the threshold of each loss.
+        share of images that D classifies correctly; docs/runs.md gives the threshold of each loss.
         """
         kind, relativistic, _ = _LOSSES[self.name]
         targets = {"real_target": self.real_label, "fake_target": self.fake_label}

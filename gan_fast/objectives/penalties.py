@@ -28,7 +28,7 @@ class Penalties:
         names: any of ``PENALTIES``: "gradient_penalty" (WGAN-GP, between real and generated images), "dragan" (around
             real images), "r1" (at real images), "r2" (at generated images).
         weight: weight of each penalty. The papers of all four use 10; r1 and r2 contain a further factor 1/2.
-        center: the gradient norm that "gradient_penalty" and "dragan" pull to, 1 or 0.
+        center: the gradient norm at which "gradient_penalty" and "dragan" are zero, 1 or 0.
 
     Raises:
         ValueError: an unknown name.

@@ -37,8 +37,8 @@ class TwoPlayerLosses:
     Args:
         objective: the adversarial losses.
         penalties: the gradient penalties that are added to D's loss.
-        feature_matching: weight of the feature matching term in G's loss, 0 for none. Otherwise D must have a method
-            ``forward_with_features`` that returns logits and features.
+        feature_matching: weight of the feature matching term in G's loss, 0 for none. If it is not 0, D needs a
+            method ``forward_with_features`` that returns logits and features.
     """
 
     objective: Objective

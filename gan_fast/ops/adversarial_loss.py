@@ -146,7 +146,7 @@ def _means(logits: Tensor, other_logits: Tensor | None, kind: str, relativistic:
     else:
         threshold = (means[0] + means[1]) / 2 if kind == "wasserstein" else 0.5 if kind == "least_squares" else 0
         correct = (logits > threshold).sum() + (other_logits < threshold).sum()
-    # In float32 at least: a number of logits can exceed the range of the half types.
+    # Divide in float32 at least: a number of logits can exceed the range of the half types.
     accuracy = correct.to(torch.promote_types(logits.dtype, torch.float32)) / count
     return torch.stack([*means, accuracy.to(logits.dtype)])
 
@@ -223,7 +223,7 @@ class DispatchedAdversarialLoss(torch.autograd.Function):
 class AdversarialLoss(torch.autograd.Function):
     """The loss of plain CPU tensors and, if wanted, the means.
 
-    The forward kernel has the exponentials at hand, so it also writes the gradients for a loss gradient of 1, with
+    The forward kernel computes the exponentials anyway, so it also writes the gradients for a loss gradient of 1, with
     which ``loss.backward()`` starts; backward then has nothing left to compute. Any other loss gradient goes through
     the backward kernel. Reading the value of the loss gradient costs nothing on a CPU.
     """
@@ -257,7 +257,7 @@ class AdversarialLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_loss is None:
             return None, None, None, None
-        # Returned only once: the receiver may modify them in place.
+        # Return these gradients only once: the receiver may modify them in place.
         unit_grads, ctx.unit_grads = ctx.unit_grads, None
         grad, other_grad = _grads(ctx, grad_loss, unit_grads)
         logits_needed, other_needed, *_ = ctx.needs_input_grad
@@ -292,7 +292,7 @@ class AdversarialLossBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        # In float64: a chain of roundings in the logits' dtype would be less accurate than eager's.
+        # Compute in float64: a chain of roundings in the logits' dtype would be less accurate than eager's.
         grad_loss, logits, other_logits = ctx.saved_tensors
         target, *options = ctx.options
 

@@ -214,7 +214,7 @@ def _recipe(ctx: Any) -> recompute.Recipe:
     """Return a recipe for the output of a BatchNormAct node, from the tensors that the node saved."""
     input, weight, bias, mean, invstd = ctx.saved_tensors
     _, activation, negative_slope, _ = ctx.options
-    # Copied because an optimizer may step before a backward pass that uses the output but not this node.
+    # Copy the weight: an optimizer may step before a backward pass that uses the output but not this node.
     weight = None if weight is None else weight.detach().clone()
     compute = functools.partial(ctx.kernels.normalize, activation=activation, negative_slope=negative_slope)
     return recompute.Recipe(compute, input, mean, invstd, weight, bias)
@@ -514,7 +514,7 @@ def norm(
     check(op, prefix, *arguments)
     if statistics and training:
         return _apply_node(*arguments, statistics)
-    # Measured as OP even as part of another op, because the same kernels run.
+    # Measure the norm under its own name even as part of another op, because the same kernels run.
     return backends.call_fastest(
         OP, functools.partial(_batch_norm_act, op=op), arguments, lambda: shape_class(input, training, activation)
     )

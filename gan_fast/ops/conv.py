@@ -62,7 +62,7 @@ class Convolution(torch.autograd.Function):
             weight if ctx.needs_input_grad[0] else None,
             kept,
             bias if ctx.factors is not None else None,
-            # Only for its position in the graph: _apply drops the values.
+            # Only the output's position in the graph is needed: _apply drops its values.
             output if epilogue.activation == "leaky_relu" and kept is not None and recompute.allowed() else None,
         )
         ctx.options = (Like.of(input), Like.of(weight), geometry, epilogue, output.stride())

@@ -2,15 +2,15 @@
 
 A convolution connects two feature maps. Each position of the small one corresponds to one position of the filter over
 the big one. A convolution reads the big map and writes the small one; a transposed convolution does the opposite.
-Write small as (N * positions, C_small), the weight, unchanged in memory, as (C_small, C_big * taps), and as columns the
-values of the big map under the filter at each position (im2col). Then
+View the small map as a matrix (N * positions, C_small), and the weight, without a copy, as (C_small, C_big * taps).
+Let columns hold the values of the big map under the filter, one row for each position (im2col). Then
 
     small = columns @ weight.T      columns of big = small @ weight      gradient of weight = small.T @ columns
 
 oneDNN, which ATen calls, reaches the machine's limit if the maps are large compared to the weight. But at every call it
 copies the weight into its own order and back, and it computes fewer than 16 channels of the big map at the price of 16.
 In those cases a product with the weight in place is faster. The last layer of most generators (kernel 4, stride 2) has
-a dedicated kernel. docs/architecture.md has the measurements.
+a dedicated kernel. docs/decisions/2026-11-22-convolutions.md has the measurements.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from gan_fast.ops.leaky_relu import BackwardBySigns, ReLUBackward, detach_unless
 _LEAST_WORK = 4_000_000
 # Most values of columns at a time: 32 MiB in float32.
 _MOST_COLUMNS = 8_388_608
-# Channels of the small map above which a product computes it faster than ATen.
+# With more channels than this in the small map, a product computes that map faster than ATen does.
 _DEEP = 256
-# Positions of one sample above which a batched product, one per sample, beats a copy of the map.
+# With more positions per sample than this, a batched product (one per sample) is faster than copying the map.
 _LONG_PLANE = 256
 # Floats in a vector: oneDNN computes fewer channels at the price of this many.
 _VECTOR = 16

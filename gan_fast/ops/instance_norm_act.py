@@ -83,7 +83,7 @@ def instance_norm_act(
         Memory: saves the input and two vectors of N * C for backward, and recomputes the activation.
         Accumulation: sums in float64; statistics and arithmetic on half types in float32.
         Determinism: bitwise the same results for any number of threads and any CPU instruction set.
-        Backends: a CPU kernel; on a GPU the faster of CUDA C++ (if built), Triton (not for float64) and ATen; ATen
+        Backends: a CPU kernel; on a GPU the fastest of CUDA C++ (if built), Triton (not for float64) and ATen; ATen
             elsewhere and under functorch transforms.
 
     Source: Ulyanov, Vedaldi and Lempitsky, Instance Normalization, 2016 (arXiv 1607.08022).

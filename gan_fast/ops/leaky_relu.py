@@ -29,7 +29,7 @@ _LANES = _ROWS = 8
 
 
 def _positive(signs: Tensor, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return the CPU kernel's sign bits as booleans; triton_kernels/leaky_relu.py does so for Triton's."""
+    """Return the CPU kernel's sign bits as booleans; triton_kernels/leaky_relu.py has the same for Triton's."""
     rows = torch.arange(_ROWS)[:, None]
     return ((signs.view(-1, 1, _LANES) >> rows) & 1).bool().flatten().as_strided(shape, strides)
 
@@ -222,7 +222,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         return _in_place(OP, input, negative_slope)
     if backends.is_small(input) or dispatch.is_traced():
         return F.leaky_relu(input, negative_slope)
-    # Unmeasured: Triton, which saves the least memory.
+    # Where nothing may be measured, use Triton, which saves the fewest bytes for backward.
     result: Tensor = backends.call_fastest(
         OP, _leaky_relu, (input, negative_slope),
         lambda: (checks.name_of(input.dtype), f"2^{input.numel().bit_length()} values"), unmeasured="triton",
@@ -278,7 +278,7 @@ def _in_place(op: str, input: Tensor, negative_slope: float | None) -> Tensor:
         raise RuntimeError(f"{OP}: expected inplace False for backend triton, which has no in-place kernel, got True")
     if (
         dispatch.is_traced()
-        # torch rejects some leaves and views before it writes to them; a Function would raise after.
+        # torch rejects some leaves and views before it writes to them; a Function would raise after it has written.
         or input.is_leaf
         or input._is_view()
         or (negative_slope is not None and negative_slope <= 0)

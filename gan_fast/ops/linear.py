@@ -40,7 +40,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Notes:
         Derivatives: of any order, with ATen's matrix products. A backward pass computes only the gradients that it was
-            called for: that of a gradient penalty skips the weight's.
+            called for: the first one of a gradient penalty skips the weight's gradient.
         Autocast: computes in the autocast dtype, like ``F.linear``.
         Backends: ATen's kernels on every device.
     """

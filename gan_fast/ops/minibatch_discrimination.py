@@ -131,7 +131,7 @@ def minibatch_discrimination(input: Tensor, weight: Tensor) -> Tensor:
 
     Notes:
         Derivatives: of any order; the first and second from kernels, higher ones from ATen. At M_n,b,c = M_m,b,c the
-            distance has gradient zero, as ATen's abs.
+            distance has gradient zero, like ATen's abs.
         Memory: backward keeps only M, (N, B, C), and computes the pairs again; the formula in ATen keeps all
             differences, (N, N, B, C).
         Accumulation: float64, except in the product input weight; deterministic for any number of threads and any CPU

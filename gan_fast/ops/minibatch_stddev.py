@@ -67,7 +67,7 @@ def minibatch_stddev(input: Tensor, group_size: int | None = 4, num_channels: in
         raise ValueError(f"{OP}: expected eps above 0, got {eps!r}")
     n, c, *space = input.shape
     group = n if group_size is None else min(group_size, n)
-    # At least 1, to divide by in the case of an empty batch.
+    # An empty batch must not divide by zero.
     group = max(group, 1)
     if n % group:
         raise ValueError(f"{OP}: expected input batch divisible by group_size {group}, got {n}")

@@ -57,7 +57,7 @@ def _seed(like: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _random_dtype(like: Tensor) -> torch.dtype:
-    """Float32 also for the half types: bfloat16 has only 256 values in U[0, 1)."""
+    """Return the dtype of the random numbers: float32 for the half types, since bfloat16 has 256 values in [0, 1)."""
     return torch.float64 if like.dtype == torch.float64 else torch.float32
 
 

@@ -67,7 +67,7 @@ def gradient_penalty(
             gradient is that of their sum. Pass a conditional critic as a closure over its labels.
         real: (N, ...), float64, float32, bfloat16 or float16; gets no gradient.
         fake: shape, dtype and device of ``real`` (any floating dtype under autocast); gets no gradient.
-        center: gradient norm without penalty, at least 0; 1 in WGAN-GP.
+        center: gradient norm at which the penalty is zero, at least 0; 1 in WGAN-GP.
         coefficients: c_n, shape (N,); None means 1 for every sample.
         generator: random number generator for u, on the images' device; None means the default one.
 
@@ -116,7 +116,7 @@ def dragan_penalty(
         critic: any function that maps images (N, ...) to (N, ...). With several outputs per sample (patches) the
             gradient is that of their sum. Pass a conditional critic as a closure over its labels.
         real: (N, ...), float64, float32, bfloat16 or float16; gets no gradient.
-        center: gradient norm without penalty, at least 0; 1 in DRAGAN.
+        center: gradient norm at which the penalty is zero, at least 0; 1 in DRAGAN.
         scale: largest perturbation in standard deviations, at least 0.
         coefficients: c_n, shape (N,); None means 1 for every sample.
         generator: random number generator for u and v, on the images' device; None means the default one.
@@ -232,9 +232,9 @@ def logits_and_r1(critic: Critic, images: Tensor, *, coefficients: Tensor | None
         With a shared pass: losses may depend on the critic only through its logits, not through tensors that the critic
         stores elsewhere. Tensor hooks receive gradients for a logit gradient of 1 and must be linear. Derivatives are
         of first order; a second order raises NotImplementedError. Call backward once, on the sum of all losses: each
-        further call repeats the passes. Memory holds the output gradient of every layer beside the layer's input.
+        further call repeats the passes. Memory holds the output gradient of every layer in addition to its input.
 
-        Without it derivatives are of any order. :mod:`gan_fast.ops.penalties` describes autocast.
+        Without a shared pass, derivatives are of any order. :mod:`gan_fast.ops.penalties` describes autocast.
 
     Source: docs/penalties.md derives the shared pass; Mescheder, Geiger and Nowozin, 2018 (arXiv 1801.04406), R1.
     """

@@ -1,9 +1,9 @@
 """Share one backward pass through a critic between several losses of its outputs.
 
-If a critic does not mix the samples of a batch, then in every layer the cotangent of sample n for a loss L is that for
-another loss M times one factor per sample: f_n = (dL / ds_n) / (dM / ds_n), where s_n is the critic's output. So the
-backward pass of M can compute the weight gradients of L too, from the same tensors: backward_weight(g_n f_n, x_n), next
-to backward_weight(g_n, x_n) for M. docs/penalties.md derives the savings.
+Let s_n be the critic's output for sample n. If the critic does not mix the samples of a batch, the gradients of two
+losses L and M differ, in every layer, by one factor per sample: f_n = (dL / ds_n) / (dM / ds_n). So the backward pass
+of M, with gradients g_n, can also compute the weight gradients of L: backward_weight(g_n f_n, x_n) for L and
+backward_weight(g_n, x_n) for M. docs/penalties.md derives the savings.
 
 In a forward pass under :func:`recorded`, the nodes of ops/conv.py save the :class:`Factors`, whose values are set
 before the backward pass.

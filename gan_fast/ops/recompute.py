@@ -78,7 +78,7 @@ def keep_recipe(output: Tensor, index: int, input: Tensor) -> None:
     node._raw_saved_tensors[index].register_hooks(lambda _: slot, _Slot.unpack)
 
 
-# Stands in for a saved tensor whose values are not needed; torch gives it that tensor's position in the graph.
+# Replaces a saved tensor whose values are not needed; torch gives it that tensor's position in the graph.
 _PLACE = torch.empty(0)
 
 
@@ -112,12 +112,12 @@ def _from_producer(t: Tensor) -> Recipe | None:
 
 
 def saved_tensors(ctx: Any, wanted: Sequence[bool]) -> Sequence[Tensor | None]:
-    """Return a node's saved tensors; if one is a recipe, None for those not ``wanted``, to save its computation."""
+    """Return a node's saved tensors. If one of them is a recipe, return None for those that are not ``wanted``."""
     slot: _Slot | None = getattr(ctx, "slot", None)
     if slot is None:
         saved: Sequence[Tensor | None] = ctx.saved_tensors
         return saved
-    # Only ctx.saved_tensors can unpack a saved output, and it unpacks all tensors, so tell the slot beforehand.
+    # Only ctx.saved_tensors can unpack a saved output, and it unpacks all tensors, so mark an unwanted recipe first.
     slot.wanted = wanted[slot.index]
     try:
         return [t if w else None for t, w in zip(ctx.saved_tensors, wanted)]

@@ -105,7 +105,7 @@ def _gradients(
     if input_needed:
         grad_input = kernels.backward(grad_penalty, input, norms, coefficients, center, scale)
     if coefficients_needed:
-        # Only N numbers, so ATen in float64 is fast enough.
+        # These are only N numbers, so ATen in float64 is fast enough.
         unit = (norms.double() - center).square() * (scale / max(input.size(0), 1))
         grad_coefficients = (grad_penalty.double() * unit).to(norms.dtype)
     return grad_input, grad_coefficients
@@ -142,7 +142,7 @@ class SampleNormPenaltyBackward(torch.autograd.Function):
         center, scale = ctx.options
 
         def penalty(input: Tensor, coefficients: Tensor | None) -> Tensor:
-            # In float64 like the kernels, since squares overflow in float32.
+            # Compute in float64, as the kernels do, since squares overflow in float32.
             return reference(input, coefficients, center, scale, torch.float64)[0].to(grad_penalty.dtype)
 
         # Requires a gradient even if input does not: the gradient of grad_penalty is computed through it.
@@ -202,7 +202,7 @@ def sample_norm_penalty(
     Args:
         input: (N, ...), usually gradients with respect to images; float64, float32, bfloat16 or float16, any strides.
         coefficients: weights of the samples, shape (N,), in the dtype of ``input`` or of the results; None means ones.
-        center: the norm without penalty: 1 in WGAN-GP, 0 in R1 and R2.
+        center: the norm at which the penalty is zero: 1 in WGAN-GP, 0 in R1 and R2.
         scale: factor on the penalty: 0.5 in R1 and R2.
 
     Returns:

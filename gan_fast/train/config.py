@@ -212,8 +212,8 @@ class TrainConfig:
                 raise ConfigError("TrainConfig", "regularizers", want, self.regularizers)
 
 
-# The fields that may change when a run is resumed: where it stops, what it reports, and where it is computed. Of the
-# settings that decide how it learns, only the learning rates. The data are compared by content, not by path.
+# The fields that may change when a run is resumed: where it stops, what it reports, where it is computed, and the
+# learning rates, but no other setting that decides how it learns. The data are compared by content, not by path.
 CHANGEABLE = frozenset(
     {
         *("steps", "d_lr", "g_lr", "device", "cuda_graph", "log_every", "max_skipped_steps"),
@@ -276,7 +276,7 @@ class RunConfig:
         del options["out"]
         options |= options.pop("train")
         if self.data != "digits":
-            # As UTF-8 in any locale, because a run may be resumed in another one.
+            # Encode as UTF-8 in any locale, because a run may be resumed in another one.
             path = os.path.abspath(os.fsencode(self.data))
             options["data"] = path.decode("utf-8", "surrogateescape")
         return json.loads(json.dumps(options))

@@ -435,7 +435,7 @@ class _HostCopy:
 
 
 def _squared_distance(a: Tensor, b: Tensor) -> float:
-    """Return the sum of (a - b)^2, to which equal infinities, and NaN in both, add 0."""
+    """Return the sum of (a - b)^2, where the difference of equal infinities, and of NaN and NaN, is 0."""
     dtype = torch.complex128 if a.is_complex() else torch.float64
     a, b = a.to(dtype), b.to(dtype)
     same = (a == b) | (a.isnan() & b.isnan())

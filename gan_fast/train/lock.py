@@ -159,7 +159,7 @@ class _Held:
 
     def release(self) -> None:
         if self.descriptor is not None:
-            # Removed before the lock is released: a process that has already opened the file then fails the path check.
+            # Remove the file before releasing the lock: a process that has already opened it then fails the path check.
             if _is_at(self.descriptor, self.path):
                 with contextlib.suppress(OSError):  # a leftover file does not lock anything
                     self.path.unlink()

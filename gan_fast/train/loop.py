@@ -127,11 +127,11 @@ class Trainer:
 
         CUDA graph: on a GPU, from about the fourth iteration on, an iteration runs as one CUDA graph with the same
         results, if ``config.cuda_graph`` and the models allow it. A graph does not run Python, so models whose Python
-        code takes another path from step to step need ``cuda_graph="off"``. docs/architecture.md lists the changes that
-        are detected and lead to a new capture.
+        code takes another path from step to step need ``cuda_graph="off"``.
+        docs/decisions/2026-11-22-cuda-graph.md lists the changes that are detected and lead to a new capture.
 
-        The paper draws new latents for G's update. Using the last ones of D saves a forward pass of G, as in common
-        DCGAN code.
+        The paper draws new latents for G's update. Reusing the latents of D's last update saves a forward pass of G, as
+        in common DCGAN code.
 
     Source: Goodfellow et al., 2014 (arXiv 1406.2661), algorithm 1.
     """
@@ -171,7 +171,7 @@ class Trainer:
         self.steps_done = 0
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=self.device)
         self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=self.device)
-        # Tensors, as Python numbers would be frozen in a CUDA graph; in float64, so that each dtype rounds them once.
+        # Tensors, because a CUDA graph would freeze Python numbers; float64, so that each dtype rounds them once.
         self._average_weight = torch.zeros((), dtype=torch.float64, device=self.device)
         self._noise_std = torch.zeros((), dtype=torch.float64, device=self.device)
         self._memory_format = _memory_format(self.discriminator)
@@ -596,7 +596,7 @@ def generate(generator: nn.Module, z: Tensor) -> Tensor:
     try:
         return torch.cat([generator(part) for part in z.split(_SAMPLE_BATCH)])
     finally:
-        # Module by module, as some may be in evaluation mode during training.
+        # Restore the mode of each module: some may be in evaluation mode during training.
         for module, training in modes:
             module.training = training
 

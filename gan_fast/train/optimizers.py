@@ -122,7 +122,7 @@ def _obeys_found_inf(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether setting ``found_inf`` makes a whole step do nothing."""
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         return False
-    # The code of a subclass or a hook runs all the same.
+    # The code of a subclass or a hook runs even if torch's own step does nothing.
     if not inspect.unwrap(type(optimizer).step).__module__.startswith("torch.optim."):
         return False
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:

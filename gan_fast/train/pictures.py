@@ -82,7 +82,7 @@ def write_curves(file: BinaryIO, rows: Sequence[Mapping[str, float | None]]) -> 
         outputs.set_ylim(0, 1)
     outputs.set_xlabel("step")
     outputs.xaxis.set_major_locator(MaxNLocator(integer=True))
-    # Written through memory, because matplotlib seeks in the file and hides disk errors.
+    # Plot into memory first, because matplotlib seeks in the file and hides disk errors.
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     file.write(buffer.getvalue())

@@ -23,7 +23,7 @@ _THRESHOLD_BYTES = 32 * 2**20
 def keep_freed_memory() -> bool:
     """Make glibc keep freed buffers of up to 32 MiB instead of unmapping them.
 
-    By default, large tensors are mapped anew on each allocation, and every page causes a fault.
+    By default, large tensors are mapped again at each allocation, and every page causes a fault.
 
     Returns:
         Whether the setting took effect; False with another C library.

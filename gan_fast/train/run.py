@@ -245,7 +245,7 @@ class Run:
                     trainer.stop()
 
             trainer.fit(on_log, on_step)
-            # Saved inside the block, so that the first Ctrl-C does not interrupt it; a second one may.
+            # Save inside the block, so that the first Ctrl-C does not interrupt it; a second one may.
             if trainer.steps_done != self._checkpointed_step:
                 self._save_state()
             self._save_samples()
@@ -345,7 +345,7 @@ class Run:
             )
 
         try:
-            # Counted on the meta device first: the kernel may grant memory and kill the process when it is used.
+            # Count bytes on the meta device first: the kernel may grant memory and kill the process when it is used.
             with torch.device("meta"):
                 needed = sum(map(_training_bytes, make(), _TENSORS_PER_WEIGHT.values()))
             available = available_bytes()
@@ -368,7 +368,7 @@ class Run:
 
     def _prepare_folder(self, command: str | None) -> None:
         (self.folder / "samples").mkdir(exist_ok=True)
-        # Rewritten, because rows of steps that are trained again would appear twice.
+        # Rewrite the file: rows of steps that are trained again would otherwise appear twice.
         text = "".join(json.dumps(row) + "\n" for row in self._rows)
         write_bytes_safely(self.folder / "metrics.jsonl", text)
         record = {

@@ -73,8 +73,8 @@ def g_step(
         The loss, without gradient; a scalar tensor: 1 if the update was skipped, else 0.
 
     Notes:
-        D is frozen meanwhile, so that its weight gradients, which would be discarded, are not computed. The running
-        statistics of its norms still move.
+        D is frozen during the update, so that its weight gradients, which would be discarded, are not computed. The
+        running statistics of its norms still change.
     """
     with frozen(discriminator):
         with autocast:

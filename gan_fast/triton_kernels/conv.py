@@ -222,7 +222,7 @@ def convolve(
     )
     if not output.numel():
         return output, None
-    # Computed, since the stride of a dim of size one may be anything.
+    # Compute the strides, since those of a dim of size one may be anything.
     pixel, plane = (c_out, 1) if memory_format == torch.channels_last else (1, positions)
     y_strides = (c_out * positions, output_size[1] * pixel, pixel, plane)
     x = input.permute(0, 2, 3, 1).contiguous()
@@ -247,7 +247,7 @@ def convolve(
             rows, q_height, q_width, in_height, in_width, *output_size, c_in, c_out,
             *x.stride()[:3], *y_strides, w.stride(2), w.stride(3), w.stride(0), w.stride(1), *padding, negative_slope,
             *kernel, *stride, *dilation, transposed, act.CODES[activation],
-            # Not TF32, for which tl.dot truncates operands; cuDNN rounds them.
+            # Do not use TF32: tl.dot would truncate the operands, where cuDNN rounds them.
             "ieee",
             # Widen bfloat16 in the interpreter, whose tl.dot would multiply the raw bits as integers.
             launch.INTERPRETED and x.dtype == torch.bfloat16, **chosen.options,

@@ -131,5 +131,5 @@ def backward(
             x, grad, grad_penalty, norms, coefficients, samples, length, tiles, norms.stride(0),
             0 if coefficients is None else coefficients.stride(0), center, scale, _TILE, num_warps=_WARPS,
         )  # fmt: skip
-    # With the strides that ATen's elementwise ops give their results.
+    # Return the strides that ATen's elementwise ops give their results.
     return grad if x is input else torch.empty_like(input).copy_(grad)

@@ -58,7 +58,7 @@ def suite_of(**parts: dict[str, Any]) -> dict[str, Any]:
 # torch.compile warns about inputs that are not leaves.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("name", [pytest.param(name, marks=interpreted) for name in MEASURING])
-def test_every_measuring_part_runs_dry(name: str, tmp_path: Path, one_thread: None) -> None:
+def test_dry_run_of_every_measuring_part_succeeds(name: str, tmp_path: Path, one_thread: None) -> None:
     records = dry(name, tmp_path)
     found = suite_of(**{name: {"seconds": 1.0, "records": records}})
     assert records
@@ -75,7 +75,7 @@ def test_every_part_is_tested() -> None:
     assert {*gpu_suite.PARTS} == {*MEASURING, "build", "facts", "tests", "sanitizer", "cases"}
 
 
-def test_facts_and_tests_run_dry(tmp_path: Path) -> None:
+def test_dry_run_of_facts_and_tests_succeeds(tmp_path: Path) -> None:
     (facts,) = dry("facts", tmp_path)
     assert any("requested backend" in line for line in facts["info"])
     (ran,) = dry("tests", tmp_path)
@@ -567,7 +567,7 @@ def test_gpu_code_matches_the_signatures_of_torch_cuda(monkeypatch: pytest.Monke
     assert callable(machine.compile(torch.neg, "max-autotune"))
 
 
-def test_tensors_that_a_graph_reads_live_while_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_of_a_graph_stay_alive_while_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Backward passes read outputs and saved tensors that were made before the capture."""
     made: list[weakref.ref[torch.Tensor]] = []
     alive: list[bool] = []
@@ -608,7 +608,7 @@ def test_tensors_that_a_graph_reads_live_while_it_is_timed(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("provider", ["trainer", "graphed", "tuned"])
 def test_gan_fast_and_tuned_baselines_use_channels_last(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In models and images; eager as people write it stays contiguous."""
+    """Both their models and their images are channels-last; eager as people write it stays contiguous."""
     setting = gpu_step.Setting(Machine(CPU), 4)
     seen: list[torch.Tensor] = []
 

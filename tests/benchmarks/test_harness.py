@@ -210,7 +210,7 @@ def test_ratios_are_formed_within_a_round(clock):
 
 
 def noisy(clock, eager: harness.Work, quiet_after: float) -> list[harness.Work]:
-    """Eager takes 0.9 or 1.2 ms in turn, and 1 ms after so many timings; gan_fast always takes 1 ms."""
+    """Eager takes 0.9 and 1.2 ms in turn, and 1 ms after ``quiet_after`` timings; gan_fast always takes 1 ms."""
     turns = itertools.cycle([0.9, 1.2])
     timed: list[harness.Work] = []
 
@@ -225,7 +225,7 @@ def noisy(clock, eager: harness.Work, quiet_after: float) -> list[harness.Work]:
     ("quiet_after", "measurements", "stable"), [(0, 1, True), (34, 2, True), (float("inf"), 3, False)],
     ids=["stable at once", "stable when repeated", "never stable"],
 )  # fmt: skip
-def test_unstable_case_is_measured_anew_at_most_twice(clock, quiet_after, measurements, stable):
+def test_unstable_case_is_measured_again_at_most_twice(clock, quiet_after, measurements, stable):
     eager = busy(0)
     timed = noisy(clock, eager, quiet_after)
     measurement = measured(case(eager=eager, gan_fast=results))
@@ -234,7 +234,7 @@ def test_unstable_case_is_measured_anew_at_most_twice(clock, quiet_after, measur
     assert measurement.is_stable() is stable
     figures = measurement.figures()
     assert figures["measurements"] == measurements <= 1 + harness.MAX_REPEATS
-    # Each repeat takes all rounds anew, and only the last measurement counts.
+    # Each repeat takes all rounds again, and only the last measurement counts.
     assert len(timed) - before == 2 * harness.MIN_ROUNDS * (measurements - 1)
     assert figures["rounds"] == harness.MIN_ROUNDS
     ratio = table.row("case", figures)[-1]
@@ -263,7 +263,7 @@ def test_spread_of_15_percent_is_the_limit(clock, monkeypatch, half_spread, stab
     assert harness.stable(ratio) is measurement.is_stable() is stable
 
 
-def test_spin_takes_its_real_time():
+def test_measured_time_is_at_least_the_real_time():
     measurement = measured(case(eager=busy(4), gan_fast=busy(2)))
     assert measurement.rounds == harness.MIN_ROUNDS
     figures = measurement.figures()
@@ -324,7 +324,7 @@ def test_peak_memory_counts_what_exists_at_once():
 
 
 @pytest.mark.parametrize(("changes", "rise"), [([], 0), ([4, 2, -4, 1], 6), ([-8, 4, 4], 8), ([3, -5, 4], 4)])
-def test_largest_rise(changes, rise):
+def test_largest_rise_of_a_running_sum_is_found(changes, rise):
     assert largest_rise(changes) == rise
 
 
@@ -400,7 +400,7 @@ def test_figures_from_a_busy_machine_carry_a_warning():
     assert "WARNING" not in environment.facts(described | {"cores": 2, "load_before": 0.5})
 
 
-def test_saved_memory_of_a_network():
+def test_block_saves_one_activation_and_plain_layers_two():
     """One convolution with norm: eager saves the raw output and the activation, gan_fast the raw output."""
     x = torch.randn(8, 64, 16, 16)
     plain = torch.nn.Sequential(torch.nn.Conv2d(64, 64, 1, bias=False), torch.nn.BatchNorm2d(64), torch.nn.ReLU())

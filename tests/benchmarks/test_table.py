@@ -20,7 +20,7 @@ def figures(ms: float, speedup: float = 1.0, **others: Any) -> dict[str, Any]:
 
 
 def provider(ms: float, ratio: float, spread: float = 0.0) -> dict[str, Any]:
-    """A provider that takes ``ms`` and ``ratio`` of gan_fast's time."""
+    """A provider that takes ``ms`` milliseconds, ``ratio`` times as long as gan_fast."""
     return figures(ms, gan_fast_speedup={"q1": ratio - spread, "median": ratio, "q3": ratio + spread})
 
 
@@ -123,7 +123,7 @@ def test_readme_has_six_rows_of_the_latest_cpu_run() -> None:
     assert table.readme_table([suite()]) == ""
 
 
-def test_gpu_tables() -> None:
+def test_gpu_results_are_rendered() -> None:
     found = suite()
     table.add_shares(found)
     text = " ".join(table.docs_tables([found]).split())

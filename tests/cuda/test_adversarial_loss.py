@@ -58,7 +58,7 @@ def test_equals_aten_to_second_order(sample: LossSample, dtype: torch.dtype, ker
 
 
 @pytest.mark.parametrize(*pairwise(kind=LOSS_KINDS, relativistic=LOSS_RELATIVISTIC, dtype=DTYPES))
-def test_forward_gives_the_gradients_of_backward(
+def test_forward_and_backward_give_the_same_gradients(
     kind: str, relativistic: str, dtype: torch.dtype, kernels: Any
 ) -> None:
     shapes = (900,), (900,) if relativistic == "paired" else (37, 2)

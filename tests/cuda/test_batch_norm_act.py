@@ -79,13 +79,13 @@ def test_equals_aten_to_second_order(sample: NormSample, kernels: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("sample", WIDE_SAMPLES, ids=str)
-def test_other_dtypes(sample: NormSample, dtype: torch.dtype, kernels: Any) -> None:
+def test_other_dtypes_equal_eager(sample: NormSample, dtype: torch.dtype, kernels: Any) -> None:
     compare(sample, dtype, kernels)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("sample", [s for s in NORM_SAMPLES if not s.small], ids=str)
-def test_workloads(sample: NormSample, dtype: torch.dtype, kernels: Any) -> None:
+def test_workloads_equal_eager(sample: NormSample, dtype: torch.dtype, kernels: Any) -> None:
     """They have several blocks, chunks and batches of loads."""
     if isinstance(kernels, Kernels):
         kernels.multiprocessors = 4
@@ -173,7 +173,9 @@ def test_strided_and_half_parameters(kernels: Any) -> None:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("activation", ["leaky_relu", "tanh"])
 @pytest.mark.parametrize("shape", [(2, 0, 16), (0, 3, 4), (2, 3, 0), (2, 0), (0, 8, 4, 4), (0, 0, 0)], ids=str)
-def test_empty_tensors(shape: tuple[int, ...], activation: str, training: bool, kernels: Any) -> None:
+def test_empty_tensors_leave_statistics_unchanged(
+    shape: tuple[int, ...], activation: str, training: bool, kernels: Any
+) -> None:
     a = on_device(NormSample(shape, training, activation).make(torch.float32, requires_grad=False), kernels)
     x, weight, bias, channels = a["input"], a["weight"], a["bias"], shape[1]
     before = [a[name].clone() for name in ("running_mean", "running_var")]

@@ -112,7 +112,7 @@ def test_exif_orientation_is_applied(mode, orientation):
     np.testing.assert_array_equal(got[0], upright)
 
 
-# Fields beside the orientation that Pillow cannot write, cannot read, or at which it stops reading.
+# Further fields that Pillow cannot write, cannot read, or at which it stops reading.
 DAMAGED_FIELDS = {
     "empty text for a resolution": field(0x011A, 2, 1, b"\0"),
     "a byte for a resolution": field(0x011A, 1, 1, b"\7"),
@@ -434,7 +434,7 @@ def test_downscaling_is_antialiased():
 
 
 def test_very_long_image_is_not_scaled_as_a_whole():
-    # As a whole it would be scaled to 256 x 25,600,000 pixels.
+    # Scaling the whole image would give 256 x 25,600,000 pixels.
     got = decode_image(encode(np.full((1, 100_000), 9, np.uint8)), 256, 1)
     assert (got == 9).all()
 

@@ -189,7 +189,7 @@ class Strides(nn.Module):
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 8, 6), (4, 3, 4, 4)])
-def test_channels_last_inside_and_the_callers_format_at_both_ends(shape: tuple[int, ...]) -> None:
+def test_channels_last_sequential_keeps_the_callers_format_at_both_ends(shape: tuple[int, ...]) -> None:
     inside = Strides()
     layers = fused.ChannelsLastSequential(*blocks()[:2], inside, *blocks()[2:])
     plain = nn.Sequential(*layers)

@@ -139,7 +139,7 @@ def test_group_runs_as_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [(model.bn, "leaky_relu", 0.3)]
 
 
-# Forward functions that take another path when a flag is set, after they were traced without it.
+# Forward functions that are traced while a flag is not set, and take another path once it is set.
 BRANCHES: dict[str, Callable[[Any, Tensor], Any]] = {
     "value returned": lambda m, x: m.conv(x) if m.flag else F.relu(m.bn(m.conv(x))),
     "norm returned": lambda m, x: m.bn(m.conv(x)) if m.flag else F.relu(m.bn(m.conv(x))),

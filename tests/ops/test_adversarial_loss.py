@@ -23,7 +23,7 @@ from gan_fast.ops import minimax_d_loss, minimax_g_loss
 from gan_fast.ops.adversarial_loss import d_loss_and_means
 
 SMALL = [s for s in LOSS_SAMPLES if s.small]
-# One sample of each loss; in the second list one whose batches have equal shapes.
+# One sample of each loss. The samples of the second list have batches of equal shapes.
 EACH = list({(s.kind, s.relativistic): s for s in reversed(SMALL)}.values())
 EACH_EQUAL = list({(s.kind, s.relativistic): s for s in SMALL if s.real_shape == s.fake_shape}.values())
 
@@ -237,7 +237,7 @@ def test_compiles_without_graph_breaks(sample: LossSample) -> None:
 def test_nan_infinite_and_extreme_values_equal_eager(which: LossSample, dtype: torch.dtype, value: float) -> None:
     sample = LossSample((9,), (9,), kind=which.kind, relativistic=which.relativistic)
     logits = sample.make(dtype, requires_grad=False)
-    # In both batches at the same index, and in each batch next to a plain value of the other.
+    # At one index both batches have the special value; at two others only one batch has it.
     logits[0][3:5] = logits[1][4:6] = value
     fused, eager = second_order(sample, logits, "cpu"), second_order(sample, logits, "reference")
     exact = second_order(sample, (logits[0].double(), logits[1].double()), "reference", dtype)

@@ -188,7 +188,7 @@ def test_no_kernel_is_a_product_if_aten_is_faster(
         ((2, 3, 8, 32, 32), (32, 3, 4, 4, 4), {"stride": 2, "padding": 1}, {"scatter"}),
         ((4, 512, 4, 4), (512, 512, 3, 3), {"padding": 1}, {"weigh"}),
     ],
-    # Sorted, because pytest-xdist needs the same ids in every process and sets have no fixed order.
+    # Sort the names: pytest-xdist needs the same ids in every process, and sets have no fixed order.
     ids=lambda value: "+".join(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_kernels_are_products_if_those_are_faster(

@@ -218,7 +218,7 @@ def test_activation_modified_in_place_is_saved() -> None:
         torch.testing.assert_close(actual, want)
 
 
-def test_consumer_after_the_graph_was_freed() -> None:
+def test_backward_raises_if_the_graph_of_a_recipe_was_freed() -> None:
     x, weights, gamma, beta = two_blocks_arguments()
     hidden = ops.conv2d_bn_act(x, weights[0], None, 2, 1, bn_weight=gamma, bn_bias=beta, training=True)
     hidden.sum().backward()

@@ -14,8 +14,8 @@ import gan_fast
 from gan_fast.ops import instance_norm_act
 from gan_fast.ops.instance_norm_act import reference
 
-# Batch norm's table, without what has no space or one value a channel. Two values have a variance that may be nothing
-# but rounding, expanded ones none.
+# Batch norm's samples, without those that have no spatial dims, or at most two values per channel and sample: the
+# variance of two values may be pure rounding error. Expanded inputs have none, so they are for evaluation mode only.
 SAMPLES = [
     s
     for s in NORM_SAMPLES
@@ -62,7 +62,7 @@ def test_gradcheck_to_second_order(sample: NormSample) -> None:
 
 
 @pytest.mark.parametrize("use_input_stats", [True, False])
-def test_compiles_whole(use_input_stats: bool) -> None:
+def test_compiles_without_graph_breaks(use_input_stats: bool) -> None:
     sample = NormSample((3, 4, 5, 6), use_input_stats)
     torch._dynamo.reset()
     runs = []
@@ -77,7 +77,7 @@ def test_compiles_whole(use_input_stats: bool) -> None:
         torch.testing.assert_close(actual, want)
 
 
-def test_no_samples() -> None:
+def test_empty_batch_leaves_statistics_unchanged() -> None:
     arguments = make(NormSample((0, 3, 4, 4)), torch.float32)
     before = arguments["running_mean"].clone()
     output = instance_norm_act(**arguments)

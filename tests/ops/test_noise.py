@@ -208,7 +208,7 @@ def test_every_layout_gets_one_number_per_element(op: str, shape: tuple[int, ...
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "gaps", "transposed"])
-def test_fake_may_have_another_layout(layout: str, backend: str) -> None:
+def test_fake_images_may_have_another_layout(layout: str, backend: str) -> None:
     real, fake = images((3, 4, 5, 6)), images((3, 4, 5, 6))
     want = ops.interpolate_samples(real, fake, generator=generator())
     got = ops.interpolate_samples(real, LAYOUTS[layout](fake.cpu()).to(DEVICE), generator=generator())
@@ -395,7 +395,7 @@ def test_broken_triton_falls_back_to_aten_and_warns_once(
     (record,) = caplog.records
     said = "wrong values" if wrong else "it failed (torch.float32): Failed to find C compiler"
     assert record.getMessage().startswith(f"{op}: not using backend triton: {said}")
-    # Asked for by name it is an error.
+    # A request for Triton raises instead.
     if not wrong:
         monkeypatch.setattr(backends, "uses_kernel", lambda *_: True)
         with gan_fast.use_backend("triton"), pytest.raises(RuntimeError, match="Failed to find C compiler"):

@@ -99,7 +99,7 @@ def assert_equal_derivatives(actual: Tensor, want: Tensor) -> None:
         training=[True, False],
     )
 )
-def test_first_to_fourth_derivatives(
+def test_first_to_fourth_derivatives_equal_the_formula(
     norm: str, activation: str, parameters: tuple[bool, bool], training: bool, size: str, how: str
 ) -> None:
     path = Path(*draw(SHAPES[size], size == "large", *parameters))
@@ -195,7 +195,9 @@ def test_second_derivative_under_functorch_is_as_accurate_as_in_aten(dtype: torc
         norm=["batch", "instance"], frozen=[True, False], training=[True, False], how=["auto", "reference"], size=SHAPES
     )
 )
-def test_bias_without_weight(norm: str, frozen: bool, training: bool, how: str, size: str) -> None:
+def test_bias_without_weight_gets_correct_derivatives(
+    norm: str, frozen: bool, training: bool, how: str, size: str
+) -> None:
     """ATen's double backward fails here, or returns no gradient for the bias."""
     x, _, bias = draw(SHAPES[size], False, False, True)
     channels = SHAPES[size][1]

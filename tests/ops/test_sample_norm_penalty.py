@@ -176,7 +176,7 @@ def test_nan_infinite_and_extreme_values_equal_eager(dtype: torch.dtype, center:
 
 
 @pytest.mark.parametrize("size", [HUGE, TINY])
-def test_squares_outside_the_range_of_float32(size: float) -> None:
+def test_squares_may_exceed_the_range_of_float32(size: float) -> None:
     """Each square overflows or underflows; the norm and the gradient stay accurate."""
     x = (torch.randn(3, 50) * size).requires_grad_()
     value, norms = sample_norm_penalty(x, center=1.0)

@@ -133,7 +133,7 @@ def test_opcheck(sample: SpectralSample) -> None:
     torch.library.opcheck(op.spectral_norm_forward.default, (weight, u, v, iterations, 1e-12, dim))
     grad_output = torch.randn_like(weight, requires_grad=True)
     sigma = torch.ones(())
-    # Without gradcheck: the derivative treats sigma as a function of u, v and weight, not as an argument.
+    # Leave out gradcheck: the derivative treats sigma as a function of u, v and weight, not as an argument.
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(op.spectral_norm_backward.default, (grad_output, weight, u, v, sigma, dim), test_utils=tests)
 

@@ -108,7 +108,7 @@ class Malicious:
 def test_malicious_pickle_is_refused_without_running_code(path, tmp_path, form):
     target = tmp_path / "executed"
     if form == "torch.save":
-        # With a valid hash: an attacker who can write the file can also write its hash.
+        # The hash is valid: an attacker who can write the file can also write its hash.
         save_checkpoint(path, {"step": Malicious(target)})
     else:
         path.write_bytes(signed(pickle.dumps(Malicious(target))))
@@ -194,7 +194,7 @@ def test_kill_while_saving_never_loses_a_finished_save(tmp_path):
 
 # Dies at each system call of a save: a kill at a random moment rarely hits these.
 @pytest.mark.parametrize("call", ["save", "fsync", "first replace", "second replace", "fsync of the folder"])
-def test_death_at_each_system_call_of_a_save(path, monkeypatch, call):
+def test_kill_at_any_system_call_of_a_save_loses_nothing(path, monkeypatch, call):
     class Killed(BaseException):
         pass
 

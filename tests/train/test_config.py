@@ -13,7 +13,7 @@ from gan_fast.train.config import ConfigError
 from gan_fast.train.run import RunConfig
 
 
-def test_public_defaults():
+def test_defaults_are_dcgans_and_fields_are_frozen():
     config = TrainConfig()
     assert (config.objective, config.d_steps, config.batch_size) == ("non_saturating", 1, 64)
     assert (config.precision, config.seed) == ("auto", 0)

@@ -327,7 +327,7 @@ def test_resumed_training_with_a_graph_equals_an_uninterrupted_one(device, at):
     for real in data[:at]:
         half.step(real)
     saved = copy.deepcopy(half.state_dict())
-    # Into a trainer that already has a graph and has drawn other latents.
+    # Load the state into a trainer that already has a graph and has drawn other latents.
     resumed = trainer()
     for real in batches(7, seed=8):
         resumed.step(real)

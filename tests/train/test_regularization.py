@@ -76,7 +76,7 @@ def penalty_of(name, critic, real, fake, rng):
 
 
 class PlainTraining:
-    """The algorithm written with autograd and unfused Adam."""
+    """The same training, written with plain autograd and unfused Adam."""
 
     def __init__(self, trainer):
         self.config = trainer.config

@@ -53,7 +53,7 @@ def test_equals_aten_to_second_order(sample: LossSample, dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("saturating", [False, True])
-def test_generator_loss(saturating: bool) -> None:
+def test_generator_loss_equals_the_default_backend(saturating: bool) -> None:
     logits = torch.randn(7, 3, device=DEVICE, requires_grad=True)
     expected = ops.minimax_g_loss(logits, saturating=saturating)
     (expected_grad,) = torch.autograd.grad(expected, logits)

@@ -84,11 +84,11 @@ def test_equals_aten_to_second_order(sample: NormSample) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("activation", ["leaky_relu", "sigmoid"])
-def test_half_types(activation: str, layout: str, dtype: torch.dtype) -> None:
+def test_half_types_equal_eager(activation: str, layout: str, dtype: torch.dtype) -> None:
     compare(NormSample((3, 5, 4, 6), activation=activation, layout=layout), dtype)
 
 
-def test_empty_batch() -> None:
+def test_empty_batch_gives_zero_gradients() -> None:
     x = torch.zeros(0, 3, 4, 4, device=DEVICE, requires_grad=True)
     mean, var = torch.zeros(3, device=DEVICE), torch.ones(3, device=DEVICE)
     weight = torch.ones(3, device=DEVICE, requires_grad=True)
@@ -115,15 +115,15 @@ def test_infinities_and_nan_propagate_as_in_aten(activation: str, value: float) 
             torch.testing.assert_close(actual[name], expected, rtol=1e-4, atol=1e-4, equal_nan=True, msg=name)
 
 
-# Planes of one row, smaller than a warp's tile, of a whole tile, and of several tiles; one and several groups of planes
-# that share a tile.
+# Planes that are one row, less than a warp's tile, exactly a tile, and several tiles. Planes that share a tile form one
+# group or several.
 @pytest.mark.parametrize(
     ("shape", "activation", "programs"),
     [((1, 70, 1, 2), "leaky_relu", 1), ((1, 37, 4, 4), "tanh", 1), ((1, 37, 4, 4), "leaky_relu", 4),
      ((3, 7, 8, 8), "leaky_relu", 1), ((1, 5, 5, 7), "tanh", 4), ((1, 3, 33, 40), "leaky_relu", 1),
      ((2, 9, 3, 3), "tanh", 1)],
 )  # fmt: skip
-def test_planes_that_share_a_tile(
+def test_planes_that_share_a_tile_equal_eager(
     shape: tuple[int, ...], activation: str, programs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Instance norm's small planes share tiles if there are enough programs; few are enough here."""
@@ -195,7 +195,9 @@ def test_no_chunk_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_several_loads_per_thread(layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_with_several_loads_per_thread_equal_eager(
+    layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Large tensors have such tiles; the last one is partial."""
     from gan_fast.triton_kernels import batch_norm_act as kernels
 
@@ -239,7 +241,7 @@ def test_strided_statistics_and_parameters() -> None:
         torch.testing.assert_close(strided, dense)
 
 
-def test_second_order_of_a_parameter() -> None:
+def test_second_derivative_of_a_parameter_equals_the_reference() -> None:
     x = torch.nn.Parameter(torch.randn(3, 2, 4, device=DEVICE))
     with gan_fast.use_backend("triton"):
         (grad,) = torch.autograd.grad(batch_norm_act(x, None, None, training=True).exp().sum(), x, create_graph=True)

@@ -223,7 +223,7 @@ def test_activation_of_a_block_needs_no_second_pass(
     assert results[1][0].stride() == results[0][0].stride()
 
 
-def test_strided_bias() -> None:
+def test_bias_may_be_strided() -> None:
     x, weight = torch.randn(2, 5, 6, 4, device=DEVICE), torch.randn(3, 5, 4, 4, device=DEVICE, requires_grad=True)
     bias = torch.randn(6, device=DEVICE)[::2]
     with gan_fast.use_backend("triton"):

@@ -51,7 +51,7 @@ def compare(input: Tensor, negative_slope: float) -> None:
 
 @pytest.mark.parametrize("negative_slope", [0.2, 0.0, -0.5, 1.0])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_slope_and_dtype(dtype: torch.dtype, negative_slope: float) -> None:
+def test_every_slope_and_dtype_equals_aten(dtype: torch.dtype, negative_slope: float) -> None:
     compare(values((3, 4, 5, 6), dtype), negative_slope)
 
 
@@ -59,26 +59,26 @@ def test_every_slope_and_dtype(dtype: torch.dtype, negative_slope: float) -> Non
     "count", [0, 1, 7, 16, 1023, 4096, 4097, TILE - 1, TILE, TILE + 1, TILE + 1024, 2 * TILE, 2 * TILE + 4111]
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_any_number_of_values(dtype: torch.dtype, count: int) -> None:
+def test_any_number_of_values_equals_aten(dtype: torch.dtype, count: int) -> None:
     """No values, a part of a row, a full tile with one more or less, and several programs."""
     compare(values((count,), dtype), 0.2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout(layout: str, dtype: torch.dtype) -> None:
+def test_every_layout_equals_aten(layout: str, dtype: torch.dtype) -> None:
     for shape in ((3, 4, 5, 6), (2, 3, 2, 3, 2), (4, 6), (2, 5, 33, 31)):
         compare(LAYOUTS[layout](values(shape, dtype)), 0.2)
 
 
-def test_scalar_and_empty_tensors() -> None:
+def test_scalar_and_empty_tensors_equal_aten() -> None:
     compare(values((), torch.float32), 0.2)
     compare(values((3, 0, 2), torch.float32), 0.2)
     compare(-values((1, 1, 1, 1), torch.float32).abs().contiguous(memory_format=torch.channels_last), 0.2)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
-def test_gradients_with_other_strides_than_the_output(layout: str) -> None:
+def test_gradients_may_have_other_strides_than_the_output(layout: str) -> None:
     """Backward copies them to the memory order of the sign bits."""
     x = LAYOUTS[layout](values((3, 4, 5, 6), torch.float32)).detach().requires_grad_()
     actual, eager = on_triton(x, 0.2), F.leaky_relu(x, 0.2)
@@ -92,7 +92,7 @@ def test_gradients_with_other_strides_than_the_output(layout: str) -> None:
         assert found.stride() == expected.stride(), name
 
 
-def test_negative_view_as_input() -> None:
+def test_negative_view_is_accepted_as_input() -> None:
     x = torch._neg_view(values((3, 5), torch.float32))
     assert torch.equal(on_triton(x, 0.2), F.leaky_relu(x, 0.2))
 
@@ -101,7 +101,7 @@ def test_negative_view_as_input() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_special_values_equal_aten(dtype: torch.dtype, negative_slope: float) -> None:
     inf, nan = float("inf"), float("nan")
-    # Scaled by the slope, this becomes subnormal. Not so for bfloat16, whose subnormals the interpreter gets wrong.
+    # Times the slope, this value is subnormal, except in bfloat16, whose subnormals the interpreter gets wrong.
     tiny = torch.finfo(dtype).tiny * (16 if dtype == torch.bfloat16 else 1)
     special = torch.tensor([0.0, -0.0, inf, -inf, nan, 1.0, -1.0, tiny, -tiny])
     x = special.to(dtype).to(DEVICE).repeat_interleave(len(special)).requires_grad_()
@@ -121,7 +121,7 @@ def test_special_values_equal_aten(dtype: torch.dtype, negative_slope: float) ->
 
 
 @pytest.mark.parametrize("negative_slope", [0, 1, True])
-def test_integer_slope(negative_slope: int) -> None:
+def test_integer_slope_is_accepted(negative_slope: int) -> None:
     x = values((50,), torch.float32)
     assert torch.equal(on_triton(x, negative_slope), F.leaky_relu(x, negative_slope))
 
@@ -186,7 +186,7 @@ def test_input_may_be_modified_before_backward() -> None:
     assert torch.equal(grad, torch.where(x > 0, 1.0, 0.2).detach())
 
 
-def test_batched_gradients() -> None:
+def test_batched_gradients_use_aten_on_the_sign_bits() -> None:
     """They have no memory that Triton can read, so ATen's ops use the sign bits, in each memory order."""
     for layout in ("contiguous", "channels_last", "transposed"):
         x = LAYOUTS[layout](values((3, 4, 5, 6), torch.float32)).detach().requires_grad_()
@@ -231,7 +231,7 @@ def test_block_with_a_negative_slope() -> None:
     torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-3)
 
 
-def test_candidates_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_measures_and_the_device_backend_uses_aten(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device's own backend uses ATen's kernels; "auto" measures."""
     x = values((4, 5), torch.float32)
     with gan_fast.use_backend(x.device.type):
@@ -250,7 +250,7 @@ def test_unsupported_dtype_raises() -> None:
 
 # Needs 12 GiB of GPU memory.
 @pytest.mark.gpu
-def test_more_values_than_32_bit_offsets_reach() -> None:
+def test_more_values_than_2_to_the_31_are_processed() -> None:
     from gan_fast.triton_kernels import leaky_relu as kernels
 
     x = torch.full((2**31 + 2 * TILE + 3,), -1.0, dtype=torch.float16, device=DEVICE)

@@ -132,7 +132,7 @@ def test_cuda_graph_draws_new_numbers_at_each_replay() -> None:
 
 # Needs 12 GiB of GPU memory.
 @pytest.mark.gpu
-def test_more_values_than_32_bit_offsets_reach() -> None:
+def test_more_values_than_2_to_the_31_are_processed() -> None:
     x = torch.zeros(2**31 + 2 * TILE + 3, dtype=torch.float16, device=DEVICE)
     noisy = ops.add_noise(x, 1.0)
     assert abs(noisy[-TILE:].float().std().item() - 1) < 0.1

@@ -131,7 +131,7 @@ def test_two_launches_forward_and_one_backward(monkeypatch: pytest.MonkeyPatch) 
     assert launched[2:] == ["scale_samples_kernel"]
 
 
-def test_candidates_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_candidates_are_triton_and_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_launch_failure", lambda: None)
     assert backends.candidates("sample_norm_penalty", "cuda", torch.float32) == ["triton", "reference"]
     assert backends.candidates("sample_norm_penalty", "cuda", torch.float64) == ["reference"]
@@ -144,7 +144,7 @@ def test_unsupported_dtype_raises() -> None:
 
 # Needs 12 GiB of GPU memory.
 @pytest.mark.gpu
-def test_more_values_than_32_bit_offsets_reach() -> None:
+def test_more_values_than_2_to_the_31_are_processed() -> None:
     from gan_fast.triton_kernels import sample_norm_penalty as kernels
 
     for shape in ((2**20 + 1, 2**11), (1, 2**31 + 2 * TILE + 3)):

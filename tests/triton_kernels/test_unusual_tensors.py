@@ -32,7 +32,7 @@ OPS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_negative_views(op: str) -> None:
+def test_negative_views_equal_the_reference(op: str) -> None:
     x = torch.randn(2, 4, 5, 5, device=DEVICE)
     results = []
     for backend in ("reference", "triton"):
@@ -46,7 +46,7 @@ def test_negative_views(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_batched_gradients(op: str) -> None:
+def test_batched_gradients_equal_the_reference(op: str) -> None:
     x = torch.randn(2, 4, 5, 5, device=DEVICE, requires_grad=True)
     results = []
     for backend in ("reference", "triton"):
@@ -57,7 +57,7 @@ def test_batched_gradients(op: str) -> None:
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
 
 
-def test_numpy_and_fraction_options() -> None:
+def test_options_may_be_numpy_numbers_or_fractions() -> None:
     x = torch.randn(2, 4, 5, 5, device=DEVICE)
     expected = ops.batch_norm_act(x, None, None, training=True, eps=1e-5, negative_slope=0.25)
     with gan_fast.use_backend("triton"):
