@@ -103,7 +103,7 @@ class Train:
         if number is None and steps_done == config.train.steps:
             _say(f"done: {config.out}")
             return 0
-        reason = f"{self.minutes:g} minutes are over" if number is None else signal.Signals(number).name
+        reason = f"--minutes {self.minutes:g}" if number is None else signal.Signals(number).name
         _say(f"stopped at step {steps_done} ({reason}) and saved; to continue, run:")
         _say(f"  gan-fast train --out {_for_shell(str(self.run.out))} --resume")
         return 0 if number is None else 128 + number

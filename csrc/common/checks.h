@@ -70,8 +70,8 @@ inline void same_device(const char* op, const char* argument, const Tensor& t, c
   if (like.is_cpu()) return cpu(op, argument, t);
   cuda(op, argument, t);
   STD_TORCH_CHECK(t.get_device_index() == like.get_device_index(), op, ": expected ", argument,
-                  " device cuda:", like.get_device_index(), " to match its other arguments, got cuda:",
-                  t.get_device_index());
+                  " device cuda:", like.get_device_index(),
+                  " to match its other arguments, got cuda:", t.get_device_index());
 }
 
 }  // namespace gan_fast::check
