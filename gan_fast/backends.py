@@ -80,7 +80,7 @@ def register(
 
 def _check_name(name: str, origin: str) -> str:
     if name not in NAMES:
-        raise ValueError(f"{origin}: expected name one of {', '.join(NAMES)}, got {name!r}")
+        raise ValueError(f"{origin}: expected one of {', '.join(NAMES)}, got {name!r}")
     return name
 
 
@@ -283,12 +283,25 @@ def uses_kernel(op: str, device_type: str, dtype: torch.dtype = torch.float32) -
     if name == "triton":
         reason = _triton_unavailable(op, device_type, dtype)
     elif name != device_type:
-        raise RuntimeError(f"{op}: expected input device {name} for backend {name}, got {device_type}")
+        raise RuntimeError(f"{op}: expected input on a {name} device for backend {name}, got {device_type}")
     else:
         reason = _extension_unavailable(op, device_type)
     if reason is not None:
         raise RuntimeError(f"{op}: expected backend {name} to be available, got: {reason}")
     return True
+
+
+def check_requested(device_type: str) -> None:
+    """Check that GAN_FAST_BACKEND or :func:`use_backend` names a backend that runs on a device.
+
+    Raises:
+        ValueError: it does not; the message says why.
+    """
+    try:
+        uses_kernel("conv2d", device_type)
+    except RuntimeError as error:
+        reason = str(error).removeprefix("conv2d: ")
+        raise ValueError(f"GAN_FAST_BACKEND: {reason}; unset GAN_FAST_BACKEND to use the fastest available") from error
 
 
 def uses_cpu_kernel(op: str) -> bool:

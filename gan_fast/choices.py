@@ -49,4 +49,4 @@ def check_paired_target(
         ValueError: ``value`` is not 0; ``error`` makes it from owner, argument, and what is expected and given.
     """
     if value != 0:
-        raise error(owner, argument, f"0 for a loss of logit pairs, whose only target is {real_argument}", value)
+        raise error(owner, argument, f"0 for a relativistic loss, which uses only {real_argument}", value)

@@ -15,11 +15,13 @@ import os
 import shlex
 import signal
 import sys
+import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, Union
 
+import docstring_parser
 import tyro
 
 from gan_fast.files import FileError
@@ -48,8 +50,9 @@ class Train:
 
     The defaults for --data digits differ: see gan-fast train --data digits --help.
 
-    Ctrl-C, SIGTERM and a closed terminal (SIGHUP) finish the current step, save and exit. gan-fast train --out DIR
-    --resume then continues the run, with bit-identical results on a CPU.
+    Ctrl-C, SIGTERM or a closed terminal (SIGHUP): the current step is finished and saved.
+
+    To continue, with bit-identical results on a CPU: gan-fast train --out DIR --resume
     """
 
     run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes]
@@ -79,10 +82,10 @@ class Train:
             return self._train(config, lock, command)
 
     def _train(self, config: RunConfig, lock: FolderLock, command: str) -> int:
+        _check_backend()
         from gan_fast.train.process import keep_freed_memory, set_threads
         from gan_fast.train.run import Run
 
-        _check_backend()
         with _user_errors():
             set_threads(self.threads or (_threads_of(config.out) if self.resume else None))
             keep_freed_memory()
@@ -100,7 +103,7 @@ class Train:
         if number is None and steps_done == config.train.steps:
             _say(f"done: {config.out}")
             return 0
-        reason = f"{self.minutes:g} minutes are over" if number is None else signal.Signals(number).name
+        reason = f"--minutes {self.minutes:g}" if number is None else signal.Signals(number).name
         _say(f"stopped at step {steps_done} ({reason}) and saved; to continue, run:")
         _say(f"  gan-fast train --out {_for_shell(str(self.run.out))} --resume")
         return 0 if number is None else 128 + number
@@ -137,10 +140,10 @@ class Sample:
         if not math.isfinite(self.truncation):
             raise _UsageError(f"--truncation: expected a finite number, got {self.truncation}")
         out = None if self.out is None else _output(self.out, ".png", "")
+        _check_backend("cpu")
         from gan_fast.files import write_safely
         from gan_fast.train.pictures import write_grid
 
-        _check_backend()
         trained = _load(self.run, self.ema)
         most = _MAX_GRID_PIXELS // (trained.generator.image_size + _GRID_GAP_PIXELS) ** 2
         if self.n > most:
@@ -174,9 +177,9 @@ class Export:
 
     def __call__(self, command: str) -> int:
         out = _output(self.out, _SUFFIXES[self.format], f" for format {self.format}")
+        _check_backend("cpu")
         from gan_fast.train.loop import draw_latents
 
-        _check_backend()
         generator = _load(self.run, self.ema).generator
         latents = draw_latents(2, generator.latent_dim, 0)
         from gan_fast.export import to_exported_program, to_onnx
@@ -199,12 +202,14 @@ class Export:
         return 0
 
 
-def _check_backend() -> None:
-    """Report an invalid GAN_FAST_BACKEND before the work starts."""
-    from gan_fast.backends import requested
-
+def _check_backend(device_type: str | None = None) -> None:
+    """Report an invalid GAN_FAST_BACKEND, GAN_FAST_ISA or backend for a device before the work starts."""
     with _user_errors():
-        requested()
+        from gan_fast import backends, ops  # noqa: F401 (ops registers what the backends run)
+
+        backends.requested()
+        if device_type is not None:
+            backends.check_requested(device_type)
 
 
 def _expanded(path: Path) -> Path:
@@ -231,7 +236,9 @@ def _output_errors(path: Path) -> Iterator[None]:
     except (OSError, FileError) as error:
         reason = error if isinstance(error, OSError) else error.__cause__
         if isinstance(reason, OSError) and reason.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
-            raise _UsageError(f"--out: expected a file that can be written, got {path}: {reason.strerror}") from error
+            # mkdir reports a file in place of the folder as "File exists".
+            what = "its folder is a file" if reason.errno == errno.EEXIST else reason.strerror
+            raise _UsageError(f"--out: expected a file that can be written, got {path}: {what}") from error
         raise
 
 
@@ -241,7 +248,7 @@ def _load(run: Path, ema: bool) -> TrainedGenerator:
     try:
         return load(_expanded(run), ema=ema)
     except ValueError as error:
-        raise _UsageError(str(error).removeprefix("load: ")) from error
+        raise _UsageError(str(error).replace("load: expected run to be", "PATH: expected", 1)) from error
 
 
 @dataclass(frozen=True)
@@ -252,11 +259,11 @@ class Info:
     """Compare each op with PyTorch in float64, which takes some seconds; exit with code 1 if one fails."""
 
     def __call__(self, command: str) -> int:
+        _check_backend()
         from gan_fast import self_check
         from gan_fast.backends import info
         from gan_fast.train.process import set_threads
 
-        _check_backend()
         _say(info())
         if not self.check:
             return 0
@@ -358,7 +365,7 @@ def _train_defaults(args: Sequence[str]) -> Train | None:
     options, _ = scan.parse_known_args([arg for arg in args if not arg.startswith(("--resume=", "--no-resume="))])
     if options.resume and not {"-h", "--help"} & set(args):
         if not options.out:
-            raise _UsageError("--out: expected the folder of the run to resume, got none")
+            raise _UsageError("--out: expected the folder of a run to resume, got none")
         out = Path(options.out)
         return Train(RunConfig.from_flat(read_record(_expanded(out))["config"], out))
     return _digits() if options.data == "digits" else None
@@ -379,6 +386,8 @@ def _parse(args: Sequence[str]) -> Train | Sample | Export | Info:
         Annotated[Export, tyro.conf.subcommand("export")],
         Annotated[Info, tyro.conf.subcommand("info")],
     ]
+    for owner in (Train, RunConfig, TrainConfig, Sample, Export, Info):
+        _set_help(owner)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -392,6 +401,14 @@ def _parse(args: Sequence[str]) -> Train | Sample | Export | Info:
             raise error from None
         sys.stderr.write(printed.getvalue())
         raise
+
+
+def _set_help(owner: type) -> None:
+    """Store the texts below the fields where tyro looks for help; it would keep the line breaks of the source."""
+    docs = {param.arg_name: param.description for param in docstring_parser.parse_from_object(owner).params}
+    for f in dataclasses.fields(owner):
+        if doc := docs.get(f.name):
+            f.metadata = types.MappingProxyType({"help": " ".join(doc.split())})
 
 
 @contextlib.contextmanager

@@ -104,7 +104,7 @@ for call in (lambda _: gan_fast.info(), gan_fast.ops.minimax_g_loss, gan_fast.op
 with gan_fast.use_backend("cpu"):
     print(gan_fast.ops.minimax_g_loss(torch.zeros(3)).item())
 """
-    message = "GAN_FAST_BACKEND: expected name one of auto, reference, cpu, cuda, triton, got 'bogus'"
+    message = "GAN_FAST_BACKEND: expected one of auto, reference, cpu, cuda, triton, got 'bogus'"
     *errors, value = run(code, GAN_FAST_BACKEND="bogus").stdout.splitlines()
     assert errors == [message] * 3
     assert float(value) == pytest.approx(0.6931472)
@@ -131,8 +131,12 @@ def test_use_backend_nests_and_restores_the_previous_request() -> None:
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("fast", ValueError, "use_backend: expected name one of auto, reference, cpu, cuda, triton, got 'fast'"),
-        ("cuda", RuntimeError, "batch_norm_act: expected input device cuda for backend cuda, got cpu"),
+        ("fast", ValueError, "use_backend: expected one of auto, reference, cpu, cuda, triton, got 'fast'"),
+        (
+            "cuda",
+            RuntimeError,
+            "batch_norm_act: expected input on a cuda device for backend cuda, got cpu",
+        ),
         ("triton", RuntimeError, "batch_norm_act: expected backend triton to be available, got: no Triton for"),
     ],
 )

@@ -149,7 +149,7 @@ def test_unknown_backend_is_reported_in_one_line(args, tmp_path, monkeypatch, ca
     # Empty: the environment variable has not been read yet, as after the import.
     monkeypatch.setattr(backends, "_requested", "")
     line = fails(capsys, 2, *(arg.format(tmp_path) for arg in args))
-    assert line == ("gan-fast: GAN_FAST_BACKEND: expected name one of auto, reference, cpu, cuda, triton, got 'bogus'")
+    assert line == ("gan-fast: GAN_FAST_BACKEND: expected one of auto, reference, cpu, cuda, triton, got 'bogus'")
     assert not any(tmp_path.iterdir())
 
 
@@ -362,9 +362,13 @@ def test_refused_start_does_not_change_the_run(finished, capsys, options, want):
         ),
         (
             ["sample", "/nowhere"],
-            "expected run to be the folder of a run or a generator's .safetensors file, got /nowhere, which does not",
+            "PATH: expected the folder of a run or a generator's .safetensors file, got /nowhere, which does not",
         ),
         (["sample", __file__], "test_cli.py, a file of another kind"),
+        (
+            ["train", "--out", "/nowhere", "--resume"],
+            "a run to resume, got /nowhere, which does not exist",
+        ),
         (["sample", "/"], "got the folder / without generator_ema.safetensors; it holds no run"),
         (["sample", "/nowhere", "--out", "a.jpg"], "--out: expected a .png file, got a.jpg"),
         (["export", "/nowhere", "--out", "a.onnx"], "got /nowhere, which does not exist"),
@@ -382,7 +386,7 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(capsys, tmp_path, args, wa
     ("options", "want"),
     [
         (["--device", "meta"], "--device: expected one of auto, cpu"),
-        (["--device", "cpu", "--cuda-graph", "on"], "--device: expected a GPU for cuda_graph on, got cpu"),
+        (["--device", "cpu", "--cuda-graph", "on"], "--device: expected a GPU when cuda_graph is on, got cpu"),
     ],
 )
 def test_wrong_device_is_reported_before_the_images_are_read(options, want, tmp_path, capsys, monkeypatch):
@@ -583,10 +587,18 @@ def test_signals_save_the_run_and_print_how_to_continue(tmp_path):
         assert (out / "samples" / f"step_{step:06d}.png").exists()
 
 
+@pytest.mark.parametrize("args", [["sample", "{}"], ["export", "{}", "--out", "{}/g.onnx"]])
+def test_missing_backend_is_reported_before_a_generator_is_used(args, finished, capsys):
+    with backends.use_backend("cuda"):
+        line = fails(capsys, 2, *(arg.format(finished) for arg in args))
+    assert "GAN_FAST_BACKEND: expected input on a cuda device for backend cuda, got cpu; unset" in line
+
+
 def test_missing_backend_is_reported_before_images_are_read(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run, "load_images", lambda *_, **__: pytest.fail("images were read"))
     with backends.use_backend("cuda"), pytest.raises(SystemExit) as raised:
         cli.main(["train", "--data", "digits", "--out", str(tmp_path / "run"), "--device", "cpu"])
     assert raised.value.code == 2
-    line = "gan-fast: GAN_FAST_BACKEND: conv2d: expected input device cuda for backend cuda, got cpu\n"
+    line = "gan-fast: GAN_FAST_BACKEND: expected input on a cuda device for backend cuda, got cpu; "
+    line += "unset GAN_FAST_BACKEND to use the fastest available\n"
     assert capsys.readouterr().err == line

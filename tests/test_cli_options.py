@@ -1,6 +1,7 @@
 """Every option of every command refuses values out of its range, and the message names the option."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 import types
@@ -179,15 +180,15 @@ def test_options_far_from_any_other_get_no_suggestion(capsys):
 @pytest.mark.parametrize(
     ("args", "want"),
     [
-        (["train", "--resume"], "--out: expected the folder of the run to resume, got none"),
+        (["train", "--resume"], "--out: expected the folder of a run to resume, got none"),
         (["train", "--data", "x", "--out", ""], "--out: expected a value, got an empty one"),
         (
             ["train", *DATA_OUT, "--update", "one_stage", "--d-steps", "2", "--d-norm", "none"],
-            "--d-steps: expected 1 for update one_stage, got 2",
+            "--d-steps: expected 1 when update is one_stage, got 2",
         ),
         (
             ["train", "--data", "x", "--out", "x", "--update", "one_stage"],
-            "--d-norm: expected none for update one_stage, got batch",
+            "--d-norm: expected none (no batch norm) when update is one_stage, got batch",
         ),
         (["train", *DATA_OUT, "--d_lr", "0"], "--d-lr: expected a positive number, got 0.0"),
         (["train", *DATA_OUT, "--penalty", "none", "r1"], "--penalty: expected none or names of penalties"),
@@ -203,7 +204,32 @@ def test_folder_with_the_name_of_an_option_is_printed_unchanged(out, tmp_path, c
     words = [out] if out.startswith("--") else ["--out", out]
     name = words[-1].removeprefix("--out=")
     line = line_of(capsys, ["train", *words, "--resume"])
-    assert line == f"gan-fast: --out: expected the folder of a run to resume, got {name}, which has no config.json"
+    assert line == f"gan-fast: --out: expected the folder of a run to resume, got {name}, which does not exist"
+
+
+def test_help_does_not_keep_the_line_breaks_of_the_source(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    text = capsys.readouterr().out
+    # The source breaks the lines after "learning rates," and 'any of "gradient_penalty"'.
+    assert "learning rates, device," in text
+    assert '"gradient_penalty" (WGAN-GP)' in text
+
+
+def test_wrong_instruction_set_is_reported_in_one_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "gan_fast", "info"],
+        env=os.environ | {"GAN_FAST_ISA": "sse9"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "gan-fast: GAN_FAST_ISA: expected one of baseline, avx2, avx512, got 'sse9'\n"
+
+
+def test_path_below_a_file_is_an_error(place, capsys):
+    line = line_of(capsys, ["sample", str(place / "g.safetensors"), "--out", str(place / "file" / "x.png")])
+    assert line.endswith("x.png: its folder is a file")
 
 
 def test_version_is_printed(capsys):

@@ -102,7 +102,7 @@ def test_undecodable_names_can_be_used_and_resumed(tmp_path):
     assert done.returncode == 0, done.stderr
     assert b"bad\\xfd.png" in done.stdout
     lines = done.stdout.decode().splitlines()
-    assert lines[-2] == "stopped at step 1 (1e-05 minutes are over) and saved; to continue, run:"
+    assert lines[-2] == "stopped at step 1 (--minutes 1e-05) and saved; to continue, run:"
     assert lines[-1].startswith("  gan-fast train --out $'")
     # The run is resumed in another locale.
     done = shell(lines[-1].replace("gan-fast", GAN_FAST, 1), **UTF_8)
@@ -142,7 +142,7 @@ def test_minutes_end_a_training_that_can_be_continued(data, tmp_path, capsys):
     out = tmp_path / "my run"
     cli.main([*TRAIN, "--data", str(data), "--out", str(out), "--steps", "9", "--minutes", "0.00001"])
     said = capsys.readouterr().out
-    assert "stopped at step 1 (1e-05 minutes are over) and saved; to continue, run:" in said
+    assert "stopped at step 1 (--minutes 1e-05) and saved; to continue, run:" in said
     assert said.splitlines()[-1] == f"  gan-fast train --out '{out}' --resume"
     assert load_checkpoint(out / "checkpoint.pt")["trainer"]["steps_done"] == 1
     assert (out / "samples" / "step_000001.png").exists()

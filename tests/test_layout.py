@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("ops", "version"),
     },
     "export": {"files", "backends", "ops", "nn"},
-    "cli": {"train", "export", "files", "models", "data", "metrics", "backends", "self_check", "version"},
+    "cli": {"train", "export", "files", "models", "data", "metrics", "backends", "ops", "self_check", "version"},
     "__main__": {"cli"},
     "__init__": {"backends", "export", "models", "nn", "ops", "train", "version"},
 }

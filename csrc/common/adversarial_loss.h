@@ -37,7 +37,7 @@ inline void check_batches(const char* op, const Tensor& logits, double target, c
   const double least = relativistic == Relativistic::none ? 0 : -1;
   check::in_range(op, "target", target, least, 1);
   STD_TORCH_CHECK(other || relativistic == Relativistic::none, op,
-                  ": expected other_logits a tensor where relativistic is not none, got None");
+                  ": expected other_logits to be a tensor when relativistic is not none, got None");
   if (!other) return;
   check::same_device(op, "other_logits", *other, logits);
   check::dtype(op, "other_logits", *other, logits.scalar_type());

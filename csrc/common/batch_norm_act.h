@@ -19,7 +19,7 @@ inline Activation parse(const std::string& name) {
 
 inline void check_input(const Tensor& input) {
   check::floating(kOp, "input", input);
-  STD_TORCH_CHECK(input.dim() >= 2, kOp, ": expected input dimensions at least 2 (N, C, ...), got ",
+  STD_TORCH_CHECK(input.dim() >= 2, kOp, ": expected input dimensions at least 2 (N, C, ...), got shape ",
                   check::shape_of(input));
 }
 
@@ -52,7 +52,8 @@ inline void check_running(const MaybeTensor& running_mean, const MaybeTensor& ru
 
 inline void check_count(const Tensor& input, int64_t per_channel, bool training) {
   STD_TORCH_CHECK(!training || per_channel != 1, kOp,
-                  ": expected input more than 1 value per channel when training, got shape ", check::shape_of(input));
+                  ": expected input with more than 1 value per channel when training, got shape ",
+                  check::shape_of(input));
 }
 
 }  // namespace gan_fast::norm

@@ -29,7 +29,8 @@ inline void floating(const char* op, const char* argument, const Tensor& t) {
 inline void same_shape(const char* op, const char* argument, const Tensor& t, const char* other, const Tensor& like) {
   bool same = t.dim() == like.dim();
   for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == like.size(d);
-  STD_TORCH_CHECK(same, op, ": expected ", argument, " shape ", shape_of(like), " as ", other, ", got ", shape_of(t));
+  STD_TORCH_CHECK(same, op, ": expected ", argument, " shape ", shape_of(like), " to match ", other, ", got ",
+                  shape_of(t));
 }
 
 inline void dtype(const char* op, const char* argument, const Tensor& t, ScalarType want) {
@@ -56,12 +57,12 @@ inline void has_data(const char* op, const char* argument, const Tensor& t) {
 
 // The dispatcher selects the kernel by the device of any argument, so the others must be checked.
 inline void cpu(const char* op, const char* argument, const Tensor& t) {
-  STD_TORCH_CHECK(t.is_cpu(), op, ": expected ", argument, " device cpu as its other arguments");
+  STD_TORCH_CHECK(t.is_cpu(), op, ": expected ", argument, " device cpu to match its other arguments");
   has_data(op, argument, t);
 }
 
 inline void cuda(const char* op, const char* argument, const Tensor& t) {
-  STD_TORCH_CHECK(t.is_cuda(), op, ": expected ", argument, " device cuda as its other arguments");
+  STD_TORCH_CHECK(t.is_cuda(), op, ": expected ", argument, " device cuda to match its other arguments");
   has_data(op, argument, t);
 }
 
@@ -69,7 +70,8 @@ inline void same_device(const char* op, const char* argument, const Tensor& t, c
   if (like.is_cpu()) return cpu(op, argument, t);
   cuda(op, argument, t);
   STD_TORCH_CHECK(t.get_device_index() == like.get_device_index(), op, ": expected ", argument,
-                  " device cuda:", like.get_device_index(), " as its other arguments, got cuda:", t.get_device_index());
+                  " device cuda:", like.get_device_index(),
+                  " to match its other arguments, got cuda:", t.get_device_index());
 }
 
 }  // namespace gan_fast::check

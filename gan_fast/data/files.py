@@ -141,9 +141,8 @@ def open_zip(path: str) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     # A damaged directory of a zip raises BadZipFile, struct.error, UnicodeDecodeError or NotImplementedError.
     except Exception as error:
-        raise DataError(
-            f"load_images: expected source {quoted(path)} to be an undamaged zip file, got: {reason_of(error)}"
-        ) from error
+        want = f"{quoted(path)} to be a folder or an undamaged zip file"
+        raise DataError(f"load_images: expected source {want}, got: {reason_of(error)}") from error
 
 
 def list_zip(archive: zipfile.ZipFile) -> Listing:

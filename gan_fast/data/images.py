@@ -170,8 +170,8 @@ class _BadFiles:
     def add(self, bad: SkippedFile) -> None:
         if self.max_skipped is None:
             raise DataError(
-                f"load_images: expected source {quoted(self.source)} file {quoted(bad.name)} to be a usable image, "
-                f'got: {bad.reason}; repair or remove the file, or pass bad_files="skip"'
+                f"load_images: expected source {quoted(self.source)} to hold usable images only, got "
+                f'{quoted(bad.name)}: {bad.reason}; repair or remove the file, or pass bad_files="skip"'
             )
         self.skipped.append(bad)
         if len(self.skipped) > self.max_skipped:

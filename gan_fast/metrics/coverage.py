@@ -64,7 +64,7 @@ class Coverage:
         measured = not math.isnan(self.classifier_accuracy)
         real = f"real images: {self.real_mean_top_probability:.3f}; classifier accuracy {self.classifier_accuracy:.1%}"
         lines = [
-            f"class coverage of {self.samples} samples: least class {self.least_class_fraction:.1%}, "
+            f"class coverage of {self.samples} samples: rarest class {self.least_class_fraction:.1%}, "
             f"mean top probability {self.mean_top_probability:.3f} ({real if measured else 'no real images held out'})"
         ]
         if not measured:
@@ -87,7 +87,7 @@ class Coverage:
             shown = list(self.fractions.items())
         most = max(self.fractions.values()) or 1.0
         for name, fraction in shown:
-            lines.append(f"  {name:<{width}}  {fraction:6.1%}  {'#' * round(30 * fraction / most)}")
+            lines.append(f"  {name:<{width}}  {fraction:6.1%}  {'#' * round(30 * fraction / most)}".rstrip())
         return "\n".join(lines)
 
 

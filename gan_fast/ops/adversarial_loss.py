@@ -428,14 +428,14 @@ def _check(
     checks.same_device(op, "fake_logits", fake_logits, "real_logits", real_logits)
     if fake_logits.dtype != real_logits.dtype:
         have, want = checks.name_of(fake_logits.dtype), checks.name_of(real_logits.dtype)
-        raise TypeError(f"{op}: expected fake_logits dtype {want} as real_logits, got {have}")
+        raise TypeError(f"{op}: expected fake_logits dtype {want} to match real_logits, got {have}")
     checks.in_range(op, "real_target", target, 0, 1)
     checks.in_range(op, "fake_target", other_target, 0, 1)
     checks.one_of(op, "kind", kind, KINDS)
     if fake_logits.shape != real_logits.shape and (relativistic == "paired" or reduction == "none"):
         reason = "logits are compared in pairs" if relativistic == "paired" else "reduction none adds them one by one"
         raise ValueError(
-            f"{op}: expected fake_logits shape {tuple(real_logits.shape)} as real_logits, got "
+            f"{op}: expected fake_logits shape {tuple(real_logits.shape)} to match real_logits, got "
             f"{tuple(fake_logits.shape)}; {reason}"
         )
 

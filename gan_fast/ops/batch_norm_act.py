@@ -190,7 +190,7 @@ def check(
         checks.dtype(op, name, value, *allowed)
         if first is not None and value.dtype != first[1].dtype:
             raise checks.DtypeError(
-                f"{op}: expected {name} dtype {checks.name_of(first[1].dtype)} as {first[0]}, "
+                f"{op}: expected {name} dtype {checks.name_of(first[1].dtype)} to match {first[0]}, "
                 f"got {checks.name_of(value.dtype)}"
             )
         first = first or (name, value)

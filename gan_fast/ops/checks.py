@@ -70,7 +70,7 @@ def floating(op: str, argument: str, value: object) -> Tensor:
 
 def same_device(op: str, argument: str, value: Tensor, other: str, like: Tensor) -> None:
     if value.device != like.device:
-        raise ArgumentError(f"{op}: expected {argument} device {like.device} as {other}, got {value.device}")
+        raise ArgumentError(f"{op}: expected {argument} device {like.device} to match {other}, got {value.device}")
 
 
 def dtype(op: str, argument: str, value: Tensor, *wanted: torch.dtype) -> None:

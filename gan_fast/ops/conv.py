@@ -223,7 +223,7 @@ class BackwardWeight(torch.autograd.Function):
 def _per_dim(op: str, argument: str, value: Any, dims: int, least: int) -> tuple[int, ...]:
     """Return one int per spatial dim from an int, a sequence of one int, or a sequence of one int per dim."""
     given = tuple(value) if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else (value,)
-    wanted = f"an int of at least {least}" if dims == 1 else f"an int of at least {least} or {dims} of them"
+    wanted = f"an int of at least {least}" if dims == 1 else f"an int of at least {least}, or {dims} such ints"
     try:
         values = tuple(operator.index(v) for v in given)
     except TypeError:
@@ -273,9 +273,7 @@ def _check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, geometry
     else:
         per_input, c_out, split = second * groups, first, first
     if split % groups:
-        raise checks.ArgumentError(
-            f"{op}: expected weight size in the first dim divisible by groups {groups}, got {split}"
-        )
+        raise checks.ArgumentError(f"{op}: expected weight size in dim 0 divisible by groups {groups}, got {split}")
     if channels != per_input:
         raise checks.ArgumentError(
             f"{op}: expected input with {per_input} channels for weight {tuple(weight.shape)} and groups {groups}, "
@@ -390,7 +388,7 @@ def convolve(
     output_paddings = _per_dim(op, "output_padding", output_padding, dims, 0)
     if isinstance(padding, str):
         if transposed:
-            raise TypeError(f"{op}: expected padding an int or {dims} of them, got {padding!r}")
+            raise TypeError(f"{op}: expected padding an int or {dims} ints, got {padding!r}")
         checks.one_of(op, "padding", padding, ("valid", "same"))
         paddings = (0,) * dims
         if padding == "same":

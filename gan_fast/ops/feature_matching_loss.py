@@ -55,7 +55,7 @@ def feature_matching_loss(real_features: Tensor, fake_features: Tensor, *, reduc
     checks.same_device(OP, "fake_features", fake_features, "real_features", real_features)
     if fake_features.dtype != real_features.dtype:
         have, want = checks.name_of(fake_features.dtype), checks.name_of(real_features.dtype)
-        raise TypeError(f"{OP}: expected fake_features dtype {want} as real_features, got {have}")
+        raise TypeError(f"{OP}: expected fake_features dtype {want} to match real_features, got {have}")
     checks.shape(OP, "fake_features", fake_features, (fake_features.size(0), *real_features.shape[1:]))
     compute = torch.float64 if real_features.dtype == torch.float64 else torch.float32
     difference = real_features.mean(0, dtype=compute) - fake_features.mean(0, dtype=compute)

@@ -155,9 +155,8 @@ def minibatch_discrimination(input: Tensor, weight: Tensor) -> Tensor:
     device = input.device.type
     autocast = dispatch.is_autocast_enabled(device)
     if weight.dtype != input.dtype and not autocast:
-        raise TypeError(
-            f"{OP}: expected weight dtype {checks.name_of(input.dtype)} as input, got {checks.name_of(weight.dtype)}"
-        )
+        want, have = checks.name_of(input.dtype), checks.name_of(weight.dtype)
+        raise TypeError(f"{OP}: expected weight dtype {want} to match input, got {have}")
     projected = torch.mm(input, weight.flatten(1)).view(input.size(0), *weight.shape[1:])
     if autocast and projected.dtype.itemsize == 2:
         projected = projected.float()

@@ -80,7 +80,7 @@ def _check(op: str, argument: str, value: Tensor, generator: torch.Generator | N
         raise TypeError(f"{op}: expected generator type Generator, got {type(generator).__name__}")
     have, want = generator.device, value.device
     if have.type != want.type or (have.index or 0) != (want.index or 0):
-        raise ValueError(f"{op}: expected generator device {want} as {argument}, got {have}")
+        raise ValueError(f"{op}: expected generator device {want} to match {argument}, got {have}")
 
 
 def _check_samples(op: str, argument: str, value: Tensor, generator: torch.Generator | None) -> None:
@@ -142,10 +142,10 @@ def interpolate_samples(real: Tensor, fake: Tensor, *, generator: torch.Generato
     checks.floating(op, "fake", fake)
     checks.same_device(op, "fake", fake, "real", real)
     if fake.shape != real.shape:
-        raise ValueError(f"{op}: expected fake shape {tuple(real.shape)} as real, got {tuple(fake.shape)}")
+        raise ValueError(f"{op}: expected fake shape {tuple(real.shape)} to match real, got {tuple(fake.shape)}")
     if fake.dtype != real.dtype:
         have, want = checks.name_of(fake.dtype), checks.name_of(real.dtype)
-        raise TypeError(f"{op}: expected fake dtype {want} as real, got {have}")
+        raise TypeError(f"{op}: expected fake dtype {want} to match real, got {have}")
     kernels = _kernels(op, real)
     output: Tensor
     if kernels is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import types
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar, cast
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -23,13 +24,21 @@ def for_1d_2d_3d(function: Callable[Concatenate[int, P], T]) -> tuple[Callable[P
 
 
 def _for_dims(function: Callable[Concatenate[int, P], T], dims: int) -> Callable[P, T]:
+    name = re.sub(r"nd(?=_|$)", f"{dims}d", function.__name__)
+    # A renamed copy, because Python names the function in its errors about missing and unknown arguments.
+    named = types.FunctionType(
+        function.__code__, function.__globals__, name, function.__defaults__, function.__closure__
+    )
+    named.__qualname__ = name
+    named.__kwdefaults__ = function.__kwdefaults__
+
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        return function(dims, *args, **kwargs)
+        return cast(T, named(dims, *args, **kwargs))
 
     functools.update_wrapper(call, function)
     # inspect would show the wrapped function's signature, with its number of dims.
     del call.__dict__["__wrapped__"]
-    call.__name__ = call.__qualname__ = re.sub(r"nd(?=_|$)", f"{dims}d", function.__name__)
+    call.__name__ = call.__qualname__ = name
     call.__doc__ = re.sub(r"(?<=[a-z])nd(?=[_`(])", f"{dims}d", function.__doc__ or "")
     signature = inspect.signature(function)
     call.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]

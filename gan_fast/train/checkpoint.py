@@ -87,7 +87,7 @@ def load_checkpoint(path: Path, warn: Callable[[str], None] = print) -> dict[str
         try:
             state = _load_verified(previous_of(path))
         except CheckpointError as previous_error:
-            raise CheckpointError(f"{error}; {previous_error}") from error
+            raise CheckpointError(f"{error}; {previous_error}; start a new run in another folder") from error
         warn(f"{error}; using the previous checkpoint, {previous_of(path).name}")
         return state
 

@@ -100,9 +100,9 @@ def _checked(owner: str, name: str, annotation: Any, value: Any) -> Any:
         if arguments[-1] is Ellipsis:
             arguments = arguments[:1] * len(value)
             if len(set(map(repr, value))) != len(value):
-                raise ConfigError(owner, name, "each name once", tuple(value))
+                raise ConfigError(owner, name, "to have each name once", tuple(value))
         elif len(value) != len(arguments):
-            raise TypeError(f"{owner}: expected {name} {len(arguments)} numbers, got {len(value)}")
+            raise TypeError(f"{owner}: expected {name} to be {len(arguments)} numbers, got {len(value)}")
         return tuple(_checked(owner, name, a, item) for a, item in zip(arguments, value))
     kind = arguments[0] if origin is Annotated else annotation
     if kind not in (int, float, bool, str):
@@ -144,7 +144,7 @@ class TrainConfig:
     """Any of "spectral_norm" and "weight_clipping" (on the discriminator's weights), "feature_matching" (a term of the
     generator's loss) and "instance_noise" (added to all images that the discriminator sees)."""
     clip_value: Positive = 0.01
-    """weight_clipping: the discriminator's parameters are clipped to [-clip_value, clip_value]."""
+    """weight_clipping: the discriminator's parameters are clipped to -clip_value .. clip_value."""
     noise_std: NonNegative = 0.1
     """instance_noise: standard deviation at the first step, for images in [-1, 1]; decreases linearly."""
     noise_steps: Count | None = None
@@ -169,9 +169,9 @@ class TrainConfig:
     """Run a whole iteration as one CUDA graph: "auto" (on a GPU, if the step can be captured), "on" (raise an error if
     it cannot), or "off"."""
     seed: Index = 0
-    """Seed of the latents and of the order of the data; for a run also of the initial weights."""
+    """Seed of the latents, the order of the data and, in a run, the initial weights."""
     latent_dim: Count | None = None
-    """Length of the latent vector. Unset: latent_dim of the generator; 100 for a run."""
+    """Length of the latent vector. Unset: 100 for a run; in Python, latent_dim of the generator."""
     d_lr: Positive = 2e-4
     """Adam's learning rate for the discriminator."""
     g_lr: Positive = 2e-4
@@ -206,9 +206,9 @@ class TrainConfig:
             check_paired_target("TrainConfig", "fake_label", self.fake_label, "real_label", ConfigError)
         if self.update == "one_stage":
             if self.d_steps != 1:
-                raise ConfigError("TrainConfig", "d_steps", "1 for update one_stage", self.d_steps)
+                raise ConfigError("TrainConfig", "d_steps", "1 when update is one_stage", self.d_steps)
             if "feature_matching" in self.regularizers:
-                want = "names other than feature_matching for update one_stage"
+                want = "names other than feature_matching when update is one_stage"
                 raise ConfigError("TrainConfig", "regularizers", want, self.regularizers)
 
 
@@ -253,7 +253,7 @@ class RunConfig:
     bad_files: BadFiles = "raise"
     """Images that cannot be read: stop at the first, or skip them."""
     max_skipped_files: Index = 100
-    """bad_files skip: stop if more images than this cannot be read."""
+    """With bad_files skip: stop if more images than this cannot be read."""
     sample_every: Count = 500
     """Steps between two sample grids."""
     checkpoint_every: Count = 500
@@ -268,7 +268,7 @@ class RunConfig:
             object.__setattr__(self, "data", os.fspath(self.data))
         _check_fields(self)
         if self.train.update == "one_stage" and self.d_norm != "none":
-            raise ConfigError("RunConfig", "d_norm", "none for update one_stage", self.d_norm)
+            raise ConfigError("RunConfig", "d_norm", "none (no batch norm) when update is one_stage", self.d_norm)
 
     def flat(self) -> dict[str, Any]:
         """Return the options as one flat dict of JSON values; leaves out the folder and makes paths absolute."""
@@ -334,7 +334,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise RunError(f"--out: expected the folder of a run to resume, got {folder}, which has no config.json")
+        problem = "has no config.json" if folder.exists() else "does not exist"
+        raise RunError(f"--out: expected the folder of a run to resume, got {folder}, which {problem}")
     try:
         record = json.loads(path.read_bytes())
         if not isinstance(record, dict):

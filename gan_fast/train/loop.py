@@ -143,6 +143,8 @@ class Trainer:
         discriminator: nn.Module,
         data: Tensor | ImageData | BatchSource | None = None,
     ) -> None:
+        if not isinstance(config, TrainConfig):
+            raise TypeError(f"Trainer: expected config type TrainConfig, got {type(config).__name__}")
         self.config = config
         self.device = device_of(config)
         self.latent_dim = _latent_dim(config, generator)
@@ -246,6 +248,8 @@ class Trainer:
     def _on_device(self, real: Tensor | Sequence[Tensor]) -> list[Tensor]:
         """Check the batches and start copying them to the device."""
         d_steps = self.config.d_steps
+        if not isinstance(real, (Tensor, Sequence)):
+            raise TypeError(f"Trainer.step: expected real type torch.Tensor, got {type(real).__name__}")
         batches = [real] if isinstance(real, Tensor) else list(real)
         if not isinstance(real, Tensor) and len(batches) != d_steps:
             raise ValueError(
@@ -571,9 +575,11 @@ def device_of(config: TrainConfig) -> torch.device:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             gpus = "".join(f", cuda:{index}" for index in range(torch.cuda.device_count()))
-            raise ConfigError("TrainConfig", "device", f"one of auto, cpu{gpus}", repr(name)) from error
+            raise ConfigError(
+                "TrainConfig", "device", f"one of auto, cpu{gpus or ' (PyTorch sees no GPU)'}", repr(name)
+            ) from error
     if config.cuda_graph == "on" and graphs_on(device) is None:
-        raise ConfigError("TrainConfig", "device", "a GPU for cuda_graph on", device)
+        raise ConfigError("TrainConfig", "device", "a GPU when cuda_graph is on", device)
     return device
 
 

@@ -25,7 +25,7 @@ def checked_optimizer(owner: str, optimizer: Any, model: nn.Module) -> torch.opt
         ValueError: its step needs a closure, or its parameters are not those of the model.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"{owner}: expected type torch.optim.Optimizer, got {type(optimizer).__name__}")
+        raise TypeError(f"{owner}: expected an optimizer (torch.optim.Optimizer), got {type(optimizer).__name__}")
     name = type(optimizer).__name__
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:

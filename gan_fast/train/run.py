@@ -131,10 +131,7 @@ class Run:
         self._record = self._check_options() if resume else {}
         self._rows = self._read_rows() if resume else []
         device = device_of(config.train)
-        try:
-            backends.uses_kernel("conv2d", device.type)
-        except RuntimeError as error:
-            raise RunError(f"GAN_FAST_BACKEND: {error}") from error
+        backends.check_requested(device.type)
         self.images = self._load_images(resume)
         if resume:
             self._check_data(allow_changed_data)

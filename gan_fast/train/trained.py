@@ -93,6 +93,8 @@ def load(run: str | os.PathLike[str], *, ema: bool = True, device: str | torch.d
 
 def generator_path(run: str | os.PathLike[str], *, ema: bool = True) -> Path:
     """Return the path of a run's generator file, or ``run`` if it is a file."""
+    if not isinstance(run, (str, os.PathLike)):
+        raise TypeError(f"load: expected run type str or Path, got {type(run).__name__}")
     given = path = Path(run)
     want = "load: expected run to be the folder of a run or a generator's .safetensors file"
     if path.is_dir():

@@ -68,7 +68,7 @@ def test_losses_equal_the_published_formulas(name, fake, d_loss, g_loss):
 def test_relativistic_rejects_fake_label():
     objectives.make_objective("relativistic", real_label=0.9)
     objectives.make_objective("relativistic_average", fake_label=0.1)
-    message = "expected fake_label 0 for a loss of logit pairs, whose only target is real_label, got 0.1"
+    message = "expected fake_label 0 for a relativistic loss, which uses only real_label, got 0.1"
     with pytest.raises(ValueError, match=f"^AdversarialLoss: {message}$"):
         objectives.make_objective("relativistic", fake_label=0.1)
     with pytest.raises(ValueError, match=f"^TrainConfig: {message}$"):

@@ -292,8 +292,8 @@ BAD_INPUTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"running_mean": torch.zeros(2)}, ValueError, "expected running_mean shape (3,), got (2,)"),
     ({"weight": torch.ones(3, dtype=torch.float64)}, TypeError, "expected weight dtype float32, got float64"),
     ({"input": torch.ones(2, 3, 4).bfloat16(), "weight": torch.ones(3).bfloat16()}, TypeError,
-     "expected weight dtype float32 as running_mean, got bfloat16"),
-    ({"bias": torch.ones(3, device="meta")}, ValueError, "expected bias device cpu as input, got meta"),
+     "expected weight dtype float32 to match running_mean, got bfloat16"),
+    ({"bias": torch.ones(3, device="meta")}, ValueError, "expected bias device cpu to match input, got meta"),
     ({"input": torch.ones(1, 3), "training": True}, ValueError,
      "expected input with more than 1 value per channel when training, got shape (1, 3)"),
     ({"running_mean": None, "running_var": None}, ValueError,
@@ -350,7 +350,7 @@ def test_raw_ops_reject_shapes_that_would_read_out_of_bounds() -> None:
         op.batch_norm_act_forward(x.int(), None, None, None, None, *tail)
     with pytest.raises(RuntimeError, match="expected activation"):
         op.batch_norm_act_forward(x, None, None, None, None, True, 0.1, 1e-5, "gelu", 0.0)
-    with pytest.raises(RuntimeError, match=r"expected grad_output shape \(2, 3, 4\) as input, got \(2, 3, 3\)"):
+    with pytest.raises(RuntimeError, match=r"expected grad_output shape \(2, 3, 4\) to match input, got \(2, 3, 3\)"):
         op.batch_norm_act_backward(x[..., :3], x, c, c, None, None, True, "relu", 0.0, True, True)
     with pytest.raises(RuntimeError, match=r"expected mean shape \(3,\), got \(4,\)"):
         op.batch_norm_act_backward(x, x, torch.ones(4), c, None, None, True, "relu", 0.0, True, True)

@@ -421,3 +421,5 @@ def test_1d_2d_and_3d_functions_have_their_own_names_and_docs() -> None:
                 assert next(iter(inspect.signature(f).parameters)) == "input"
                 assert "nd(" not in f.__doc__.replace("and(", "")
                 assert pickle.loads(pickle.dumps(f)) is f
+                with pytest.raises(TypeError, match=rf"^{f.__name__}\(\) missing 2 required positional arguments"):
+                    f()

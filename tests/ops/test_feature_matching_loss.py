@@ -77,9 +77,9 @@ def test_compiles_without_graph_breaks() -> None:
         ((torch.ones(3), torch.ones(3)), ValueError,
          "expected real_features dimensions at least 2 (N, ...), got shape (3,)"),
         ((torch.ones(3, 2), torch.ones(3, 2).double()), TypeError,
-         "expected fake_features dtype float32 as real_features, got float64"),
+         "expected fake_features dtype float32 to match real_features, got float64"),
         ((torch.ones(3, 2), torch.ones(3, 2, device="meta")), ValueError,
-         "expected fake_features device cpu as real_features, got meta"),
+         "expected fake_features device cpu to match real_features, got meta"),
         ((torch.ones(3, 2), None), TypeError, "expected fake_features type Tensor, got NoneType"),
     ],
 )  # fmt: skip

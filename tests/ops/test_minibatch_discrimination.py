@@ -184,9 +184,9 @@ def test_vmap_equals_a_loop() -> None:
         ((torch.ones(3, 4), torch.ones(4, 2)), ValueError,
          "expected weight shape (4, out_features, kernel_dims), got (4, 2)"),
         ((torch.ones(3, 4), torch.ones(4, 2, 2).double()), TypeError,
-         "expected weight dtype float32 as input, got float64"),
+         "expected weight dtype float32 to match input, got float64"),
         ((torch.ones(3, 4), torch.ones(4, 2, 2, device="meta")), ValueError,
-         "expected weight device cpu as input, got meta"),
+         "expected weight device cpu to match input, got meta"),
         ((torch.ones(3, 4), None), TypeError, "expected weight type Tensor, got NoneType"),
         ((torch.ones(3, 4).int(), torch.ones(4, 2, 2)), TypeError,
          "expected input dtype float64, float32, bfloat16 or float16, got int32"),
@@ -204,7 +204,7 @@ def test_invalid_argument_raises(arguments: tuple[Any, ...], error: type[Excepti
         ("forward", [(3, 2)], "_forward: expected projected dimensions 3 (N, B, C), got shape (3, 2)"),
         ("backward", [(3, 3), (3, 2, 4)], "_backward: expected grad_output shape (3, 2), got (3, 3)"),
         ("double_backward", [(3, 2, 1), (3, 2), (3, 2, 4)],
-         "_double_backward: expected cotangent shape (3, 2, 4) as projected, got (3, 2, 1)"),
+         "_double_backward: expected cotangent shape (3, 2, 4) to match projected, got (3, 2, 1)"),
     ],
 )  # fmt: skip
 def test_registered_op_rejects_invalid_arguments(name: str, arguments: list[tuple[int, ...]], message: str) -> None:

@@ -284,7 +284,7 @@ def test_unavailable_backend_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     for op, call in OPS.items():
         with gan_fast.use_backend("triton"), pytest.raises(RuntimeError, match="to be available, got: no Triton for"):
             call(torch.ones(2, 3))
-        with gan_fast.use_backend("cuda"), pytest.raises(RuntimeError, match="expected input device cuda for backend"):
+        with gan_fast.use_backend("cuda"), pytest.raises(RuntimeError, match="on a cuda device for backend cuda"):
             call(torch.ones(2, 3))
         assert call(torch.ones(2, 3)).shape == (2, 3), op
 
@@ -307,12 +307,14 @@ BAD_INPUTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("interpolate_samples", {"real": torch.ones(4, 2, dtype=torch.uint8)}, TypeError,
      "expected real dtype float64, float32, bfloat16 or float16, got uint8"),
     ("interpolate_samples", {"fake": None}, TypeError, "expected fake type Tensor, got NoneType"),
-    ("interpolate_samples", {"fake": torch.ones(2)}, ValueError, "expected fake shape (4, 2) as real, got (2,)"),
-    ("interpolate_samples", {"fake": IMAGES.half()}, TypeError, "expected fake dtype float32 as real, got float16"),
-    ("interpolate_samples", {"fake": IMAGES.to("meta")}, ValueError, "expected fake device cpu as real, got meta"),
+    ("interpolate_samples", {"fake": torch.ones(2)}, ValueError, "expected fake shape (4, 2) to match real, got (2,)"),
+    ("interpolate_samples", {"fake": IMAGES.half()}, TypeError,
+     "expected fake dtype float32 to match real, got float16"),
+    ("interpolate_samples", {"fake": IMAGES.to("meta")}, ValueError,
+     "expected fake device cpu to match real, got meta"),
     ("interpolate_samples", {"generator": 3}, TypeError, "expected generator type Generator, got int"),
     ("interpolate_samples", {"real": IMAGES.to("meta"), "fake": IMAGES.to("meta"), "generator": torch.Generator()},
-     ValueError, "expected generator device meta as real, got cpu"),
+     ValueError, "expected generator device meta to match real, got cpu"),
     ("perturb", {"real": [1.0]}, TypeError, "expected real type Tensor, got list"),
     ("perturb", {"real": torch.ones(())}, ValueError, "expected real dimensions at least 1 (N, ...), got shape ()"),
     ("perturb", {"scale": "1"}, TypeError, "expected scale type float, got str"),
@@ -327,7 +329,8 @@ BAD_INPUTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("add_noise", {"std": torch.ones(1)}, ValueError, "expected std shape (), got (1,)"),
     ("add_noise", {"std": torch.ones((), dtype=torch.int32)}, TypeError,
      "expected std dtype float64, float32, bfloat16 or float16, got int32"),
-    ("add_noise", {"std": torch.ones((), device="meta")}, ValueError, "expected std device cpu as input, got meta"),
+    ("add_noise", {"std": torch.ones((), device="meta")}, ValueError,
+     "expected std device cpu to match input, got meta"),
     ("add_noise", {"std": torch.ones((), requires_grad=True)}, ValueError,
      "expected a std that does not require grad, got one that does: add_noise has no gradient for std"),
 ]  # fmt: skip

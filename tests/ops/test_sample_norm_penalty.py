@@ -325,7 +325,7 @@ BAD_INPUTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"coefficients": torch.ones(4, 1)}, ValueError, "expected coefficients shape (4,), got (4, 1)"),
     ({"coefficients": torch.ones(4).double()}, TypeError, "expected coefficients dtype float32, got float64"),
     ({"coefficients": torch.ones(4, device="meta")}, ValueError,
-     "expected coefficients device cpu as input, got meta"),
+     "expected coefficients device cpu to match input, got meta"),
     ({"center": "1"}, TypeError, "expected center type float, got str"),
     ({"center": torch.ones(())}, TypeError, "expected center type float, got Tensor"),
     ({"scale": None}, TypeError, "expected scale type float, got NoneType"),

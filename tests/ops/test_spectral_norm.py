@@ -178,7 +178,7 @@ def test_autocast_has_no_effect(backend: str) -> None:
         ({"u": torch.ones(4)}, ValueError, "expected u shape (3,), got (4,)"),
         ({"v": torch.ones(4)}, ValueError, "expected v shape (5,), got (4,)"),
         ({"v": torch.ones(5).double()}, TypeError, "expected v dtype float32, got float64"),
-        ({"u": torch.ones(3, device="meta")}, ValueError, "expected u device cpu as weight, got meta"),
+        ({"u": torch.ones(3, device="meta")}, ValueError, "expected u device cpu to match weight, got meta"),
         ({"u": torch.ones(3, requires_grad=True)}, ValueError,
          "expected u not to require grad, got one that does; power iteration has no gradient"),
         ({"dim": 2}, ValueError, "expected dim between 0 and 1, got 2"),

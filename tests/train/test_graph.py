@@ -722,7 +722,7 @@ def test_user_optimizer_is_captured_if_it_allows_it(device, kind, caplog):
 def test_cpu_training_has_no_graphs():
     players = make_players(torch.float32)
     assert Trainer(TrainConfig(latent_dim=LATENT_DIM, device="cpu"), *players)._captured_steps is None
-    message = "^TrainConfig: expected device a GPU for cuda_graph on, got cpu$"
+    message = "^TrainConfig: expected device a GPU when cuda_graph is on, got cpu$"
     with pytest.raises(ValueError, match=message):
         Trainer(TrainConfig(latent_dim=LATENT_DIM, device="cpu", cuda_graph="on"), *players)
 

@@ -179,7 +179,7 @@ def foreign(trainer):
 
 
 REFUSED = {
-    "not an optimizer": (lambda t: "adam", TypeError, r"expected type torch.optim.Optimizer, got str"),
+    "not an optimizer": (lambda t: "adam", TypeError, r"expected an optimizer \(torch.optim.Optimizer\), got str"),
     "a scaler": (lambda t: torch.amp.GradScaler("cpu"), TypeError, r"got GradScaler"),
     "none": (lambda t: None, TypeError, r"got NoneType"),
     "a scheduler": (lambda t: lr_scheduler.StepLR(t.g_optimizer, 1), TypeError, r"got StepLR"),

@@ -78,6 +78,8 @@ def test_run_without_a_generator_is_an_error(run, tmp_path):
     }.items():
         with pytest.raises(ValueError, match=rf"^load: expected run to be the folder of a run or .*{message}$"):
             gan_fast.load(tmp_path / name)
+    with pytest.raises(TypeError, match=r"^load: expected run type str or Path, got int$"):
+        gan_fast.load(3)
 
 
 def test_damaged_generator_is_an_error(run):

@@ -126,6 +126,7 @@ def test_single_batch_is_used_for_every_discriminator_step():
         (REAL.cfloat(), "real dtype floating point, with values in [-1, 1], got torch.complex64"),
         ([REAL, make_images()[:8]], "real dtype floating point, with values in [-1, 1], got torch.uint8"),
         ([REAL, REAL.numpy()], "real type torch.Tensor, got ndarray"),
+        (3, "real type torch.Tensor, got int"),
     ],
 )
 def test_wrong_batch_type_is_refused_and_changes_nothing(real, message):
@@ -389,6 +390,11 @@ def test_bad_argument_is_refused(options, data, error, message):
     config = TrainConfig(**{"latent_dim": LATENT_DIM, **options})
     with pytest.raises(error, match=message):
         Trainer(config, *make_players(), data)
+
+
+def test_configuration_of_another_type_is_refused():
+    with pytest.raises(TypeError, match=r"^Trainer: expected config type TrainConfig, got dict$"):
+        Trainer({}, *make_players())
 
 
 @pytest.mark.parametrize("name", ["generator", "discriminator"])
