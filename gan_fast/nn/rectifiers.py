@@ -25,7 +25,11 @@ class LeakyReLU(nn.LeakyReLU):
         # A tensor subclass may override torch's function.
         if type(input) is not Tensor:
             return super().forward(input)
-        return ops.leaky_relu(input, self.negative_slope, self.inplace)
+        try:
+            return ops.leaky_relu(input, self.negative_slope, self.inplace)
+        except TypeError:
+            # Such as quantized tensors, which torch accepts; for the others torch raises its own error.
+            return super().forward(input)
 
 
 class ReLU(nn.ReLU):
@@ -36,4 +40,10 @@ class ReLU(nn.ReLU):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) if type(input) is not Tensor else ops.relu(input, self.inplace)
+        if type(input) is not Tensor:
+            return super().forward(input)
+        try:
+            return ops.relu(input, self.inplace)
+        except TypeError:
+            # Such as integers, which torch accepts.
+            return super().forward(input)

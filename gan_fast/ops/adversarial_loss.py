@@ -361,8 +361,9 @@ def _loss(
         and not torch.compiler.is_compiling()
         and dispatch.is_plain_cpu(logits, other_logits)
         and (other_logits is not None or op in _ONE_BATCH)
-        and isinstance(target, (int, float))
-        and isinstance(other_target, (int, float))
+        # Not isinstance: `_check` rejects a bool.
+        and type(target) in (int, float)
+        and type(other_target) in (int, float)
         and isinstance(kind, str)
         and not torch.is_autocast_enabled("cpu")
         and backends.uses_cpu_kernel(op)

@@ -278,9 +278,7 @@ def _in_place(op: str, input: Tensor, negative_slope: float | None) -> Tensor:
         raise RuntimeError(f"{OP}: expected inplace False for backend triton, which has no in-place kernel, got True")
     if (
         dispatch.is_traced()
-        # torch rejects some leaves and views before it writes to them; a Function would raise after it has written.
-        or input.is_leaf
-        or input._is_view()
+        or torch_may_refuse(input)
         or (negative_slope is not None and negative_slope <= 0)
         or backends.is_small(input)
         or not backends.uses_kernel("relu", input.device.type, input.dtype)
@@ -288,6 +286,11 @@ def _in_place(op: str, input: Tensor, negative_slope: float | None) -> Tensor:
         return torch.relu_(input) if negative_slope is None else F.leaky_relu_(input, negative_slope)
     output: Tensor = Rectified.apply(input, negative_slope, True)
     return output
+
+
+def torch_may_refuse(input: Tensor) -> bool:
+    """Whether torch may refuse to overwrite ``input``, which it does before it writes; a Function raises only after."""
+    return input.is_leaf or input._is_view()
 
 
 def _over_fake(input: Tensor, negative_slope: float) -> Tensor:

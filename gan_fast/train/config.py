@@ -105,14 +105,16 @@ def _checked(owner: str, name: str, annotation: Any, value: Any) -> Any:
             raise TypeError(f"{owner}: expected {name} to be {len(arguments)} numbers, got {len(value)}")
         return tuple(_checked(owner, name, a, item) for a, item in zip(arguments, value))
     kind = arguments[0] if origin is Annotated else annotation
-    if kind not in (int, float, bool, str):
+    if kind is Path:
+        # The command line's parser fills required fields with placeholders.
         return value
     allowed = (int, float) if kind is float else kind
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"{owner}: expected {name} type {kind.__name__}, got {type(value).__name__}")
     if origin is Annotated and not arguments[1].contains(value):
         raise ConfigError(owner, name, arguments[1].text, value)
-    if kind is int and value >= 2**63:
+    # Of fields for floats too: an integer may be too large for a float.
+    if isinstance(value, int) and value >= 2**63:
         raise ConfigError(owner, name, "below 2**63", value)
     return float(value) if kind is float else value
 

@@ -71,7 +71,8 @@ class TrainedGenerator:
             raise ValueError(f"sample: expected label None, because this generator has no classes, got {label!r}")
         z = draw_latents(n, self.generator.latent_dim, seed)
         device = next(self.generator.parameters()).device
-        return generate(self.generator, truncation * z.to(device))
+        # In float32 under autocast too.
+        return generate(self.generator, truncation * z.to(device)).float()
 
 
 def load(run: str | os.PathLike[str], *, ema: bool = True, device: str | torch.device = "cpu") -> TrainedGenerator:

@@ -458,6 +458,7 @@ BAD_INPUTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("minimax_d", {"fake_logits": torch.ones(2, device="meta")}, ValueError,
      "expected fake_logits device cpu to match real_logits, got meta"),
     ("minimax_d", {"real_target": 1.1}, ValueError, "expected real_target between 0 and 1, got 1.1"),
+    ("minimax_d", {"real_target": True}, TypeError, "expected real_target type float, got bool"),
     ("minimax_d", {"fake_target": -0.1}, ValueError, "expected fake_target between 0 and 1, got -0.1"),
     ("minimax_d", {"real_target": float("nan")}, ValueError, "expected real_target between 0 and 1, got nan"),
     ("minimax_d", {"fake_logits": None}, TypeError, "expected fake_logits type Tensor, got NoneType"),

@@ -176,6 +176,14 @@ def test_inplace_is_refused_on_triton() -> None:
         leaky_relu(torch.randn(3), inplace=True)
 
 
+def test_modules_accept_the_dtypes_that_torch_accepts() -> None:
+    for inplace in (False, True):
+        assert ReLU(inplace)(torch.tensor([-1, 2])).tolist() == [0, 2]
+        assert ReLU(inplace)(torch.tensor([-1.0, 2.0]).to_sparse()).to_dense().tolist() == [0.0, 2.0]
+        with pytest.raises(NotImplementedError, match="not implemented for 'Long'"):
+            LeakyReLU(0.2, inplace)(torch.tensor([-1, 2]))
+
+
 def test_bad_input() -> None:
     for function in (leaky_relu, relu):
         with pytest.raises(TypeError, match=f"{function.__name__}: expected input type Tensor, got int"):

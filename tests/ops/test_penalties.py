@@ -184,6 +184,20 @@ def test_number_of_passes_is_as_documented(monkeypatch: pytest.MonkeyPatch) -> N
     assert counted(calls) == (3, 3, 3)
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.LeakyReLU(0.2, inplace=True)], ids=str)
+@pytest.mark.parametrize("view", [lambda x: x, lambda x: x[1:], lambda x: x.chunk(2)[0]], ids=["leaf", "view", "chunk"])
+def test_images_keep_their_values_where_torch_refuses_to_overwrite_them(activation, view) -> None:
+    class Critic(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return activation(view(x)).flatten(1).sum(1)
+
+    images = critics.images()
+    before = images.clone()
+    with pytest.raises(RuntimeError, match=r"is being used in an in-place operation|is being modified inplace"):
+        ops.r1_penalty(Critic(), images)
+    assert torch.equal(images, before)
+
+
 @pytest.mark.parametrize("name", critics.SHARABLE)
 def test_logits_for_both_players_give_both_gradients(name: str) -> None:
     critic, fake = critics.make(name), critics.images().requires_grad_()

@@ -96,6 +96,7 @@ PROBABILITY = "a number from 0 to 1"
         ("log_every", 0, ConfigError, "at least 1, got 0"),
         ("max_skipped_steps", 0, ConfigError, "at least 1, got 0"),
         ("device", 0, TypeError, "type str, got int"),
+        ("penalty_weight", 2**64, ConfigError, "below 2**63, got 18446744073709551616"),
     ],
 )
 def test_bad_value_is_an_error_that_names_the_field(field, value, error, want):
@@ -140,6 +141,8 @@ def test_conflicting_values_are_an_error(options, want):
         ("d_norm", "layer", ConfigError, "one of batch, none, got 'layer'"),
         ("bad_files", "ignore", ConfigError, "one of raise, skip, got 'ignore'"),
         ("tensorboard", "yes", TypeError, "type bool, got str"),
+        ("train", {}, TypeError, "type TrainConfig, got dict"),
+        ("train", None, TypeError, "type TrainConfig, got NoneType"),
     ],
 )
 def test_bad_run_value_is_an_error_that_names_the_field(field, value, error, want):

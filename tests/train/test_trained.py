@@ -32,6 +32,8 @@ def test_samples_are_images_of_the_averaged_generator(run):
     assert torch.equal(images, gan_fast.load(str(run), device="cpu").sample(5, seed=3))
     assert not torch.equal(images, trained.sample(5, seed=4))
     assert not trained.generator.training
+    with torch.autocast("cpu", torch.bfloat16):
+        assert trained.sample(1).dtype == torch.float32
 
 
 def test_last_generator_and_file_can_be_loaded(run):
