@@ -29,6 +29,7 @@ $(VENV)/created:
 
 # The build needs torch, and building without isolation keeps pip from downloading a second one.
 $(VENV)/built: $(VENV)/created constraints.txt $(SOURCES)
+	@echo 'Installing PyTorch and compiling gan_fast; this takes a few minutes.'
 	$(PIP) torch setuptools wheel ninja pybind11
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e '.[digits]'
 	touch $@
