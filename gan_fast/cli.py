@@ -102,6 +102,10 @@ class Train:
         steps_done = run.trainer.steps_done
         if number is None and steps_done == config.train.steps:
             _say(f"done: {config.out}")
+            for label, path in (("samples", run.sample_grid), ("curves", run.curves)):
+                if path.exists():
+                    _say(f"{label}: {path}")
+            _say(f"more samples: gan-fast sample {_for_shell(str(config.out))}")
             return 0
         reason = f"--minutes {self.minutes:g}" if number is None else signal.Signals(number).name
         _say(f"stopped at step {steps_done} ({reason}) and saved; to continue, run:")
@@ -128,7 +132,7 @@ class Sample:
     truncation: float = 1.0
     """Factor of the latent vectors. Below 1: more typical and less varied images."""
     out: Path | None = None
-    """PNG file to write. Unset: samples.png beside the generator."""
+    """PNG file to write; an existing file is replaced. Unset: samples.png beside the generator."""
     ema: bool = True
     """Use the averaged generator; --no-ema: the last one."""
 
@@ -363,11 +367,17 @@ def _train_defaults(args: Sequence[str]) -> Train | None:
     scan.add_argument("--resume", action=argparse.BooleanOptionalAction)
     # Leave out --resume=value: argparse would reject it with another message than tyro, which parses it later.
     options, _ = scan.parse_known_args([arg for arg in args if not arg.startswith(("--resume=", "--no-resume="))])
-    if options.resume and not {"-h", "--help"} & set(args):
+    asks_for_help = {"-h", "--help"} & set(args)
+    if options.resume and not asks_for_help:
         if not options.out:
             raise _UsageError("--out: expected the folder of a run to resume, got none")
         out = Path(options.out)
         return Train(RunConfig.from_flat(read_record(_expanded(out))["config"], out))
+    # Without --data tyro would only say that it is missing.
+    if options.out and not options.data and not asks_for_help and not any(a.startswith("--resume") for a in args):
+        out = Path(options.out)
+        if (_expanded(out) / "config.json").is_file():
+            raise _UsageError(f"--out: {out} holds a run; add --resume to continue it")
     return _digits() if options.data == "digits" else None
 
 

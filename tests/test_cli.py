@@ -324,6 +324,7 @@ def snapshot(folder):
     ("options", "want"),
     [
         ([], "--out: expected a folder without a run"),
+        (["--penalty", "r1", "none"], "none cannot be combined with r1"),
         (["--resume", "--seed", "5"], "--seed: the run has 0, the command 5"),
         (
             ["--resume", "--width", "4", "--d-norm", "batch"],
@@ -339,6 +340,11 @@ def test_refused_start_does_not_change_the_run(finished, capsys, options, want):
     before = snapshot(finished)
     assert want in fails(capsys, 2, "train", "--out", finished, *SMALL, *PACE, *options)
     assert snapshot(finished) == before
+
+
+def test_folder_of_a_run_without_data_and_resume_names_resume(finished, capsys):
+    line = fails(capsys, 2, "train", "--out", finished, "--steps", 20)
+    assert line == f"gan-fast: --out: {finished} holds a run; add --resume to continue it"
 
 
 @pytest.mark.parametrize(
@@ -502,12 +508,40 @@ def test_log_line_does_not_share_a_line_with_the_progress_bar(tmp_path, capsys, 
     assert after.startswith("\n")
 
 
+@pytest.mark.parametrize("watched", [False, True])
+def test_end_of_a_run_says_the_losses_and_where_the_pictures_are(watched, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "_is_watched", lambda: watched)
+    out = tmp_path / "my run"
+    train(out, "--steps", "4")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines].count("step 4 of 4") == 1
+    assert lines[-4:] == [
+        f"done: {out}",
+        f"samples: {out / 'samples' / 'step_000004.png'}",
+        f"curves: {out / 'curves.png'}",
+        f"more samples: gan-fast sample '{out}'",
+    ]
+    assert (out / "samples" / "step_000004.png").exists()
+    assert (out / "curves.png").exists()
+
+
+def test_losses_are_shown_with_three_significant_digits(tmp_path, capsys, monkeypatch):
+    fit = Trainer.fit
+
+    def logging_fit(self, on_log, on_step):
+        return fit(self, lambda row: on_log(row | {"d_loss": -0.00012345, "g_loss": 12.345}), on_step)
+
+    monkeypatch.setattr(Trainer, "fit", logging_fit)
+    train(tmp_path / "run", "--steps", "1")
+    assert "step 1 of 1: d_loss -0.000123, g_loss 12.3, " in capsys.readouterr().out
+
+
 def test_penalty_is_shown_only_if_there_is_one(tmp_path, capsys):
     train(tmp_path / "plain", "--steps", "1")
     assert "step 1 of 1: d_loss" in (said := capsys.readouterr().out)
     assert ", penalty" not in said
     train(tmp_path / "penalized", "--steps", "1", "--penalty", "r1")
-    assert ", penalty 0." in capsys.readouterr().out
+    assert ", penalty " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,13 @@ def test_help_does_not_keep_the_line_breaks_of_the_source(capsys):
     assert '"gradient_penalty" (WGAN-GP)' in text
 
 
+def test_help_of_sample_says_that_a_file_is_replaced(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["sample", "--help"])
+    words = capsys.readouterr().out.replace("│", " ").split()
+    assert "an existing file is replaced." in " ".join(words)
+
+
 def test_wrong_instruction_set_is_reported_in_one_line():
     done = subprocess.run(
         [sys.executable, "-m", "gan_fast", "info"],

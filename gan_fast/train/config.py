@@ -123,7 +123,7 @@ def _checked(owner: str, name: str, annotation: Any, value: Any) -> Any:
 class TrainConfig:
     """The settings of one adversarial training, without the models and the data.
 
-    ``penalty`` also accepts a single name, as in ``TrainConfig(penalty="r1")``.
+    ``penalty`` and ``regularizers`` also accept a single name, as in ``TrainConfig(penalty="r1")``.
 
     Raises:
         TypeError: a field has the wrong type.
@@ -194,15 +194,19 @@ class TrainConfig:
     """Stop with an error after this many consecutive iterations with gradients that are not finite."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.penalty, str):
-            if "+" in self.penalty:
-                names = str(tuple(self.penalty.split("+")))
-                raise ConfigError("TrainConfig", "penalty", f"a tuple of names such as {names}", repr(self.penalty))
-            object.__setattr__(self, "penalty", (self.penalty,))
+        for name in ("penalty", "regularizers"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                if "+" in value:
+                    names = str(tuple(value.split("+")))
+                    raise ConfigError("TrainConfig", name, f"a tuple of names such as {names}", repr(value))
+                object.__setattr__(self, name, (value,))
         _check_fields(self)
         if "none" in self.penalty:
             if len(self.penalty) > 1:
-                raise ConfigError("TrainConfig", "penalty", "none or names of penalties", self.penalty)
+                others = ", ".join(name for name in self.penalty if name != "none")
+                have = f"{' '.join(self.penalty)}; none cannot be combined with {others}"
+                raise ConfigError("TrainConfig", "penalty", "none or names of penalties", have)
             object.__setattr__(self, "penalty", ())
         if self.objective == "relativistic":
             check_paired_target("TrainConfig", "fake_label", self.fake_label, "real_label", ConfigError)

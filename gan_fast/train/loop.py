@@ -22,6 +22,7 @@ from __future__ import annotations
 import collections
 import copy
 import functools
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -42,10 +43,15 @@ from gan_fast.train.optimizers import checked_optimizer, state_values, type_name
 from gan_fast.train.step import d_step, g_step, one_stage_step
 from gan_fast.train.undo import SavedValues, storage_id
 
+logger = logging.getLogger("gan_fast")
+
 LOGGED = ("d_loss", "g_loss", "d_real", "d_fake", "d_accuracy", "penalty")
 _RESULTS = (*LOGGED, "skipped")
 _MODELS = ("generator", "discriminator", "ema_generator")
 _OPTIMIZERS = ("g_optimizer", "d_optimizer")
+
+# Layers that change the shape of D's output, but not its values.
+_SHAPE_LAYERS = (nn.Flatten, nn.Unflatten, nn.Identity)
 
 # Images that `generate` makes at a time, so that its memory does not grow with their number.
 _SAMPLE_BATCH = 256
@@ -85,7 +91,7 @@ class Trainer:
             in place.
         discriminator: maps images (N, C, H, W) to one logit per image. It is moved to the device and trained in place;
             the regularizer "spectral_norm" parametrizes its layers. It must not contain batch norm if ``update`` is
-            "one_stage".
+            "one_stage". A final nn.Sigmoid is reported as a warning, except for the objective "least_squares".
         data: the training images. One of
 
             - a uint8 tensor (N, C, H, W), or an ``ImageData`` as :func:`gan_fast.data.load_images` returns it: batches
@@ -162,6 +168,7 @@ class Trainer:
         self._noise = self._make_noise()
         self._feature_weight = self._check_features()
         self._check_update()
+        self._warn_of_sigmoid()
         # One graph for each pattern of penalty weights in the updates of an iteration.
         self._captured_steps = self._make_captured_steps()
         self._buffer_change: str | None = None
@@ -223,8 +230,9 @@ class Trainer:
             - "skipped": 1 if an update was skipped because a gradient was not finite, else 0.
 
         Raises:
-            TypeError: a batch is not a floating point tensor.
-            ValueError: a sequence of other than ``d_steps`` batches.
+            TypeError: a batch is not a floating point tensor. In the first iteration: G or D does not return a tensor.
+            ValueError: a sequence of other than ``d_steps`` batches. In the first iteration: G cannot take latents
+                (N, latent_dim), or its images have another shape than the batch.
             RuntimeError: ``cuda_graph`` is "on" and the step cannot be captured; nothing was changed.
 
         Notes:
@@ -238,10 +246,15 @@ class Trainer:
             self._noise_std.fill_(self._noise.std_at(self.steps_done))
         scales = self._penalty_scales()
         iterate = functools.partial(self._iterate, scales)
-        if self._captured_steps is None:
-            values = iterate(batches)
-        else:
-            values = self._captured_steps[scales](iterate, batches, self._step_state())
+        try:
+            if self._captured_steps is None:
+                values = iterate(batches)
+            else:
+                values = self._captured_steps[scales](iterate, batches, self._step_state())
+        except TypeError as error:
+            if not self.steps_done:
+                self._check_logits_type(batches[0], error)
+            raise
         self.steps_done = step
         return dict(zip(_RESULTS, values.unbind(), strict=True))
 
@@ -292,7 +305,8 @@ class Trainer:
         for index, (batch, scale) in enumerate(zip(batches, penalty_scales, strict=True)):
             # G learns only from the last images, so only these need an autograd graph.
             with torch.set_grad_enabled(index == len(batches) - 1), self._autocast():
-                fake = self.generator(self._latents(len(batch)))
+                latents = self._latents(len(batch))
+                fake = self.generator(latents) if self.steps_done else self._checked_images(latents, batch)
             real, noisy_fake = self._add_instance_noise(batch), self._add_instance_noise(fake)
             arguments = (objective, real, noisy_fake, self._autocast(), scale, self.latent_rng)
             if one_stage:
@@ -310,6 +324,39 @@ class Trainer:
             skipped = torch.maximum(skipped, skip)
         self._finish_iteration(buffers, skipped)
         return torch.stack((d_loss.loss, g_loss, *d_loss.means.unbind(), d_loss.penalty, skipped))
+
+    def _checked_images(self, latents: Tensor, batch: Tensor) -> Tensor:
+        """Return G(z); raise if G cannot take the latents, or if its images have another shape than the batch."""
+        try:
+            images = self.generator(latents)
+        except (RuntimeError, ValueError, TypeError) as error:
+            if "memory" in str(error):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"Trainer: the generator cannot take latents (N, {self.latent_dim}): {reason}; "
+                f"put nn.Unflatten(1, ({self.latent_dim}, 1, 1)) first if it starts with a convolution"
+            ) from error
+        if not isinstance(images, Tensor):
+            raise TypeError(
+                f"Trainer: expected the generator to return a tensor of images, got {type(images).__name__}"
+            )
+        if images.shape != batch.shape:
+            want, have = (_shape_for_n(t.shape, len(batch)) for t in (batch, images))
+            raise ValueError(f"Trainer: expected generator to return images {want} like the data, got {have}")
+        return images
+
+    def _check_logits_type(self, real: Tensor, error: TypeError) -> None:
+        """Raise if D does not return a tensor; called only after a step has failed."""
+        try:
+            with torch.no_grad(), self._autocast():
+                logits = self.discriminator(real)
+        except Exception:
+            return
+        if not isinstance(logits, Tensor):
+            raise TypeError(
+                f"Trainer: expected the discriminator to return a tensor of logits, got {type(logits).__name__}"
+            ) from error
 
     def _add_instance_noise(self, images: Tensor) -> Tensor:
         """Return the images that D is given: with instance noise if it is configured."""
@@ -525,6 +572,16 @@ class Trainer:
                 f"{len(norms)} batch norms; use DCGANDiscriminator(norm='none'), or --d-norm none"
             )
 
+    def _warn_of_sigmoid(self) -> None:
+        """Warn if D seems to end in a sigmoid, as in code that uses BCELoss; LSGAN also works with one."""
+        leaves = [m for m in self.discriminator.modules() if next(m.children(), None) is None]
+        values = [m for m in leaves if not isinstance(m, _SHAPE_LAYERS)]
+        if values and isinstance(values[-1], nn.Sigmoid) and self.config.objective != "least_squares":
+            logger.warning(
+                "Trainer: the last layer of the discriminator is nn.Sigmoid, so that its outputs all lie in [0, 1]; "
+                "the trainer expects logits: remove the final Sigmoid"
+            )
+
     def _check_features(self) -> float:
         if "feature_matching" not in self.config.regularizers:
             return 0.0
@@ -551,7 +608,11 @@ class Trainer:
         if isinstance(data, ImageData):
             data = data.images
         if isinstance(data, Tensor):
-            return DeviceLoader(data, self.config.batch_size, seed=self.config.seed, device=self.device)
+            try:
+                return DeviceLoader(data, self.config.batch_size, seed=self.config.seed, device=self.device)
+            except (TypeError, ValueError) as error:
+                message = str(error).replace("images_uint8", "data", 1).removeprefix("DeviceLoader: ")
+                raise type(error)(f"Trainer: {message}") from error
         if data is not None and not hasattr(data, "batch"):
             want = "torch.Tensor, ImageData or an object with a method batch(step)"
             raise TypeError(f"Trainer: expected data type {want}, got {type(data).__name__}")
@@ -574,10 +635,12 @@ def device_of(config: TrainConfig) -> torch.device:
             torch.Generator(device)
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            gpus = "".join(f", cuda:{index}" for index in range(torch.cuda.device_count()))
-            raise ConfigError(
-                "TrainConfig", "device", f"one of auto, cpu{gpus or ' (PyTorch sees no GPU)'}", repr(name)
-            ) from error
+            gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+            have = repr(name)
+            if not gpus:
+                state = "sees no GPU" if torch.backends.cuda.is_built() else "has no CUDA"
+                have += f": this PyTorch ({torch.__version__}) {state}"
+            raise ConfigError("Trainer", "device", f"one of {', '.join(['auto', 'cpu', *gpus])}", have) from error
     if config.cuda_graph == "on" and graphs_on(device) is None:
         raise ConfigError("TrainConfig", "device", "a GPU when cuda_graph is on", device)
     return device
@@ -605,6 +668,11 @@ def generate(generator: nn.Module, z: Tensor) -> Tensor:
         # Restore the mode of each module: some may be in evaluation mode during training.
         for module, training in modes:
             module.training = training
+
+
+def _shape_for_n(shape: torch.Size, n: int) -> str:
+    """Return a shape as text, with "N" for a first dim of size n."""
+    return f"({', '.join('N' if dim == 0 and size == n else str(size) for dim, size in enumerate(shape))})"
 
 
 def _memory_format(discriminator: nn.Module) -> torch.memory_format:

@@ -81,7 +81,7 @@ def write_curves(file: BinaryIO, rows: Sequence[Mapping[str, float | None]]) -> 
         outputs.axhline(0.5, color="0.6", linewidth=0.8, linestyle="--")
         outputs.set_ylim(0, 1)
     outputs.set_xlabel("step")
-    outputs.xaxis.set_major_locator(MaxNLocator(integer=True))
+    outputs.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     # Plot into memory first, because matplotlib seeks in the file and hides disk errors.
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

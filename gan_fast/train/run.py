@@ -214,20 +214,21 @@ class Run:
                 stack.callback(logging.captureWarnings, False)
             received = stack.enter_context(stopping_signals(trainer.stop))
             names = [name for name in LOGGED if name != "penalty" or config.penalty]
-            next_line_s = time.monotonic() + _LINE_EVERY_S
+            next_line_s, unsaid = time.monotonic() + _LINE_EVERY_S, ""
 
             def on_log(row: dict[str, float]) -> None:
-                nonlocal next_line_s
+                nonlocal next_line_s, unsaid
                 row["time_s"] += earlier_s
                 self._rows.append({name: _json_number(value) for name, value in row.items()})
                 metrics.write(json.dumps(self._rows[-1]) + "\n")
                 metrics.flush()
-                shown = {name: f"{row[name]:.3f}" for name in names} | {"images/s": f"{row['images_per_s']:.0f}"}
+                shown = {name: f"{row[name]:.3g}" for name in names} | {"images/s": f"{row['images_per_s']:.0f}"}
                 bar.set_postfix(shown, refresh=False)
-                if not watched and (time.monotonic() >= next_line_s or row["step"] == config.steps):
-                    values = ", ".join(f"{name} {value}" for name, value in shown.items())
-                    self._say(f"step {row['step']} of {config.steps}: {values}")
-                    next_line_s = time.monotonic() + _LINE_EVERY_S
+                values = ", ".join(f"{name} {value}" for name, value in shown.items())
+                unsaid = f"step {row['step']} of {config.steps}: {values}"
+                if not watched and time.monotonic() >= next_line_s:
+                    self._say(unsaid)
+                    next_line_s, unsaid = time.monotonic() + _LINE_EVERY_S, ""
                 if self._writer is not None:
                     for name, value in row.items():
                         self._writer.add_scalar(name, value, int(row["step"]))
@@ -242,13 +243,25 @@ class Run:
                     trainer.stop()
 
             trainer.fit(on_log, on_step)
+            if unsaid:
+                self._say(unsaid)
             # Save inside the block, so that the first Ctrl-C does not interrupt it; a second one may.
             if trainer.steps_done != self._checkpointed_step:
                 self._save_state()
             self._save_samples()
             if self._rows:
-                write_safely(self.folder / "curves.png", lambda file: write_curves(file, self._rows))
+                write_safely(self.curves, lambda file: write_curves(file, self._rows))
         return received.number
+
+    @property
+    def sample_grid(self) -> Path:
+        """The file of the sample grid of the current step; it exists after :meth:`train`."""
+        return self.folder / "samples" / f"step_{self.trainer.steps_done:06d}.png"
+
+    @property
+    def curves(self) -> Path:
+        """The file of the training curves; it exists after :meth:`train` if there are rows of metrics."""
+        return self.folder / "curves.png"
 
     def _hold_folder(self) -> None:
         """Lock the folder again if an earlier :meth:`train` has unlocked it."""
@@ -441,11 +454,10 @@ class Run:
         self._checkpointed_step = self.trainer.steps_done
 
     def _save_samples(self) -> None:
-        step = self.trainer.steps_done
         images = self.trainer.sample(z=self._grid_z)
-        write_safely(self.folder / "samples" / f"step_{step:06d}.png", lambda file: write_grid(file, images))
+        write_safely(self.sample_grid, lambda file: write_grid(file, images))
         if self._writer is not None:
-            self._writer.add_images("samples", (images.float() + 1) / 2, step)
+            self._writer.add_images("samples", (images.float() + 1) / 2, self.trainer.steps_done)
 
     def _report_coverage(self) -> None:
         """Measure and write class coverage. Errors are reported in one line, because the training is already saved."""

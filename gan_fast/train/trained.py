@@ -38,6 +38,12 @@ class TrainedGenerator:
     def __init__(self, generator: DCGANGenerator, path: Path) -> None:
         self.generator, self.path = generator, path
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(
+            f"{name}={getattr(self.generator, name)}" for name in ("image_size", "channels", "latent_dim")
+        )
+        return f"TrainedGenerator({sizes}, path={os.fspath(self.path)!r})"
+
     def sample(self, n: int, *, label: int | None = None, seed: int = 0, truncation: float = 1.0) -> Tensor:
         """Draw images G(truncation * z) with z ~ N(0, I).
 

@@ -42,6 +42,10 @@ def test_penalty_accepts_a_name_or_a_tuple_of_names(given, penalty):
     assert TrainConfig(penalty=given).penalty == penalty
 
 
+def test_regularizers_accept_a_name():
+    assert TrainConfig(regularizers="spectral_norm") == TrainConfig(regularizers=("spectral_norm",))
+
+
 OBJECTIVES = f"one of {', '.join(objectives.NAMES)}"
 PENALTIES = f"one of none, {', '.join(objectives.PENALTIES)}"
 REGULARIZERS = f"one of {', '.join(objectives.REGULARIZERS)}"
@@ -57,7 +61,12 @@ PROBABILITY = "a number from 0 to 1"
         ("penalty", "gp", ConfigError, PENALTIES + ", got 'gp'"),
         ("penalty", "r1+r2", ConfigError, "a tuple of names such as ('r1', 'r2'), got 'r1+r2'"),
         ("penalty", ("r1", "r1"), ConfigError, "to have each name once, got ('r1', 'r1')"),
-        ("penalty", ("r1", "none"), ConfigError, "none or names of penalties, got ('r1', 'none')"),
+        (
+            "penalty",
+            ("r1", "none"),
+            ConfigError,
+            "none or names of penalties, got r1 none; none cannot be combined with r1",
+        ),
         ("penalty", "", ConfigError, PENALTIES + ", got ''"),
         ("penalty", None, TypeError, "type tuple of names, got NoneType"),
         ("penalty_weight", -1.0, ConfigError, NOT_NEGATIVE + ", got -1.0"),
@@ -66,7 +75,8 @@ PROBABILITY = "a number from 0 to 1"
         ("regularizers", ("dropout",), ConfigError, REGULARIZERS + ", got 'dropout'"),
         ("regularizers", ([],), ConfigError, REGULARIZERS + ", got []"),
         ("regularizers", ("weight_clipping",) * 2, ConfigError, "to have each name once"),
-        ("regularizers", "weight_clipping", TypeError, "type tuple of names, got str"),
+        ("regularizers", "dropout", ConfigError, REGULARIZERS + ", got 'dropout'"),
+        ("regularizers", None, TypeError, "type tuple of names, got NoneType"),
         ("clip_value", 0.0, ConfigError, "a positive number, got 0.0"),
         ("noise_std", "much", TypeError, "type float, got str"),
         ("noise_steps", 0, ConfigError, "at least 1, got 0"),

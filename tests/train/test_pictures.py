@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from gan_fast.train.pictures import image_grid, write_curves
@@ -47,3 +48,28 @@ def test_curves_with_missing_values_are_plotted(d_real):
     # The plot has each of the four lines in its color.
     for color in ("2b6cb0", "c05621", "2f855a", "97266d"):
         assert tuple(bytes.fromhex(color)) in found
+
+
+@pytest.mark.parametrize(
+    ("steps", "want"),
+    [
+        ([1], [1]),
+        ([1, 2, 3], [1, 2, 3]),
+        ([50, 100, 150], [60, 80, 100, 120, 140]),
+        (range(50, 4001, 50), list(range(0, 4001, 500))),
+    ],
+)
+def test_steps_are_marked_by_round_integers(steps, want, monkeypatch):
+    drawn = []
+    save = Figure.savefig
+
+    def spy(figure, file, **options):
+        save(figure, file, **options)
+        for axes in figure.axes:
+            low, high = axes.get_xlim()
+            drawn.append([tick for tick in axes.get_xticks() if low <= tick <= high])
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    rows = [{"step": step, "d_loss": 1.0, "g_loss": 0.7, "d_real": 0.6, "d_fake": 0.4} for step in steps]
+    write_curves(io.BytesIO(), rows)
+    assert drawn == [want] * 2

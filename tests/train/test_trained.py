@@ -36,6 +36,12 @@ def test_samples_are_images_of_the_averaged_generator(run):
         assert trained.sample(1).dtype == torch.float32
 
 
+def test_repr_gives_the_sizes_and_the_path(run):
+    path = run / "generator_ema.safetensors"
+    want = f"TrainedGenerator(image_size=16, channels=1, latent_dim=4, path={str(path)!r})"
+    assert repr(gan_fast.load(run)) == want
+
+
 def test_last_generator_and_file_can_be_loaded(run):
     last = gan_fast.load(run, ema=False).sample(2)
     assert torch.equal(last, gan_fast.load(run / "generator.safetensors").sample(2))

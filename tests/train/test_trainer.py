@@ -380,16 +380,102 @@ def test_auto_precision_is_fp32_on_a_cpu():
     ("options", "data", "error", "message"),
     [
         ({"latent_dim": None}, None, ValueError, "expected an int in config.latent_dim or generator.latent_dim"),
-        ({"device": "cuda:77"}, None, ValueError, "^TrainConfig: expected device .* got 'cuda:77'"),
-        ({"device": "abacus"}, None, ValueError, "^TrainConfig: expected device .* got 'abacus'"),
+        ({"device": "cuda:77"}, None, ValueError, "^Trainer: expected device one of auto, cpu.* got 'cuda:77'"),
+        ({"device": "abacus"}, None, ValueError, "^Trainer: expected device one of auto, cpu.* got 'abacus'"),
         ({}, "digits", TypeError, "expected data type torch.Tensor, ImageData or an object with a method batch"),
-        ({"batch_size": 41}, make_images(), ValueError, "expected at least batch_size = 41 images, got 40"),
+        ({"batch_size": 41}, make_images(), ValueError, "^Trainer: expected at least batch_size = 41 images, got 40"),
+        (
+            {},
+            make_images().float(),
+            TypeError,
+            "^Trainer: expected data dtype torch.uint8, with values from 0 to 255, got torch.float32; convert images",
+        ),
+        ({}, make_images()[0], ValueError, r"^Trainer: expected data shape \(N, C, H, W\), got \(1, 8, 8\)$"),
     ],
 )
 def test_bad_argument_is_refused(options, data, error, message):
     config = TrainConfig(**{"latent_dim": LATENT_DIM, **options})
     with pytest.raises(error, match=message):
         Trainer(config, *make_players(), data)
+
+
+@pytest.mark.parametrize(("is_built", "reason"), [(False, "has no CUDA"), (True, "sees no GPU")])
+def test_missing_gpu_is_refused_with_the_reason(is_built, reason, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: is_built)
+    want = f"Trainer: expected device one of auto, cpu, got 'cuda:9': this PyTorch ({torch.__version__}) {reason}"
+    with pytest.raises(ValueError, match=f"^{re.escape(want)}$"):
+        make_trainer(device="cuda:9")
+
+
+@pytest.mark.parametrize("generator", [nn.ConvTranspose2d(LATENT_DIM, 1, 8), nn.Linear(LATENT_DIM + 1, 64)])
+def test_generator_that_cannot_take_latents_is_refused_with_the_remedy(generator):
+    trainer = Trainer(TrainConfig(latent_dim=LATENT_DIM, device="cpu"), generator, make_players(torch.float32)[1])
+    want = r"^Trainer: the generator cannot take latents \(N, 5\): .*; put nn.Unflatten\(1, \(5, 1, 1\)\) first if it"
+    with pytest.raises(ValueError, match=want) as raised:
+        trainer.step(REAL)
+    assert isinstance(raised.value.__cause__, RuntimeError)
+
+
+def test_generator_that_runs_out_of_memory_is_not_blamed():
+    generator, discriminator = make_players(torch.float32)
+    error = RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    generator.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(error))
+    trainer = Trainer(TrainConfig(latent_dim=LATENT_DIM, device="cpu"), generator, discriminator)
+    with pytest.raises(RuntimeError, match=r"^DefaultCPUAllocator"):
+        trainer.step(REAL)
+
+
+class Pair(nn.Module):
+    """A model that returns the output of another one twice."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x), self.model(x)
+
+
+def test_generated_images_must_have_the_shape_of_the_data():
+    generator, discriminator = make_players(torch.float32)
+    config = TrainConfig(latent_dim=LATENT_DIM, batch_size=8, device="cpu")
+    larger = nn.Sequential(generator, nn.Upsample(scale_factor=2))
+    want = "Trainer: expected generator to return images (N, 1, 8, 8) like the data, got (N, 1, 16, 16)"
+    with pytest.raises(ValueError, match=f"^{re.escape(want)}$"):
+        Trainer(config, larger, discriminator, make_images()).fit()
+    with pytest.raises(TypeError, match=r"^Trainer: expected the generator to return a tensor of images, got tuple$"):
+        Trainer(config, Pair(generator), discriminator).step(REAL)
+
+
+@pytest.mark.parametrize("options", [{}, {"penalty": "r1"}, {"penalty": "gradient_penalty"}, {"update": "one_stage"}])
+def test_discriminator_must_return_a_tensor(options):
+    discriminator = Pair(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)))
+    config = TrainConfig(latent_dim=LATENT_DIM, device="cpu", **options)
+    trainer = Trainer(config, make_players(torch.float32)[0], discriminator)
+    want = r"^Trainer: expected the discriminator to return a tensor of logits, got tuple$"
+    with pytest.raises(TypeError, match=want):
+        trainer.step(REAL)
+
+
+@pytest.mark.parametrize(
+    ("tail", "objective", "warns"),
+    [
+        ([nn.Sigmoid()], "non_saturating", True),
+        ([nn.Sigmoid(), nn.Flatten(0)], "hinge", True),
+        ([nn.Sequential(nn.Sigmoid())], "wasserstein", True),
+        ([nn.Sigmoid()], "least_squares", False),
+        ([nn.Sigmoid(), nn.Linear(1, 1)], "non_saturating", False),
+        ([], "non_saturating", False),
+    ],
+)
+def test_final_sigmoid_is_reported_once(tail, objective, warns, caplog):
+    generator, _ = make_players(torch.float32)
+    discriminator = nn.Sequential(nn.Flatten(), nn.Linear(64, 1), *tail)
+    config = TrainConfig(objective=objective, latent_dim=LATENT_DIM, batch_size=8, steps=2, device="cpu")
+    Trainer(config, generator, discriminator, make_images()).fit()
+    messages = [record.getMessage() for record in caplog.records if record.name == "gan_fast"]
+    assert ["expects logits: remove the final Sigmoid" in message for message in messages] == [True] * warns
 
 
 def test_configuration_of_another_type_is_refused():
