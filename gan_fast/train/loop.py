@@ -568,18 +568,28 @@ def device_of(config: TrainConfig) -> torch.device:
     if name == "auto":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     else:
-        try:
-            device = torch.device(name)
-            # "meta" holds tensors, but cannot draw latents.
-            torch.Generator(device)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            gpus = "".join(f", cuda:{index}" for index in range(torch.cuda.device_count()))
-            raise ConfigError(
-                "TrainConfig", "device", f"one of auto, cpu{gpus or ' (PyTorch sees no GPU)'}", repr(name)
-            ) from error
+        device = usable_device(
+            name, lambda names: ConfigError("TrainConfig", "device", f"one of auto, {names}", repr(name))
+        )
     if config.cuda_graph == "on" and graphs_on(device) is None:
         raise ConfigError("TrainConfig", "device", "a GPU when cuda_graph is on", device)
+    return device
+
+
+def usable_device(name: str | torch.device, error: Callable[[str], ValueError]) -> torch.device:
+    """Return a device that can compute.
+
+    Raises:
+        ValueError: the device is not available; ``error`` makes it from the names of those that are.
+    """
+    try:
+        device = torch.device(name)
+        # "meta" holds tensors, but cannot draw latents.
+        torch.Generator(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as reason:
+        gpus = "".join(f", cuda:{index}" for index in range(torch.cuda.device_count()))
+        raise error(f"cpu{gpus or ' (PyTorch sees no GPU)'}") from reason
     return device
 
 
