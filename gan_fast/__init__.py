@@ -2,7 +2,8 @@
 
 :func:`fuse` runs an existing model on the kernels. :mod:`gan_fast.nn` has drop-in layers and blocks,
 :mod:`gan_fast.ops` their functions, :mod:`gan_fast.models` networks, and :mod:`gan_fast.export` ONNX export.
-``gan-fast train`` trains from the command line.
+:mod:`gan_fast.train`, with :mod:`gan_fast.data` and :mod:`gan_fast.objectives`, trains in Python, ``gan-fast train``
+from the command line.
 
 >>> import gan_fast
 >>> import torch
@@ -30,6 +31,7 @@ def _is_command_line() -> bool:
 
 
 if TYPE_CHECKING:
+    from gan_fast import data, objectives, train
     from gan_fast.train.trained import load
 
 if TYPE_CHECKING or not _is_command_line():
@@ -39,6 +41,7 @@ if TYPE_CHECKING or not _is_command_line():
 
 __all__ = [
     "__version__",
+    "data",
     "export",
     "fuse",
     "fuse_report",
@@ -46,16 +49,18 @@ __all__ = [
     "load",
     "models",
     "nn",
+    "objectives",
     "ops",
+    "train",
     "unfuse",
     "use_backend",
 ]
 
 
 def __getattr__(name: str) -> object:
-    # The command line imports each name on first use. Elsewhere `import gan_fast` registers the ops; only `load`, which
-    # needs the data and training packages, is imported on first use.
-    if name in ("export", "models", "nn", "ops"):
+    # The command line imports each name on first use. Elsewhere `import gan_fast` registers the ops; only `load` and
+    # the packages for training are imported on first use.
+    if name in ("data", "export", "models", "nn", "objectives", "ops", "train"):
         return importlib.import_module(f"gan_fast.{name}")
     if name in ("info", "use_backend"):
         return getattr(importlib.import_module("gan_fast.backends"), name)

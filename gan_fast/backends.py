@@ -31,6 +31,7 @@ import platform
 import re
 import shutil
 import subprocess
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -642,10 +643,13 @@ def info() -> str:
     gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     lines += [f"GPU {index}: {torch.cuda.get_device_name(index)}" for index in gpus]
     lines += [f"requested backend: {requested()}", "what runs each op, and why:"]
-    width = max(len(op) for op in _torch_ops)
-    for op in op_names():
-        for device in devices():
-            lines.append(f"  {op:<{width}}  {device:<4}  {_explain(op, device)}")
+    ops_by_reason: dict[tuple[str, str], list[str]] = {}
+    for device in devices():
+        for op in op_names():
+            ops_by_reason.setdefault((device, _explain(op, device)), []).append(op)
+    for (device, reason), ops in ops_by_reason.items():
+        lines.append(f"  {device:<4}  {reason}")
+        lines += textwrap.wrap(", ".join(ops), 116, initial_indent=" " * 10, subsequent_indent=" " * 10)
     for index in gpus:
         lines += _measurements(torch.device("cuda", index))
     return "\n".join(lines)

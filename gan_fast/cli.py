@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, Union
 
-import docstring_parser
 import tyro
 
+from gan_fast.field_docs import field_texts
 from gan_fast.files import FileError
 from gan_fast.train.config import ConfigError, RunConfig, TrainConfig, option_of, read_record
 from gan_fast.train.lock import FolderLock, hold_folder
@@ -415,10 +415,10 @@ def _parse(args: Sequence[str]) -> Train | Sample | Export | Info:
 
 def _set_help(owner: type) -> None:
     """Store the texts below the fields where tyro looks for help; it would keep the line breaks of the source."""
-    docs = {param.arg_name: param.description for param in docstring_parser.parse_from_object(owner).params}
+    texts = field_texts(owner)
     for f in dataclasses.fields(owner):
-        if doc := docs.get(f.name):
-            f.metadata = types.MappingProxyType({"help": " ".join(doc.split())})
+        if f.name in texts:
+            f.metadata = types.MappingProxyType({"help": texts[f.name]})
 
 
 @contextlib.contextmanager

@@ -35,6 +35,8 @@ from gan_fast.nn.fuse import copied, unfuse
 from gan_fast.ops import checks
 from gan_fast.ops.batch_norm_folding import fold_batch_norm
 
+__all__ = ["to_exported_program", "to_onnx"]
+
 logger = logging.getLogger("gan_fast")
 
 _aten = torch.ops.aten

@@ -22,8 +22,8 @@ from gan_fast import backends, fp32_precision, ops
 
 Arguments = dict[str, Any]
 
-# If eager happens to be exact, the bound is this many roundings of the result's largest value.
-_ROUNDINGS = 16
+# Eager's error counts as at least this many roundings of the result's largest value, since it may happen to be exact.
+_FLOOR = 16 * torch.finfo(torch.float32).eps / 2
 # Rounding in a sum of a thousand float32 products stays below this, so a larger eager error is itself a fault.
 _LARGEST_EAGER_ERROR = 1e-4
 
@@ -271,7 +271,7 @@ class Finding:
                 f"{place}: {self.result}: error {self.error:.1e}, eager's {self.eager_error:.1e}, "
                 f"bound {self.bound:.1e}"
             )
-        return f"{place} {self.error:.1e} (eager {self.eager_error:.1e})"
+        return f"{place} {self.error:.1e} (eager {self.eager_error:.1e}, bound {self.bound:.1e})"
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,8 @@ class Report:
         which = "every backend that can run an op" if self.backend == "auto" else f"backend {self.backend}"
         lines = [
             f"self-check of {which}: float32 results, gradients and second gradients against float64",
-            "(worst result's error, as a fraction of its largest value; in parentheses, eager PyTorch's error)",
+            "(worst result's error, as a fraction of its largest value; in parentheses, eager PyTorch's error, and the",
+            f"bound: twice eager's error, and at least {2 * _FLOOR:.1e})",
         ]
         width = max(map(len, self.ops))
         for op in self.ops:
@@ -472,8 +473,7 @@ def _compare(result: str, actual: Tensor, eager: Tensor, exact: Tensor) -> Argum
     actual, eager, exact = (t.detach().double().cpu() for t in (actual, eager, exact))
     largest = exact.abs().max().item() or 1.0
     error, eager_error = (_largest(t - exact) / largest for t in (actual, eager))
-    floor = _ROUNDINGS * torch.finfo(torch.float32).eps / 2
-    bound = 2 * min(max(eager_error, floor), _LARGEST_EAGER_ERROR)
+    bound = 2 * min(max(eager_error, _FLOOR), _LARGEST_EAGER_ERROR)
     return {"result": result, "error": error, "eager_error": eager_error, "bound": bound}
 
 

@@ -35,8 +35,9 @@ def _public_names() -> dict[str, object]:
 
 
 PUBLIC = _public_names()
+EXCEPTIONS = {name for name, v in PUBLIC.items() if isinstance(v, type) and issubclass(v, BaseException)}
 # The definition of an exception needs no example.
-MODULES = sorted({v.__module__ for v in PUBLIC.values() if not (isinstance(v, type) and issubclass(v, BaseException))})
+MODULES = sorted({v.__module__ for name, v in PUBLIC.items() if name not in EXCEPTIONS})
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -66,7 +67,7 @@ def _documented(docstring: str) -> set[str]:
     return {name.lstrip("*") for entry in entries for name in entry.split(", ")}
 
 
-@pytest.mark.parametrize("name", ops.__all__)
+@pytest.mark.parametrize("name", [name for name in ops.__all__ if f"gan_fast.ops.{name}" not in EXCEPTIONS])
 def test_op_documents_every_parameter(name: str) -> None:
     op = getattr(gan_fast.ops, name)
     missing = set(inspect.signature(op).parameters) - _documented(op.__doc__ or "")

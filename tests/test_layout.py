@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "extension": set(),
     "memory_format": set(),
     "capture": set(),
+    "field_docs": set(),
     "files": set(),
     "fp32_precision": set(),
     "tuning": {"version", "capture"},
@@ -31,13 +32,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": set(),
     "metrics": set(),
     "train": {
-        *("backends", "capture", "choices", "data", "files", "fp32_precision", "metrics", "models", "nn", "objectives"),
-        *("ops", "version"),
+        *("backends", "capture", "choices", "data", "field_docs", "files", "fp32_precision", "metrics", "models", "nn"),
+        *("objectives", "ops", "version"),
     },
     "export": {"files", "backends", "ops", "nn"},
-    "cli": {"train", "export", "files", "models", "data", "metrics", "backends", "ops", "self_check", "version"},
+    "cli": {
+        *("train", "export", "field_docs", "files", "models", "data", "metrics", "backends", "ops", "self_check"),
+        "version",
+    },
     "__main__": {"cli"},
-    "__init__": {"backends", "export", "models", "nn", "ops", "train", "version"},
+    "__init__": {"backends", "data", "export", "models", "nn", "objectives", "ops", "train", "version"},
 }
 
 

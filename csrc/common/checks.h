@@ -21,6 +21,12 @@ inline std::string shape_of(const Tensor& t) {
   return text.str();
 }
 
+// The stable ABI has no function for the names of other devices.
+inline std::string device_of(const Tensor& t) {
+  if (t.is_cpu()) return "cpu";
+  return t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index()) : "another device";
+}
+
 inline void floating(const char* op, const char* argument, const Tensor& t) {
   STD_TORCH_CHECK(is_floating(t.scalar_type()), op, ": expected ", argument,
                   " dtype float64, float32, bfloat16 or float16, got ", torch::headeronly::toString(t.scalar_type()));
@@ -57,12 +63,14 @@ inline void has_data(const char* op, const char* argument, const Tensor& t) {
 
 // The dispatcher selects the kernel by the device of any argument, so the others must be checked.
 inline void cpu(const char* op, const char* argument, const Tensor& t) {
-  STD_TORCH_CHECK(t.is_cpu(), op, ": expected ", argument, " device cpu to match its other arguments");
+  STD_TORCH_CHECK(t.is_cpu(), op, ": expected ", argument, " device cpu to match its other arguments, got ",
+                  device_of(t));
   has_data(op, argument, t);
 }
 
 inline void cuda(const char* op, const char* argument, const Tensor& t) {
-  STD_TORCH_CHECK(t.is_cuda(), op, ": expected ", argument, " device cuda to match its other arguments");
+  STD_TORCH_CHECK(t.is_cuda(), op, ": expected ", argument, " device cuda to match its other arguments, got ",
+                  device_of(t));
   has_data(op, argument, t);
 }
 

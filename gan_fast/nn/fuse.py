@@ -67,7 +67,8 @@ class Report:
 
     Args:
         fused: what runs on gan_fast's ops; layers that run as one op are listed under the first one's name.
-        skipped: what is left unchanged, and why.
+        skipped: what is left unchanged, and why: modules that cannot be traced or changed, and layers with parameters
+            and activations without a fused kernel. Other layers without parameters, such as dropout, are not listed.
     """
 
     fused: list[Entry] = field(default_factory=list)
@@ -194,7 +195,7 @@ class _Analysis:
                         self._skip(name, f"in-place {_layer_name(module)}: no layer before it to fuse with")
                     else:
                         entries[name] = Entry(name, f"{_layer_name(module)} alone{self._why_alone(module)}")
-            elif module in self._skipped or (not module._modules and _is_layer(module) and module not in in_groups):
+            elif module in self._skipped or (_is_layer(module) and module not in in_groups):
                 self._skip(name, reason or f"{_layer_name(module)}: no layer before it to fuse with")
         order = {name: i for i, name in enumerate(self._names.values())}
         self.report.fused = sorted(entries.values(), key=lambda e: order[e.name])
@@ -224,6 +225,8 @@ def _summary(error: Exception, original: type[nn.Module]) -> str:
     sentence = re.split(r"\.\s", " ".join(str(error).split()), maxsplit=1)[0] or type(error).__name__
     code = getattr(inspect.unwrap(original.forward), "__code__", None)
     file = code.co_filename if code is not None else ""
+    if sentence.startswith("'len' is not supported"):
+        sentence = f"{sentence}; use x.size(0) instead of len(x)"
     lines = [f.line for f in traceback.extract_tb(error.__traceback__) if f.filename == file and f.line]
     return f"{sentence} (at: {lines[-1]})" if lines else sentence
 
@@ -268,7 +271,10 @@ def _calls_super_of_type(kind: type[nn.Module]) -> str:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    return bool(module._parameters) or type(module).__module__ == "torch.nn.modules.activation"
+    """Whether a module is an activation, or has parameters and no children but parametrizations."""
+    if module._modules.keys() - {"parametrizations"}:
+        return False
+    return any(True for _ in module.parameters()) or type(module).__module__ == "torch.nn.modules.activation"
 
 
 def _layer_name(module: nn.Module) -> str:
@@ -280,6 +286,8 @@ def _layer_name(module: nn.Module) -> str:
 
 
 def _require_module(op: str, model: Any) -> nn.Module:
+    if isinstance(model, type):
+        raise TypeError(f"{op}: expected model type Module, got the class {model.__name__}; pass an instance")
     if not isinstance(model, nn.Module):
         raise TypeError(f"{op}: expected model type Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):

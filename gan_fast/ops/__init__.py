@@ -21,6 +21,7 @@ from gan_fast.ops.adversarial_loss import (
     wasserstein_g_loss,
 )
 from gan_fast.ops.batch_norm_act import batch_norm_act
+from gan_fast.ops.checks import ArgumentError, DtypeError
 from gan_fast.ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from gan_fast.ops.conv_bn_act import (
     conv1d_act,
@@ -55,6 +56,8 @@ from gan_fast.ops.sample_norm_penalty import sample_norm_penalty
 from gan_fast.ops.spectral_norm import spectral_norm
 
 __all__ = [
+    "ArgumentError",
+    "DtypeError",
     "add_noise",
     "batch_norm_act",
     "conv1d",

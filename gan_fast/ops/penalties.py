@@ -381,6 +381,8 @@ def _outputs(op: str, critic: Critic, points: Tensor) -> Tensor:
             f"{op}: expected a call outside torch.inference_mode, got one inside it; use torch.no_grad instead, which "
             "lets the penalty compute the critic's gradient"
         )
+    if not callable(critic):
+        raise TypeError(f"{op}: expected critic type Module or a function, got {type(critic).__name__}")
     outputs = critic(points)
     if not isinstance(outputs, Tensor):
         raise TypeError(f"{op}: expected critic output type Tensor, got {type(outputs).__name__}")

@@ -15,12 +15,21 @@ torch.Size([3, 1, 16, 16])
 
 from typing import TYPE_CHECKING
 
-from gan_fast.train.config import TrainConfig
+from gan_fast.train.config import ConfigError, RunConfig, RunError, TrainConfig
 
 if TYPE_CHECKING:
+    from gan_fast.train.checkpoint import CheckpointError
     from gan_fast.train.loop import Trainer, TrainingDivergedError
 
-__all__ = ["TrainConfig", "Trainer", "TrainingDivergedError"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "RunConfig",
+    "RunError",
+    "TrainConfig",
+    "Trainer",
+    "TrainingDivergedError",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -29,4 +38,8 @@ def __getattr__(name: str) -> object:
         from gan_fast.train import loop
 
         return getattr(loop, name)
+    if name == "CheckpointError":
+        from gan_fast.train.checkpoint import CheckpointError
+
+        return CheckpointError
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

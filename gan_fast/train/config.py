@@ -36,6 +36,7 @@ from gan_fast.choices import (
     Update,
     check_paired_target,
 )
+from gan_fast.field_docs import documents_fields
 
 
 class ConfigError(ValueError):
@@ -61,6 +62,10 @@ class _Range:
 
     text: str
     contains: Callable[[float], bool]
+
+    def __str__(self) -> str:
+        """The text after the name of a type, as in "float, at least 0"."""
+        return self.text.removeprefix("a number ").removeprefix("of ")
 
 
 Index = Annotated[int, _Range("at least 0", lambda x: x >= 0)]
@@ -119,6 +124,7 @@ def _checked(owner: str, name: str, annotation: Any, value: Any) -> Any:
     return float(value) if kind is float else value
 
 
+@documents_fields
 @dataclass(frozen=True)
 class TrainConfig:
     """The settings of one adversarial training, without the models and the data.
@@ -233,6 +239,7 @@ class RunError(ValueError):
     """A run cannot be started; the message names the option of ``gan-fast train`` that has to change."""
 
 
+@documents_fields
 @dataclass(frozen=True)
 class RunConfig:
     """The settings of a run: the algorithm, the models, the data and the folder.

@@ -629,20 +629,30 @@ def device_of(config: TrainConfig) -> torch.device:
     if name == "auto":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     else:
-        try:
-            device = torch.device(name)
-            # "meta" holds tensors, but cannot draw latents.
-            torch.Generator(device)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-            have = repr(name)
-            if not gpus:
-                state = "sees no GPU" if torch.backends.cuda.is_built() else "has no CUDA"
-                have += f": this PyTorch ({torch.__version__}) {state}"
-            raise ConfigError("Trainer", "device", f"one of {', '.join(['auto', 'cpu', *gpus])}", have) from error
+        device = usable_device(name, lambda want, have: ConfigError("Trainer", "device", f"one of auto, {want}", have))
     if config.cuda_graph == "on" and graphs_on(device) is None:
         raise ConfigError("TrainConfig", "device", "a GPU when cuda_graph is on", device)
+    return device
+
+
+def usable_device(name: str | torch.device, error: Callable[[str, str], ValueError]) -> torch.device:
+    """Return a device that can compute.
+
+    Raises:
+        ValueError: the device is not available; ``error`` makes it from the available names and from what was given.
+    """
+    try:
+        device = torch.device(name)
+        # "meta" holds tensors, but cannot draw latents.
+        torch.Generator(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as reason:
+        gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        have = repr(name)
+        if not gpus:
+            state = "sees no GPU" if torch.backends.cuda.is_built() else "has no CUDA"
+            have += f": this PyTorch ({torch.__version__}) {state}"
+        raise error(", ".join(["cpu", *gpus]), have) from reason
     return device
 
 

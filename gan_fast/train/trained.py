@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gan_fast.models import DCGANGenerator
 from gan_fast.train.checkpoint import load_generator
-from gan_fast.train.loop import draw_latents, generate
+from gan_fast.train.loop import draw_latents, generate, usable_device
 
 
 class TrainedGenerator:
@@ -91,11 +91,12 @@ def load(run: str | os.PathLike[str], *, ema: bool = True, device: str | torch.d
         device: where to put the generator.
 
     Raises:
-        ValueError: there is no generator at ``run``, or the file is of another kind.
+        ValueError: there is no generator at ``run``, the file is of another kind, or the device is not available.
         CheckpointError: the file is damaged or was not written by gan_fast.
     """
     path = generator_path(run, ema=ema)
-    return TrainedGenerator(load_generator(path).to(device), path)
+    found = usable_device(device, lambda want, have: ValueError(f"load: expected device one of {want}, got {have}"))
+    return TrainedGenerator(load_generator(path).to(found), path)
 
 
 def generator_path(run: str | os.PathLike[str], *, ema: bool = True) -> Path:

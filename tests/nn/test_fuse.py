@@ -290,6 +290,11 @@ SKIPPED: dict[str, tuple[Callable[[nn.Sequential], None], str, str]] = {
         "0",
         "gan_fast module: runs on gan_fast's ops already",
     ),
+    "spectral-normed linear": (
+        replace(2, lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))),
+        "2",
+        "Linear: no fused kernel",
+    ),
     "other activation": (replace(2, nn.ELU), "2", "ELU: no fused kernel"),
     "activation alone": (replace(0, nn.Tanh), "0", "tanh: no layer before it to fuse with"),
 }
@@ -346,6 +351,22 @@ def test_layers_below_an_untraceable_forward_are_fused() -> None:
 
     assert gan_fast.fuse_report(Broken()).skipped[0].reason == (
         "torch.fx cannot trace its forward: 'nothing works' (at: raise KeyError(\"nothing works\"))"
+    )
+
+    class Counting(Picky):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.main(x)) * len(x)
+
+    assert gan_fast.fuse_report(Counting()).skipped[0].reason == (
+        "torch.fx cannot trace its forward: 'len' is not supported in symbolic tracing by default; use x.size(0) "
+        "instead of len(x) (at: return self.last(self.main(x)) * len(x))"
+    )
+
+
+def test_report_omits_layers_without_parameters_that_are_no_activations() -> None:
+    others = (nn.Dropout(), nn.Upsample(scale_factor=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert str(gan_fast.fuse_report(nn.Sequential(nn.Conv2d(3, 4, 3), *others))) == (
+        "fused  0  conv2d alone\n1 fused, 0 skipped"
     )
 
 
@@ -518,7 +539,7 @@ def test_mode_dtype_and_device_carry_over() -> None:
 
 BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "text": (lambda: "generator", TypeError, "expected model type Module, got str"),
-    "class": (lambda: nn.Conv2d, TypeError, "expected model type Module, got type"),
+    "class": (lambda: nn.Conv2d, TypeError, "expected model type Module, got the class Conv2d; pass an instance"),
     "none": (lambda: None, TypeError, "expected model type Module, got NoneType"),
     "scripted": (
         lambda: torch.jit.script(nn.ReLU()), TypeError,

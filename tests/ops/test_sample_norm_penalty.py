@@ -359,6 +359,15 @@ def test_registered_backward_rejects_invalid_arguments(arguments: tuple[Any, ...
     assert f"sample_norm_penalty_backward: {message}" in str(caught.value)
 
 
+def test_cpu_kernel_rejects_tensors_of_another_device() -> None:
+    # The dispatcher would select the kernel of the other device.
+    cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    op = torch.ops.gan_fast.sample_norm_penalty_forward.default
+    message = "expected coefficients device cpu to match its other arguments, got another device"
+    with pytest.raises(RuntimeError, match=f"sample_norm_penalty_forward: {message}"):
+        op.redispatch(cpu, torch.ones(2, 3), torch.ones(2, device="meta"), 1.0, 1.0)
+
+
 def test_norms_that_require_grad_raise() -> None:
     with pytest.raises(NotImplementedError, match="expected norms not to require grad, got one that does"):
         torch.ops.gan_fast.sample_norm_penalty_backward(

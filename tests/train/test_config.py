@@ -1,8 +1,11 @@
 """Configurations check their fields when they are created."""
 
 import dataclasses
+import inspect
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -176,3 +179,29 @@ def test_options_without_effect_are_named():
         "--max-skipped-files (needs --bad-files skip)",
     ]
     assert RunConfig("digits", Path("x")).options_without_effect() == []
+
+
+@pytest.mark.parametrize("config", [TrainConfig, RunConfig])
+def test_help_describes_every_field_and_its_type(config):
+    text = inspect.getdoc(config)
+    for f in dataclasses.fields(config):
+        assert len(re.findall(rf"^    {f.name} \(.+", text, re.MULTILINE)) == 1
+    assert not re.search(r"Count\b|Positive\b|Decay\b(?! per step)", f"{text} {inspect.signature(config)}")
+
+
+def test_help_describes_types_in_plain_words():
+    text = " ".join(TrainConfig.__doc__.split())
+    assert "penalty_weight (float, at least 0): Weight of each penalty." in text
+    assert "noise_steps (int, at least 1, or None): instance_noise: steps" in text
+    assert "d_betas (tuple of length 2, each float, at least 0 and below 1): Adam's decay rates" in text
+    assert "cuda_graph (one of 'auto', 'on', 'off'): Run a whole iteration" in text
+
+
+def test_exceptions_are_public():
+    code = (
+        "import gan_fast; print([gan_fast.train.CheckpointError, gan_fast.train.ConfigError, gan_fast.train.RunError, "
+        "gan_fast.train.TrainingDivergedError, gan_fast.data.DataError, gan_fast.ops.ArgumentError, "
+        "gan_fast.ops.DtypeError, gan_fast.objectives.make_objective, gan_fast.export.__all__] and 'public')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "public\n", done.stderr

@@ -90,6 +90,12 @@ def test_run_without_a_generator_is_an_error(run, tmp_path):
         gan_fast.load(3)
 
 
+@pytest.mark.parametrize("device", ["gpu", "meta", None])
+def test_unavailable_device_is_an_error(run, device):
+    with pytest.raises(ValueError, match=f"^load: expected device one of cpu.*, got {device!r}"):
+        gan_fast.load(run, device=device)
+
+
 def test_damaged_generator_is_an_error(run):
     path = run / "generator.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
