@@ -1,4 +1,4 @@
-"""The names that options accept. Imports only typing, so that the command line can read its options without torch."""
+"""The names that options accept. Must not import torch: the command line reads its options here."""
 
 from collections.abc import Callable
 from typing import Literal, get_args

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from gan_fast import backends
 from gan_fast.ops import checks, conv, recompute
-from gan_fast.ops.leaky_relu import Rectified, torch_may_refuse
+from gan_fast.ops.leaky_relu import Rectified, rectify_in_place
 from gan_fast.ops.leaky_relu import leaky_relu as out_of_place
 from gan_fast.ops.linear import linear
 
@@ -33,11 +33,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     if type(negative_slope) not in (int, float):
         return F.leaky_relu(input, negative_slope, inplace)
-    if not inplace:
-        return out_of_place(input, negative_slope)
-    if negative_slope <= 0 or torch_may_refuse(input):
-        return F.leaky_relu_(input, negative_slope)
-    return Rectified.apply(input, negative_slope, True)
+    return rectify_in_place(input, negative_slope) if inplace else out_of_place(input, negative_slope)
 
 
 def _leaky_relu_(input: Tensor, negative_slope: float = 0.01) -> Tensor:
@@ -45,9 +41,7 @@ def _leaky_relu_(input: Tensor, negative_slope: float = 0.01) -> Tensor:
 
 
 def _relu(input: Tensor, inplace: bool = False) -> Tensor:
-    if inplace and torch_may_refuse(input):
-        return torch.relu_(input)
-    return Rectified.apply(input, None, inplace)
+    return rectify_in_place(input, None) if inplace else Rectified.apply(input, None, False)
 
 
 def _relu_(input: Tensor) -> Tensor:

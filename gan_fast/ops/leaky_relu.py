@@ -278,19 +278,21 @@ def _in_place(op: str, input: Tensor, negative_slope: float | None) -> Tensor:
         raise RuntimeError(f"{OP}: expected inplace False for backend triton, which has no in-place kernel, got True")
     if (
         dispatch.is_traced()
-        or torch_may_refuse(input)
-        or (negative_slope is not None and negative_slope <= 0)
         or backends.is_small(input)
         or not backends.uses_kernel("relu", input.device.type, input.dtype)
     ):
         return torch.relu_(input) if negative_slope is None else F.leaky_relu_(input, negative_slope)
+    return rectify_in_place(input, negative_slope)
+
+
+def rectify_in_place(input: Tensor, negative_slope: float | None) -> Tensor:
+    """Overwrite ``input`` by its leaky ReLU, or its ReLU if the slope is None; :class:`Rectified` where it can."""
+    # torch refuses to overwrite some leaves and views before it writes; a Function would raise only afterwards. With a
+    # negative slope the result does not have the sign of the input, and torch raises in the backward pass.
+    if input.is_leaf or input._is_view() or (negative_slope is not None and negative_slope <= 0):
+        return torch.relu_(input) if negative_slope is None else F.leaky_relu_(input, negative_slope)
     output: Tensor = Rectified.apply(input, negative_slope, True)
     return output
-
-
-def torch_may_refuse(input: Tensor) -> bool:
-    """Whether torch may refuse to overwrite ``input``, which it does before it writes; a Function raises only after."""
-    return input.is_leaf or input._is_view()
 
 
 def _over_fake(input: Tensor, negative_slope: float) -> Tensor:

@@ -215,9 +215,9 @@ class Trainer:
         """Run one iteration: ``d_steps`` updates of D, then one of G.
 
         Args:
-            real: real images, floating point (N, C, H, W), on any device. Images in [-1, 1] (not checked). One batch is
-                used for all ``d_steps`` updates of D, each with new latents; a sequence of ``d_steps`` batches gives
-                one to each update, as in :meth:`fit`.
+            real: real images, floating point (N, C, H, W), on any device, with values in [-1, 1], which is not checked.
+                One batch is used for all ``d_steps`` updates of D, each with new latents; a sequence of ``d_steps``
+                batches gives one to each update, as in :meth:`fit`.
 
         Returns:
             New scalar tensors on the device, without gradient, by name:
